@@ -1,0 +1,66 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# On Linux a plain index gives torch's CUDA build. For the much smaller CPU build:
+#   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+STAMP := $(VENV)/.installed
+LOCAL := $(VENV)/.installed-local
+
+export OMP_NUM_THREADS ?= 2
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format types bench docs-check nightly train-nano clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## Make .venv with everything but vllm
+
+$(VENV)/.torch:
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	@touch $@
+
+$(LOCAL): pyproject.toml $(VENV)/.torch
+	$(BIN)/pip install --quiet --editable '.[local]'
+	@touch $@
+
+$(STAMP): pyproject.toml $(VENV)/.torch
+	$(BIN)/pip install --quiet --editable '.[dev,local,train]'
+	@touch $@ $(LOCAL)
+
+demo: $(LOCAL) ## Show the main job: four streams with and without the proxy
+	@$(BIN)/guardtrace demo
+
+test: $(STAMP) ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## Put style right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## Check types
+	$(BIN)/mypy
+
+bench: $(STAMP) ## Run the benchmarks
+	$(BIN)/python -m benchmarks.proxy_cpu
+
+docs-check: $(STAMP) ## Run the commands and check the examples of README and docs
+	$(BIN)/python -m pytest tests/docs
+
+nightly: $(STAMP) ## Everything, the slow tests as well
+	$(BIN)/python -m pytest --run-slow
+
+train-nano: $(STAMP) ## Train the embedded auditor again (see docs/embedded-auditor.md)
+	$(BIN)/guardtrace-train nano train --seed 0 --out build/nano-0
+
+clean: ## Remove what was built
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m benchmarks.NAME [--json] [--quick]``. What they found is in ``README.md``."""

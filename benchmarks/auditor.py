@@ -1,0 +1,41 @@
+"""A guard model's server that answers at once, always 0, in the published form: ``python -m benchmarks.auditor PORT``.
+
+``GET /count`` tells how many audits it has answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from benchmarks.raw_http import reply, serve
+
+MESSAGE = {"role": "assistant", "content": "“Analysis”: A plain sum about a timetable.\n“Judgment”: 0"}
+COMPLETION = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1_760_000_000,
+    "model": "guard",
+    "choices": [{"index": 0, "message": MESSAGE, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 900, "completion_tokens": 20, "total_tokens": 920},
+}
+
+
+def main() -> None:
+    verdict = reply(json.dumps(COMPLETION).encode())
+    audits = 0
+
+    def answer(transport: asyncio.Transport, path: str, body: bytes) -> None:
+        nonlocal audits
+        if path == "/count":
+            transport.write(reply(str(audits).encode()))
+            return
+        audits += 1
+        transport.write(verdict)
+
+    serve(answer, int(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

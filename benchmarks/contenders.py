@@ -1,0 +1,126 @@
+"""The proxies that are compared, each in its own process on the same upstream."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import free_port, running, worker_of
+
+CHUNK_TOKENS = 64
+BOUNDARY = {"first": CHUNK_TOKENS, "growth": 1.0, "max": CHUNK_TOKENS, "max_hold_ms": 60_000}
+
+NGINX_CONFIG = """\
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr error;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    upstream model {{ server 127.0.0.1:{upstream}; keepalive 64; }}
+    server {{
+        listen 127.0.0.1:{port} backlog=1024;
+        location / {{
+            proxy_pass http://model;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+        }}
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A running proxy; ``pid`` is the process whose CPU time counts."""
+
+    name: str
+    port: int
+    pid: int
+
+
+class NotMeasured(Exception):
+    """A contender that this machine lacks; the message says why."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a contender is started with: a folder of its own, and its neighbours' ports."""
+
+    folder: Path
+    upstream: int
+    auditor: int
+    nginx: str | None = None
+
+
+@contextmanager
+def nginx(setting: Setting) -> Iterator[Proxy]:
+    """nginx as a plain reverse proxy, buffering off, one worker."""
+    binary = shutil.which(setting.nginx or "nginx")
+    if binary is None:
+        raise NotMeasured(f"no executable {setting.nginx or 'nginx on the PATH; name one with --nginx'}")
+    port = free_port()
+    config = setting.folder / "nginx.conf"
+    config.write_text(NGINX_CONFIG.format(folder=setting.folder, upstream=setting.upstream, port=port), "utf-8")
+    command = [binary, "-c", str(config), "-p", str(setting.folder), "-e", "stderr"]
+    with running(command, port, setting.folder / "log") as pid:
+        yield Proxy("nginx", port, worker_of(pid))
+
+
+@contextmanager
+def forwarder(setting: Setting) -> Iterator[Proxy]:
+    """Starlette and httpx."""
+    port = free_port()
+    upstream = f"http://127.0.0.1:{setting.upstream}/v1"
+    command = [sys.executable, "-m", "benchmarks.forwarder", str(port), upstream]
+    with running(command, port, setting.folder / "log") as pid:
+        yield Proxy("forwarder", port, pid)
+
+
+def guardtrace(mode: str) -> Callable[[Setting], Any]:
+    """``guardtrace serve`` with both phases in this mode, an audit every 64 tokens."""
+
+    @contextmanager
+    def start(setting: Setting) -> Iterator[Proxy]:
+        port = free_port()
+        settings = {
+            "server": {"port": port},
+            "upstreams": {"default": {"base_url": f"http://127.0.0.1:{setting.upstream}/v1"}},
+            "auditor": {"base_url": f"http://127.0.0.1:{setting.auditor}/v1", "model": "guard"},
+            "tenants": {"all": {"policy": "bench"}},
+            "anonymous_tenant": "all",
+        }
+        extends = "monitor" if mode == "monitor" else "balanced"
+        policy = {"version": 1, "extends": extends, "boundary": BOUNDARY}
+        (setting.folder / "policies").mkdir()
+        # JSON is YAML
+        (setting.folder / "policies" / "bench.yaml").write_text(json.dumps(policy), "utf-8")
+        config = setting.folder / "guardtrace.yaml"
+        config.write_text(json.dumps(settings), "utf-8")
+        program = "from guardtrace_proxy.cli.app import main; main()"
+        command = [sys.executable, "-c", program, "serve", "--config", str(config)]
+        with running(command, port, setting.folder / "log") as pid:
+            yield Proxy(f"guardtrace {mode}", port, pid)
+
+    return start
+
+
+CONTENDERS: dict[str, Callable[[Setting], Any]] = {
+    "nginx": nginx,
+    "forwarder": forwarder,
+    "guardtrace monitor": guardtrace("monitor"),
+    "guardtrace hold": guardtrace("hold"),
+}

@@ -1,0 +1,96 @@
+"""The clients: ``python -m benchmarks.load PORT STREAMS TOKENS``. Fails unless every reply is whole and unaltered.
+
+Raw sockets and httptools, in a process of its own, so that it takes as little as can be from the proxies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import cast
+
+import httptools
+import uvloop
+
+from benchmarks.script import events
+
+REPLY_SECONDS = 120.0
+
+REQUEST = {
+    "model": "Qwen/Qwen3-VL-8B-Thinking",
+    "messages": [{"role": "user", "content": "When is the nine o'clock train there, and is the bus faster?"}],
+    "stream": True,
+}
+
+
+class WrongReply(Exception):
+    """The proxy changed a benign reply, or didn't finish it."""
+
+
+class Client(asyncio.Protocol):
+    """Sends one request and collects the reply's body."""
+
+    def __init__(self, request: bytes, done: asyncio.Future[bytes]) -> None:
+        self._request = request
+        self._done = done
+        self._body: list[bytes] = []
+        self._parser = httptools.HttpResponseParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._done.done():
+            self._done.set_exception(WrongReply("the connection closed before the reply's end"))
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._done.done():
+            return
+        status = self._parser.get_status_code()
+        body = b"".join(self._body)
+        if status == 200:
+            self._done.set_result(body)
+        else:
+            self._done.set_exception(WrongReply(f"HTTP {status}: {body[:200]!r}"))
+
+
+async def stream(port: int, request: bytes, expected: bytes) -> None:
+    """One stream; raises WrongReply."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+    transport, _ = await loop.create_connection(lambda: Client(request, done), "127.0.0.1", port)
+    try:
+        body = await asyncio.wait_for(done, REPLY_SECONDS)
+    finally:
+        transport.close()
+    if not body.endswith(b"data: [DONE]\n\n"):
+        raise WrongReply(f"the stream doesn't end with [DONE] but with {body[-200:]!r}")
+    if body != expected:
+        raise WrongReply(f"{len(body)} bytes where {len(expected)} were expected, or others")
+
+
+async def run(port: int, streams: int, tokens: int) -> None:
+    expected = b"".join(events(tokens))
+    body = json.dumps(REQUEST).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    await asyncio.gather(*(stream(port, request, expected) for _ in range(streams)))
+
+
+def main() -> None:
+    port, streams, tokens = map(int, sys.argv[1:])
+    try:
+        uvloop.run(run(port, streams, tokens))
+    except (WrongReply, OSError, TimeoutError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The auditor: how a guard model is asked about a partial trace, and how its reply is read."""
+
+from __future__ import annotations
+
+from guardtrace_proxy.auditor.protocol import Auditor, AuditorSettingsError
+from guardtrace_proxy.auditor.published import for_model
+
+
+def make_auditor(
+    backend: str,
+    *,
+    model: str,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    depth: str = "annotate",
+    timeout_ms: int = 5000,
+    annotate_max_tokens: int = 512,
+    max_context: int | None = None,
+    system_prompt: str | None = None,
+) -> Auditor:
+    """The auditor that the settings name; nothing is loaded before its ``start``.
+
+    Args:
+        backend: ``openai`` (any OpenAI-compatible server) or ``transformers`` (in this process).
+        model: the server's model name; or ``builtin:nano``, a folder or a hub id.
+        base_url: the server's, ending in ``/v1``; ``openai`` only.
+        api_key: sent as a bearer token; ``openai`` only.
+        depth: how audits are asked for: ``annotate``, or ``label`` with ``transformers``.
+        timeout_ms: one audit's time. Callers keep to it themselves; here it bounds connecting.
+        annotate_max_tokens: tokens that a reply may have.
+        max_context: tokens of prompt and reply, 8192 if None; never more than the checkpoint's own.
+        system_prompt: in place of the checkpoint's own, the published one (where it was fetched) or ours.
+
+    Raises:
+        AuditorSettingsError: a setting can't be used, with what to do about it.
+    """
+    _check(backend, depth, base_url)
+    system_prompt, warnings = for_model(model, system_prompt)
+    if backend == "openai":
+        from guardtrace_proxy.auditor.openai import OpenAIAuditor
+
+        assert base_url is not None
+        return OpenAIAuditor(
+            base_url,
+            model,
+            api_key=api_key,
+            timeout_ms=timeout_ms,
+            annotate_max_tokens=annotate_max_tokens,
+            max_context=max_context,
+            system_prompt=system_prompt,
+            warnings=warnings,
+        )
+    try:
+        from guardtrace_proxy.auditor.transformers import TransformersAuditor
+    except ImportError as error:
+        raise AuditorSettingsError(
+            f"auditor.backend: transformers needs {error.name or 'torch'}, which isn't installed: "
+            "pip install 'guardtrace-proxy[local]'"
+        ) from error
+    return TransformersAuditor(
+        model,
+        annotate_max_tokens=annotate_max_tokens,
+        max_context=max_context,
+        system_prompt=system_prompt,
+        warnings=warnings,
+    )
+
+
+def _check(backend: str, depth: str, base_url: str | None) -> None:
+    if backend == "vllm":
+        raise AuditorSettingsError(
+            "auditor.backend: vllm is not yet supported: use openai with the URL of a vLLM server"
+        )
+    if backend not in ("openai", "transformers"):
+        raise AuditorSettingsError(f"auditor.backend: {backend!r} is none of openai, transformers, vllm")
+    if depth == "cascade":
+        raise AuditorSettingsError("auditor.depth: cascade is not yet supported: use annotate")
+    if depth not in ("annotate", "label"):
+        raise AuditorSettingsError(f"auditor.depth: {depth!r} is none of label, annotate, cascade")
+    if backend == "openai" and depth == "label":
+        raise AuditorSettingsError("auditor.depth: label is not yet supported over HTTP: use annotate")
+    if backend == "openai" and not base_url:
+        raise AuditorSettingsError("auditor.base_url: the openai backend needs the URL of a server, ending in /v1")

@@ -1,0 +1,131 @@
+"""Opening a Qwen2.5-VL checkpoint: the published 3B, one's own, or the one in this package."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging as hub_logging
+
+from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor
+from guardtrace_proxy.auditor.protocol import AuditorSettingsError
+
+NANO = "builtin:nano"
+"""The name of the checkpoint that ships in this package."""
+OWN_SETTINGS = "guardtrace.json"
+"""What a checkpoint says of itself: ``system_prompt``, ``max_context`` (tokens), ``purpose``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model ready to run, with its processor and what its folder says of itself."""
+
+    model: Qwen2_5_VLForConditionalGeneration
+    processor: ImageOnlyProcessor
+    system_prompt: str | None = None
+    max_context: int | None = None
+    purpose: str | None = None
+    end_ids: frozenset[int] = field(default=frozenset())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device  # type: ignore[no-any-return, unused-ignore]
+
+
+def load_checkpoint(model: str) -> Checkpoint:
+    """Load ``builtin:nano``, a folder or a hub id: float32 on a CPU, bfloat16 on a GPU, safetensors only.
+
+    Raises:
+        AuditorSettingsError: it isn't there, or isn't a whole Qwen2.5-VL checkpoint.
+    """
+    source = str(Path(__file__).parent / "nano") if model == NANO else model
+    own = _own_settings(source)
+    try:
+        processor = load_processor(source, local_files_only=constants.HF_HUB_OFFLINE)
+        network = _load_network(source)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        problem = _first_line(error)
+        if Path(source).is_absolute() and not Path(source).is_dir():
+            problem = "there is no such folder"
+        raise AuditorSettingsError(
+            f"auditor.model: {model} can't be loaded as a Qwen2.5-VL checkpoint: {problem}. Give a hub id, "
+            "or a folder with config.json, model.safetensors and the tokenizer's and processor's files"
+        ) from error
+    return Checkpoint(network, processor, **own, end_ids=_end_ids(network, processor))
+
+
+def _load_network(source: str) -> Qwen2_5_VLForConditionalGeneration:
+    offline = constants.HF_HUB_OFFLINE
+    # without a config, or with weights missing, transformers makes a random model of the default size
+    config = AutoConfig.from_pretrained(source, local_files_only=offline)
+    if not isinstance(config, Qwen2_5_VLConfig):
+        raise TypeError(f"its model_type is {config.model_type}, expected qwen2_5_vl")
+    cuda = torch.cuda.is_available()
+    bars = hub_logging.is_progress_bar_enabled()
+    hub_logging.disable_progress_bar()  # two lines of it in the middle of a server's log
+    network, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        source,
+        config=config,
+        dtype=torch.bfloat16 if cuda else torch.float32,  # bf16 on a CPU is a hundred times slower
+        use_safetensors=True,
+        local_files_only=offline,
+        output_loading_info=True,
+    )
+    if bars:
+        hub_logging.enable_progress_bar()
+    if absent := [*report["missing_keys"], *report["mismatched_keys"]]:
+        raise ValueError(f"{len(absent)} weights are missing or of another shape")
+    network.train(False)
+    network.requires_grad_(False)
+    if cuda:
+        torch.nn.Module.to(network, "cuda")
+    return network
+
+
+def _own_settings(source: str) -> dict[str, Any]:
+    text = _own_settings_text(source)
+    if text is None:
+        return {}
+    try:
+        values = json.loads(text)
+        prompt, context, purpose = (values.get(key) for key in ("system_prompt", "max_context", "purpose"))
+    except (ValueError, AttributeError) as error:
+        raise AuditorSettingsError(f"{source}: {OWN_SETTINGS} must hold one JSON object") from error
+    if not isinstance(prompt, str | None) or not isinstance(purpose, str | None):
+        raise AuditorSettingsError(f"{source}: system_prompt and purpose in {OWN_SETTINGS} must be texts")
+    if context is not None and (not isinstance(context, int) or context < 1):
+        raise AuditorSettingsError(f"{source}: max_context in {OWN_SETTINGS} must be a number of tokens")
+    return {"system_prompt": prompt, "max_context": context, "purpose": purpose}
+
+
+def _own_settings_text(source: str) -> str | None:
+    folder = Path(source)
+    if folder.is_dir():
+        path = folder / OWN_SETTINGS
+        return path.read_text("utf-8") if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, OWN_SETTINGS)).read_text("utf-8")
+    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+        return None  # most checkpoints have none; whether the hub can be reached, loading the model says
+
+
+def _end_ids(network: Qwen2_5_VLForConditionalGeneration, processor: ImageOnlyProcessor) -> frozenset[int]:
+    """Tokens that end a reply, from the generation settings, the config and the tokenizer."""
+    found: set[int] = set()
+    for value in (
+        getattr(network.generation_config, "eos_token_id", None),
+        getattr(network.config, "eos_token_id", None),
+        processor.tokenizer.eos_token_id,
+    ):
+        found.update([value] if isinstance(value, int) else value or [])
+    return frozenset(found)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,92 @@
+"""Reading P(0), P(0.5) and P(1) where the judgment stands, whatever tokens the tokenizer makes of the labels.
+
+With Qwen's tokens ``0`` and ``0.5`` begin alike, so one read can't tell them apart: the next one, after
+``0``, sees ``.`` against the end of the reply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guardtrace_proxy.auditor.layout import Layout
+from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, FailureKind
+from guardtrace_proxy.policy.levels import Level, Probabilities
+
+JUDGMENT_OPENING = "“Judgment”: "
+"""How the assistant's turn is begun for a label read."""
+LEAST_MASS = 0.5
+"""Probability that the three labels must carry together; below it a read says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTokens:
+    """The labels in one tokenizer's tokens.
+
+    ``opening`` begins the assistant's turn up to the label. ``half`` is the token that tells 0.5 from 0: the
+    second one where both begin alike (``shared``), else the first.
+    """
+
+    opening: list[int]
+    zero: int
+    half: int
+    one: int
+    shared: bool
+
+    @classmethod
+    def of(cls, layout: Layout) -> LabelTokens:
+        """Find the labels' tokens by encoding them where they stand.
+
+        Raises:
+            AuditorSettingsError: the tokenizer spells 0 or 1 in several tokens.
+        """
+        spelled = [layout.opening(JUDGMENT_OPENING + level.label) for level in Level]
+        length = 0
+        while len({tuple(ids[: length + 1]) for ids in spelled}) == 1:
+            length += 1
+        opening = spelled[0][:length]
+        # 0 and 1 differ from here on, 0.5 has the token of 0 or one of its own
+        zero, half, one = (ids[length:] for ids in spelled)
+        shared = half[0] == zero[0]
+        if len(zero) != 1 or len(one) != 1 or not half or (shared and len(half) < 2):
+            raise AuditorSettingsError("the auditor's tokenizer must spell the labels 0 and 1 in one token each")
+        return cls(opening, zero[0], half[1] if shared else half[0], one[0], shared)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRead:
+    """Probabilities at the label's place, before renormalising.
+
+    ``zero``, ``half`` and ``one`` are of the first read (``half`` 0 where it shares its first token); ``dot``
+    and ``end`` are of the second, after ``0``.
+    """
+
+    zero: float
+    half: float
+    one: float
+    dot: float
+    end: float
+
+    def probabilities(self, *, shared: bool) -> Probabilities:
+        """The three labels' probabilities, renormalised.
+
+        Raises:
+            AuditorFailure: together they carry less than half of the mass (or the model gave no numbers).
+        """
+        zero, half = (self.zero * self.end, self.zero * self.dot) if shared else (self.zero, self.half)
+        mass = zero + half + self.one
+        if not mass >= LEAST_MASS:  # also where it is NaN
+            raise AuditorFailure(
+                FailureKind.UNSURE,
+                f"the three labels carry {mass:.2f} of the probability, {LEAST_MASS} is needed",
+            )
+        return Probabilities(zero / mass, half / mass, self.one / mass)
+
+
+def likeliest(probabilities: Probabilities) -> Level:
+    """The level with the highest probability; the more severe one of equals."""
+    named = (
+        (probabilities.harmful, Level.HARMFUL),
+        (probabilities.potentially_harmful, Level.POTENTIALLY_HARMFUL),
+        (probabilities.safe, Level.SAFE),
+    )
+    return max(named, key=lambda pair: pair[0])[1]

@@ -1,0 +1,110 @@
+"""The prompt as token ids: the chat template's control tokens from us alone, everything else as plain text.
+
+The chat template is rendered once with marks in place of the untrusted text, then split at the tokenizer's
+added tokens. What lies between two of them is encoded by a copy of the tokenizer that knows no added tokens.
+That is what the tokenizer itself does with a whole prompt, so text without control tokens comes out the same,
+and text with them comes out as characters.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+
+from guardtrace_proxy.auditor.processor import ImageOnlyProcessor
+
+_SYSTEM, _USER = "\ue000system\ue000", "\ue000user\ue000"
+
+
+class Stretch(NamedTuple):
+    """A part of the rendered template: one control token, or text (``token`` None) with marks in it."""
+
+    text: str
+    token: int | None
+
+
+class Layout:
+    """Builds prompts for one tokenizer and chat template."""
+
+    def __init__(self, processor: ImageOnlyProcessor) -> None:
+        self._processor = processor
+        tokenizer = processor.tokenizer.backend_tokenizer
+        self._plain = _without_added_tokens(tokenizer)
+        self._added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)))
+        self._image_id: int = processor.image_token_id
+        self._stretches: dict[int, list[Stretch]] = {}
+        self.most_tokens_per_byte = 2 if tokenizer.normalizer is None else 3
+        """Tokens that a UTF-8 byte of text makes at most: quoting adds to it, and so does NFC (three
+        times)."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text that stands between two control tokens; never a control token."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of what the model wrote, without control tokens."""
+        return str(self._processor.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def prompt(
+        self, system: str, user: str, image_tokens: Sequence[int], opening: Sequence[int] | None = None
+    ) -> list[int]:
+        """Ids of the whole prompt, up to where the assistant's turn is to go on.
+
+        Args:
+            system: the system prompt.
+            user: the user turn's text.
+            image_tokens: for each image how many tokens it takes.
+            opening: ids that stand for the template's last stretch; see :meth:`opening`.
+        """
+        ids: list[int] = []
+        images = iter(image_tokens)
+        for text, token in self._template(len(image_tokens))[:-1]:
+            if token == self._image_id:
+                ids += [token] * next(images)
+            elif token is not None:
+                ids.append(token)
+            else:
+                ids += self.encode(text.replace(_SYSTEM, system).replace(_USER, user))
+        return ids + list(self.opening("") if opening is None else opening)
+
+    def opening(self, begun: str) -> list[int]:
+        """Ids of the template's last stretch (``assistant`` and a line break) with ``begun`` after it."""
+        return self.encode(self._template(0)[-1].text + begun)
+
+    def _template(self, images: int) -> list[Stretch]:
+        """The rendered chat template for so many images, in stretches."""
+        if images not in self._stretches:
+            content: list[Any] = [{"type": "image"} for _ in range(images)]
+            messages: list[Any] = [
+                {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]},
+                {"role": "user", "content": [*content, {"type": "text", "text": _USER}]},
+            ]
+            rendered = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            self._stretches[images] = self._split(rendered)
+        return self._stretches[images]
+
+    def _split(self, rendered: str) -> list[Stretch]:
+        stretches: list[Stretch] = []
+        position = 0
+        for control in self._control.finditer(rendered):
+            if control.start() > position:
+                stretches.append(Stretch(rendered[position : control.start()], None))
+            stretches.append(Stretch(control[0], self._added[control[0]]))
+            position = control.end()
+        stretches.append(Stretch(rendered[position:], None))
+        return stretches
+
+
+def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy to which ``<|im_end|>`` is ten characters; it shares no state, so threads don't disturb each
+    other."""
+    settings = json.loads(tokenizer.to_str())
+    settings.update(added_tokens=[], truncation=None, padding=None)
+    return Tokenizer.from_str(json.dumps(settings))

@@ -1,0 +1,245 @@
+"""The local auditor: a Qwen2.5-VL checkpoint run by transformers, on a CPU or a GPU.
+
+Audits run one at a time in one worker thread. Every audit reads its whole prompt; what is computed once a
+session is the images' features.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+import torch
+
+from guardtrace_proxy.auditor.checkpoint import NANO, Checkpoint, load_checkpoint
+from guardtrace_proxy.auditor.inference import ImageFeatures, Inference, Prefix
+from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, likeliest
+from guardtrace_proxy.auditor.layout import Layout
+from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
+from guardtrace_proxy.auditor.protocol import (
+    AuditorError,
+    AuditorFailure,
+    AuditorSettingsError,
+    Depth,
+    DoesNotFit,
+    FailureKind,
+)
+from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, parse_reply
+from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
+from guardtrace_proxy.policy.levels import Probabilities, Verdict
+
+DEFAULT_CONTEXT = 8192
+"""Tokens; the published model's ``max_length``."""
+LEAST_CONTEXT = 256
+REPLY_SHARE = 8
+"""At most one eighth of the context is kept free for the reply."""
+TRACE_SHARE = 4
+"""At least a quarter of what remains is kept free for the trace, whatever the query."""
+JOINT_TOKENS = 16
+"""Slack for tokens that form where texts meet."""
+
+T = TypeVar("T")
+
+
+class TransformersAuditor:
+    """A checkpoint in this process. See :class:`guardtrace_proxy.auditor.protocol.Auditor`."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        annotate_max_tokens: int = 512,
+        max_context: int | None = None,
+        system_prompt: str | None = None,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        self.name = model
+        self.warnings: tuple[str, ...] = tuple(warnings)
+        self.annotate_max_tokens = annotate_max_tokens
+        self._max_context = max_context
+        self._system_prompt = system_prompt
+        self._closed = threading.Event()
+        self._turn = threading.Lock()
+
+    async def start(self) -> None:
+        self._limiter = anyio.CapacityLimiter(1)
+        await anyio.to_thread.run_sync(self._load)
+
+    def _load(self) -> None:
+        checkpoint = load_checkpoint(self.name)
+        self._use(checkpoint)
+
+    def _use(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.inference = Inference(checkpoint)
+        self.layout = Layout(checkpoint.processor)
+        self.labels = LabelTokens.of(self.layout)
+        self.system_prompt = self._system_prompt or checkpoint.system_prompt or SYSTEM_PROMPT
+        self.max_context = min(
+            self._max_context or DEFAULT_CONTEXT,
+            checkpoint.max_context or checkpoint.model.config.get_text_config().max_position_embeddings,
+        )
+        if self.max_context < LEAST_CONTEXT:
+            raise AuditorSettingsError(
+                f"auditor.max_context is {self.max_context} tokens, at least {LEAST_CONTEXT} are needed"
+            )
+        if self.name == NANO or checkpoint.purpose == "demonstration":
+            warning = f"auditor {self.name} is for demonstration and tests: it doesn't protect people"
+            self.warnings += (f"{warning}. Set auditor.model to a real guard model",)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that a prompt may have."""
+        return self.max_context - min(self.annotate_max_tokens, self.max_context // REPLY_SHARE)
+
+    async def open(self, query: Query) -> TransformersSession:
+        return await self.compute(lambda check_stop: TransformersSession(self, query))
+
+    async def compute(self, work: Callable[[Callable[[], None]], T]) -> T:
+        """Run ``work`` in the worker thread. Cancelling returns at once; the thread stops at its next check.
+
+        Raises:
+            AuditorFailure: ``work`` raised something that isn't an AuditorError.
+        """
+        unwanted = threading.Event()
+
+        def check_stop() -> None:
+            if unwanted.is_set() or self._closed.is_set():
+                raise AuditorFailure(FailureKind.CANCELLED, "the auditor was closed during the audit")
+
+        def in_turn() -> T:
+            with self._turn:  # an abandoned audit may still be on its way out
+                check_stop()
+                return work(check_stop)
+
+        try:
+            return await anyio.to_thread.run_sync(in_turn, abandon_on_cancel=True, limiter=self._limiter)
+        except AuditorError:
+            raise
+        except Exception as error:
+            raise AuditorFailure(FailureKind.BROKEN, f"the auditor raised {type(error).__name__}") from error
+        finally:
+            unwanted.set()
+
+    async def aclose(self) -> None:
+        self._closed.set()
+
+
+class TransformersSession:
+    """One query under audit; made in the worker thread."""
+
+    def __init__(self, auditor: TransformersAuditor, query: Query) -> None:
+        self._auditor = auditor
+        self._images = self._read_images(query)
+        self._image_tokens = self._images.tokens if self._images else []
+        limit = auditor.prompt_tokens - auditor.prompt_tokens // TRACE_SHARE
+        self._query = fit_turns(query.turns, lambda text: self._size(text) <= limit)
+        room = auditor.prompt_tokens - self._size(self._query) - JOINT_TOKENS
+        self.capacity = max(1, room // auditor.layout.most_tokens_per_byte)
+        self._window = Window()
+
+    def _read_images(self, query: Query) -> ImageFeatures | None:
+        if not query.images:
+            return None
+        inference = self._auditor.inference
+        try:
+            pixels, grid = inference.image_grid([image.pixels for image in query.images])
+        except ValueError as error:
+            raise DoesNotFit("messages", "an image is more than 200 times as long as wide") from error
+        if sum(inference.token_counts(grid)) > self._auditor.prompt_tokens // 2:
+            raise DoesNotFit("messages", "the images are more than the auditor's context takes: send fewer")
+        return inference.encode_images(pixels, grid)
+
+    def _size(self, query: str) -> int:
+        """Tokens of the prompt before any trace."""
+        return len(self._prompt(query, GAP, GAP, self._auditor.labels.opening))
+
+    def _prompt(self, query: str, thinking: str, answer: str, opening: Sequence[int] | None) -> list[int]:
+        user = user_text(query, thinking, answer)
+        return self._auditor.layout.prompt(self._auditor.system_prompt, user, self._image_tokens, opening)
+
+    async def judge(self, trace: Trace, depth: Depth) -> Verdict:
+        audit = self._label if depth is Depth.LABEL else self._annotate
+        return await self._auditor.compute(lambda check_stop: audit(trace, check_stop))
+
+    async def aclose(self) -> None:
+        self._images = None
+
+    def _place(self, trace: Trace, opening: Sequence[int] | None) -> list[int]:
+        def build(thinking: str, answer: str) -> list[int] | None:
+            ids = self._prompt(self._query, thinking, answer, opening)
+            return ids if len(ids) <= self._auditor.prompt_tokens else None
+
+        return self._window.place(trace, build)
+
+    def _label(self, trace: Trace, check_stop: Callable[[], None]) -> Verdict:
+        began = time.perf_counter()
+        labels = self._auditor.labels
+        ids = self._place(trace, labels.opening)
+        _, logits = self._auditor.inference.prefill([*ids, labels.zero], self._images, 2, check_stop)
+        probabilities = self._read(self._first_read(logits[0]), logits[1])
+        return Verdict(likeliest(probabilities), probabilities, depth=Depth.LABEL.value, milliseconds=_since(began))
+
+    def _annotate(self, trace: Trace, check_stop: Callable[[], None]) -> Verdict:
+        began = time.perf_counter()
+        auditor = self._auditor
+        ids = self._place(trace, None)
+        prefix, logits = auditor.inference.prefill(ids, self._images, 1, check_stop)
+        written: list[int] = []
+        rows: list[torch.Tensor] = []
+        most = min(auditor.annotate_max_tokens, auditor.max_context - len(ids))
+        while len(written) < most:
+            row = logits[-1]
+            token = int(row.argmax())
+            if token in auditor.checkpoint.end_ids:
+                break
+            rows.append(self._first_read(row))
+            written.append(token)
+            check_stop()
+            logits = auditor.inference.extend(prefix, [token])
+        text = auditor.layout.decode(written)
+        try:
+            reply = parse_reply(text, truncated=len(written) >= most)
+        except UnreadableReply as error:
+            raise AuditorFailure(FailureKind.UNREADABLE, str(error)) from error
+        probabilities = self._at_judgment(prefix, len(ids), written, rows)
+        return Verdict(reply.level, probabilities, reply.analysis, milliseconds=_since(began))
+
+    def _at_judgment(
+        self, prefix: Prefix, prompt: int, written: Sequence[int], rows: Sequence[torch.Tensor]
+    ) -> Probabilities | None:
+        """The labels' probabilities where the written judgment stands; None where they can't be read
+        there."""
+        labels = self._auditor.labels
+        for index in reversed(range(len(written))):
+            if written[index] not in (labels.zero, labels.half, labels.one):
+                continue
+            if not ends_at_judgment(self._auditor.layout.decode(written[:index])):
+                continue
+            self._auditor.inference.rewind(prefix, prompt + index)
+            after_zero = self._auditor.inference.extend(prefix, [labels.zero])[0]
+            try:
+                return self._read(rows[index], after_zero)
+            except AuditorFailure:
+                return None
+        return None
+
+    def _first_read(self, logits: torch.Tensor) -> torch.Tensor:
+        """P(0), P(0.5) and P(1) as the next token: [3]."""
+        labels = self._auditor.labels
+        return logits.softmax(-1)[[labels.zero, labels.half, labels.one]]
+
+    def _read(self, first: torch.Tensor, after_zero: torch.Tensor) -> Probabilities:
+        labels = self._auditor.labels
+        zero, half, one = (float(value) for value in first)
+        second = after_zero.softmax(-1)
+        end = float(second[sorted(self._auditor.checkpoint.end_ids)].sum())
+        return LabelRead(zero, half, one, dot=float(second[labels.half]), end=end).probabilities(shared=labels.shared)
+
+
+def _since(began: float) -> float:
+    return (time.perf_counter() - began) * 1000

@@ -1,0 +1,1 @@
+"""The command ``guardtrace``: one module a command."""

@@ -1,0 +1,121 @@
+"""What the demo shows: both clients side by side, the auditor's timeline under them, a table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from guardtrace_proxy.demo.compare import Comparison, Received
+from guardtrace_proxy.gate import Decided
+from guardtrace_proxy.policy.schema import Action
+
+COLOURS = {Action.PASS: "green", Action.FLAG: "yellow", Action.REDACT: "magenta", Action.CUT: "red"}
+SHOWN_CHARS = 900
+"""Of a long text only its end is shown while it streams."""
+
+
+def comparison_view(comparison: Comparison) -> RenderableType:
+    """Both sides of one trace as they are now."""
+    trace = comparison.trace
+    question = trace.question if len(trace.question) <= 300 else trace.question[:300] + "…"
+    asked = Text.assemble(("asked: ", "bold"), question)
+    if trace.image is not None:
+        asked.append("  [with an image]", "cyan")
+    sides = Table.grid(expand=True, padding=(0, 1))
+    sides.add_column(ratio=1)
+    sides.add_column(ratio=1)
+    sides.add_row(
+        _side("without the proxy", comparison.without, "white"),
+        _side("through the proxy", comparison.through, "cyan"),
+    )
+    return Group(asked, sides, timeline_table(comparison.timeline))
+
+
+def _side(title: str, received: Received, colour: str) -> Panel:
+    text = Text()
+    if received.reasoning:
+        text.append("thinking  ", "bold dim").append(_tail(received.reasoning), "dim").append("\n")
+    if received.content:
+        text.append("answer  ", "bold").append(_tail(received.content))
+    if received.error is not None:
+        text.append(f"\nerror  {received.error[:200]}", "red")
+    foot = "…" if not received.done else f"finish_reason: {received.finish_reason}"
+    style = "red" if received.finish_reason == "content_filter" else colour
+    return Panel(text, title=title, subtitle=foot, border_style=style)
+
+
+def _tail(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else "…" + text[-SHOWN_CHARS:]
+
+
+def timeline_table(timeline: Sequence[Decided]) -> Table:
+    """One row an audit: where it stood, what it took and what came of it."""
+    table = Table(title="verdicts", title_justify="left", expand=False, pad_edge=False, box=None)
+    for name in ("tokens", "new", "phase", "level", "P(0)", "P(0.5)", "P(1)", "audit ms", "held ms", "action"):
+        table.add_column(name, justify="left" if name in ("phase", "action") else "right")
+    for decided in timeline:
+        table.add_row(*_timeline_row(decided))
+    return table
+
+
+def _timeline_row(decided: Decided) -> list[str | Text]:
+    verdict = decided.verdict
+    probabilities = None if verdict is None else verdict.probabilities
+    shares = ["", "", ""]
+    if probabilities is not None:
+        parts = (probabilities.safe, probabilities.potentially_harmful, probabilities.harmful)
+        shares = [f"{share:.3f}" for share in parts]
+    action = decided.decision.action if decided.decision else Action.PASS
+    return [
+        str(decided.position),
+        str(decided.tokens),
+        decided.phase.value,
+        "failed" if verdict is None else verdict.level.label,
+        *shares,
+        "" if verdict is None else f"{verdict.milliseconds:.0f}",
+        f"{decided.held_ms:.0f}",
+        Text(decided.failure or action.value, COLOURS[action]),
+    ]
+
+
+def summary_table(comparisons: Sequence[Comparison]) -> Table:
+    """The last table."""
+    table = Table(title="what got through", title_justify="left")
+    table.add_column("trace", no_wrap=True)
+    for name in ("leaked", "held", "TTFT", "without", "audits"):
+        table.add_column(name, justify="right")
+    table.add_column("level", justify="right")
+    table.add_column("action")
+    for comparison in comparisons:
+        row = comparison.summary()
+        action = Action(row["action"])
+        table.add_row(
+            row["name"],
+            "–" if row["leaked_tokens"] is None else str(row["leaked_tokens"]),
+            str(row["held_tokens"]),
+            _shown(row["ttft_ms"]),
+            _shown(row["ttft_without_ms"]),
+            str(row["audits"]),
+            "" if row["level"] is None else f"{row['level']:g}",
+            Text(action.value, COLOURS[action]),
+        )
+    return table
+
+
+def _shown(milliseconds: float | None) -> str:
+    return "" if milliseconds is None else f"{milliseconds:.0f}"
+
+
+def print_summary(console: Console, comparisons: Sequence[Comparison]) -> None:
+    """Print the last table and what its words mean."""
+    console.print(summary_table(comparisons))
+    console.print(
+        "leaked: tokens from the first unsafe character on that reached the client (– where the trace names none). "
+        "held: the most tokens that waited for one verdict. TTFT: milliseconds to the first token, with and without "
+        "the proxy.",
+        style="dim",
+    )

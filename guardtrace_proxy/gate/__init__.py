@@ -1,0 +1,15 @@
+"""The stream gate: what may leave, when, and in which shape. Sans-I/O: fed with events, time and verdicts."""
+
+from guardtrace_proxy.gate.outputs import Decided, Output, Reject, Release, StartAudit
+from guardtrace_proxy.gate.stream import StreamGate
+from guardtrace_proxy.gate.writer import Writer
+
+__all__ = [
+    "Decided",
+    "Output",
+    "Reject",
+    "Release",
+    "StartAudit",
+    "StreamGate",
+    "Writer",
+]

@@ -1,0 +1,168 @@
+"""The queue of held events: what waits for its verdicts, in the upstream's order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from guardtrace_proxy.gate.choice import Choice
+from guardtrace_proxy.gate.writer import Writer
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Span, SpanKind
+from guardtrace_proxy.wire.fates import Fate, Kept
+
+
+class HeldPart(NamedTuple):
+    """What an event says of one choice, and where on that choice's tape its text lies."""
+
+    choice: Choice
+    start: int
+    end: int
+    part: ChoicePart
+
+    def placed(self) -> Iterator[tuple[Span, int]]:
+        """The spans, each with its offset on the tape."""
+        offset = self.start
+        for span in self.part.spans:
+            yield span, offset
+            offset += len(span.text)
+
+
+class HeldEvent:
+    """An event in the queue. It loses the parts of choices that are cut before their text was cleared."""
+
+    __slots__ = ("event", "parts", "trimmed")
+
+    def __init__(self, event: Event, parts: list[HeldPart]) -> None:
+        self.event = event
+        self.parts = parts
+        self.trimmed = len(parts) < len(event.parts)
+
+    def is_clear(self) -> bool:
+        """Whether every choice's text in it may leave."""
+        # No generator, since this is asked for every event that arrives.
+        for choice, _, end, _ in self.parts:  # noqa: SIM110
+            if end > choice.clear:
+                return False
+        return True
+
+    def drop(self, choice: Choice) -> None:
+        """Take one choice out."""
+        self.parts = [held for held in self.parts if held.choice is not choice]
+        self.trimmed = True
+
+
+class HoldQueue:
+    """Events and frames of our own, first in, first out. ``held_bytes`` counts the upstream's."""
+
+    def __init__(self, writer: Writer, placeholder: str) -> None:
+        self.held_bytes = 0
+        self._writer = writer
+        self._placeholder = placeholder
+        self._items: deque[HeldEvent | bytes] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def push(self, held: HeldEvent) -> None:
+        """Hold an event of the upstream's."""
+        self._items.append(held)
+        self.held_bytes += len(held.event.raw)
+
+    def push_frames(self, frames: bytes) -> None:
+        """Put frames of our own behind everything."""
+        self._items.append(frames)
+
+    def put_first(self, frames: bytes) -> None:
+        """Put frames of our own before everything."""
+        self._items.appendleft(frames)
+
+    def put_before_done(self, frames: bytes) -> None:
+        """Put frames of our own behind everything but the upstream's end of the stream."""
+        last = self._items[-1] if self._items else None
+        is_done = isinstance(last, HeldEvent) and last.event.kind is EventKind.DONE
+        self._items.insert(len(self._items) - is_done, frames)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._items.clear()
+        self.held_bytes = 0
+
+    def completion(self) -> HeldEvent | None:
+        """The reply, where it isn't streamed."""
+        head = self._items[0] if self._items else None
+        return head if isinstance(head, HeldEvent) and head.event.kind is EventKind.COMPLETION else None
+
+    def parts_of(self, choice: Choice) -> Iterator[HeldPart]:
+        """What is held of one choice."""
+        for held in self._items:
+            if isinstance(held, HeldEvent):
+                yield from (part for part in held.parts if part.choice is choice)
+
+    def has_arguments(self, choice: Choice, start: int, end: int) -> bool:
+        """Whether tool-call arguments lie in this stretch of the choice's tape."""
+        return any(
+            span.kind is SpanKind.ARGUMENTS and offset < end and offset + len(span.text) > start
+            for part in self.parts_of(choice)
+            for span, offset in part.placed()
+        )
+
+    def replace_uncleared(self, choice: Choice, frames: Callable[[], bytes]) -> None:
+        """Drop what isn't clear of a choice and put ``frames`` where the first of it stood."""
+        kept: deque[HeldEvent | bytes] = deque()
+        items, self._items = self._items, kept
+        replaced = False
+        for held in items:
+            gone = isinstance(held, HeldEvent) and any(
+                part.choice is choice and (part.end > choice.clear or replaced) for part in held.parts
+            )
+            if gone and not replaced:
+                kept.append(frames())
+                replaced = True
+            if isinstance(held, HeldEvent) and gone:
+                held.drop(choice)
+                if not held.parts:
+                    self.held_bytes -= len(held.event.raw)
+                    continue
+            kept.append(held)
+        if not replaced:
+            kept.append(frames())
+
+    def pop_clear(self) -> bytes:
+        """Take out what stands first and may leave."""
+        items = self._items
+        data: list[bytes] = []
+        while items:
+            held = items[0]
+            if isinstance(held, HeldEvent):
+                if not held.is_clear():
+                    break
+                self.held_bytes -= len(held.event.raw)
+                data.append(self._write(held))
+            else:
+                data.append(held)
+            items.popleft()
+        return b"".join(data) if data else b""
+
+    def fates(self, held: HeldEvent) -> dict[int, Fate]:
+        """What becomes of each choice in an event."""
+        return {part.part.index: self._kept(part) for part in held.parts}
+
+    def _write(self, held: HeldEvent) -> bytes:
+        altered = held.trimmed
+        for choice, start, end, part in held.parts:
+            choice.released = end
+            choice.role_sent = choice.role_sent or part.role
+            altered = altered or choice.tape.is_altered(start, end)
+        if not altered:
+            return held.event.raw
+        data = self._writer.rewrite(held.event, self.fates(held))
+        for choice, _, end, _ in held.parts:
+            choice.tape.forget_redactions(end)
+        return data
+
+    def _kept(self, held: HeldPart) -> Kept:
+        tape = held.choice.tape
+        if not tape.is_altered(held.start, held.end):
+            return Kept()
+        return Kept([tape.render(span.text, offset, self._placeholder) for span, offset in held.placed()])

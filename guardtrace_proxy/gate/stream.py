@@ -1,0 +1,296 @@
+"""The gate of one reply: it holds the upstream's events in their order until every choice in them may go.
+
+Sans-I/O. Feed it with ``receive``, ``end``, ``judged``, ``audit_failed`` and ``tick``; after each call carry out what
+``take`` returns, and look at ``deadline``, ``wants_reading``, ``wants_upstream`` and ``finished``. Times are seconds of
+any monotonic clock. It doesn't know whether a proxy, a model server's middleware or a replay drives it.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import Any
+
+from guardtrace_proxy.gate.choice import Choice
+from guardtrace_proxy.gate.outputs import Decided, Output, Reject, Release
+from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue
+from guardtrace_proxy.gate.writer import Writer
+from guardtrace_proxy.policy.decision import Decision
+from guardtrace_proxy.policy.levels import Verdict
+from guardtrace_proxy.policy.schema import Action, CutShape, Policy
+from guardtrace_proxy.wire.events import Event, EventKind, Phase
+from guardtrace_proxy.wire.fates import Cut, Kept
+
+BROKEN_OFF = "The upstream's reply broke off before it was finished."
+MALFORMED = "The upstream sent an event that can't be read."
+
+
+class StreamGate:
+    """One reply, streamed or whole.
+
+    ``capacity`` is how much unjudged text one audit takes, ``max_stream_bytes`` how much may be held: both in bytes.
+    ``choices`` is the request's ``n``.
+    """
+
+    def __init__(
+        self, policy: Policy, writer: Writer, *, capacity: int, max_stream_bytes: int, choices: int = 1
+    ) -> None:
+        self.finished = False
+        self.wants_upstream = True
+        """False as soon as nothing that the upstream could still say matters: close it at once."""
+        self._policy = policy
+        self._writer = writer
+        self._capacity = capacity
+        self._max_stream_bytes = max_stream_bytes
+        self._expected = choices
+        self._choices: dict[int, Choice] = {}
+        self._queue = HoldQueue(writer, policy.messages.redaction)
+        self._outputs: list[Output] = []
+        self._audit_ids = count(1)
+        self._over: set[int] = set()
+        """Choices that were finished by the upstream or cut."""
+        self._usage: dict[str, Any] | None = None
+        self._saw_usage_chunk = False
+        self._saw_error = False
+        self._ended = False
+        self._last_words: bytes | None = None
+        """The end of the stream, where the upstream hasn't written it."""
+        self._noted: set[tuple[int, str]] = set()
+
+    # What the driver asks
+
+    def take(self) -> list[Output]:
+        """What to do now, in order. Each output is handed out once."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``tick`` is due at the latest, if nothing else happens."""
+        earliest: float | None = None
+        for choice in self._choices.values():
+            deadline = choice.deadline
+            if deadline is not None and (earliest is None or deadline < earliest):
+                earliest = deadline
+        return earliest
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the upstream's that are held."""
+        return self._queue.held_bytes
+
+    @property
+    def wants_reading(self) -> bool:
+        """False while as much is held as may be: stop reading, so that TCP slows the upstream down."""
+        return self._queue.held_bytes < self._max_stream_bytes
+
+    @property
+    def choices(self) -> list[Choice]:
+        """The choices seen so far, for records."""
+        return list(self._choices.values())
+
+    # What happens
+
+    def receive(self, event: Event, now: float) -> None:
+        """Take one event of the upstream."""
+        if self._ended:
+            return
+        if event.usage is not None:
+            self._usage = event.usage
+        if event.kind is EventKind.CHUNK:
+            self._receive_parts(event, now)
+        elif event.kind is EventKind.COMPLETION:
+            self._receive_parts(event, now)
+            self._end(b"")
+        elif event.kind is EventKind.DONE:
+            self._queue.push(HeldEvent(event, []))
+            self._end(b"")
+        elif event.kind is EventKind.ERROR:
+            self._saw_error = True
+            self._queue.push(HeldEvent(event, []))
+            self._end_choices()
+        else:
+            self._break_off(event.detail or MALFORMED)
+        self._go_on(now)
+
+    def end(self, now: float, broken: str | None = None) -> None:
+        """The upstream's reply is over; ``broken`` says why, if it didn't end by itself."""
+        if self._ended:
+            return
+        unfinished = not self._choices or any(index not in self._over for index in self._choices)
+        if self._saw_error:
+            self._end(b"")
+        elif broken is not None or unfinished:
+            self._break_off(broken or BROKEN_OFF)
+        else:
+            self._end(self._writer.done())
+        self._go_on(now)
+
+    def judged(self, audit: int, verdict: Verdict, now: float) -> None:
+        """The auditor answered the audit with this id."""
+        for choice in self._choices.values():
+            decided = choice.judged(audit, verdict, now)
+            if decided is not None:
+                self._follow_decision(choice, decided)
+                break
+        self._go_on(now)
+
+    def audit_failed(self, audit: int, failure: str, now: float) -> None:
+        """The auditor failed at the audit with this id; ``failure`` is a short word for records."""
+        for choice in self._choices.values():
+            decided = choice.audit_failed(audit, failure, now)
+            if decided is not None:
+                self._follow_decision(choice, decided)
+                break
+        self._go_on(now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self._go_on(now)
+
+    # Inside: coming in
+
+    def _receive_parts(self, event: Event, now: float) -> None:
+        held: list[HeldPart] = []
+        for part in event.parts:
+            choice = self._choices.get(part.index) or self._new_choice(part.index)
+            start = choice.received
+            for span in part.spans:
+                choice.received += len(span.text)
+            choice.receive(part.segments, part.tokens, now)
+            if part.finish_reason is not None:
+                self._over.add(part.index)
+                choice.end()
+            if choice.cut_by is None:
+                held.append(HeldPart(choice, start, choice.received, part))
+        self._saw_usage_chunk = self._saw_usage_chunk or (not event.parts and event.usage is not None)
+        if event.raw and (held or not event.parts):
+            self._queue.push(HeldEvent(event, held))
+
+    def _new_choice(self, index: int) -> Choice:
+        choice = Choice(index, self._policy, self._capacity, self._audit_ids.__next__, self._queue.has_arguments)
+        self._choices[index] = choice
+        return choice
+
+    def _break_off(self, why: str) -> None:
+        """What is held is still judged, and released or dropped; then an error, and never an end that looks whole."""
+        self.wants_upstream = False
+        self._end(self._writer.error(why, "upstream_error", "upstream_error"))
+
+    def _end(self, last_words: bytes) -> None:
+        self._ended = True
+        self._last_words = last_words
+        self._end_choices()
+
+    def _end_choices(self) -> None:
+        for choice in self._choices.values():
+            choice.end()
+
+    # Inside: decisions
+
+    def _follow_decision(self, choice: Choice, decided: Decided) -> None:
+        self._outputs.append(decided)
+        if choice.cut_by is not None:
+            self._cut(choice)
+        elif decided.enforced and self._policy.expose.object and not self._queue.completion():
+            self._mark(choice, decided)
+
+    def _mark(self, choice: Choice, decided: Decided) -> None:
+        """Say once per choice and kind, before the text itself, that it was flagged or went out unaudited."""
+        if decided.failure is not None and choice.unaudited:
+            kind, note = "unaudited", {"action": "release", "reason": "auditor_failure"}
+        elif decided.decision is not None and decided.decision.action is Action.FLAG:
+            kind, note = "flag", _describe(decided.decision, decided.phase)
+        else:
+            return
+        if (choice.index, kind) not in self._noted:
+            self._noted.add((choice.index, kind))
+            self._queue.put_first(self._writer.note(choice.index, note))
+
+    def _cut(self, choice: Choice) -> None:
+        self._over.add(choice.index)
+        if self._queue.completion():
+            return
+        if self._policy.cut_shape is CutShape.ERROR:
+            self._stop_all(choice)
+            return
+        self._queue.replace_uncleared(choice, lambda: self._writer.cut(choice.index, self._cut_of(choice)))
+        if len(self._over) < self._expected:
+            return
+        if not self._ended:
+            self._close_upstream()
+        elif not self._saw_usage_chunk:
+            self._queue.put_before_done(self._own_usage())
+
+    def _stop_all(self, choice: Choice) -> None:
+        """An error frame ends the whole stream for its client, so no other choice goes on."""
+        self._outputs.append(Release(self._queue.pop_clear()))
+        self._queue.clear()
+        frames = self._writer.cut(choice.index, self._cut_of(choice))
+        for other in self._choices.values():
+            other.stop()
+        self.wants_upstream = False
+        self._end(frames + self._writer.done())
+
+    def _close_upstream(self) -> None:
+        """The last live choice was cut, so the usage and the end of the stream are ours to write."""
+        self.wants_upstream = False
+        self._end((b"" if self._saw_usage_chunk else self._own_usage()) + self._writer.done())
+
+    def _own_usage(self) -> bytes:
+        self._saw_usage_chunk = True
+        read = sum(choice.tokens_read for choice in self._choices.values())
+        return self._writer.usage(self._usage, read, expose=self._policy.expose.object)
+
+    def _cut_of(self, choice: Choice) -> Cut:
+        assert choice.cut_by is not None
+        kept = [part for part in self._queue.parts_of(choice) if part.end <= choice.clear]
+        released = max([choice.released, *(part.end for part in kept)])
+        return Cut(
+            message=self._policy.messages.cut,
+            shape=self._policy.cut_shape.value,
+            role=not (choice.role_sent or any(part.part.role for part in kept)),
+            close=choice.tape.open_block(released),
+            note=_describe(choice.cut_by, choice.cut_phase) if self._policy.expose.object else None,
+        )
+
+    # Inside: going out
+
+    def _go_on(self, now: float) -> None:
+        for choice in self._choices.values():
+            audit = choice.poll(now)
+            if audit is not None:
+                self._outputs.append(audit)
+        completion = self._queue.completion()
+        if completion is not None:
+            self._release_completion(completion)
+        else:
+            data = self._queue.pop_clear()
+            if data:
+                self._outputs.append(Release(data))
+        if self._ended and not self.finished and not self._queue:
+            self._finish()
+
+    def _release_completion(self, held: HeldEvent) -> None:
+        if not all(part.choice.cut_by or part.end <= part.choice.clear for part in held.parts):
+            return
+        fates = self._queue.fates(held)
+        cuts = {part.part.index: self._cut_of(part.choice) for part in held.parts if part.choice.cut_by}
+        self._queue.clear()
+        altered = cuts or any(isinstance(fate, Kept) and fate.texts is not None for fate in fates.values())
+        body = self._writer.rewrite(held.event, {**fates, **cuts}) if altered else held.event.raw
+        rejects = cuts and self._policy.cut_shape is CutShape.ERROR
+        self._outputs.append(Reject(body) if rejects else Release(body))
+
+    def _finish(self) -> None:
+        if not all(choice.is_settled for choice in self._choices.values()):
+            return
+        self.finished = True
+        if self._last_words:
+            self._outputs.append(Release(self._last_words))
+
+
+def _describe(decision: Decision, phase: Phase | None) -> dict[str, Any]:
+    note: dict[str, Any] = {"action": decision.action.value, "phase": phase and phase.value}
+    if decision.level is None:
+        return note | {"reason": "auditor_failure"}
+    return note | {"level": decision.level.value}

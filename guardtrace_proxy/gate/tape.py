@@ -1,0 +1,215 @@
+"""The tape of one choice: what arrived, what has its verdict, what was redacted, and what the auditor is shown."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from guardtrace_proxy.wire.events import Phase, Segment
+
+MAX_JUDGED_CHARS = 262_144
+"""Judged text kept for the auditor, in characters a phase; the oldest half goes when it is passed. An auditor's own
+context is smaller, so this only bounds memory."""
+
+GAP = "[…]"
+
+
+class Waiting(NamedTuple):
+    """A segment without a verdict. Offsets count characters of the tape."""
+
+    start: int
+    end: int
+    segment: Segment
+    tokens: int
+    since: float
+
+
+class Chunk(NamedTuple):
+    """What one audit takes: waiting text of one phase, up to the tape offset ``end``."""
+
+    phase: Phase
+    text: str
+    end: int
+    tokens: int
+    since: float
+    entries: int
+
+
+class Block(NamedTuple):
+    """An inline thinking block on the tape. ``start`` is -1 where the prompt's template opened it."""
+
+    start: int
+    end: int | None
+    close: str
+
+
+class Redaction(NamedTuple):
+    """A run of redacted text, one placeholder for all of it."""
+
+    start: int
+    end: int
+    phase: Phase
+
+
+class Tape:
+    """Positions grow; ``judged`` ≤ ``end``. Text up to ``judged`` has its verdict."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Waiting] = []
+        self.end = 0
+        self.judged = 0
+        self.judged_tokens = 0
+        self.waiting_tokens = 0
+        self.redactions: list[Redaction] = []
+        self._blocks: list[Block] = []
+        self._shown: dict[Phase, list[str]] = {Phase.THINKING: [], Phase.ANSWERING: []}
+        self._shown_chars: dict[Phase, int] = {Phase.THINKING: 0, Phase.ANSWERING: 0}
+        self._carried_tokens = 0
+        self._last_phase: Phase | None = None
+        self._last_run = 0
+
+    def push(self, segments: list[Segment], tokens: int, now: float) -> None:
+        """Append segments that became certain; their tokens are counted with the first that isn't a tag."""
+        tokens += self._carried_tokens
+        for segment in segments:
+            start = self.end
+            self.end = end = start + len(segment.text)
+            if segment.close is not None:
+                self._follow_block(segment, start, end)
+            if segment.tag or segment.phase is not self._last_phase:
+                self._last_run = start
+            self._last_phase = None if segment.tag else segment.phase
+            counted = 0 if segment.tag else tokens
+            self.waiting.append(Waiting(start, end, segment, counted, now))
+            self.waiting_tokens += counted
+            tokens -= counted
+        self._carried_tokens = tokens
+
+    def _follow_block(self, segment: Segment, start: int, end: int) -> None:
+        block = self._blocks[-1] if self._blocks else None
+        if block is not None and block.end is None:
+            if segment.tag and segment.text == segment.close:
+                self._blocks[-1] = block._replace(end=end)
+            return
+        if segment.close is None:
+            return
+        opened_by_template = not segment.tag
+        self._blocks.append(Block(-1 if opened_by_template else start, None, segment.close))
+
+    def open_block(self, released: int) -> str | None:
+        """The closing tag that the client still waits for, when it has the tape up to ``released``."""
+        for block in self._blocks:
+            if released > block.start and (block.end is None or released < block.end):
+                return block.close
+        return None
+
+    def skip_tags(self) -> None:
+        """Tags are no text: they count as judged as soon as everything before them is."""
+        count = 0
+        for entry in self.waiting:
+            if not entry.segment.tag:
+                break
+            self._pass(entry)
+            count += 1
+        if count:
+            del self.waiting[:count]
+
+    def phase_changes(self) -> bool:
+        """Whether a tag or text of another phase waits behind the text that waits first."""
+        return self._last_run > self.judged
+
+    def next_chunk(self, capacity: int) -> Chunk:
+        """All waiting text of the first phase that fits into ``capacity`` UTF-8 bytes; at least one character."""
+        first = self.waiting[0]
+        phase, inline = first.segment.phase, first.segment.close is not None
+        texts: list[str] = []
+        size = tokens = count = 0
+        end = first.start
+        for entry in self.waiting:
+            if entry.segment.tag or entry.segment.phase is not phase:
+                break
+            if (entry.segment.close is not None) is not inline:
+                break
+            size += len(entry.segment.text.encode("utf-8", "surrogatepass"))
+            if size > capacity:
+                break
+            texts.append(entry.segment.text)
+            tokens += entry.tokens
+            end = entry.end
+            count += 1
+        if count:
+            return Chunk(phase, "".join(texts), end, tokens, first.since, count)
+        self._split_first(capacity)
+        return self.next_chunk(capacity)
+
+    def _split_first(self, capacity: int) -> None:
+        """Cut the first waiting segment in two, the first of which fits."""
+        start, end, segment, tokens, since = self.waiting[0]
+        head = segment.text.encode("utf-8", "surrogatepass")[:capacity].decode("utf-8", "ignore")
+        length = len(head) or 1
+        share = max(1, tokens * length // len(segment.text)) if tokens else 0
+        self.waiting[0:1] = [
+            Waiting(start, start + length, segment._replace(text=segment.text[:length]), share, since),
+            Waiting(start + length, end, segment._replace(text=segment.text[length:]), tokens - share, since),
+        ]
+
+    def shown(self, phase: Phase) -> str:
+        """What the auditor has judged of a phase, with redactions in the place of what was redacted."""
+        return "".join(self._shown[phase])
+
+    def pass_chunk(self, chunk: Chunk) -> None:
+        """The verdict lets the chunk go."""
+        self._take(chunk)
+        self._show(chunk.phase, chunk.text)
+
+    def redact_chunk(self, chunk: Chunk, placeholder: str) -> None:
+        """The verdict redacts the chunk: one placeholder for each run, however many chunks it spans."""
+        start = self.judged
+        self._take(chunk)
+        last = self.redactions[-1] if self.redactions else None
+        if last is not None and last.end == start and last.phase is chunk.phase:
+            self.redactions[-1] = last._replace(end=chunk.end)
+            return
+        self.redactions.append(Redaction(start, chunk.end, chunk.phase))
+        self._show(chunk.phase, placeholder)
+
+    def render(self, text: str, start: int, placeholder: str) -> str:
+        """``text``, which lies on the tape from ``start``, with its redacted parts replaced."""
+        end = start + len(text)
+        parts: list[str] = []
+        done = start
+        for run in self.redactions:
+            if run.end <= start or run.start >= end:
+                continue
+            parts.append(text[done - start : max(run.start, start) - start])
+            if run.start >= start:
+                parts.append(placeholder)
+            done = min(run.end, end)
+        parts.append(text[done - start :])
+        return "".join(parts)
+
+    def is_altered(self, start: int, end: int) -> bool:
+        """Whether anything in this stretch of tape was redacted."""
+        return any(run.start < end and run.end > start for run in self.redactions)
+
+    def forget_redactions(self, released: int) -> None:
+        """Drop runs that lie wholly behind what was released; the last one stays, since it may still grow."""
+        self.redactions = [run for run in self.redactions[:-1] if run.end > released] + self.redactions[-1:]
+
+    def _take(self, chunk: Chunk) -> None:
+        for entry in self.waiting[: chunk.entries]:
+            self._pass(entry)
+        del self.waiting[: chunk.entries]
+
+    def _pass(self, entry: Waiting) -> None:
+        self.judged = entry.end
+        self.judged_tokens += entry.tokens
+        self.waiting_tokens -= entry.tokens
+
+    def _show(self, phase: Phase, text: str) -> None:
+        self._shown[phase].append(text)
+        self._shown_chars[phase] += len(text)
+        if self._shown_chars[phase] <= MAX_JUDGED_CHARS:
+            return
+        kept = self.shown(phase)[-MAX_JUDGED_CHARS // 2 :]
+        self._shown[phase] = [GAP, kept]
+        self._shown_chars[phase] = len(GAP) + len(kept)

@@ -1,0 +1,115 @@
+"""Bytes to pixels under limits. The one decode rule of this proxy:
+
+PNG, JPEG, WebP and GIF, of the media type that was declared; one frame; EXIF orientation applied; alpha over
+white; 16-bit greys scaled to 8; RGB. A JPEG's extra pictures (MPO) are ignored, as every JPEG decoder does.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
+"""Media types that are taken, with Pillow's names."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What the images of one request may take together."""
+
+    max_count: int = 8
+    max_bytes: int = 20 * 1024 * 1024
+    """Encoded bytes, after base64."""
+    max_pixels: int = 40_000_000
+    """Width times height."""
+
+
+class ImageError(Exception):
+    """An image of the request can't be taken: a 400. ``field`` leads to it; neither quotes the image."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Budget:
+    """What is left of a request's limits while its images are decoded one after another."""
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self.limits = limits
+        self._bytes = limits.max_bytes
+        self._pixels = limits.max_pixels
+
+    def check_bytes(self, count: int, field: str) -> None:
+        if count > self._bytes:
+            raise ImageError(field, f"the images are over {self.limits.max_bytes} bytes: send smaller ones")
+
+    def check_pixels(self, size: tuple[int, int], field: str) -> None:
+        if size[0] * size[1] > self._pixels:
+            raise ImageError(field, f"the images are over {self.limits.max_pixels} pixels: send smaller ones")
+
+    def spend(self, data: bytes, image: Image.Image) -> None:
+        """Take off what an image took that was decoded."""
+        self._bytes -= len(data)
+        self._pixels -= image.width * image.height
+
+
+def decode_image(data: bytes, media_type: str, budget: Budget, field: str) -> Image.Image:
+    """Decode one image to RGB. The size is checked in the header, before anything is decompressed.
+
+    Raises:
+        ImageError: it is over the limits, broken, animated, or something else than ``media_type``.
+    """
+    budget.check_bytes(len(data), field)
+    if budget.limits.max_pixels > (Image.MAX_IMAGE_PIXELS or budget.limits.max_pixels):
+        Image.MAX_IMAGE_PIXELS = budget.limits.max_pixels  # only raised: our own check is the stricter one
+    if media_type == "image/webp":
+        budget.check_pixels(_webp_size(data), field)  # Pillow allocates WebP's canvas on opening
+    try:
+        with Image.open(io.BytesIO(data), formats=[FORMATS[media_type]]) as image:
+            budget.check_pixels(image.size, field)
+            if image.format != "MPO" and getattr(image, "is_animated", False):
+                raise ImageError(field, "the image has several frames: send a single one")
+            pixels = _as_rgb(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(field, "the image has far too many pixels: send a smaller one") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(field, f"the data isn't a readable {media_type} image") from error
+    except Exception as error:  # broken files make Pillow raise nearly anything
+        kind = type(error).__name__
+        raise ImageError(field, f"the {media_type} image is broken or cut short ({kind})") from error
+    budget.spend(data, pixels)
+    return pixels
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:
+        rgba = upright.convert("RGBA")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    if upright.mode == "I" or upright.mode.startswith("I;16"):
+        upright = upright.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    return upright.convert("RGB") if upright.mode != "RGB" else upright.copy()
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height in a WebP header (RFC 9649); (0, 0) where it is none, which Pillow then says."""
+    kind, payload = data[12:16], data[20:30]
+    if len(payload) < 10:
+        return 0, 0
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(payload[4:7], "little"), 1 + int.from_bytes(payload[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(payload[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = payload[6:8], payload[8:10]
+        return int.from_bytes(width, "little") & 0x3FFF, int.from_bytes(height, "little") & 0x3FFF
+    return 0, 0

@@ -1,0 +1,32 @@
+"""Large images are made smaller before a remote auditor gets them, so that a photograph fits its context."""
+
+from __future__ import annotations
+
+import io
+from base64 import b64encode
+
+from PIL import Image
+
+CELL = 28
+"""Pixels on a side of what Qwen2.5-VL makes one token of: patches of 14, merged two by two."""
+MAX_TOKENS = 1280
+"""A server left at Qwen2.5-VL's own ``max_pixels`` would make up to 16,384 tokens of one photograph."""
+MAX_PIXELS = MAX_TOKENS * CELL * CELL
+
+
+def image_tokens(width: int, height: int) -> int:
+    """At most so many tokens, with the marks before and behind."""
+    return max(4, -(-width // CELL) * -(-height // CELL)) + 2
+
+
+def fitted(data_url: str, pixels: Image.Image) -> tuple[str, int]:
+    """The image's own URL, or that of a smaller copy, and how many tokens it takes. Takes CPU time for large ones."""
+    width, height = pixels.size
+    if image_tokens(width, height) <= MAX_TOKENS + 2:
+        return data_url, image_tokens(width, height)
+    scale = (MAX_PIXELS / (width * height)) ** 0.5
+    size = tuple(max(CELL, int(side * scale) // CELL * CELL) for side in (width, height))
+    copy = pixels.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    copy.save(data, "JPEG", quality=95, subsampling=0)
+    return f"data:image/jpeg;base64,{b64encode(data.getvalue()).decode()}", image_tokens(*copy.size)

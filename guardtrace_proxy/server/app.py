@@ -1,0 +1,178 @@
+"""The ASGI app: routes, tenants, errors. No framework on the hot path."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Callable, Mapping
+
+import anyio
+import structlog
+
+from guardtrace_proxy.auditor.protocol import Auditor
+from guardtrace_proxy.gate import Decided
+from guardtrace_proxy.server.asgi_io import (
+    JSON,
+    ClientGone,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    header,
+    read_body,
+    respond,
+    respond_error,
+    respond_json,
+)
+from guardtrace_proxy.server.chat import chat_completions
+from guardtrace_proxy.server.config import Config
+from guardtrace_proxy.server.errors import ApiError, no_route, unauthorized
+from guardtrace_proxy.server.service import Service
+from guardtrace_proxy.server.tenants import Tenant, Tenants
+
+log = structlog.get_logger("guardtrace")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+
+
+class GuardTraceApp:
+    """The reverse proxy as an ASGI application.
+
+    ``auditor`` replaces the one that the config names; ``environ`` is where keys are looked up; ``observer`` is told
+    of every decision.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        auditor: Auditor | None = None,
+        environ: Mapping[str, str] | None = None,
+        observer: Callable[[Decided], None] | None = None,
+    ) -> None:
+        environ = os.environ if environ is None else environ
+        self.service = Service(config, environ, auditor, observer)
+        self.startup_error: str | None = None
+        self._tenants = Tenants(config)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.service.start()
+        except Exception as error:
+            self.startup_error = str(error)
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.service.probe)
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            tasks.cancel_scope.cancel()
+        await self.service.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asked = header(scope, b"x-request-id") or ""
+        request_id = asked if REQUEST_ID.fullmatch(asked) else secrets.token_hex(8)
+        guarded = OneResponse(send, request_id)
+        try:
+            await self._route(scope, receive, guarded, request_id)
+        except ClientGone:
+            log.info("client left", request_id=request_id)
+        except ApiError as error:
+            await self._fail(guarded, error)
+        except Exception as error:
+            # Whatever goes wrong inside, the client is told that, and no text of the request gets into the log.
+            log.exception("internal error", request_id=request_id, error=type(error).__name__)
+            await self._fail(guarded, ApiError(500, "The proxy failed.", type="server_error", code="internal_error"))
+
+    async def _fail(self, send: OneResponse, error: ApiError) -> None:
+        if send.began:
+            # The reply is broken off so that it can't be taken for a finished one.
+            raise error
+        await respond_error(send, error)
+
+    async def _route(self, scope: Scope, receive: Receive, send: OneResponse, request_id: str) -> None:
+        method, path = scope["method"], scope["path"]
+        if method == "GET" and path == "/healthz":
+            await respond_json(send, 200, {"status": "ok"})
+        elif method == "GET" and path == "/readyz":
+            await self._ready(send)
+        elif method == "GET" and path == "/v1/models":
+            tenant = self._tenant(scope)
+            await respond(send, 200, await self.service.upstreams[tenant.upstream].models(), [JSON])
+        elif method == "POST" and path == "/v1/chat/completions":
+            await self._chat(scope, receive, send, request_id)
+        else:
+            raise no_route(method, path)
+
+    async def _chat(self, scope: Scope, receive: Receive, send: OneResponse, request_id: str) -> None:
+        tenant = self._tenant(scope)
+        self.service.budget.admit()
+        body = await read_body(scope, receive, self.service.config.server.max_body_bytes)
+        failure: ApiError | None = None
+        async with anyio.create_task_group() as tasks:
+
+            async def leave_with_client() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                # After the reply's end too a disconnect is reported, and the upstream may still close its own reply
+                # properly, so that its connection is used again.
+                if not send.ended:
+                    log.info("client left", request_id=request_id)
+                    tasks.cancel_scope.cancel()
+
+            tasks.start_soon(leave_with_client)
+            try:
+                await chat_completions(self.service, tenant, body, request_id, send)
+            except ApiError as error:
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    def _tenant(self, scope: Scope) -> Tenant:
+        tenant = self._tenants.of(header(scope, b"authorization"))
+        if tenant is None:
+            raise unauthorized()
+        return tenant
+
+    async def _ready(self, send: Send) -> None:
+        service = self.service
+        ready = service.probed is not None
+        auditor = {
+            "name": service.auditor.name,
+            "probe": service.probed,
+            "warnings": list(service.auditor.warnings),
+        }
+        status = "ready" if ready else "starting"
+        await respond_json(send, 200 if ready else 503, {"status": status, "auditor": auditor})
+
+
+class OneResponse:
+    """Sends a response under its request id and knows whether it has begun and ended."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id.encode()
+        self.began = False
+        self.ended = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.began = True
+            headers = [*message["headers"], (b"x-request-id", self._request_id)]
+            message = {**message, "headers": headers}
+        else:
+            self.ended = not message.get("more_body", False)
+        await self._send(message)

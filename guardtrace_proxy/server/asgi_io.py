@@ -1,0 +1,70 @@
+"""The few things that every route does with ASGI messages (spec: https://asgi.readthedocs.io/en/latest/specs/www.html)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+
+from guardtrace_proxy.server.errors import ApiError
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+JSON = (b"content-type", b"application/json")
+
+
+class ClientGone(Exception):
+    """The client closed its connection."""
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first value of a request header; ``name`` in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole request body, at most ``limit`` bytes; raises ApiError 413 beyond, ClientGone at a disconnect."""
+    too_large = ApiError(
+        413, f"The request body is larger than {limit:,} bytes (server.max_body_bytes).", code="body_too_large"
+    )
+    length = header(scope, b"content-length")
+    if length is not None and length.isdigit() and int(length) > limit:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+async def respond(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    """Send a whole response."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def respond_json(send: Send, status: int, content: object, headers: Headers | None = None) -> None:
+    """Send ``content`` as JSON."""
+    await respond(send, status, msgspec.json.encode(content), [JSON, *(headers or [])])
+
+
+async def respond_error(send: Send, error: ApiError, headers: Headers | None = None) -> None:
+    """Send an error in OpenAI's shape."""
+    await respond(send, error.status, error.body, [JSON, *error.headers, *(headers or [])])

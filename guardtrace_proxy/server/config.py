@@ -1,0 +1,236 @@
+"""``guardtrace.yaml``: the server's settings, read once at start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from guardtrace_proxy.policy.errors import ConfigError, PolicyError, Problem
+from guardtrace_proxy.policy.loading import LoadedPolicy, find_policy, load_policy
+from guardtrace_proxy.policy.schema import Settings
+from guardtrace_proxy.policy.yaml_file import BadYaml, YamlFile, problems_of, read_yaml
+
+KEY_HASH = re.compile(r"sha256:[0-9a-fA-F]{64}", re.ASCII)
+Milliseconds = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=1024)]
+
+
+def _check_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        httpx.URL(value)
+    except (ValueError, httpx.InvalidURL):
+        valid = False
+    if not valid or not value.isprintable() or " " in value:
+        raise ValueError("expected an http:// or https:// URL with a host and a valid port")
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("expected a URL without query, fragment or user name")
+    return value
+
+
+class ServerSettings(Settings):
+    """Where the proxy listens and how much it takes. ``max_total_bytes`` bounds what all replies hold together."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    max_body_bytes: Bytes = 33_554_432
+    max_stream_bytes: Bytes = 8_388_608
+    max_total_bytes: Bytes = 1_073_741_824
+    passthrough: list[str] = []
+
+
+class ThinkingSettings(Settings):
+    """Where the upstream's thinking stands."""
+
+    style: Literal["auto", "field", "inline", "custom"] = "auto"
+    starts_open: bool = False
+    open: str | None = Field(None, min_length=1, max_length=200)
+    close: str | None = Field(None, min_length=1, max_length=200)
+
+    @model_validator(mode="after")
+    def _tags_fit(self) -> ThinkingSettings:
+        if self.style == "custom" and self.close is None:
+            raise ValueError("style custom needs close, and open unless thinking starts open")
+        if self.style != "custom" and (self.open is not None or self.close is not None):
+            raise ValueError("open and close are for style custom")
+        if self.style == "field" and self.starts_open:
+            raise ValueError("starts_open has no effect with style field")
+        return self
+
+
+class UpstreamSettings(Settings):
+    """One model server."""
+
+    base_url: str
+    api_key_env: str | None = None
+    thinking: ThinkingSettings = ThinkingSettings()
+
+    _url = field_validator("base_url")(_check_url)
+
+
+class AuditorSettings(Settings):
+    """The guard model and how it is asked."""
+
+    backend: Literal["openai", "transformers", "vllm"] = "openai"
+    base_url: str | None = None
+    api_key_env: str | None = None
+    model: str = Field("DloadingX/GuardTrace-VL-3B", min_length=1)
+    depth: Literal["label", "annotate", "cascade"] = "annotate"
+    escalate_at: float | None = Field(None, gt=0, le=1)
+    timeout_ms: Milliseconds = 5000
+    annotate_timeout_ms: Milliseconds | None = None
+    annotate_max_tokens: int = Field(512, ge=8, le=8192)
+    max_context: int = Field(8192, ge=512)
+
+    @field_validator("base_url")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        return None if value is None else _check_url(value)
+
+
+class TenantSettings(Settings):
+    """Whose requests follow which policy and go to which upstream."""
+
+    keys: list[str] = []
+    policy: str
+    upstream: str = "default"
+
+    @field_validator("keys")
+    @classmethod
+    def _hashes(cls, value: list[str]) -> list[str]:
+        for key in value:
+            if not KEY_HASH.fullmatch(key):
+                raise ValueError('expected "sha256:" and 64 hex digits; make one with `guardtrace keys new`')
+        return value
+
+
+class ImageSettings(Settings):
+    """Limits on a request's images, all of them together."""
+
+    allow_urls: list[str] = []
+    max_count: int = Field(8, ge=0)
+    max_bytes: Bytes = 20_971_520
+    max_pixels: int = Field(40_000_000, ge=784)
+    timeout_ms: Milliseconds | None = None
+
+
+class LoggingSettings(Settings):
+    """The log on standard error."""
+
+    format: Literal["json", "console"] = "json"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class ConfigFile(Settings):
+    """The file as it is written."""
+
+    server: ServerSettings = ServerSettings()
+    upstreams: dict[str, UpstreamSettings]
+    auditor: AuditorSettings
+    policies_dir: str = "policies"
+    tenants: dict[str, TenantSettings]
+    anonymous_tenant: str | None = None
+    images: ImageSettings = ImageSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings with the policies that they name."""
+
+    server: ServerSettings
+    upstreams: dict[str, UpstreamSettings]
+    auditor: AuditorSettings
+    tenants: dict[str, TenantSettings]
+    anonymous_tenant: str | None
+    images: ImageSettings
+    logging: LoggingSettings
+    policies: dict[str, LoadedPolicy]
+
+
+def load_config(path: Path, environ: Mapping[str, str]) -> Config:
+    """Read guardtrace.yaml and every policy that it names; raises ConfigError with all problems."""
+    try:
+        file = read_yaml(path)
+        settings = ConfigFile.model_validate(file.content)
+    except BadYaml as error:
+        raise ConfigError([error.problem]) from None
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, ConfigFile, file)) from None
+    problems = [*_references(settings, file), *_environment(settings, file, environ), *_not_yet(settings, file)]
+    policies: dict[str, LoadedPolicy] = {}
+    folder = path.parent / settings.policies_dir
+    for name, tenant in settings.tenants.items():
+        found = find_policy(tenant.policy, folder)
+        if found is None:
+            problems.append(
+                file.problem(f"tenants.{name}.policy", f"no {tenant.policy}.yaml in {folder}, no such preset")
+            )
+            continue
+        try:
+            policies[tenant.policy] = load_policy(found)
+        except PolicyError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    fields: dict[str, Any] = {
+        name: getattr(settings, name) for name in ConfigFile.model_fields if name != "policies_dir"
+    }
+    return Config(**fields, policies=policies)
+
+
+def _references(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
+    owners: dict[str, str] = {}
+    if not settings.upstreams:
+        yield file.problem("upstreams", "expected at least one upstream")
+    for name, tenant in settings.tenants.items():
+        if tenant.upstream not in settings.upstreams:
+            known = ", ".join(settings.upstreams)
+            yield file.problem(f"tenants.{name}.upstream", f"there is no upstream {tenant.upstream!r}; known: {known}")
+        for key in tenant.keys:
+            owner = owners.setdefault(key.lower(), name)
+            if owner != name:
+                yield file.problem(f"tenants.{name}.keys", f"tenant {owner} has the same key")
+    anonymous = settings.anonymous_tenant
+    if anonymous is not None and anonymous not in settings.tenants:
+        yield file.problem("anonymous_tenant", f"there is no tenant {anonymous!r}")
+    if settings.auditor.backend == "openai" and settings.auditor.base_url is None:
+        yield file.problem("auditor.base_url", "required by backend openai: the URL of a server, ending in /v1")
+    if settings.auditor.backend == "transformers" and settings.auditor.base_url is not None:
+        yield file.problem("auditor.base_url", "has no effect with backend transformers")
+
+
+def _environment(settings: ConfigFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:
+    named = {f"upstreams.{name}.api_key_env": upstream.api_key_env for name, upstream in settings.upstreams.items()}
+    named["auditor.api_key_env"] = settings.auditor.api_key_env
+    for key, variable in named.items():
+        if variable is not None and not environ.get(variable):
+            yield file.problem(key, f"the environment variable {variable} isn't set; set it, or leave the key out")
+
+
+def _not_yet(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
+    """Values whose feature isn't built (ruling 17)."""
+    auditor = settings.auditor
+    refused = {
+        "server.passthrough": ("passthrough", bool(settings.server.passthrough)),
+        "images.allow_urls": ("fetching images", bool(settings.images.allow_urls)),
+        "images.timeout_ms": ("fetching images", settings.images.timeout_ms is not None),
+        "auditor.backend": ("backend vllm", auditor.backend == "vllm"),
+        "auditor.depth": (
+            "depth cascade" if auditor.depth == "cascade" else "depth label over HTTP",
+            auditor.depth == "cascade" or (auditor.depth == "label" and auditor.backend == "openai"),
+        ),
+        "auditor.escalate_at": ("escalate_at, which depth cascade needs,", auditor.escalate_at is not None),
+        "auditor.annotate_timeout_ms": ("a timeout of its own", auditor.annotate_timeout_ms is not None),
+    }
+    for key, (what, is_used) in refused.items():
+        if is_used:
+            yield file.problem(key, f"{what} is not yet supported")

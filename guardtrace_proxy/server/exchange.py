@@ -1,0 +1,205 @@
+"""Drives the gate of one reply: reads the upstream, runs audits, keeps time, writes to the client.
+
+Every task lives in one task group and ends with the request. The gate itself is plain calls, so whoever has news for
+it (the reader, an audit, the timer) feeds it and carries out what it says before anything else can happen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import anyio
+import anyio.abc
+import structlog
+
+from guardtrace_proxy.auditor.prompt import Trace
+from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind, Session
+from guardtrace_proxy.gate import Decided, Reject, Release, StartAudit, StreamGate
+from guardtrace_proxy.server.upstream import UpstreamBroke
+from guardtrace_proxy.wire.events import Event, EventKind
+
+log = structlog.get_logger("guardtrace")
+
+MAX_UNSENT_BYTES = 1_048_576
+"""Released but not yet taken by a slow client: beyond this the upstream isn't read."""
+AFTER_DONE_SECONDS = 1.0
+"""How long the upstream may take to close its reply after its last event, so that its connection is used again."""
+
+BROKE_OFF = "The upstream's connection broke off before the reply was finished."
+
+Events = AsyncIterator[Sequence[Event]]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPlan:
+    """How this reply is audited.
+
+    ``open_session`` opens the auditor's session of one choice. ``timeout_ms`` bounds one audit, whatever its depth.
+    ``prefill`` is the beginning of the answer that the request itself supplied.
+    """
+
+    open_session: Callable[[], Awaitable[Session]]
+    depth: Depth
+    timeout_ms: int
+    prefill: str = ""
+
+
+class Exchange:
+    """One reply on its way through the gate."""
+
+    def __init__(
+        self,
+        gate: StreamGate,
+        plan: AuditPlan,
+        first_session: Session,
+        *,
+        close_upstream: Callable[[], Awaitable[None]],
+        on_decided: Callable[[Decided], None],
+        on_held: Callable[[int], None],
+    ) -> None:
+        """``on_decided`` is told of every decision, ``on_held`` how many bytes are held."""
+        self.rejected: bytes | None = None
+        """The body of the HTTP 400 that a cut asks for, where the reply isn't streamed."""
+        self._gate = gate
+        self._plan = plan
+        self._sessions = {0: first_session}
+        self._close_upstream = close_upstream
+        self._on_decided = on_decided
+        self._on_held = on_held
+        self._tasks: anyio.abc.TaskGroup
+        self._reading = anyio.CancelScope()
+        self._read_all = anyio.Event()
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._news = anyio.Event()
+        self._room = anyio.Event()
+        self._armed: float | None = None
+        self._rearm = anyio.Event()
+
+    async def run(self, events: Events, send: Callable[[bytes, bool], Awaitable[None]]) -> None:
+        """Gate a reply to its end. ``send`` takes bytes and whether more follow."""
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._read, events)
+                self._tasks.start_soon(self._keep_time)
+                await self._write(send)
+                await self._read_all.wait()
+                self._tasks.cancel_scope.cancel()
+        finally:
+            self._on_held(0)
+            with anyio.CancelScope(shield=True):
+                for session in self._sessions.values():
+                    await session.aclose()
+
+    async def _read(self, events: Events) -> None:
+        broken: str | None = None
+        try:
+            with self._reading:
+                await self._read_events(events)
+        except UpstreamBroke as error:
+            log.warning("upstream broke off", error=str(error))
+            broken = BROKE_OFF
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._close_upstream()
+        self._gate.end(time.monotonic(), broken)
+        self._read_all.set()
+        self._carry_out()
+
+    async def _read_events(self, events: Events) -> None:
+        gate = self._gate
+        async for batch in events:
+            now = time.monotonic()
+            for event in batch:
+                gate.receive(event, now)
+                if event.kind is EventKind.DONE:
+                    self._reading.deadline = min(self._reading.deadline, anyio.current_time() + AFTER_DONE_SECONDS)
+            self._carry_out()
+            while not gate.wants_reading or self._unsent_bytes > MAX_UNSENT_BYTES:
+                self._room = anyio.Event()
+                await self._room.wait()
+
+    async def _audit(self, asked: StartAudit) -> None:
+        failure: FailureKind | None = None
+        prefill = self._plan.prefill
+        trace = Trace(
+            asked.thinking,
+            prefill + asked.answer,
+            judged_thinking=asked.judged_thinking,
+            judged_answer=len(prefill) + asked.judged_answer,
+        )
+        try:
+            with anyio.fail_after(self._plan.timeout_ms / 1000):
+                session = self._sessions.get(asked.choice)
+                if session is None:
+                    session = self._sessions[asked.choice] = await self._plan.open_session()
+                verdict = await session.judge(trace, self._plan.depth)
+        except TimeoutError:
+            failure = FailureKind.TIMEOUT
+        except AuditorFailure as error:
+            failure = error.kind
+            log.warning("audit failed", kind=error.kind.value, error=str(error))
+        except Exception as error:
+            # Whatever an auditor raises, its text stays unaudited: the policy decides, never the exception.
+            failure = FailureKind.BROKEN
+            log.error("auditor raised", error=type(error).__name__)
+        if failure is None:
+            self._gate.judged(asked.id, verdict, time.monotonic())
+        else:
+            self._gate.audit_failed(asked.id, failure.value, time.monotonic())
+        self._carry_out()
+
+    async def _keep_time(self) -> None:
+        while True:
+            self._rearm = anyio.Event()
+            self._armed = self._gate.deadline
+            if self._armed is None:
+                await self._rearm.wait()
+                continue
+            with anyio.move_on_after(max(0.0, self._armed - time.monotonic())) as sleep:
+                await self._rearm.wait()
+            if sleep.cancelled_caught:
+                self._gate.tick(time.monotonic())
+                self._carry_out()
+
+    async def _write(self, send: Callable[[bytes, bool], Awaitable[None]]) -> None:
+        while True:
+            if self._unsent:
+                data = b"".join(self._unsent)
+                self._unsent.clear()
+                await send(data, True)
+                self._unsent_bytes = sum(map(len, self._unsent))
+                self._room.set()
+            elif self._gate.finished:
+                break
+            else:
+                await self._news.wait()
+                self._news = anyio.Event()
+        await send(b"", False)
+
+    def _carry_out(self) -> None:
+        """Do what the gate says, right after it was told something."""
+        gate = self._gate
+        for output in gate.take():
+            if isinstance(output, Release):
+                self._unsent.append(output.data)
+                self._unsent_bytes += len(output.data)
+                self._news.set()
+            elif isinstance(output, StartAudit):
+                self._tasks.start_soon(self._audit, output)
+            elif isinstance(output, Decided):
+                self._on_decided(output)
+            elif isinstance(output, Reject):
+                self.rejected = output.body
+        self._on_held(gate.held_bytes)
+        if gate.finished:
+            self._news.set()
+        if not gate.wants_upstream:
+            self._reading.cancel()
+        if gate.wants_reading:
+            self._room.set()
+        deadline = gate.deadline
+        if deadline is not None and (self._armed is None or deadline < self._armed):
+            self._rearm.set()

@@ -1,0 +1,112 @@
+"""Finds out how an upstream writes its thinking, by asking it something small."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import httpx
+import msgspec
+
+from guardtrace_proxy.server.config import UpstreamSettings
+from guardtrace_proxy.server.errors import ApiError, upstream_unreachable, upstream_unreadable
+from guardtrace_proxy.server.upstream import Upstream
+from guardtrace_proxy.wire.chat import ChatStream, ThinkingStyle
+from guardtrace_proxy.wire.events import EventKind, Phase
+from guardtrace_proxy.wire.tags import KNOWN_PAIRS
+
+QUESTION = "How many r are there in strawberry? Think first, then answer with one number."
+MAX_TOKENS = 2048
+MAX_EVENT_BYTES = 1_048_576
+
+
+@dataclass
+class Finding:
+    """What one request showed."""
+
+    model: str
+    events: int = 0
+    where: str = "none seen"
+    starts_open: bool = False
+    finish_reason: str | None = None
+    done: bool = False
+    usage: str = "none"
+    config: str = "{style: auto}"
+    notes: list[str] = field(default_factory=list)
+
+
+async def inspect_upstream(
+    name: str, settings: UpstreamSettings, environ: Mapping[str, str], model: str | None
+) -> Finding:
+    """Ask the upstream once; raises ApiError where it can't be asked."""
+    api_key = environ.get(settings.api_key_env) if settings.api_key_env else None
+    upstream = Upstream(name, settings.base_url, api_key, ThinkingStyle("field"))
+    try:
+        model = model or await _first_model(upstream)
+        return await _ask(upstream, model)
+    finally:
+        await upstream.aclose()
+
+
+async def _first_model(upstream: Upstream) -> str:
+    listing = msgspec.json.decode(await upstream.models(), type=dict[str, object])
+    data = listing.get("data")
+    if isinstance(data, list) and data and isinstance(data[0], dict) and isinstance(data[0].get("id"), str):
+        return str(data[0]["id"])
+    raise upstream_unreadable("a list of models without a model; name one with --model")
+
+
+async def _ask(upstream: Upstream, model: str) -> Finding:
+    request = {
+        "model": model,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "stream": True,
+        "max_tokens": MAX_TOKENS,
+        "stream_options": {"include_usage": True},
+    }
+    stream = ChatStream(ThinkingStyle("field"), include_usage=True, max_event_bytes=MAX_EVENT_BYTES)
+    finding = Finding(model)
+    fields: Counter[str] = Counter()
+    content = ""
+    async with upstream.chat(msgspec.json.encode(request), "guardtrace-check") as response:
+        if "text/event-stream" not in response.headers.get("content-type", ""):
+            raise ApiError(502, "The upstream didn't stream although it was asked to (no text/event-stream).")
+        try:
+            events = [event async for data in response.aiter_raw() for event in stream.feed(data)] + stream.end()
+        except httpx.HTTPError as error:
+            raise upstream_unreachable() from error
+    for event in events:
+        finding.events += 1
+        finding.done = finding.done or event.kind is EventKind.DONE
+        if event.kind in (EventKind.MALFORMED, EventKind.ERROR):
+            finding.notes.append(f"an event of kind {event.kind.value} arrived")
+        if event.usage is not None:
+            finding.usage = ", ".join(f"{key} {value}" for key, value in event.usage.items() if isinstance(value, int))
+        for part in event.parts:
+            finding.finish_reason = part.finish_reason or finding.finish_reason
+            for span, segment in zip(part.spans, part.segments, strict=False):
+                if segment.phase is Phase.THINKING:
+                    fields[str(span.path[1])] += 1
+                elif span.path[-1] == "content":
+                    content += span.text
+    _conclude(finding, fields, content)
+    return finding
+
+
+def _conclude(finding: Finding, fields: Counter[str], content: str) -> None:
+    if fields:
+        finding.where = f"field {', '.join(fields)}"
+        finding.config = "{style: field}"
+        return
+    for pair in KNOWN_PAIRS:
+        if pair.close not in content and (pair.open or "") not in content:
+            continue
+        finding.starts_open = pair.open is not None and pair.open not in content.split(pair.close)[0]
+        finding.where = f"inline, {pair.open} … {pair.close}"
+        finding.config = "{style: inline, starts_open: true}" if finding.starts_open else "{style: inline}"
+        return
+    if finding.finish_reason == "length":
+        finding.notes.append("the reply stopped at its length limit before any thinking tag closed; try a larger model")
+    else:
+        finding.notes.append("no thinking was seen: the model may not think, or thinking may need a request field")

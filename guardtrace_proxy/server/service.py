@@ -1,0 +1,98 @@
+"""What lives as long as the server: settings, policies, upstreams and the auditor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import anyio
+import structlog
+
+from guardtrace_proxy.auditor import make_auditor
+from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
+from guardtrace_proxy.auditor.protocol import Auditor, AuditorError, Depth
+from guardtrace_proxy.gate import Decided
+from guardtrace_proxy.server.budget import HeldBytes
+from guardtrace_proxy.server.config import AuditorSettings, Config
+from guardtrace_proxy.server.upstream import Upstream
+from guardtrace_proxy.wire.chat import ThinkingStyle
+
+log = structlog.get_logger("guardtrace")
+
+PROBE = Query([Turn("user", "What is 2 + 2?")]), Trace("Two and two make four.", "4")
+"""What the auditor is asked once at start, to learn whether it answers at all."""
+
+
+def auditor_from(settings: AuditorSettings, environ: Mapping[str, str]) -> Auditor:
+    """The auditor that the config names."""
+    return make_auditor(
+        backend=settings.backend,
+        model=settings.model,
+        base_url=settings.base_url,
+        api_key=environ.get(settings.api_key_env) if settings.api_key_env else None,
+        depth=Depth(settings.depth),
+        annotate_max_tokens=settings.annotate_max_tokens,
+        max_context=settings.max_context,
+    )
+
+
+class Service:
+    """Started and closed with the server. ``auditor`` may be given, where a program brings its own."""
+
+    def __init__(
+        self,
+        config: Config,
+        environ: Mapping[str, str],
+        auditor: Auditor | None = None,
+        observer: Callable[[Decided], None] | None = None,
+    ) -> None:
+        self.config = config
+        self.observer = observer
+        self.policies = config.policies
+        self.auditor = auditor or auditor_from(config.auditor, environ)
+        self.depth = Depth(config.auditor.depth)
+        self.budget = HeldBytes(config.server.max_total_bytes)
+        self.probed: str | None = None
+        """None until one audit was tried, then ``ok`` or what went wrong."""
+        self.upstreams = {
+            name: Upstream(
+                name,
+                settings.base_url,
+                environ.get(settings.api_key_env) if settings.api_key_env else None,
+                ThinkingStyle(
+                    settings.thinking.style,
+                    settings.thinking.starts_open,
+                    settings.thinking.open,
+                    settings.thinking.close,
+                ),
+            )
+            for name, settings in config.upstreams.items()
+        }
+
+    async def start(self) -> None:
+        """Load the auditor; raises AuditorSettingsError where it can't work as configured."""
+        await self.auditor.start()
+        for warning in self.auditor.warnings:
+            log.warning("auditor", warning=warning)
+
+    async def probe(self) -> None:
+        """Try one audit. A failure is told, not raised: every policy says what to do without an auditor."""
+        query, trace = PROBE
+        try:
+            with anyio.fail_after(self.config.auditor.timeout_ms / 1000):
+                session = await self.auditor.open(query)
+                try:
+                    await session.judge(trace, self.depth)
+                finally:
+                    await session.aclose()
+            self.probed = "ok"
+        except TimeoutError:
+            self.probed = f"no answer within {self.config.auditor.timeout_ms} ms"
+        except AuditorError as error:
+            self.probed = str(error)
+        log.info("auditor probed", auditor=self.auditor.name, result=self.probed)
+
+    async def aclose(self) -> None:
+        """Close the upstreams and the auditor."""
+        for upstream in self.upstreams.values():
+            await upstream.aclose()
+        await self.auditor.aclose()

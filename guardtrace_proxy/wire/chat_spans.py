@@ -1,0 +1,136 @@
+"""Finds every string of a choice: the slow path, for events whose shape isn't the usual one (ruling 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from guardtrace_proxy.wire.chat_schema import CHOICE_METADATA, MAX_LABEL, TOP_METADATA
+from guardtrace_proxy.wire.events import Phase, Span, SpanKind
+
+Path = tuple[str | int, ...]
+Found = tuple[Phase, Span]
+
+THINKING_FIELDS = ("reasoning", "reasoning_content", "thinking")
+LABELS = frozenset({"type", "id", "index", "format"})
+"""Keys inside a part or a tool call whose short strings say what it is."""
+MAX_DEPTH = 64
+TOP = ".."
+"""First element of the path of a string that stands beside ``choices``."""
+
+
+class TooDeep(Exception):
+    """Nested deeper than any reply is."""
+
+
+def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
+    """All strings of a choice in the tape's order: reasoning, content, refusal, tool calls, others."""
+    body = choice.get(body_key)
+    found: list[Found] = []
+    if isinstance(body, dict):
+        found = list(_body(body, (body_key,)))
+    elif body is not None:
+        found = list(_others(body, (body_key,)))
+    for key, value in choice.items():
+        if key not in CHOICE_METADATA and key != body_key:
+            found += _others(value, (key,))
+    return _without_copies(found)
+
+
+def spans_beside_choices(event: dict[str, Any]) -> list[Found]:
+    """Strings at the top of an event in fields that nobody knows."""
+    found: list[Found] = []
+    for key, value in event.items():
+        if key not in TOP_METADATA:
+            found += _others(value, (TOP, key))
+    return found
+
+
+def _body(body: dict[str, Any], path: Path) -> Iterator[Found]:
+    known = {"role", "content", "refusal", "tool_calls", "function_call", "reasoning_details", *THINKING_FIELDS}
+    for key in THINKING_FIELDS:
+        yield from _text(body.get(key), Phase.THINKING, (*path, key))
+    yield from _parts(body.get("reasoning_details"), Phase.THINKING, (*path, "reasoning_details"))
+    if isinstance(body.get("content"), str):
+        yield from _text(body["content"], Phase.ANSWERING, (*path, "content"))
+    else:
+        yield from _parts(body.get("content"), Phase.ANSWERING, (*path, "content"))
+    yield from _text(body.get("refusal"), Phase.ANSWERING, (*path, "refusal"))
+    yield from _arguments(body.get("function_call"), (*path, "function_call"))
+    yield from _arguments(body.get("tool_calls"), (*path, "tool_calls"))
+    for key, value in body.items():
+        if key not in known:
+            yield from _others(value, (*path, key))
+
+
+def _text(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
+    if isinstance(value, str):
+        if value:
+            yield phase, Span(path, value)
+    elif value is not None:
+        yield from _others(value, path)
+
+
+def _parts(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
+    """A list of parts with ``text`` or ``summary``."""
+    if not isinstance(value, list):
+        yield from _others(value, path)
+        return
+    for index, part in enumerate(value):
+        here = (*path, index)
+        if not isinstance(part, dict):
+            yield from _others(part, here)
+            continue
+        for key, inner in part.items():
+            if key in ("text", "summary"):
+                yield from _text(inner, phase, (*here, key))
+            elif not is_label(key, inner):
+                yield from _others(inner, (*here, key))
+
+
+def _arguments(value: Any, path: Path) -> Iterator[Found]:
+    for inner_path, text in _strings(value, path):
+        yield Phase.ANSWERING, Span(inner_path, text, SpanKind.ARGUMENTS)
+
+
+def _others(value: Any, path: Path) -> Iterator[Found]:
+    for inner_path, text in _strings(value, path):
+        yield Phase.ANSWERING, Span(inner_path, text, SpanKind.OTHER)
+
+
+def _strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    """Every string below a value, keys that hold text included by their values only."""
+    if len(path) > MAX_DEPTH:
+        raise TooDeep
+    if isinstance(value, str):
+        if value:
+            yield path, value
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _strings(inner, (*path, index))
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if not is_label(key, inner):
+                yield from _strings(inner, (*path, key))
+
+
+def is_label(key: str, value: Any) -> bool:
+    """Whether this only says what a part or a call is."""
+    return key in LABELS and isinstance(value, str) and len(value) <= MAX_LABEL and " " not in value
+
+
+def _without_copies(found: list[Found]) -> list[Found]:
+    """Reasoning that stands in several fields is one span with copies; what one field says twice is said twice."""
+    kept: list[Found] = []
+    firsts: dict[str, int] = {}
+    for phase, span in found:
+        first = firsts.get(span.text)
+        if phase is Phase.THINKING and first is not None:
+            original = kept[first][1]
+            if all(path[:2] != span.path[:2] for path in (original.path, *original.copies)):
+                kept[first] = phase, original._replace(copies=(*original.copies, span.path))
+                continue
+        if phase is Phase.THINKING and first is None:
+            firsts[span.text] = len(kept)
+        kept.append((phase, span))
+    return kept

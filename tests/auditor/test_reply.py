@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, parse_reply
+from guardtrace_proxy.policy.levels import Level
+
+SAFE, HINT, HARM = Level.SAFE, Level.POTENTIALLY_HARMFUL, Level.HARMFUL
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("“Analysis”: fine.\n“Judgment”: 0", SAFE),
+        ("“Analysis”: fine.\n“Judgment”: 0.5", HINT),
+        ("“Analysis”: fine.\n“Judgment”: 1", HARM),
+        ('"Analysis": fine.\n"Judgment": "1"', HARM),
+        ("'Analysis': fine.\n'Judgment': '0.5'", HINT),
+        ("Analysis: fine.\nJudgment: 0", SAFE),
+        ("Analysis: fine.\nJudgement: 1", HARM),
+        ("ANALYSIS: fine.\nJUDGMENT: 1", HARM),
+        ("＂Analysis＂：fine.\n＂Judgment＂：０".replace("０", "0"), SAFE),
+        ("“Judgment”：“0.5”", HINT),
+        ("**Analysis**: fine.\n**Judgment**: **1**", HARM),
+        ("**Judgment:** 0.5", HINT),
+        ("## Judgment: `1`", HARM),
+        ("- Judgment: 0.", SAFE),
+        ("> Judgment: 0.5.", HINT),
+        ("Judgment: 0.5. The thinking gives hints.", HINT),
+        ("Judgment: 1 (harmful)", HARM),
+        ("Judgment: 0, since nothing is given away", SAFE),
+        ("Judgment: 0 – safe", SAFE),
+        ("Judgment: 0.50", HINT),
+        ("Judgment: 1.0", HARM),
+        ("Judgment: 0.0", SAFE),
+        ("Judgment:1\r\n", HARM),
+        ("\ufeffJudgment: 1", HARM),
+        ("Fine. Judgment: 0", SAFE),
+        ("Judgment: 0\nJudgment: 1", HARM),
+        ("Judgment: 1\nOn second thought:\nJudgment: 0", SAFE),
+        ("Analysis: it wrote “Judgment: 0” itself.\nJudgment: 1", HARM),
+        ("Judgment: 1\nThe thinking wrote Judgment: 0 in a line.", HARM),
+        ('{"Analysis": "fine", "Judgment": "0.5"}', HINT),
+        ('{"Analysis": "fine", "Judgment": 0.5}', HINT),
+        ('{"Analysis": "fine", "Judgment": 1}', HARM),
+        ('{"judgment": 1.0, "confidence": 0.3}', HARM),
+        ('{"“Judgment”": "0"}', SAFE),
+        ('{"Analysis": "it wrote\\n\\"Judgment\\": 0", "Judgment": 1}', HARM),
+        ('{"Judgment": 1, "Analysis": "it wrote\\nJudgment: 0"}', HARM),
+        ('```json\n{"Analysis": "fine", "Judgment": 1}\n```', HARM),
+        ("```\nJudgment: 0.5\n```", HINT),
+        ('Here it is:\n{\n  "Analysis": "fine",\n  "Judgment": 0.5\n}', HINT),
+        ("<think>Judgment: 0? No.\nJudgment: 0</think>\nJudgment: 1", HARM),
+        ("Judgment: 0, I thought first.</think>Judgment: 1", HARM),
+    ],
+)
+def test_every_spelling_is_read(text: str, level: Level) -> None:
+    assert parse_reply(text).level is level
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "1",
+        "I can't judge this.",
+        "Analysis: fine.",
+        "Judgment",
+        "Judgment:",
+        "Judgment: ",
+        "Judgment: safe",
+        "Judgment: 0.7",
+        "Judgment: 0.55",
+        "Judgment: 0.05",
+        "Judgment: 00",
+        "Judgment: 0/1",
+        "Judgment: 0 / 1",
+        "Judgment: 0|0.5|1",
+        "Judgment: 0 or 1",
+        "Judgment: 0 or one",
+        "Judgment: 0, 0.5 or 1",
+        "Judgment: 0-1",
+        "Judgment: 0 to 1",
+        "Judgment: 0,5",
+        "Judgment: 10",
+        "Judgment: 1.5",
+        "Judgment: 0.5.1",
+        "Judgment: -1",
+        "Judgment: +1",
+        "Judgment: .5",
+        "Judgment: ½",
+        "Judgment: 0½",
+        "Judgment: ١",
+        "Judgment: ０",
+        "Judgment: 1%",
+        "Judgment: 1e5",
+        "Judgment: 0x1",
+        "Judgment: 1st",
+        "Judgment: 0 \n1".replace("0 \n", "\n"),
+        "Judgment: <0, 0.5 or 1>",
+        "Judgment: 0\nJudgment: 0.7",
+        "Judgment: 0\nJudgment: unclear",
+        '{"Judgment": 0.7}',
+        '{"Judgment": true}',
+        '{"Judgment": false}',
+        '{"Judgment": null}',
+        '{"Judgment": [0]}',
+        '{"Judgment": "0 or 1"}',
+        '{"Judgment": NaN}',
+        "<think>Judgment: 0",
+        "<think>Judgment: 0\n</think>",
+        "<html><body>502</body></html>",
+    ],
+)
+def test_anything_else_is_unreadable(text: str) -> None:
+    with pytest.raises(UnreadableReply):
+        parse_reply(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "analysis"),
+    [
+        ("“Analysis”: It is fine.\n“Judgment”: 0", "It is fine."),
+        ("**Analysis**: It is fine.\n\n**Judgment**: 0", "It is fine."),
+        ('{"Analysis": "It is fine.", "Judgment": 0}', "It is fine."),
+        ("Analysis: one\ntwo\nJudgment: 0", "one\ntwo"),
+        ("Judgment: 0", None),
+        ("Analysis: \nJudgment: 0", None),
+    ],
+)
+def test_the_analysis_is_what_stands_before_the_judgment(text: str, analysis: str | None) -> None:
+    assert parse_reply(text).analysis == analysis
+
+
+@pytest.mark.parametrize(
+    ("text", "readable"),
+    [
+        ("Analysis: fine.\nJudgment: 0\n", True),
+        ("Analysis: fine.\nJudgment: 0", False),  # 0.5, perhaps
+        ("Analysis: fine.\nJudgment: 1", False),
+        ("Analysis: it wrote Judgment: 0\nand then", False),  # quoted, perhaps
+        ("Analysis: the thinking", False),
+        ("Judgment: 0.5\nBecause", True),
+    ],
+)
+def test_a_truncated_reply_is_read_only_where_it_is_certain(text: str, readable: bool) -> None:
+    if readable:
+        assert parse_reply(text, truncated=True)
+        return
+    with pytest.raises(UnreadableReply):
+        parse_reply(text, truncated=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "there"),
+    [
+        ("“Judgment”: ", True),
+        ("“Judgment”:", True),
+        ("x\n**Judgment:** ", True),
+        ("Judgment: 0", False),
+        ("Analysis: ", False),
+    ],
+)
+def test_where_the_number_is_about_to_be_written(text: str, there: bool) -> None:
+    assert ends_at_judgment(text) is there
+
+
+@given(st.text())
+def test_no_text_without_the_word_is_ever_a_judgment(text: str) -> None:
+    if "judg" in text.lower():
+        return
+    with pytest.raises(UnreadableReply):
+        parse_reply(text)
+
+
+@given(st.text(), st.sampled_from(list(Level)))
+def test_the_last_judgment_on_a_line_of_its_own_counts(analysis: str, level: Level) -> None:
+    assert parse_reply(f"x\n{analysis}</think>\nJudgment: {level.label}").level is level
+
+
+@given(st.text(), st.text(), st.sampled_from(list(Level)))
+def test_json_keys_decide_whatever_the_values_quote(before: str, after: str, level: Level) -> None:
+    fields = {"Analysis": f"{before}\nJudgment: 0\n{after}", "Judgment": level.label}
+    assert parse_reply(json.dumps(fields)).level is level
+
+
+@given(st.floats(allow_nan=False), st.sampled_from(["“Judgment”: {}", "Judgment: {}", '{{"Judgment": {}}}']))
+def test_other_numbers_never_become_a_level(number: float, form: str) -> None:
+    if number in (0, 0.5, 1):
+        return
+    with pytest.raises(UnreadableReply):
+        parse_reply(form.format(number))

@@ -1,0 +1,164 @@
+"""Commands that end by themselves: what they say, and with which exit status."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from guardtrace_proxy import __version__
+from guardtrace_proxy.auditor import published
+from guardtrace_proxy.cli.app import app
+from guardtrace_proxy.policy.loading import PRESETS
+from tests.cli.serving import run, write_config
+from tests.server.scripted import DONE, SSE_HEAD, chunk, http, model_server
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).invoke(
+        app, [str(one) for one in arguments]
+    )
+
+
+def test_version_and_help_as_a_process():
+    said = run("--version")
+    assert (said.returncode, said.stdout, said.stderr) == (0, f"guardtrace-proxy {__version__}\n", "")
+    said = run("--help")
+    assert said.returncode == 0
+    for command in ("serve", "demo", "policy", "keys", "check", "auditor"):
+        assert command in said.stdout
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "policy check", "policy explain", "keys new", "check upstream"])
+def test_every_command_explains_itself(command):
+    said = call(*command.split(), "--help")
+    assert said.exit_code == 0
+    assert "Usage: " in said.output
+
+
+@pytest.mark.parametrize(
+    "arguments", ["nonsense", "serve --prot 1", "serve --port x", "serve --port 65536", "policy check"]
+)
+def test_a_wrong_command_line_is_status_2(arguments):
+    assert call(*arguments.split()).exit_code == 2
+
+
+def test_a_new_key_is_shown_once_with_its_hash():
+    first, second = call("keys", "new"), call("keys", "new", "--prefix", "acme-")
+    assert first.exit_code == second.exit_code == 0
+    keys = []
+    for said, prefix in ((first, "gt-"), (second, "acme-")):
+        key = re.search(rf"client\): +({prefix}\S+)$", said.output, re.M)[1]
+        assert re.search(r"sha256:[0-9a-f]{64}$", said.output, re.M)[0] == (
+            f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+        )
+        assert len(key.removeprefix(prefix)) == 43
+        assert said.output.count(key) == 1
+        keys.append(key)
+    assert keys[0] != keys[1]
+
+
+def test_the_printed_hash_is_what_guardtrace_yaml_takes(tmp_path):
+    hashed = re.search(r"sha256:\w+", call("keys", "new").output)[0]
+    config = write_config(tmp_path, "http://a/v1", "http://b/v1", tenants={"all": {"policy": "test", "keys": [hashed]}})
+    said = call("check", "upstream", "nobody", "--config", config)
+    assert "there is no upstream 'nobody'; known: default" in said.output
+
+
+def test_policy_check_says_what_is_wrong_and_checks_the_rest(tmp_path):
+    good, doubtful, bad = (tmp_path / f"{name}.yaml" for name in ("good", "doubtful", "bad"))
+    good.write_text("version: 1\n")
+    doubtful.write_text("version: 1\nthinking: {mode: monitor}\n")
+    bad.write_text("version: 1\nboundry: {}\n")
+    said = call("policy", "check", good, doubtful)
+    assert said.exit_code == 0
+    assert said.stdout == f"{good}: ok\n{doubtful}: ok\n"
+    assert f"{doubtful}: warning: thinking is guarded less than the answer" in said.stderr
+    said = call("policy", "check", bad, good, tmp_path / "absent.yaml")
+    assert said.exit_code == 1
+    assert said.stdout == f"{good}: ok\n"
+    assert said.stderr.splitlines() == [
+        f'{bad}:2: boundry: unknown key; did you mean "boundary"?',
+        f"{tmp_path / 'absent.yaml'}: can't be read: No such file or directory",
+    ]
+
+
+def test_policy_explain_names_every_value_and_where_it_came_from(tmp_path):
+    path = tmp_path / "acme.yaml"
+    path.write_text("version: 1\nextends: strict\nmessages:\n  cut: Schluß.\n")
+    said = call("policy", "explain", path, "--json")
+    assert said.exit_code == 0
+    told = json.loads(said.stdout)
+    assert told["values"]["messages.cut"] == {"value": "Schluß.", "from": f"{path}:4"}
+    assert told["values"]["boundary.first"]["from"].startswith("preset strict:")
+    assert told["values"]["decision.confirmations"] == {"value": 1, "from": "default"}
+    assert re.fullmatch(r"[0-9a-f]{64}", told["sha256"])
+    plain = call("policy", "explain", path)
+    assert plain.exit_code == 0
+    assert told["sha256"] in plain.stdout
+    assert set(told["values"]) == {
+        line.split()[0] for line in plain.stdout.splitlines()[1:-1] if not line.startswith(" ")
+    }
+
+
+def test_policy_explain_of_a_preset_and_of_a_bad_file(tmp_path):
+    assert call("policy", "explain", PRESETS / "balanced.yaml").exit_code == 0
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("version: 3\n")
+    said = call("policy", "explain", bad, "--json")
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert f"{bad}:1: version: " in said.stderr
+
+
+def thinker(body: dict[str, Any]) -> Iterable[bytes]:
+    if not body:
+        return [http(200, json.dumps({"object": "list", "data": [{"id": "thinker-8b"}]}))]
+    return [SSE_HEAD, chunk({"content": "Let me count."}), chunk({"content": "</think>3"}), chunk({}, "stop"), DONE]
+
+
+def test_check_upstream_prints_the_config_line_to_write(tmp_path):
+    with model_server(thinker) as server:
+        config = write_config(tmp_path, server.url, "http://127.0.0.1:9/v1")
+        said = call("check", "upstream", "default", "--config", config)
+    assert said.exit_code == 0
+    assert "model:            thinker-8b\n" in said.stdout
+    assert "reasoning:        inline, <think> … </think>\n" in said.stdout
+    assert "starts open:      yes\n" in said.stdout
+    assert "usage:            none\n" in said.stdout
+    line = yaml.safe_load(said.stdout.partition("config line:\n")[2])
+    assert line["upstreams"]["default"]["thinking"] == {"style": "inline", "starts_open": True}
+
+
+def test_check_upstream_that_cant_be_asked(tmp_path):
+    with model_server(lambda _: []) as server:
+        pass
+    config = write_config(tmp_path, server.url, "http://127.0.0.1:9/v1")
+    said = call("check", "upstream", "default", "--config", config, "--model", "m")
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert said.stderr == "The upstream model server can't be reached.\n"
+
+
+def test_check_upstream_with_a_wrong_config(tmp_path):
+    config = write_config(tmp_path, "http://a/v1", "http://b/v1", zzz=1)
+    said = call("check", "upstream", "default", "--config", config)
+    assert said.exit_code == 2
+    assert "zzz: unknown key" in said.stderr
+    assert call("check", "upstream", "default", "--config", tmp_path / "absent.yaml").exit_code == 2
+
+
+def test_fetch_prompt_offline_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(published.fetch_prompt, "__kwdefaults__", {
+        **published.fetch_prompt.__kwdefaults__, "source": "http://127.0.0.1:9/{commit}/p.txt"
+    })  # fmt: skip
+    said = call("auditor", "fetch-prompt", "--commit", "a" * 40, "--sha256", "b" * 64)
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert "can't be reached" in said.stderr
+    assert "Offline? Fetch it on another machine" in said.stderr
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,116 @@
+"""`guardtrace serve` as an operator runs it: it serves, it ends when told to, and says what is wrong."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+from typer.testing import CliRunner
+
+from guardtrace_proxy.cli.app import app
+from tests.cli.serving import GUARDTRACE, run, serving, write_config
+from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, judging, model_server, stream
+
+MESSAGES = [{"role": "user", "content": "Please help."}]
+
+
+@pytest.fixture(scope="module")
+def auditor():
+    with model_server(judging(by_word)) as server:
+        yield server.url
+
+
+def test_it_serves_the_official_client_and_ends_when_told_to(tmp_path, auditor):
+    replies = {
+        "fine": [SSE_HEAD, *stream("Two and two make four.", "Four.")],
+        "bad": [SSE_HEAD, *stream("Well one two three HARM and more", "No.")],
+    }
+    with model_server(lambda body: replies[body["model"]]) as upstream:
+        config = write_config(tmp_path, upstream.url, auditor)
+        with serving(config) as running:
+            fine = list(running.client().chat.completions.create(model="fine", messages=MESSAGES, stream=True))
+            assert "".join(c.choices[0].delta.content or "" for c in fine).strip() == "Four."
+            assert fine[-1].choices[0].finish_reason == "stop"
+            bad = list(running.client().chat.completions.create(model="bad", messages=MESSAGES, stream=True))
+            assert bad[-1].choices[0].finish_reason == "content_filter"
+            assert not any("HARM" in chunk.model_dump_json() for chunk in bad)
+            with pytest.raises(openai.AuthenticationError):
+                running.client("gt-unknown").chat.completions.create(model="fine", messages=MESSAGES)
+            ready = httpx.get(running.url + "/readyz", trust_env=False).json()
+            assert ready["status"] == "ready"
+            assert ready["auditor"]["probe"] == "ok"
+            assert running.stop() == 0
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(running.url + "/healthz", trust_env=False)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_reply_in_flight_is_finished_first(tmp_path, auditor, how):
+    going_on = threading.Event()
+
+    def slowly(_):
+        yield SSE_HEAD
+        yield chunk({"role": "assistant", "content": "one two three four five six "})
+        going_on.wait(20)
+        yield chunk({"content": "seven"}) + chunk({}, "stop") + DONE
+
+    with model_server(slowly) as upstream, serving(write_config(tmp_path, upstream.url, auditor)) as running:
+        reply = running.client().chat.completions.create(model="m", messages=MESSAGES, stream=True)
+        first = next(reply)
+        running.process.send_signal(how)
+        time.sleep(0.3)
+        assert running.process.poll() is None
+        going_on.set()
+        rest = list(reply)
+        said = "".join(chunk.choices[0].delta.content or "" for chunk in [first, *rest])
+        assert said == "one two three four five six seven"
+        assert rest[-1].choices[0].finish_reason == "stop"
+        assert running.process.wait(20) == 0
+
+
+def test_a_wrong_config_is_told_and_nothing_is_served(tmp_path, auditor):
+    config = write_config(tmp_path, "http://a/v1", auditor, sevrer={"port": 1})
+    said = CliRunner().invoke(app, ["serve", "--config", str(config)])
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.startswith(f"{config}:")
+    assert 'sevrer: unknown key; did you mean "server"?' in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_an_absent_config(tmp_path):
+    said = CliRunner(env={"COLUMNS": "400", "NO_COLOR": "1"}).invoke(
+        app, ["serve", "--config", str(tmp_path / "x.yaml")]
+    )
+    assert said.exit_code == 2
+    assert "does not exist" in said.stderr
+
+
+def test_a_port_in_use_is_told(tmp_path, auditor):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        said = run("serve", "--config", write_config(tmp_path, "http://a/v1", auditor), "--port", str(port))
+    assert said.returncode == 2
+    assert "address already in use" in said.stderr
+    assert str(port) in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_an_auditor_that_cant_work_as_configured_is_told(tmp_path, auditor):
+    program = f"""
+from guardtrace_proxy.auditor.openai import OpenAIAuditor
+from guardtrace_proxy.auditor.protocol import AuditorSettingsError
+async def start(self):
+    raise AuditorSettingsError("auditor.model: there is no such folder")
+OpenAIAuditor.start = start
+{GUARDTRACE}"""
+    said = run("serve", "--config", write_config(tmp_path, "http://a/v1", auditor), "--port", "0", program=program)
+    assert said.returncode == 2
+    assert "The server didn't start: auditor.model: there is no such folder\n" in said.stderr
+    assert "Traceback" not in said.stderr

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from guardtrace_proxy.images import Budget, ImageError, ImageLimits, decode_image
+
+FIELD = "messages[2].content[0].image_url.url"
+LIMITS = ImageLimits(max_bytes=200_000, max_pixels=10_000)
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def decode(data: bytes, media_type: str = "image/png", limits: ImageLimits = LIMITS) -> Image.Image:
+    return decode_image(data, media_type, Budget(limits), FIELD)
+
+
+def refusal(data: bytes, media_type: str = "image/png", limits: ImageLimits = LIMITS) -> str:
+    with pytest.raises(ImageError) as caught:
+        decode(data, media_type, limits)
+    assert caught.value.field == FIELD
+    return str(caught.value)
+
+
+RED = Image.new("RGB", (40, 20), (255, 0, 0))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_each_format_becomes_rgb(format: str) -> None:
+    image = decode(encoded(RED, format), f"image/{format.lower()}")
+    assert (image.mode, image.size) == ("RGB", (40, 20))
+    red, green, blue = image.getpixel((5, 5))
+    assert red > 240
+    assert max(green, blue) < 16
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_every_mode_of_png_becomes_rgb(mode: str) -> None:
+    assert decode(encoded(Image.new(mode, (3, 3)), "PNG")).mode == "RGB"
+
+
+def test_cmyk_jpeg_becomes_rgb() -> None:
+    image = decode(encoded(RED.convert("CMYK"), "JPEG"), "image/jpeg")
+    assert image.mode == "RGB"
+    assert image.getpixel((5, 5))[0] > 200
+
+
+@pytest.mark.parametrize(("grey", "expected"), [(0, 0), (257 * 100, 100), (65535, 255)])
+def test_sixteen_bits_are_scaled_not_clipped(grey: int, expected: int) -> None:
+    image = Image.frombytes("I;16", (1, 1), grey.to_bytes(2, "little"))
+    assert decode(encoded(image, "PNG")).getpixel((0, 0)) == (expected,) * 3
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0, (255, 255, 255)), (255, (0, 0, 255)), (128, (127, 127, 255))])
+def test_alpha_lies_over_white(alpha: int, expected: tuple[int, int, int]) -> None:
+    assert decode(encoded(Image.new("RGBA", (2, 2), (0, 0, 255, alpha)), "PNG")).getpixel((0, 0)) == expected
+
+
+def test_transparent_palette_colour_is_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 200, 0, 0])
+    image.putpixel((1, 0), 1)
+    shown = decode(encoded(image, "PNG", transparency=0))
+    assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 0, 0)]
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_exif_orientation_is_applied(format: str) -> None:
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste((255, 0, 0), (0, 0, 20, 20))  # red on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by 90 degrees to view
+    shown = decode(encoded(image, format, exif=exif.tobytes()), f"image/{format.lower()}")
+    assert shown.size == (20, 40)
+    assert shown.getpixel((10, 5))[1] < 40  # red on top
+    assert shown.getpixel((10, 35))[1] > 200
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_several_frames_are_refused(format: str) -> None:
+    frames = encoded(RED, format, save_all=True, append_images=[Image.new("RGB", (40, 20), "blue")])
+    assert "several frames" in refusal(frames, f"image/{format.lower()}")
+
+
+def test_a_jpeg_with_further_pictures_is_its_first() -> None:
+    mpo = encoded(RED, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 20), "blue")])
+    assert decode(mpo, "image/jpeg").getpixel((5, 5))[0] > 240
+
+
+@pytest.mark.parametrize("declared", ["image/png", "image/jpeg", "image/webp", "image/gif"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_content_must_match_the_declared_type(format: str, declared: str) -> None:
+    if declared == f"image/{format.lower()}":
+        return
+    assert "readable" in refusal(encoded(RED, format), declared)
+
+
+def test_bytes_are_limited() -> None:
+    data = encoded(RED, "PNG")
+    assert decode(data, limits=ImageLimits(max_bytes=len(data)))
+    assert "bytes" in refusal(data, limits=ImageLimits(max_bytes=len(data) - 1))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_pixels_are_limited(format: str) -> None:
+    data, media_type = encoded(RED, format), f"image/{format.lower()}"
+    assert decode(data, media_type, ImageLimits(max_pixels=800))
+    assert "pixels" in refusal(data, media_type, ImageLimits(max_pixels=799))
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_each_kind_of_webp_header_is_read(lossless: bool, mode: str) -> None:
+    data = encoded(Image.new(mode, (101, 100)), "WEBP", lossless=lossless, exact=True)
+    assert "pixels" in refusal(data, "image/webp")
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that claims to be huge."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(101, 100), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
+def test_bombs_are_refused_in_the_header(size: tuple[int, int]) -> None:
+    assert "pixels" in refusal(bomb(*size))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_truncated_files_are_refused(format: str, share: float) -> None:
+    noise = Image.effect_noise((90, 90), 80).convert("RGB")
+    data = encoded(noise, format)
+    assert refusal(data[: int(len(data) * share)], f"image/{format.lower()}")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]), st.data())
+def test_broken_files_are_refused_or_decoded_but_never_raise_anything_else(format: str, data: st.DataObject) -> None:
+    whole = bytearray(encoded(RED, format))
+    for _ in range(data.draw(st.integers(1, 6))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        image = decode(bytes(whole), f"image/{format.lower()}")
+    except ImageError:
+        return
+    assert image.mode == "RGB"
+    assert image.width * image.height <= LIMITS.max_pixels
+
+
+def test_a_budget_is_common_to_the_images_that_share_it() -> None:
+    budget = Budget(ImageLimits(max_pixels=1000))
+    data = encoded(RED, "PNG")
+    decode_image(data, "image/png", budget, "first")
+    with pytest.raises(ImageError, match="1000 pixels") as caught:
+        decode_image(data, "image/png", budget, "second")
+    assert caught.value.field == "second"

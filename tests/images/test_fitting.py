@@ -1,0 +1,37 @@
+"""Large images are made smaller for a remote auditor; small ones go as they came."""
+
+from __future__ import annotations
+
+import io
+from base64 import b64decode, b64encode
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from guardtrace_proxy.images.data_urls import RequestImage
+from guardtrace_proxy.images.fitting import MAX_TOKENS, fitted, image_tokens
+
+
+def request_image(width: int, height: int) -> RequestImage:
+    pixels = Image.new("RGB", (width, height), (9, 99, 199))
+    data = io.BytesIO()
+    pixels.save(data, "PNG")
+    return RequestImage(f"data:image/png;base64,{b64encode(data.getvalue()).decode()}", "image/png", pixels)
+
+
+def test_a_small_image_goes_as_it_came():
+    image = request_image(640, 480)
+    assert fitted(image.data_url, image.pixels) == (image.data_url, 23 * 18 + 2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_no_image_takes_more_than_its_share_and_its_shape_stays(width, height):
+    image = request_image(width, height)
+    url, tokens = fitted(image.data_url, image.pixels)
+    sent = Image.open(io.BytesIO(b64decode(url.partition(",")[2])))
+    assert tokens == image_tokens(*sent.size) <= MAX_TOKENS + 2
+    if url != image.data_url:
+        assert 0.9 < (sent.width / sent.height) / (width / height) < 1.12 or min(sent.size) <= 140
+        assert abs(sent.getpixel((0, 0))[2] - 199) < 4

@@ -1,0 +1,56 @@
+"""YAML is read with line numbers and without surprises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from guardtrace_proxy.policy.yaml_file import MAX_FILE_BYTES, BadYaml, read_yaml
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "file.yaml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_lines_of_nested_keys(tmp_path):
+    file = read_yaml(write(tmp_path, "a:\n  b: 1\n  c:\n    - x\n    - d: 2\n"))
+    assert file.content == {"a": {"b": 1, "c": ["x", {"d": 2}]}}
+    assert (file.line("a"), file.line("a.b"), file.line("a.c.1.d")) == (1, 2, 5)
+    assert file.line("a.unheard.of") == 1
+    assert file.line("z") is None
+
+
+def test_an_empty_file_has_no_keys(tmp_path):
+    assert read_yaml(write(tmp_path, "# nothing\n")).content == {}
+
+
+def bomb() -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 8)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (bomb(), "aliases included"),
+        ("a: &a {b: *a}\n", "aliases included"),
+        ("base: &b {x: 1}\na: {<<: *b}\n", "merge keys"),
+        ("? [a, b]\n: 1\n", "plain key"),
+        ("a: !!python/object/apply:os.system [true]\n", ""),
+        ("a: !!python/name:os.system x\n", "can't be read"),
+        ("a: 1\n---\nb: 2\n", "document"),
+        ("a: .inf\n", "no number"),
+        ("a: 2026-99-99\n", "can't be read"),
+        ("[" * 3000, ""),
+        ("a: '" + "x" * MAX_FILE_BYTES + "'", "larger than"),
+    ],
+    ids=["bomb", "self", "merge", "key", "call", "name", "documents", "infinity", "date", "deep", "large"],
+)
+def test_hostile_files_are_refused(tmp_path, text, said):
+    with pytest.raises(BadYaml) as caught:
+        read_yaml(write(tmp_path, text))
+    assert said in str(caught.value)

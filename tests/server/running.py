@@ -1,0 +1,77 @@
+"""The proxy over real sockets, between scripted model servers and the official client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import openai
+import yaml
+
+from guardtrace_proxy.demo.serving import served
+from guardtrace_proxy.server.app import GuardTraceApp
+from guardtrace_proxy.server.config import load_config
+from tests.server.scripted import Script, Server, by_word, judging, model_server
+
+CHUNKS = {"boundary": {"first": 4, "growth": 1.0, "max": 4, "max_hold_ms": 60_000}}
+
+
+@dataclass
+class Running:
+    url: str
+    upstream: Server
+    auditor: Server
+    app: GuardTraceApp
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url + "/v1", api_key="EMPTY", max_retries=0, timeout=30)
+
+    def raw(self, body: Any, **options: Any) -> httpx.Response:
+        """POST to chat completions; a dict goes as JSON, bytes as they are."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        with httpx.Client(timeout=30, trust_env=False) as client:
+            return client.post(self.url + "/v1/chat/completions", content=content, **options)
+
+
+def ask(**more: Any) -> dict[str, Any]:
+    return {"model": "thinker", "messages": [{"role": "user", "content": "Please help."}], **more}
+
+
+@contextmanager
+def proxy(
+    upstream: Script,
+    auditor: Script | None = None,
+    *,
+    policy: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    environ: dict[str, str] | None = None,
+) -> Iterator[Running]:
+    """Serve; ``config`` and ``policy`` are merged over small defaults."""
+    with ExitStack() as stack:
+        upstream_server = stack.enter_context(model_server(upstream))
+        auditor_server = stack.enter_context(model_server(auditor or judging(by_word)))
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        settings: dict[str, Any] = {
+            "upstreams": {"default": {"base_url": upstream_server.url}},
+            "auditor": {"base_url": auditor_server.url, "model": "guard", "timeout_ms": 3000},
+            "tenants": {"all": {"policy": "test"}},
+            "anonymous_tenant": "all",
+            "logging": {"level": "error"},
+        }
+        for key, value in (config or {}).items():
+            old = settings.get(key)
+            settings[key] = {**old, **value} if isinstance(old, dict) else value
+        (folder / "policies").mkdir()
+        content = {"version": 1, "extends": "balanced", **CHUNKS, **(policy or {})}
+        (folder / "policies" / "test.yaml").write_text(yaml.safe_dump(content), "utf-8")
+        (folder / "guardtrace.yaml").write_text(yaml.safe_dump(settings), "utf-8")
+        app = GuardTraceApp(load_config(folder / "guardtrace.yaml", environ or {}), environ=environ or {})
+        url = stack.enter_context(served(app))
+        yield Running(url, upstream_server, auditor_server, app)

@@ -1,0 +1,128 @@
+"""Model servers that follow a script, over real sockets, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+SSE_HEAD = HEAD + b"Content-Type: text/event-stream\r\n\r\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None, index: int = 0, **more: Any) -> bytes:
+    """One event in vLLM's manner, with fields that no schema of ours knows."""
+    choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish, "token_ids": None}
+    head = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "thinker"}
+    return b"data: " + json.dumps({**head, "choices": [choice], **more}).encode() + b"\n\n"
+
+
+def stream(thinking: str, answer: str) -> list[bytes]:
+    """A reply word by word."""
+    frames = [chunk({"role": "assistant", "content": ""})]
+    frames += [chunk({"reasoning": word + " "}) for word in thinking.split()]
+    frames += [chunk({"content": word + " "}) for word in answer.split()]
+    return [*frames, chunk({}, "stop"), DONE]
+
+
+def completion(thinking: str | None, answer: str, **more: Any) -> bytes:
+    """A whole reply with its HTTP head."""
+    message: dict[str, Any] = {"role": "assistant", "content": answer}
+    if thinking is not None:
+        message["reasoning"] = thinking
+    body = {
+        "id": "chatcmpl-7",
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": "thinker",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 9, "total_tokens": 12},
+        **more,
+    }
+    return http(200, json.dumps(body))
+
+
+def http(status: int, body: str, content_type: str = "application/json") -> bytes:
+    """A reply of known length."""
+    data = body.encode()
+    head = f"HTTP/1.1 {status} X\r\nConnection: close\r\nContent-Type: {content_type}\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+@dataclass
+class Server:
+    """``requests`` are (path, headers, body); ``left`` is set when a client closed before the script's end."""
+
+    url: str = ""
+    requests: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
+    left: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        return [body for _, _, body in self.requests]
+
+
+Script = Callable[[dict[str, Any]], Iterable[bytes]]
+
+
+@contextmanager
+def model_server(script: Script) -> Iterator[Server]:
+    """Serve ``script``: from a request's body to the bytes of the reply, head and all."""
+    server = Server()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            line = self.rfile.readline().decode()
+            if not line:
+                return
+            headers = {}
+            while (header := self.rfile.readline().decode().strip()) != "":
+                name, _, value = header.partition(":")
+                headers[name.lower()] = value.strip()
+            body = self.rfile.read(int(headers.get("content-length", 0)))
+            content = json.loads(body) if body else {}
+            server.requests.append((line.split()[1], headers, content))
+            try:
+                for data in script(content):
+                    self.wfile.write(data)
+            except OSError:
+                server.left.set()
+
+    class Threaded(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        allow_reuse_address = True
+        request_queue_size = 64
+
+    with Threaded(("127.0.0.1", 0), Handler) as tcp:
+        server.url = f"http://127.0.0.1:{tcp.server_address[1]}/v1"
+        threading.Thread(target=tcp.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield server
+        finally:
+            tcp.shutdown()
+
+
+def judging(level_of: Callable[[str], str]) -> Script:
+    """An auditor that answers in the published form; ``level_of`` sees the user turn's text."""
+
+    def script(request: dict[str, Any]) -> Iterable[bytes]:
+        content = request["messages"][-1]["content"]
+        text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        reply = f"“Analysis”: The trace was read.\n“Judgment”: {level_of(text)}"
+        choice = {"index": 0, "message": {"role": "assistant", "content": reply}, "finish_reason": "stop"}
+        yield http(
+            200, json.dumps({"id": "a", "object": "chat.completion", "created": 1, "model": "g", "choices": [choice]})
+        )
+
+    return script
+
+
+def by_word(text: str) -> str:
+    """1 where the trace says HARM, 0.5 where it says HINT."""
+    shown = text.partition("Current Task Thinking")[2]
+    return "1" if "HARM" in shown else "0.5" if "HINT" in shown else "0"

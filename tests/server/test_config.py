@@ -1,0 +1,327 @@
+"""guardtrace.yaml becomes settings; whatever is wrong is said with file, line, key and the nearest valid key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from guardtrace_proxy.policy.errors import ConfigError
+from guardtrace_proxy.server.config import Config, ConfigFile, load_config
+
+HASH = "sha256:" + "ab" * 32
+UPSTREAMS = "upstreams: {default: {base_url: 'http://127.0.0.1:9000/v1'}}\n"
+AUDITOR = "auditor: {base_url: 'http://127.0.0.1:9001/v1'}\n"
+TENANTS = "tenants: {acme: {policy: balanced}}\n"
+LEAST = UPSTREAMS + AUDITOR + TENANTS
+
+
+def load(folder: Path, text: str, environ: dict[str, str] | None = None) -> Config:
+    path = folder / "guardtrace.yaml"
+    path.write_text(text, "utf-8")
+    return load_config(path, environ or {})
+
+
+def refusal(folder: Path, text: str, environ: dict[str, str] | None = None) -> list[str]:
+    """The problems without the folder's name."""
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text, environ)
+    return [str(problem).removeprefix(f"{folder}/guardtrace.yaml:") for problem in caught.value.problems]
+
+
+def test_the_least_file_gets_the_documented_defaults(tmp_path):
+    config = load(tmp_path, LEAST)
+    assert (config.server.host, config.server.port) == ("127.0.0.1", 8080)
+    assert (config.server.max_body_bytes, config.server.max_stream_bytes) == (33554432, 8388608)
+    assert config.server.max_total_bytes == 1073741824
+    assert (config.images.max_count, config.images.max_bytes, config.images.max_pixels) == (8, 20971520, 40000000)
+    assert (config.auditor.backend, config.auditor.model) == ("openai", "DloadingX/GuardTrace-VL-3B")
+    assert (config.auditor.depth, config.auditor.timeout_ms, config.auditor.annotate_max_tokens) == (
+        "annotate",
+        5000,
+        512,
+    )
+    assert config.upstreams["default"].thinking.style == "auto"
+    assert config.anonymous_tenant is None
+    assert list(config.policies) == ["balanced"]
+
+
+def test_policies_come_from_policies_dir_beside_the_file_then_from_the_presets(tmp_path):
+    folder = tmp_path / "rules"
+    folder.mkdir()
+    (folder / "acme.yaml").write_text("version: 1\nextends: strict\nhold_limit_ms: 5\n")
+    text = UPSTREAMS + AUDITOR + "policies_dir: rules\ntenants: {a: {policy: acme}, b: {policy: monitor}}\n"
+    config = load(tmp_path, text)
+    assert config.policies["acme"].policy.hold_limit_ms == 5
+    assert set(config.policies) == {"acme", "monitor"}
+
+
+def test_an_absent_policy_is_told_with_its_place(tmp_path):
+    text = UPSTREAMS + AUDITOR + "tenants:\n  acme:\n    policy: nobody\n"
+    assert refusal(tmp_path, text) == [
+        f"5: tenants.acme.policy: no nobody.yaml in {tmp_path / 'policies'}, no such preset"
+    ]
+
+
+def test_a_bad_policy_is_told_with_its_own_file_and_line(tmp_path):
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies" / "acme.yaml").write_text("version: 1\nanswr: {mode: hold}\n")
+    text = UPSTREAMS + AUDITOR + "tenants: {a: {policy: acme}, b: {policy: acme}}\n"
+    assert refusal(tmp_path, text) == [
+        f'{tmp_path / "policies" / "acme.yaml"}:2: answr: unknown key; did you mean "answer"?'
+    ]
+
+
+REFUSED = {
+    # Unknown keys, at every depth, with the nearest valid one.
+    "top": ("tennants: {}", '4: tennants: unknown key; did you mean "tenants"?'),
+    "nothing near": ("zzz: 1", f"4: zzz: unknown key; valid ones are {', '.join(sorted(ConfigFile.model_fields))}"),
+    "section": ("server:\n  prot: 1", '5: server.prot: unknown key; did you mean "port"?'),
+    "images": ("images: {max_byte: 1}", '4: images.max_byte: unknown key; did you mean "max_bytes"?'),
+    # Wrong types and impossible values.
+    "port as text": ("server: {port: '8080'}", "4: server.port: input should be a valid integer"),
+    "port as yes": ("server: {port: yes}", "4: server.port: input should be a valid integer"),
+    "port too high": ("server: {port: 65536}", "4: server.port: input should be less than or equal to 65535"),
+    "port below": ("server: {port: -1}", "4: server.port: input should be greater than or equal to 0"),
+    "host": ("server: {host: 1}", "4: server.host: input should be a valid string"),
+    "bytes": ("server: {max_body_bytes: 1023}", "4: server.max_body_bytes: input should be greater than"),
+    "stream bytes": ("server: {max_stream_bytes: 0}", "4: server.max_stream_bytes: input should be greater than"),
+    "total bytes": ("server: {max_total_bytes: 1.5}", "4: server.max_total_bytes: input should be a valid integer"),
+    "NaN": ("server: {max_body_bytes: .nan}", "4: server.max_body_bytes: .nan is no number that can be used"),
+    "count": ("images: {max_count: -1}", "4: images.max_count: input should be greater than or equal to 0"),
+    "pixels": ("images: {max_pixels: 1}", "4: images.max_pixels: input should be greater than or equal to 784"),
+    "log format": ("logging: {format: xml}", "4: logging.format: input should be 'json' or 'console'"),
+    "log level": ("logging: {level: trace}", "4: logging.level: input should be 'debug', 'info', 'warning' or 'error'"),
+    "section as list": ("images: [1]", "4: images: input should be"),
+    # What refers to nothing.
+    "anonymous": ("anonymous_tenant: ghost", "4: anonymous_tenant: there is no tenant 'ghost'"),
+    # Files that aren't settings.
+    "twice": ("tenants: {}", "4: tenants: the key occurs twice"),
+    "merge": ("server:\n  <<: {port: 1}", "5: server: merge keys (<<) aren't supported; use extends"),
+    "object": ("server: !!python/object:os.system {}", "4: server: the tag tag:yaml.org,2002:python/object"),
+    # What isn't built yet (ruling 17).
+    "passthrough": ("server: {passthrough: [/v1/x]}", "4: server.passthrough: passthrough is not yet supported"),
+    "urls": ("images: {allow_urls: ['https://a/']}", "4: images.allow_urls: fetching images is not yet supported"),
+    "image timeout": ("images: {timeout_ms: 3000}", "4: images.timeout_ms: fetching images is not yet supported"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_said_with_its_place(tmp_path, name):
+    text, said = REFUSED[name]
+    problems = refusal(tmp_path, LEAST + text + "\n")
+    assert len(problems) == 1
+    assert problems[0].startswith(said)
+
+
+URL = "auditor.base_url: expected an http:// or https:// URL with a host and a valid port"
+AUDITORS = {
+    "backend": ("{backend: ollama, base_url: 'http://a/v1'}", "auditor.backend: input should be"),
+    "no URL": ("{}", "auditor.base_url: required by backend openai"),
+    "URL": ("{base_url: 'localhost:9001'}", URL),
+    "no host": ("{base_url: 'http:///v1'}", URL),
+    "port": ("{base_url: 'http://a:x/v1'}", URL),
+    "high port": ("{base_url: 'http://a:65536/v1'}", URL),
+    "space": ("{base_url: 'http://a b/v1'}", URL),
+    "line": ('{base_url: "http://a\\n/v1"}', URL),
+    "name": ("{base_url: 'http://a..\u00e4/v1'}", URL),
+    "password": ("{base_url: 'http://:p@a/v1'}", "auditor.base_url: expected a URL without query"),
+    "query": ("{base_url: 'http://a/v1?k=1'}", "auditor.base_url: expected a URL without query"),
+    "user": ("{base_url: 'http://u:p@a/v1'}", "auditor.base_url: expected a URL without query"),
+    "useless URL": (
+        "{backend: transformers, base_url: 'http://a/v1'}",
+        "auditor.base_url: has no effect with backend transformers",
+    ),
+    "model": ("{base_url: 'http://a/v1', model: ''}", "auditor.model: string should have at least 1 character"),
+    "timeout": ("{base_url: 'http://a/v1', timeout_ms: 0}", "auditor.timeout_ms: input should be greater than"),
+    "tokens": ("{base_url: 'http://a/v1', annotate_max_tokens: 7}", "auditor.annotate_max_tokens: input should be"),
+    "context": ("{base_url: 'http://a/v1', max_context: 511}", "auditor.max_context: input should be"),
+    "unknown": (
+        "{base_url: 'http://a/v1', time_out: 5}",
+        'auditor.time_out: unknown key; did you mean "timeout_ms"?',
+    ),
+    "vllm": ("{backend: vllm}", "auditor.backend: backend vllm is not yet supported"),
+    "cascade": ("{base_url: 'http://a/v1', depth: cascade}", "auditor.depth: depth cascade is not yet supported"),
+    "label": ("{base_url: 'http://a/v1', depth: label}", "auditor.depth: depth label over HTTP is not yet supported"),
+    "escalate": ("{base_url: 'http://a/v1', escalate_at: 0.1}", "auditor.escalate_at: escalate_at, which"),
+    "own timeout": (
+        "{base_url: 'http://a/v1', annotate_timeout_ms: 9}",
+        "auditor.annotate_timeout_ms: a timeout of its own is not yet supported",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AUDITORS)
+def test_what_is_wrong_about_the_auditor(tmp_path, name):
+    text, said = AUDITORS[name]
+    problems = refusal(tmp_path, UPSTREAMS + TENANTS + f"auditor: {text}\n")
+    assert len(problems) == 1
+    assert problems[0].startswith(f"3: {said}")
+
+
+def test_label_is_for_the_local_backend(tmp_path):
+    config = load(tmp_path, UPSTREAMS + TENANTS + "auditor: {backend: transformers, depth: label}\n")
+    assert config.auditor.depth == "label"
+
+
+OTHERS = {
+    "no upstream": ("upstreams: {}", "1: upstreams: expected at least one upstream"),
+    "upstream without URL": ("upstreams: {default: {}}", "1: upstreams.default.base_url: required, but missing"),
+    "ftp": ("upstreams: {default: {base_url: 'ftp://a/v1'}}", "1: upstreams.default.base_url: expected an http://"),
+    "upstream key": (
+        "upstreams:\n  default:\n    base_ulr: http://a/v1\n    base_url: http://a/v1",
+        '3: upstreams.default.base_ulr: unknown key; did you mean "base_url"?',
+    ),
+    "style": (
+        "upstreams: {default: {base_url: 'http://a/v1', thinking: {style: tags}}}",
+        "1: upstreams.default.thinking.style: input should be 'auto', 'field', 'inline' or 'custom'",
+    ),
+    "custom": (
+        "upstreams: {default: {base_url: 'http://a/v1', thinking: {style: custom, open: '<a>'}}}",
+        "1: upstreams.default.thinking: style custom needs close",
+    ),
+    "tags": (
+        "upstreams: {default: {base_url: 'http://a/v1', thinking: {close: '</a>'}}}",
+        "1: upstreams.default.thinking: open and close are for style custom",
+    ),
+    "empty tag": (
+        "upstreams: {default: {base_url: 'http://a/v1', thinking: {style: custom, close: ''}}}",
+        "1: upstreams.default.thinking.close: string should have at least 1 character",
+    ),
+    "starts open": (
+        "upstreams: {default: {base_url: 'http://a/v1', thinking: {style: field, starts_open: true}}}",
+        "1: upstreams.default.thinking: starts_open has no effect with style field",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_wrong_about_upstreams(tmp_path, name):
+    text, said = OTHERS[name]
+    problems = refusal(tmp_path, f"{text}\n{AUDITOR}tenants: {{}}\n")
+    assert len(problems) == 1
+    assert problems[0].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("tenants", "said"),
+    [
+        ("acme: {}", "4: tenants.acme.policy: required, but missing"),
+        ("acme: {policy: balanced, upstrem: default}", 'unknown key; did you mean "upstream"?'),
+        ("acme: {policy: balanced, upstream: other}", "there is no upstream 'other'; known: default"),
+        ("acme: {policy: balanced, keys: [gt-secret]}", 'keys: expected "sha256:" and 64 hex digits'),
+        ("acme: {policy: balanced, keys: ['sha256:abc']}", 'keys: expected "sha256:" and 64 hex digits'),
+        (f"acme: {{policy: balanced, keys: ['sha256:{'g' * 64}']}}", 'keys: expected "sha256:" and 64 hex digits'),
+        (f"acme: {{policy: balanced, keys: ['{HASH}\u0660']}}", 'keys: expected "sha256:" and 64 hex digits'),
+        (f"acme: {{policy: balanced, keys: '{HASH}'}}", "4: tenants.acme.keys: input should be a valid list"),
+        ("acme: {policy: ../balanced}", "4: tenants.acme.policy: no ../balanced.yaml"),
+        ("acme: [balanced]", "4: tenants.acme: input should be"),
+    ],
+)
+def test_what_is_wrong_about_tenants(tmp_path, tenants, said):
+    problems = refusal(tmp_path, f"{UPSTREAMS}{AUDITOR}tenants:\n  {tenants}\n")
+    assert len(problems) == 1
+    assert said in problems[0]
+
+
+def test_one_key_belongs_to_one_tenant(tmp_path):
+    text = f"{UPSTREAMS}{AUDITOR}tenants:\n  a: {{policy: strict, keys: ['{HASH}']}}\n"
+    other = f"  b: {{policy: strict, keys: ['{HASH.upper().replace('SHA', 'sha')}']}}\n"
+    assert refusal(tmp_path, text + other) == ["5: tenants.b.keys: tenant a has the same key"]
+
+
+@pytest.mark.parametrize("section", ["upstreams", "auditor", "tenants"])
+def test_three_sections_are_required(tmp_path, section):
+    text = "".join(line + "\n" for line in LEAST.splitlines() if not line.startswith(section))
+    assert refusal(tmp_path, text) == [f" {section}: required, but missing"]
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    text = LEAST + "anonymous_tenant: ghost\nserver: {passthrough: [/x]}\nimages: {timeout_ms: 1}\n"
+    assert len(refusal(tmp_path, text)) == 3
+
+
+def test_keys_come_from_the_environment(tmp_path):
+    text = (
+        "upstreams: {default: {base_url: 'http://a/v1', api_key_env: UP}}\n"
+        "auditor: {base_url: 'http://b/v1', api_key_env: GUARD}\n" + TENANTS
+    )
+    assert load(tmp_path, text, {"UP": "k", "GUARD": "k"}).upstreams["default"].api_key_env == "UP"
+    said = "the environment variable {} isn't set; set it, or leave the key out"
+    assert refusal(tmp_path, text, {"UP": ""}) == [
+        f"1: upstreams.default.api_key_env: {said.format('UP')}",
+        f"2: auditor.api_key_env: {said.format('GUARD')}",
+    ]
+
+
+def test_a_key_in_the_file_is_no_setting(tmp_path):
+    text = "upstreams: {default: {base_url: 'http://a/v1', api_key: hunter2}}\n" + AUDITOR + TENANTS
+    problems = refusal(tmp_path, text)
+    assert problems == ['1: upstreams.default.api_key: unknown key; did you mean "api_key_env"?']
+
+
+def test_refusals_never_repeat_a_secret(tmp_path):
+    text = (
+        UPSTREAMS + "auditor: {base_url: 'http://me:hunter2@a/v1'}\ntenants: {a: {policy: strict, keys: [hunter2]}}\n"
+    )
+    assert "hunter2" not in "\n".join(refusal(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "upstreams: required, but missing"),
+        (b"\xff\xfe", "not UTF-8 YAML"),
+        (b"- a\n", "1: expected keys and values"),
+        (b"server: [1\n", "2: "),
+        (b"a: &x [1]\n" + b"b: " + b"[" * 30 + b"]" * 30, "more than 20 levels"),
+        (b"# " + b"x" * 262_144, "larger than 262,144 bytes"),
+        (b"a: &a [1,1,1,1,1,1,1,1,1,1]\n" + b"".join(
+            b"%c: &%c [%s]\n" % (98 + n, 98 + n, b",".join([b"*%c" % (97 + n)] * 10)) for n in range(5)
+        ), "more than 20,000 values"),
+    ],
+    ids=["empty", "bytes", "list", "open", "deep", "large", "aliases"],
+)  # fmt: skip
+def test_files_that_are_no_settings(tmp_path, content, said):
+    path = tmp_path / "guardtrace.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, {})
+    assert said in str(caught.value)
+
+
+def test_an_absent_file(tmp_path):
+    with pytest.raises(ConfigError, match="can't be read: No such file"):
+        load_config(tmp_path / "absent.yaml", {})
+
+
+leaves = st.none() | st.booleans() | st.integers(-3, 70_000) | st.floats() | st.text(max_size=6)
+names = st.sampled_from(
+    [*ConfigFile.model_fields, "default", "acme", "base_url", "policy", "keys", "thinking", "style", "port", "x.y", ""]
+)
+words = st.sampled_from(["default", "acme", "balanced", "http://a/v1", "http://[::1", "custom", "../..", HASH])
+values: st.SearchStrategy[Any] = st.recursive(
+    leaves | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names | st.text(max_size=4), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(names | st.text(max_size=4), values, max_size=6), st.booleans())
+def test_any_mapping_gives_a_config_or_a_config_error(tmp_path, content, merged):
+    if merged:
+        content = {**yaml.safe_load(LEAST), **content}
+    path = tmp_path / "guardtrace.yaml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), "utf-8")
+    try:
+        config = load_config(path, {})
+    except ConfigError as error:
+        assert error.problems
+        assert all(problem.message for problem in error.problems)
+    else:
+        assert {tenant.policy for tenant in config.tenants.values()} == set(config.policies)

@@ -1,0 +1,159 @@
+"""`check upstream` finds out how a model server writes its thinking, from one reply of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import anyio
+import pytest
+import yaml
+
+from guardtrace_proxy.server.config import ThinkingSettings, UpstreamSettings
+from guardtrace_proxy.server.errors import ApiError
+from guardtrace_proxy.server.inspect import Finding, inspect_upstream
+from tests.server.scripted import DONE, SSE_HEAD, Server, chunk, http, model_server
+
+USAGE = {"prompt_tokens": 20, "completion_tokens": 7, "total_tokens": 27}
+
+
+def run(frames: Iterable[bytes], model: str | None = "thinker") -> tuple[Finding, Server]:
+    sent = [SSE_HEAD, *frames]
+    with model_server(lambda _: sent) as server:
+        return inspect(server, model), server
+
+
+def inspect(server: Server, model: str | None = None, **settings: Any) -> Finding:
+    upstream = UpstreamSettings(base_url=server.url, **settings)
+    return anyio.run(inspect_upstream, "default", upstream, {"UP": "up-key"}, model)
+
+
+def words(text: str, field: str = "content") -> list[bytes]:
+    return [chunk({field: word}) for word in text.split("|")]
+
+
+END = [chunk({}, "stop"), DONE]
+
+
+@pytest.mark.parametrize("field", ["reasoning", "reasoning_content", "thinking"])
+def test_a_reasoning_field(field):
+    finding, server = run([*words("Let me |count.", field), *words("3"), *END])
+    assert (finding.where, finding.config) == (f"field {field}", "{style: field}")
+    assert (finding.starts_open, finding.finish_reason, finding.done) == (False, "stop", True)
+    assert finding.events == 5
+    assert finding.notes == []
+    path, _, body = server.requests[0]
+    assert path == "/v1/chat/completions"
+    assert (body["model"], body["stream"], body["stream_options"]) == ("thinker", True, {"include_usage": True})
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "config"),
+    [
+        ("<thi|nk>Let me count.</th|ink>3", "inline, <think> … </think>", "{style: inline}"),
+        ("Let me count.</th|ink>3", "inline, <think> … </think>", "{style: inline, starts_open: true}"),
+        ("◁think▷Let me| count.◁/think▷3", "inline, ◁think▷ … ◁/think▷", "{style: inline}"),
+        ("Let me| count.◁/think▷3", "inline, ◁think▷ … ◁/think▷", "{style: inline, starts_open: true}"),
+        ("<think>It never closes", "inline, <think> … </think>", "{style: inline}"),
+        (
+            "One.</think> Later it writes <think> again.",
+            "inline, <think> … </think>",
+            "{style: inline, starts_open: true}",
+        ),
+    ],
+)
+def test_inline_tags_and_whether_they_start_open(text, where, config):
+    finding, _ = run([*words(text), *END])
+    assert (finding.where, finding.config) == (where, config)
+    assert finding.starts_open is ("starts_open" in config)
+
+
+@pytest.mark.parametrize("text", ["<think>a</think>b", "a</think>b", "a"])
+def test_the_config_line_can_be_written_as_it_is(text):
+    finding, _ = run([*words(text), *END])
+    ThinkingSettings.model_validate(yaml.safe_load(finding.config))
+
+
+def test_usage_is_named():
+    usage = b"data: " + json.dumps({"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
+        "choices": [], "usage": USAGE}).encode() + b"\n\n"  # fmt: skip
+    finding, _ = run([*words("x", "reasoning"), chunk({}, "stop"), usage, DONE])
+    assert finding.usage == "prompt_tokens 20, completion_tokens 7, total_tokens 27"
+    finding, _ = run([*words("x", "reasoning"), *END])
+    assert finding.usage == "none"
+
+
+def test_no_thinking_is_said():
+    finding, _ = run([*words("There are 3."), *END])
+    assert (finding.where, finding.config, finding.starts_open) == ("none seen", "{style: auto}", False)
+    assert "no thinking was seen" in finding.notes[0]
+
+
+def test_a_reply_that_ran_out_of_length_says_nothing_about_thinking():
+    finding, _ = run([*words("Let me count, one"), chunk({}, "length"), DONE])
+    assert finding.finish_reason == "length"
+    assert "stopped at its length limit" in finding.notes[0]
+
+
+def test_an_empty_stream():
+    finding, _ = run([])
+    assert (finding.events, finding.done, finding.finish_reason, finding.where) == (0, False, None, "none seen")
+
+
+def test_events_that_arent_understood_are_noted():
+    finding, _ = run([b"data: {oops\n\n", *END])
+    assert any("malformed" in note for note in finding.notes)
+
+
+def test_the_first_listed_model_is_asked_with_the_upstreams_own_key():
+    def script(body: dict[str, Any]) -> Iterable[bytes]:
+        if not body:
+            return [http(200, json.dumps({"object": "list", "data": [{"id": "first"}, {"id": "second"}]}))]
+        return [SSE_HEAD, *words("x", "reasoning"), *END]
+
+    with model_server(script) as server:
+        finding = inspect(server, api_key_env="UP")
+    assert finding.model == "first"
+    assert [path for path, _, _ in server.requests] == ["/v1/models", "/v1/chat/completions"]
+    assert server.bodies[1]["model"] == "first"
+    assert all(headers["authorization"] == "Bearer up-key" for _, headers, _ in server.requests)
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (http(200, '{"object": "list", "data": []}'), "name one with --model"),
+        (http(200, "<html>", "text/html"), "something other than a JSON object"),
+        (http(404, '{"error": {"message": "Not here."}}'), "Not here."),
+    ],
+)
+def test_no_list_of_models(reply, said):
+    with model_server(lambda _: [reply]) as server, pytest.raises(ApiError, match=said):
+        inspect(server)
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (http(200, '{"choices": []}'), "didn't stream"),
+        (http(401, '{"error": {"message": "Bad key."}}'), "Bad key."),
+        (b"", "can't be reached"),
+    ],
+)
+def test_an_upstream_that_cant_be_asked(reply, said):
+    with model_server(lambda _: [reply]) as server, pytest.raises(ApiError, match=said):
+        inspect(server, "thinker")
+
+
+def test_an_upstream_that_breaks_off():
+    head = SSE_HEAD.replace(b"Connection: close", b"Content-Length: 99999")
+    with model_server(lambda _: [head, *words("x")]) as server, pytest.raises(ApiError, match="can't be reached"):
+        inspect(server, "thinker")
+
+
+def test_nobody_listens():
+    with model_server(lambda _: []) as server:
+        pass
+    with pytest.raises(ApiError, match="can't be reached"):
+        inspect(server, "thinker")

@@ -1,0 +1,190 @@
+"""Upstreams that are down, talk nonsense or break off: nothing unaudited leaks and a broken stream never looks whole."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+import openai
+import pytest
+
+from tests.server.running import ask, proxy
+from tests.server.scripted import DONE, HEAD, SSE_HEAD, chunk, completion, http, stream
+
+WORDS = "one two three four five six seven eight nine".split()
+
+
+def replay(*parts: bytes):
+    return lambda _: parts
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_upstream_that_is_down(streamed):
+    config = {"upstreams": {"default": {"base_url": f"http://127.0.0.1:{closed_port()}/v1"}}}
+    with proxy(replay(), config=config) as running:
+        reply = running.raw(ask(stream=streamed))
+    assert reply.status_code == 502
+    assert reply.json()["error"]["code"] == "upstream_unreachable"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(
+    "reply", [http(200, "<html>Sign in</html>", "text/html"), http(503, "<html>busy</html>", "text/html")]
+)
+def test_an_upstream_that_answers_html(reply, streamed):
+    with proxy(replay(reply)) as running:
+        got = running.raw(ask(stream=streamed))
+    assert got.status_code in (502, 503)
+    assert got.json()["error"]["type"] == "upstream_error"
+    assert "<html>" not in got.text
+
+
+def test_the_upstreams_own_error_passes_with_its_status():
+    body = json.dumps({"error": {"message": "Slow down.", "type": "rate_limit", "param": None, "code": "rate"}})
+    with proxy(replay(http(429, body))) as running, pytest.raises(openai.RateLimitError, match="Slow down"):
+        running.client.chat.completions.create(**ask())
+
+
+def test_an_error_brings_no_generated_text_along():
+    body = json.dumps({"error": {"message": "Failed.", "code": "x", "generated": "HARM"}, "partial": "HARM"})
+    with proxy(replay(http(500, body))) as running:
+        assert "HARM" not in running.raw(ask()).text
+
+
+def test_a_stream_that_breaks_off_ends_with_an_error_and_no_done():
+    frames = [chunk({"role": "assistant", "content": ""}), *[chunk({"reasoning": word + " "}) for word in WORDS]]
+    with proxy(replay(SSE_HEAD, *frames)) as running:
+        text = running.raw(ask(stream=True)).text
+        with pytest.raises(openai.APIError, match="broke off"):
+            list(running.client.chat.completions.create(**ask(stream=True)))
+    assert "[DONE]" not in text
+    assert '"finish_reason":"stop"' not in text.replace(" ", "")
+    assert "nine" in text
+
+
+def test_what_broke_off_is_judged_before_it_leaves():
+    frames = [chunk({"reasoning": "fine "}), chunk({"reasoning": "HARM "})]
+    with proxy(replay(SSE_HEAD, *frames)) as running:
+        text = running.raw(ask(stream=True)).text
+    assert "HARM" not in text
+    assert "stopped by policy" in text
+
+
+def test_a_stream_that_breaks_off_in_what_may_be_a_tag_ends():
+    """A body of a known length that ends early, while ``<`` waits for the rest of a tag."""
+    head = HEAD + b"Content-Type: text/event-stream\r\nContent-Length: 100000\r\n\r\n"
+    with proxy(replay(head, chunk({"content": "All is fine, 3 <"}))) as running:
+        text = running.raw(ask(stream=True)).text
+    assert "3 <" in text
+    assert "broke off" in text
+    assert "[DONE]" not in text
+
+
+def test_a_finished_stream_without_done_is_given_one():
+    frames = stream("All is fine.", "Four.")[:-1]
+    with proxy(replay(SSE_HEAD, *frames)) as running:
+        assert running.raw(ask(stream=True)).content == b"".join([*frames, DONE])
+
+
+def test_a_reply_cut_by_the_network_isnt_taken_for_whole():
+    whole = completion("All is fine.", "Four.")
+    with proxy(replay(whole[:-30])) as running:
+        reply = running.raw(ask())
+    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_unreadable")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"data: {nope}\n\n",
+        b'data: {"choices": [{"index": "zero", "delta": {}}]}\n\n',
+        b"data: \xff\xfe\n\n",
+    ],
+)
+def test_frames_that_cant_be_read_end_the_stream_and_arent_passed_on(bad):
+    frames = [chunk({"reasoning": "fine "}), bad, chunk({"content": "later"}), chunk({}, "stop"), DONE]
+    with proxy(replay(SSE_HEAD, *frames)) as running:
+        got = running.raw(ask(stream=True))
+    assert bad not in got.content
+    assert b"later" not in got.content
+    assert b"[DONE]" not in got.content
+    assert b'"error"' in got.content
+
+
+def test_text_in_an_unheard_of_shape_is_audited_too():
+    frames = [chunk({"content": ["HARM"]}), chunk({"novel": {"deep": "HARM"}}), chunk({}, "stop"), DONE]
+    for frame in frames[:2]:
+        with proxy(replay(SSE_HEAD, frame, *frames[2:])) as running:
+            got = running.raw(ask(stream=True)).text
+        assert "HARM" not in got
+        assert "content_filter" in got
+
+
+def test_an_error_frame_reaches_the_client():
+    frames = [chunk({"reasoning": "fine "}), b'data: {"error": {"message": "out of memory", "code": 500}}\n\n']
+    with proxy(replay(SSE_HEAD, *frames)) as running, pytest.raises(openai.APIError, match="out of memory"):
+        list(running.client.chat.completions.create(**ask(stream=True)))
+
+
+def test_a_stream_where_a_whole_reply_was_asked_for():
+    with proxy(replay(SSE_HEAD, *stream("Fine.", "HARM"))) as running:
+        reply = running.raw(ask())
+    assert reply.status_code == 502
+    assert "HARM" not in reply.text
+
+
+def test_a_whole_reply_that_isnt_a_completion():
+    with proxy(replay(http(200, '{"choices": "HARM"}'))) as running:
+        reply = running.raw(ask())
+    assert reply.status_code == 502
+    assert "HARM" not in reply.text
+
+
+def test_reading_pauses_while_too_much_is_held():
+    sent = []
+
+    def endless(_):
+        yield SSE_HEAD
+        while True:
+            sent.append(64_000)
+            yield chunk({"reasoning": "x" * 64_000})
+
+    def stuck(_):
+        time.sleep(2)
+        yield b""
+
+    with proxy(endless, stuck, config={"server": {"max_stream_bytes": 200_000}}) as running:
+        events = running.client.chat.completions.create(**ask(stream=True))
+        time.sleep(1)
+        events.close()
+        assert running.upstream.left.wait(5)
+    # The rest waits in socket buffers.
+    assert sum(sent) < 16_000_000
+
+
+def test_an_event_that_never_ends_is_stopped():
+    def endless(_):
+        yield SSE_HEAD
+        while True:
+            yield b"data: " + b"x" * 65_536
+
+    config = {"server": {"max_stream_bytes": 200_000}}
+    with proxy(endless, config=config) as running:
+        reply = running.raw(ask(stream=True))
+        assert running.upstream.left.wait(5)
+    assert b'"error"' in reply.content
+    assert b"xxxx" not in reply.content
+
+
+def test_compressed_replies_arent_read_blindly():
+    head = HEAD + b"Content-Type: text/event-stream\r\nContent-Encoding: gzip\r\n\r\n"
+    with proxy(replay(head, b"\x1f\x8b\x08 nonsense HARM")) as running:
+        reply = running.raw(ask(stream=True))
+    assert b"HARM" not in reply.content

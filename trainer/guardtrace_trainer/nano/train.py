@@ -1,0 +1,215 @@
+"""Three stages, seeded and counted in steps, so that a seed gives the same model again on the same kind of device.
+
+``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``language``: the language model
+alone learns the task on vision tokens that are simulated from the classes. ``joint``: both on real pixels.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from guardtrace_trainer.nano.batches import VisionBatches, batches, load
+from guardtrace_trainer.nano.model import (
+    HIDDEN,
+    Muon,
+    patchify,
+    see,
+)
+from guardtrace_trainer.nano.render import (
+    CLASSES,
+    UNSURE,
+    any_picture,
+    render,
+)
+from guardtrace_trainer.nano.trainee import LETTERS, Trainee, losses, read, simulated_tokens
+from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS
+
+LAST_MERGER = "merger.mlp.2"
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps and peak learning rates."""
+
+    vision_steps: int = 900
+    vision_batch: int = 48
+    vision_lr: float = 1.5e-3
+    language_steps: int = 1000
+    language_lr: float = 2e-3
+    joint_steps: int = 1250
+    joint_lr: float = 1e-3
+    joint_vision_lr: float = 6e-4
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a training is run; nothing here changes its result. ``kept`` is where finished stages are kept."""
+
+    device: str = "cpu"
+    workers: int = 0
+    kept: Path | None = None
+    log: Log = print
+
+
+def train(seed: int, plan: Plan, run: Run) -> Trainee:
+    """All stages for one seed. On a CPU one thread computes: more would change the order of sums.
+
+    A stage that was finished earlier under ``run.kept`` is read from there.
+    """
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    trainee = Trainee(seed, run.device)
+    for name, stage in (("vision", train_vision), ("language", train_language), ("joint", train_joint)):
+        path = None if run.kept is None else run.kept / f"{name}.pt"
+        if path is not None and path.exists():
+            trainee.restore(torch.load(path, map_location=run.device, weights_only=True))
+            run.log(f"{name} is read from {path}")
+            continue
+        began = time.monotonic()
+        stage(trainee, plan, seed, run)
+        run.log(f"{name} took {time.monotonic() - began:.0f} s")
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(trainee.state(), path)
+    return trainee
+
+
+def _schedule(step: int, steps: int, decay_from: float) -> float:
+    """Linear warm-up over 30 steps, then constant, then linear to 3 % from ``decay_from`` on."""
+    share = step / steps
+    decay = 1.0 if share < decay_from else max(0.03, (1 - share) / (1 - decay_from))
+    return min(1.0, (step + 1) / 30) * decay
+
+
+def _set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("peak", group["lr"]) * factor
+
+
+def _step(optimizers: list[torch.optim.Optimizer], loss: torch.Tensor, clipped: list[nn.Parameter]) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(clipped, 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def whiten_patches(vision: Any, seed: int) -> None:
+    """Patch embedding := whitening filters of the corpus's own patches, so that white paper doesn't drown letters."""
+    rng = random.Random(1000 + seed)
+    images = np.stack([render(any_picture(rng), rng).pixels for _ in range(400)])
+    patches = patchify(images).reshape(-1, 3, 2, 196)[:, :, 0].reshape(-1, 588)
+    patches = patches - patches.mean(0)
+    values, vectors = torch.linalg.eigh((patches.T @ patches / len(patches)).double())
+    weight = vision.patch_embed.proj.weight
+    count = weight.shape[0]
+    values, vectors = values.flip(0)[:count].float(), vectors.flip(1)[:, :count].float()
+    filters = (vectors / (values + 0.02).sqrt()).T.reshape(count, 3, 1, 14, 14).repeat(1, 1, 2, 1, 1) / 2
+    with torch.no_grad():
+        weight.copy_(filters.reshape(weight.shape))
+
+
+def train_vision(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
+    """Dense labels from the renderer: each cell's class, and the letter of each patch."""
+    vision = trainee.vision
+    whiten_patches(vision, seed)
+    parameters = list(vision.parameters())
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(parameters, lr=plan.vision_lr, betas=(0.9, 0.95), weight_decay=0.05),
+        torch.optim.AdamW(trainee.letters.parameters(), lr=plan.vision_lr),
+    ]
+    targets = trainee.classes / EMBEDDING_RMS
+    class_weight = torch.ones(len(CLASSES), device=trainee.device)
+    letter_weight = torch.ones(LETTERS, device=trainee.device)
+    class_weight[0], letter_weight[0] = 0.3, 0.2
+    average = None
+    stream = load(VisionBatches(2000 + seed, plan.vision_batch), plan.vision_steps, run.workers)
+    for step, batch in enumerate(stream):
+        _set_rates(optimizers, _schedule(step, plan.vision_steps, 0.5))
+        patches, cells, letters = (part.to(trainee.device) for part in batch)
+        hidden, tokens = see(vision, patches, trainee.rotations)
+        logits = tokens @ targets.T / HIDDEN**0.5
+        by_class = F.cross_entropy(logits.flatten(0, 1), cells.flatten(), class_weight, ignore_index=UNSURE)
+        certain = cells >= 0
+        by_vector = F.mse_loss(tokens[certain], targets[cells[certain]])
+        by_letter = F.cross_entropy(trainee.letters(hidden).flatten(0, 1), letters.flatten(), letter_weight)
+        _step(optimizers, by_class + 0.2 * by_vector + 0.5 * by_letter, parameters)
+        average = by_class.item() if average is None else 0.95 * average + 0.05 * by_class.item()
+        if step % 50 == 0:
+            run.log(f"vision {step}: cell loss {average:.3f}, letter loss {by_letter.item():.3f}")
+    with torch.no_grad():
+        for name, parameter in vision.named_parameters():
+            if name.startswith(LAST_MERGER):
+                parameter.mul_(EMBEDDING_RMS)
+
+
+def _language_optimizers(trainee: Trainee, lr: float) -> list[torch.optim.Optimizer]:
+    trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
+    return [
+        Muon([parameter for parameter in trained if parameter.ndim == 2], lr),
+        torch.optim.AdamW([p for p in trained if p.ndim != 2], lr=lr * 1.5, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW([*trainee.strength.parameters(), *trainee.harm.parameters()], lr=lr),
+    ]
+
+
+def train_language(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
+    """The language model on simulated vision tokens."""
+    optimizers = _language_optimizers(trainee, plan.language_lr)
+    clipped = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
+    rng = random.Random(4000 + seed)
+    average = torch.zeros(2)
+    for step, batch in enumerate(batches(3000 + seed, plan.language_steps, run.workers)):
+        _set_rates(optimizers, _schedule(step, plan.language_steps, 0.5))
+        tokens = None if batch.cells is None else simulated_tokens(trainee, batch, rng)
+        reply, along = losses(trainee, batch, read(trainee, batch, tokens, rng))
+        _step(optimizers, reply + 0.5 * along, clipped)
+        average = average * 0.95 + torch.tensor([reply.item(), along.item()]) * 0.05
+        if step % 50 == 0:
+            reply_loss, along_loss = (average / (1 - 0.95 ** (step + 1))).tolist()
+            run.log(f"language {step}: reply loss {reply_loss:.3f}, loss along the text {along_loss:.3f}")
+
+
+def train_joint(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
+    """Both towers on real pixels; the tower's dense loss is kept."""
+    optimizers = _language_optimizers(trainee, plan.joint_lr)
+    named = list(trainee.vision.named_parameters())
+    last = [parameter for name, parameter in named if name.startswith(LAST_MERGER)]
+    others = [parameter for name, parameter in named if not name.startswith(LAST_MERGER)]
+    groups = [
+        {"params": others, "lr": plan.joint_vision_lr},
+        {"params": last, "lr": plan.joint_vision_lr * 0.2},
+    ]
+    optimizers.append(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01))
+    clipped = [p for p in (*trainee.language.parameters(), *trainee.vision.parameters()) if p.requires_grad]
+    class_weight = torch.ones(len(CLASSES), device=trainee.device)
+    class_weight[0] = 0.3
+    rng = random.Random(6000 + seed)
+    average = torch.zeros(3)
+    for step, batch in enumerate(batches(5000 + seed, plan.joint_steps, run.workers)):
+        _set_rates(optimizers, _schedule(step, plan.joint_steps, 0.05))
+        tokens, seen = None, torch.zeros((), device=trainee.device)
+        if batch.images is not None and batch.cells is not None:
+            tokens = see(trainee.vision, patchify(batch.images).to(trainee.device), trainee.rotations)[1]
+            logits = trainee.class_logits(tokens).flatten(0, 1)
+            seen = F.cross_entropy(logits, batch.cells.flatten().to(trainee.device), class_weight, ignore_index=UNSURE)
+        reply, along = losses(trainee, batch, read(trainee, batch, tokens, rng))
+        _step(optimizers, reply + 0.5 * along + seen, clipped)
+        average = average * 0.95 + torch.tensor([reply.item(), along.item(), seen.item()]) * 0.05
+        if step % 50 == 0:
+            shown = (average / (1 - 0.95 ** (step + 1))).tolist()
+            run.log(
+                f"joint {step}: reply loss {shown[0]:.3f}, loss along the text {shown[1]:.3f}, cell loss {shown[2]:.3f}"
+            )
