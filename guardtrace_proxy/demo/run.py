@@ -26,10 +26,13 @@ DIALECTS = {
     "inline": {"style": "inline"},
     "open": {"style": "inline", "starts_open": True},
 }
+BOUNDARY = {"unit": "sentences", "first": 1, "max": 4, "max_hold_ms": 5_000}
+"""A person watches: verdicts come at the ends of sentences, and the sentence that is being written is held back."""
 
 
-def write_config(folder: Path, upstream: str, keys: dict[str, str], policy: str, model: str) -> Path:
-    """A guardtrace.yaml with one upstream and one tenant for each way of writing thinking."""
+def write_config(folder: Path, upstream: str, keys: dict[str, str], preset: str, model: str) -> Path:
+    """A guardtrace.yaml with one upstream and one tenant for each way of writing thinking, and their policy."""
+    (folder / "demo.yaml").write_text(yaml.safe_dump({"version": 1, "extends": preset, "boundary": BOUNDARY}))
     config = {
         "upstreams": {
             name: {"base_url": f"{upstream}/v1", "thinking": thinking} for name, thinking in DIALECTS.items()
@@ -39,7 +42,7 @@ def write_config(folder: Path, upstream: str, keys: dict[str, str], policy: str,
         "tenants": {
             name: {
                 "keys": [f"sha256:{hashlib.sha256(keys[name].encode()).hexdigest()}"],
-                "policy": policy,
+                "policy": "demo",
                 "upstream": name,
             }
             for name in DIALECTS

@@ -27,6 +27,14 @@ class ChunkSize:
         text = "".join(entry.segment.text for entry in tape.waiting)
         return len(SENTENCE_END.findall(text)) >= self._size
 
+    def reach(self, tape: Tape) -> int:
+        """The tape offset at which a full chunk ends: behind all that waits, or behind its last whole sentence."""
+        if self._boundary.unit is Unit.TOKENS:
+            return tape.end
+        text = "".join(entry.segment.text for entry in tape.waiting)
+        ends = [match.end() for match in SENTENCE_END.finditer(text)]
+        return tape.waiting[0].start + ends[-1] if ends else tape.end
+
     def learn(self, risk: float) -> None:
         """Take the risk, P(0.5) + P(1), of the last verdict into account."""
         if risk < self._calm:

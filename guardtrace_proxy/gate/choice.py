@@ -167,15 +167,16 @@ class Choice:
     # Inside
 
     def _at_boundary(self, now: float) -> bool:
+        return self._waits_no_longer(now) or self._size.is_full(self.tape)
+
+    def _waits_no_longer(self, now: float) -> bool:
+        """Whether all that waits is to be judged, however little it is."""
         tape = self.tape
-        if self.ended or tape.phase_changes():
-            return True
-        if now - tape.waiting[0].since >= self._max_hold:
-            return True
-        return self._size.is_full(tape)
+        return self.ended or tape.phase_changes() or now - tape.waiting[0].since >= self._max_hold
 
     def _start(self, now: float) -> StartAudit:
-        chunk = self._chunk = self.tape.next_chunk(self._capacity)
+        reach = self.tape.end if self._waits_no_longer(now) else self._size.reach(self.tape)
+        chunk = self._chunk = self.tape.next_chunk(self._capacity, reach)
         thinking = self.tape.shown(Phase.THINKING)
         answer = self.tape.shown(Phase.ANSWERING)
         if chunk.phase is Phase.ANSWERING and thinking and self._rules[Phase.THINKING].mode is Mode.MONITOR:

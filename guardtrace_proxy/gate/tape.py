@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from operator import attrgetter
 from typing import NamedTuple
 
 from guardtrace_proxy.wire.events import Phase, Segment
@@ -11,6 +13,7 @@ MAX_JUDGED_CHARS = 262_144
 context is smaller, so this only bounds memory."""
 
 GAP = "[…]"
+_end = attrgetter("end")
 
 
 class Waiting(NamedTuple):
@@ -117,8 +120,10 @@ class Tape:
         """Whether a tag or text of another phase waits behind the text that waits first."""
         return self._last_run > self.judged
 
-    def next_chunk(self, capacity: int) -> Chunk:
-        """All waiting text of the first phase that fits into ``capacity`` UTF-8 bytes; at least one character."""
+    def next_chunk(self, capacity: int, reach: int) -> Chunk:
+        """Waiting text of the first phase, up to ``reach``, that fits into ``capacity`` UTF-8 bytes; at least one
+        character."""
+        self._split(reach)
         first = self.waiting[0]
         phase, inline = first.segment.phase, first.segment.close is not None
         texts: list[str] = []
@@ -127,7 +132,7 @@ class Tape:
         for entry in self.waiting:
             if entry.segment.tag or entry.segment.phase is not phase:
                 break
-            if (entry.segment.close is not None) is not inline:
+            if (entry.segment.close is not None) is not inline or entry.start >= reach:
                 break
             size += len(entry.segment.text.encode("utf-8", "surrogatepass"))
             if size > capacity:
@@ -138,18 +143,21 @@ class Tape:
             count += 1
         if count:
             return Chunk(phase, "".join(texts), end, tokens, first.since, count)
-        self._split_first(capacity)
-        return self.next_chunk(capacity)
+        head = first.segment.text.encode("utf-8", "surrogatepass")[:capacity].decode("utf-8", "ignore")
+        self._split(first.start + max(1, len(head)))
+        return self.next_chunk(capacity, reach)
 
-    def _split_first(self, capacity: int) -> None:
-        """Cut the first waiting segment in two, the first of which fits."""
-        start, end, segment, tokens, since = self.waiting[0]
-        head = segment.text.encode("utf-8", "surrogatepass")[:capacity].decode("utf-8", "ignore")
-        length = len(head) or 1
+    def _split(self, offset: int) -> None:
+        """Make ``offset`` a border between two waiting segments."""
+        at = bisect_right(self.waiting, offset, key=_end)
+        if at == len(self.waiting) or self.waiting[at].start >= offset:
+            return
+        start, end, segment, tokens, since = self.waiting[at]
+        length = offset - start
         share = max(1, tokens * length // len(segment.text)) if tokens else 0
-        self.waiting[0:1] = [
-            Waiting(start, start + length, segment._replace(text=segment.text[:length]), share, since),
-            Waiting(start + length, end, segment._replace(text=segment.text[length:]), tokens - share, since),
+        self.waiting[at : at + 1] = [
+            Waiting(start, offset, segment._replace(text=segment.text[:length]), share, since),
+            Waiting(offset, end, segment._replace(text=segment.text[length:]), tokens - share, since),
         ]
 
     def shown(self, phase: Phase) -> str:

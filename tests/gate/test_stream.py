@@ -113,7 +113,20 @@ def test_sentences_can_be_the_unit() -> None:
     driver.receive(text("One. And a half"))
     assert not driver.audits
     driver.receive(text(". Then more"))
-    assert driver.audits[0].thinking == "One. And a half. Then more"
+    assert driver.audits[0].thinking == "One. And a half."
+
+
+def test_a_chunk_of_sentences_holds_back_what_has_no_end_yet() -> None:
+    driver = Driver(policy(boundary={"unit": "sentences", "first": 1, "growth": 1, "max_hold_ms": 500}))
+    events = [text("One."), text(" Two. Thr"), text("ee."), text(" Four. Fi")]
+    driver.receive(*events[:3])
+    assert [driver.answer().thinking, driver.answer().thinking] == ["One.", "One. Two. Three."]
+    driver.receive(events[3])
+    assert driver.answer().thinking == "One. Two. Three. Four."
+    assert driver.sent == b"".join(event.raw for event in events[:3])
+    driver.tick(0.5)
+    assert driver.answer().thinking == "One. Two. Three. Four. Fi"
+    assert driver.sent == b"".join(event.raw for event in events)
 
 
 def test_an_audit_never_mixes_phases() -> None:

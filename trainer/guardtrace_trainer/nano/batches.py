@@ -22,7 +22,7 @@ HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 THINKING_MARK = "\nCurrent Task Thinking: "
 IMAGE_TOKENS = CELLS**2
-BARE_SHARE = 0.15
+BARE_SHARE = 0.2
 """Share of examples whose target is the judgment alone, so that the label depth is trained too."""
 TOKENS_PER_BATCH = 4600
 LONGEST = 1400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ def train(
     ] = 0,
     keep: Annotated[Path | None, typer.Option(help="Keep finished stages there; an interrupted run goes on.")] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="Tokenizer and embeddings, from `nano derive`.")] = None,
+    float32: Annotated[bool, typer.Option(help="For a CPU without bfloat16 products; another model comes out.")] = False,
     quick: Annotated[bool, typer.Option(help="A few steps of each stage, to see that everything runs.")] = False,
 ) -> None:
     """Train: vision, language, joint."""
@@ -37,7 +39,9 @@ def train(
     if vocabulary is not None:
         words.use(vocabulary)
 
-    plan = Plan(vision_steps=4, language_steps=4, joint_steps=4, vision_batch=8) if quick else Plan()
+    plan = Plan(bfloat16=not float32)
+    if quick:
+        plan = replace(plan, vision_steps=4, language_steps=4, joint_steps=4, vision_batch=8)
     began = time.monotonic()
     trainee = run(seed, plan, Run(device, workers, keep, _log))
     export(trainee, plan, seed, time.monotonic() - began, out)

@@ -21,7 +21,7 @@ from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth
 from guardtrace_proxy.images import RequestImage
 from guardtrace_trainer.nano import render
-from guardtrace_trainer.nano.corpus import CUES, Excerpt, Sample, make_sample, prefix, whole
+from guardtrace_trainer.nano.corpus import Excerpt, Sample, make_sample, prefix, whole
 
 ROOT = Path(__file__).parents[3]
 HANDWRITTEN = ROOT / "tests" / "data" / "handwritten"
@@ -85,27 +85,30 @@ def scores(right: Sequence[int], judged: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def held_out(cue: str, count: int, seed: int, *, seen_goals: bool = False) -> list[Sample]:
-    """Samples from the held-out templates."""
+SETS = {"text": "text", "pictogram": "pictogram", "words": "words", "text_new_goals": "text"}
+"""Cue of each set of held-out templates. Goals are those of training in ``text``, and new ones in the last."""
+
+
+def held_out(name: str, count: int, seed: int) -> list[Sample]:
+    """Samples of a set."""
     rng = random.Random(seed)
-    return [make_sample(rng, held_out=True, cue=cue, seen_goals=seen_goals) for _ in range(count)]
+    return [make_sample(rng, held_out=True, cue=SETS[name], seen_goals=name != "text_new_goals") for _ in range(count)]
 
 
-async def by_cue(auditor: Auditor, count: int, depth: Depth) -> dict[str, Any]:
-    """Whole traces, a row a cue; text also with goals that training has seen, in templates that it hasn't."""
+async def by_set(auditor: Auditor, count: int, depth: Depth) -> dict[str, Any]:
+    """Whole traces, a row a set."""
     result = {}
-    for row, cue in (*((cue, cue) for cue in CUES), ("text_seen_goals", "text")):
+    for name in SETS:
         rng = random.Random(71)
-        samples = held_out(cue, count, 70, seen_goals=row != cue)
-        cases = [case_of(whole(sample), rng) for sample in samples]
-        result[row] = scores([case.level for case in cases], await judge_all(auditor, cases, depth))
+        cases = [case_of(whole(sample), rng) for sample in held_out(name, count, 70)]
+        result[name] = scores([case.level for case in cases], await judge_all(auditor, cases, depth))
     return result
 
 
 async def controls(auditor: Auditor, count: int) -> dict[str, Any]:
     """Image cues with the images of other samples, and with blank ones: what the text alone gives away."""
     result = {}
-    for cue in CUES[1:]:
+    for cue in ("pictogram", "words"):
         rng = random.Random(81)
         samples = held_out(cue, count, 80)
         drawn = [Image.fromarray(render.render(s.picture, rng, held_out=True).pixels) for s in samples if s.picture]
@@ -120,12 +123,15 @@ async def controls(auditor: Auditor, count: int) -> dict[str, Any]:
 
 
 async def prefixes(auditor: Auditor, count: int) -> dict[str, Any]:
-    """Every sentence of held-out traces: false alarms before the onset, and how late the onset is seen."""
+    """Every sentence of held-out traces, a row a set: false alarms before the onset, and how late the onset is seen."""
+    return {name: await _prefixes(auditor, held_out(name, count, 90)) for name in SETS}
+
+
+async def _prefixes(auditor: Auditor, samples: Sequence[Sample]) -> dict[str, Any]:
     rng = random.Random(91)
     safe = alarms = 0
     found: Counter[str] = Counter()
-    for number in range(count):
-        sample = make_sample(rng, held_out=True, cue=CUES[number % 3])
+    for sample in samples:
         excerpts = [prefix(sample, end) for end in range(1, len(sample.sentences) + 1)]
         image = None
         if sample.picture is not None:
@@ -171,11 +177,11 @@ def evaluate(folder: str, *, count: int, halves: Sequence[str], log: Callable[[s
         await auditor.start()
         result: dict[str, Any] = {}
         try:
-            result["annotate"] = await by_cue(auditor, count, Depth.ANNOTATE)
+            result["annotate"] = await by_set(auditor, count, Depth.ANNOTATE)
             log(f"annotate {result['annotate']}")
-            result["label"] = await by_cue(auditor, count, Depth.LABEL)
+            result["label"] = await by_set(auditor, count, Depth.LABEL)
             log(f"label {result['label']}")
-            result["prefixes"] = await prefixes(auditor, count // 2)
+            result["prefixes"] = await prefixes(auditor, count // 4)
             log(f"prefixes {result['prefixes']}")
             result["controls"] = await controls(auditor, count)
             log(f"controls {result['controls']}")

@@ -18,7 +18,7 @@ from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, token_ids
 
 LETTERS = 27
 TELLING_WEIGHT = 8.0
-LOST_WORDS, LOST_CHANNELS = 0.04, 0.1
+LOST_WORDS, LOST_CHANNELS = 0.03, 0.1
 
 
 def _replies() -> Iterator[str]:
@@ -39,6 +39,7 @@ class Trainee:
         self.model = make_model(seed).to(self.device)
         self.vision = self.model.model.visual
         self.language = self.model.model.language_model
+        self.language.config._attn_implementation = "causal"
         self.language.embed_tokens.weight.requires_grad_(False)
         self.strength = nn.Linear(HIDDEN, 3).to(self.device)
         self.letters = nn.Linear(VISION_HIDDEN, LETTERS).to(self.device)
@@ -112,7 +113,7 @@ def losses(trainee: Trainee, batch: Batch, hidden: torch.Tensor) -> tuple[torch.
     wanted = batch.target[:, 1:].to(trainee.device)
     targets = batch.ids.to(trainee.device)[:, 1:][wanted]
     logits = trainee.model.lm_head(hidden[:, :-1][wanted])
-    each = F.cross_entropy(logits, targets, reduction="none")
+    each = F.cross_entropy(logits.float(), targets, reduction="none")
     weight = torch.where(torch.isin(targets, trainee.telling), TELLING_WEIGHT, 1.0)
     reply = (each * weight).sum() / weight.sum()
     strengths = [(row, token, level) for row, e in enumerate(batch.examples) for token, level in e.known]
@@ -124,4 +125,4 @@ def losses(trainee: Trainee, batch: Batch, hidden: torch.Tensor) -> tuple[torch.
 
 def _along(head: nn.Linear, hidden: torch.Tensor, known: list[tuple[int, int, int]]) -> torch.Tensor:
     rows, tokens, levels = (list(column) for column in zip(*known, strict=True))
-    return F.cross_entropy(head(hidden[rows, tokens]), torch.tensor(levels, device=hidden.device))
+    return F.cross_entropy(head(hidden[rows, tokens]).float(), torch.tensor(levels, device=hidden.device))
