@@ -16,6 +16,7 @@ from guardtrace_trainer.nano.batches import Pools  # noqa: E402
 from guardtrace_trainer.nano.model import (  # noqa: E402
     HIDDEN,
     Muon,
+    causal_attention,
     class_vectors,
     control_id,
     make_model,
@@ -121,12 +122,20 @@ def test_class_vectors_are_fixed_and_far_apart():
     assert (likeness - torch.eye(len(CLASSES))).abs().max() < 0.5
 
 
-def test_muon_goes_downhill_with_even_steps():
+def test_causal_attention_is_torchs_own():
+    query, key, value = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+    mixed, _ = causal_attention(torch.nn.Identity(), query, key, value, None, 8**-0.5)
+    own = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(mixed, own.transpose(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_goes_downhill_with_even_steps(dtype):
     torch.manual_seed(0)
     target = torch.randn(6, 4)
     weight = torch.nn.Parameter(torch.zeros(6, 4))
     frozen = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = Muon([weight, frozen], lr=0.1)
+    optimizer = Muon([weight, frozen], 0.1, dtype)
     losses = []
     for _ in range(60):
         loss = (weight - target).pow(2).sum()

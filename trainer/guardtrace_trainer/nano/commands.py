@@ -27,7 +27,7 @@ def train(
     ] = 0,
     keep: Annotated[Path | None, typer.Option(help="Keep finished stages there; an interrupted run goes on.")] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="Tokenizer and embeddings, from `nano derive`.")] = None,
-    float32: Annotated[bool, typer.Option(help="For a CPU without bfloat16 products; another model comes out.")] = False,
+    float32: Annotated[bool, typer.Option(help="For a CPU without bfloat16; gives another model.")] = False,
     quick: Annotated[bool, typer.Option(help="A few steps of each stage, to see that everything runs.")] = False,
 ) -> None:
     """Train: vision, language, joint."""
