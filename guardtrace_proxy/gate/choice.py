@@ -75,11 +75,18 @@ class Choice:
         self.tokens_read += tokens
         if self.state is State.CUT:
             return
-        self.tape.push(segments, tokens, now)
-        self.tape.skip_tags()
-        if self.tape.waiting:
+        tape = self.tape
+        tape.push(segments, tokens, now)
+        waiting = tape.waiting
+        if not waiting:
+            return
+        if waiting[0].segment.tag:
+            tape.skip_tags()
+            self._advance_clear()
+        elif self._monitors:
+            self._advance_clear()
+        if waiting:
             self.state = follow(self.state, Input.TEXT)
-        self._advance_clear()
 
     def end(self) -> None:
         """The upstream has ended this choice: what waits is at its boundary now."""
@@ -89,7 +96,9 @@ class Choice:
 
     def poll(self, now: float) -> StartAudit | None:
         """The audit to start now, if a boundary is reached or a retry is due."""
-        if self.state is State.WAITING and self._at_boundary(now):
+        if self.state is State.WAITING:
+            if not (self._waits_no_longer(now) or self._size.is_full(self.tape)):
+                return None
             self.state = follow(self.state, Input.BOUNDARY)
             return self._start(now)
         if self.state is State.RETRYING and now >= self._retry_at:
@@ -165,9 +174,6 @@ class Choice:
             self.state = follow(self.state, Input.CUT)
 
     # Inside
-
-    def _at_boundary(self, now: float) -> bool:
-        return self._waits_no_longer(now) or self._size.is_full(self.tape)
 
     def _waits_no_longer(self, now: float) -> bool:
         """Whether all that waits is to be judged, however little it is."""

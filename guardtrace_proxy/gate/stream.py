@@ -51,6 +51,8 @@ class StreamGate:
         self._usage: dict[str, Any] | None = None
         self._saw_usage_chunk = False
         self._saw_error = False
+        self._is_completion = False
+        """Whether the reply isn't streamed."""
         self._ended = False
         self._last_words: bytes | None = None
         """The end of the stream, where the upstream hasn't written it."""
@@ -99,6 +101,7 @@ class StreamGate:
         if event.kind is EventKind.CHUNK:
             self._receive_parts(event, now)
         elif event.kind is EventKind.COMPLETION:
+            self._is_completion = True
             self._receive_parts(event, now)
             self._end(b"")
         elif event.kind is EventKind.DONE:
@@ -191,7 +194,7 @@ class StreamGate:
         self._outputs.append(decided)
         if choice.cut_by is not None:
             self._cut(choice)
-        elif decided.enforced and self._policy.expose.object and not self._queue.completion():
+        elif decided.enforced and self._policy.expose.object and not self._is_completion:
             self._mark(choice, decided)
 
     def _mark(self, choice: Choice, decided: Decided) -> None:
@@ -208,7 +211,7 @@ class StreamGate:
 
     def _cut(self, choice: Choice) -> None:
         self._over.add(choice.index)
-        if self._queue.completion():
+        if self._is_completion:
             return
         if self._policy.cut_shape is CutShape.ERROR:
             self._stop_all(choice)
@@ -260,9 +263,8 @@ class StreamGate:
             audit = choice.poll(now)
             if audit is not None:
                 self._outputs.append(audit)
-        completion = self._queue.completion()
-        if completion is not None:
-            self._release_completion(completion)
+        if self._is_completion:
+            self._release_completion()
         else:
             data = self._queue.pop_clear()
             if data:
@@ -270,8 +272,9 @@ class StreamGate:
         if self._ended and not self.finished and not self._queue:
             self._finish()
 
-    def _release_completion(self, held: HeldEvent) -> None:
-        if not all(part.choice.cut_by or part.end <= part.choice.clear for part in held.parts):
+    def _release_completion(self) -> None:
+        held = self._queue.completion()
+        if held is None or not all(part.choice.cut_by or part.end <= part.choice.clear for part in held.parts):
             return
         fates = self._queue.fates(held)
         cuts = {part.part.index: self._cut_of(part.choice) for part in held.parts if part.choice.cut_by}
