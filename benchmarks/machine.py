@@ -10,7 +10,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-PACKAGES = ("uvicorn", "uvloop", "httptools", "httpx", "httpx-aiohttp", "aiohttp", "msgspec", "starlette")
+PACKAGES = ("uvicorn", "uvloop", "httptools", "httpx", "aiohttp", "msgspec", "starlette")
 
 
 def facts(nginx: str | None = None) -> dict[str, str | float]:

@@ -1,7 +1,7 @@
 """The auditor behind any OpenAI-compatible server.
 
-On the path of every audit, so it is lean: httpx over aiohttp's transport and msgspec, a third of the CPU time
-of httpx's own transport. Nothing is retried here, and a server that is down is found out by the first audit.
+On the path of every audit, so it is lean: aiohttp's own client and msgspec. Nothing is retried here, and a server
+that is down is found out by the first audit.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import aiohttp
 import anyio.to_thread
-import httpx
 import msgspec
-from httpx_aiohttp import AiohttpTransport
 
 from guardtrace_proxy.auditor.prompt import (
     SYSTEM_PROMPT,
@@ -34,6 +33,7 @@ from guardtrace_proxy.auditor.protocol import (
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.images.fitting import fitted
+from guardtrace_proxy.outgoing import TROUBLE, open_session
 from guardtrace_proxy.policy.levels import Verdict
 
 DEFAULT_CONTEXT = 8192
@@ -92,22 +92,19 @@ class OpenAIAuditor:
         self._url = base_url.rstrip("/") + "/chat/completions"
         self._api_key = api_key
         self._timeout = timeout_ms / 1000
-        self._client: httpx.AsyncClient | None = None
+        self._http: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         if self.max_context < LEAST_CONTEXT:
             raise AuditorSettingsError(
                 f"auditor.max_context is {self.max_context} tokens, at least {LEAST_CONTEXT} are needed"
             )
-        limits = httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEPALIVE_SECONDS)
-        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        headers = {"content-type": "application/json"}
         if self._api_key:
             headers["authorization"] = f"Bearer {self._api_key}"
-        self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(limits=limits, trust_env=False),
-            headers=headers,
-            timeout=httpx.Timeout(None, connect=self._timeout, pool=self._timeout),  # the rest is the caller's
-            trust_env=False,
+        timeout = aiohttp.ClientTimeout(connect=self._timeout, sock_connect=self._timeout)  # the rest is the caller's
+        self._http = open_session(
+            headers, timeout, max_connections=MAX_CONNECTIONS, keepalive_seconds=KEEPALIVE_SECONDS
         )
 
     @property
@@ -146,20 +143,23 @@ class OpenAIAuditor:
         return choice.message.content or "", choice.finish_reason == "length"
 
     async def _post(self, body: bytes) -> bytes:
-        if self._client is None:
+        if self._http is None:
             raise AuditorFailure(FailureKind.CANCELLED, "the auditor isn't started")
         try:
-            async with self._client.stream("POST", self._url, content=body) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise _refusal(response.status_code)
-                return await _read_bounded(response)
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            response = await self._http.post(self._url, data=body, allow_redirects=False)
+            try:
+                if response.status != 200:
+                    raise _refusal(response.status)
+                return await _read_bounded(response.content)
+            finally:
+                response.close()
+        except TROUBLE as error:
             raise _no_reply(error) from error
 
     async def aclose(self) -> None:
-        if self._client is not None:
-            client, self._client = self._client, None
-            await client.aclose()
+        if self._http is not None:
+            http, self._http = self._http, None
+            await http.close()
 
 
 class OpenAISession:
@@ -225,17 +225,15 @@ def _refusal(status: int) -> AuditorFailure:
 
 
 def _no_reply(error: Exception) -> AuditorFailure:
-    # httpx-aiohttp calls a connection that broke off a ConnectTimeout too: its cause tells
-    if isinstance(error.__cause__, asyncio.TimeoutError):
+    if isinstance(error, asyncio.TimeoutError):
         return AuditorFailure(FailureKind.TIMEOUT, "no connection to the auditor's server in time")
-    cause = type(error.__cause__ or error).__name__
-    return AuditorFailure(FailureKind.UNREACHABLE, f"the auditor's server can't be reached ({cause})")
+    return AuditorFailure(FailureKind.UNREACHABLE, f"the auditor's server can't be reached ({type(error).__name__})")
 
 
-async def _read_bounded(response: httpx.Response) -> bytes:
+async def _read_bounded(content: aiohttp.StreamReader) -> bytes:
     pieces: list[bytes] = []
     size = 0
-    async for piece in response.aiter_raw():
+    while piece := await content.readany():
         size += len(piece)
         if size > MAX_REPLY_BYTES:
             raise AuditorFailure(FailureKind.UNREADABLE, f"the auditor's reply is over {MAX_REPLY_BYTES} bytes")

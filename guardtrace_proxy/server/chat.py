@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import cast
 
-import httpx
+import aiohttp
 
 from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, DoesNotFit, Session
 from guardtrace_proxy.gate import StreamGate
 from guardtrace_proxy.images import ImageError, ImageLimits, RequestImage, decode_data_urls
+from guardtrace_proxy.outgoing import TROUBLE
 from guardtrace_proxy.server.asgi_io import JSON, Headers, Send, respond
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.exchange import AuditPlan, Exchange
@@ -58,11 +58,15 @@ async def chat_completions(service: Service, tenant: Tenant, body: bytes, reques
     plan = AuditPlan(open_session, service.depth, service.config.auditor.timeout_ms, request.prefill or "")
     record = ReplyRecord(tenant.name, tenant.policy, policy, auditor.name, request.stream, request_id, service.observer)
     async with upstream.chat(body, request_id) as response:
+
+        async def close_upstream() -> None:
+            response.close()
+
         exchange = Exchange(
             gate,
             plan,
             session,
-            close_upstream=response.aclose,
+            close_upstream=close_upstream,
             on_decided=record.add,
             on_held=service.budget.account(request_id),
         )
@@ -102,7 +106,7 @@ async def _first_session(auditor: Auditor, query: Query) -> Session:
 
 
 async def _stream(
-    exchange: Exchange, response: httpx.Response, dialect: ChatStream, record: ReplyRecord, send: Send
+    exchange: Exchange, response: aiohttp.ClientResponse, dialect: ChatStream, record: ReplyRecord, send: Send
 ) -> None:
     content_type = response.headers.get("content-type", "")
     if "text/event-stream" not in content_type:
@@ -115,14 +119,14 @@ async def _stream(
     await exchange.run(_events(response, dialect), forward)
 
 
-async def _events(response: httpx.Response, dialect: ChatStream) -> AsyncIterator[list[Event]]:
+async def _events(response: aiohttp.ClientResponse, dialect: ChatStream) -> AsyncIterator[list[Event]]:
+    read = response.content.readany
     try:
-        # Not aiter_raw(): one generator less between the socket and every token
-        async for data in cast(httpx.AsyncByteStream, response.stream):
+        while data := await read():
             events = dialect.feed(data)
             if events:
                 yield events
-    except httpx.HTTPError as error:
+    except TROUBLE as error:
         # What waits for the rest of a tag is judged before the stream is broken off.
         yield dialect.end()
         raise UpstreamBroke(type(error).__name__) from error
@@ -131,7 +135,7 @@ async def _events(response: httpx.Response, dialect: ChatStream) -> AsyncIterato
 
 async def _whole(
     exchange: Exchange,
-    response: httpx.Response,
+    response: aiohttp.ClientResponse,
     dialect: ChatStream,
     service: Service,
     record: ReplyRecord,
@@ -139,7 +143,7 @@ async def _whole(
 ) -> None:
     try:
         body = await read_bounded(response, service.config.server.max_stream_bytes)
-    except httpx.HTTPError as error:
+    except TROUBLE as error:
         raise upstream_unreadable("a reply that broke off") from error
     reply = dialect.completion(body)
     if reply.kind is not EventKind.COMPLETION:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import httpx
 import msgspec
 
+from guardtrace_proxy.outgoing import TROUBLE
 from guardtrace_proxy.server.config import UpstreamSettings
 from guardtrace_proxy.server.errors import ApiError, upstream_unreachable, upstream_unreadable
 from guardtrace_proxy.server.upstream import Upstream
@@ -42,6 +42,7 @@ async def inspect_upstream(
     """Ask the upstream once; raises ApiError where it can't be asked."""
     api_key = environ.get(settings.api_key_env) if settings.api_key_env else None
     upstream = Upstream(name, settings.base_url, api_key, ThinkingStyle("field"))
+    await upstream.start()
     try:
         model = model or await _first_model(upstream)
         return await _ask(upstream, model)
@@ -73,8 +74,8 @@ async def _ask(upstream: Upstream, model: str) -> Finding:
         if "text/event-stream" not in response.headers.get("content-type", ""):
             raise ApiError(502, "The upstream didn't stream although it was asked to (no text/event-stream).")
         try:
-            events = [event async for data in response.aiter_raw() for event in stream.feed(data)] + stream.end()
-        except httpx.HTTPError as error:
+            events = [event async for data in response.content.iter_any() for event in stream.feed(data)] + stream.end()
+        except TROUBLE as error:
             raise upstream_unreachable() from error
     for event in events:
         finding.events += 1

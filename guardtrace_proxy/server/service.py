@@ -69,10 +69,12 @@ class Service:
         }
 
     async def start(self) -> None:
-        """Load the auditor; raises AuditorSettingsError where it can't work as configured."""
+        """Load the auditor, open the upstreams; raises AuditorSettingsError where it can't work as configured."""
         await self.auditor.start()
         for warning in self.auditor.warnings:
             log.warning("auditor", warning=warning)
+        for upstream in self.upstreams.values():
+            await upstream.start()
 
     async def probe(self) -> None:
         """Try one audit. A failure is told, not raised: every policy says what to do without an auditor."""

@@ -1,0 +1,36 @@
+"""The HTTP session in which other servers are asked, on the two paths that every token waits for.
+
+It is aiohttp's own client: a second client's requests and responses around it cost more than the call itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import aiohttp
+import httpx
+
+TROUBLE = (aiohttp.ClientError, OSError)
+"""What a request, or the reading of its reply, may raise."""
+
+
+def open_session(
+    headers: Mapping[str, str], timeout: aiohttp.ClientTimeout, *, max_connections: int, keepalive_seconds: float
+) -> aiohttp.ClientSession:
+    """Open one; to be called in the event loop that will use it.
+
+    It knows no proxies or keys of the environment, keeps no cookies, decompresses nothing and trusts the certificates
+    that certifi lists. That no redirect is followed has to be said at each call (``allow_redirects=False``).
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=max_connections,
+            keepalive_timeout=keepalive_seconds,
+            ssl=httpx.create_ssl_context(trust_env=False),
+        ),
+        headers={"accept-encoding": "identity", "user-agent": "guardtrace-proxy", **headers},
+        timeout=timeout,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=False,
+    )
