@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import httpx
 from pydantic import Field, ValidationError, field_validator, model_validator
+from yarl import URL
 
 from guardtrace_proxy.policy.errors import ConfigError, PolicyError, Problem
 from guardtrace_proxy.policy.loading import LoadedPolicy, find_policy, load_policy
@@ -26,8 +26,8 @@ def _check_url(value: str) -> str:
     try:
         parts = urlsplit(value)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        httpx.URL(value)
-    except (ValueError, httpx.InvalidURL):
+        valid = valid and bool(URL(value).raw_host)
+    except ValueError:
         valid = False
     if not valid or not value.isprintable() or " " in value:
         raise ValueError("expected an http:// or https:// URL with a host and a valid port")

@@ -52,6 +52,24 @@ def test_the_upstreams_own_error_passes_with_its_status():
         running.client.chat.completions.create(**ask())
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_redirect_is_not_followed(streamed):
+    location = b"HTTP/1.1 307 X\r\nConnection: close\r\nLocation: /v1/elsewhere\r\nContent-Length: 0\r\n\r\n"
+    with proxy(replay(location)) as running:
+        got = running.raw(ask(stream=streamed))
+        paths = [path for path, _, _ in running.upstream.requests]
+    assert (got.status_code, got.json()["error"]["type"]) == (502, "upstream_error")
+    assert paths == ["/v1/chat/completions"]
+
+
+def test_the_environments_proxy_is_not_asked(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
+    with proxy(replay(SSE_HEAD, *stream("one two", "three"))) as running:
+        got = running.raw(ask(stream=True))
+    assert (got.status_code, got.text.endswith("data: [DONE]\n\n")) == (200, True)
+
+
 def test_an_error_brings_no_generated_text_along():
     body = json.dumps({"error": {"message": "Failed.", "code": "x", "generated": "HARM"}, "partial": "HARM"})
     with proxy(replay(http(500, body))) as running:
