@@ -62,6 +62,8 @@ class StreamGate:
 
     def take(self) -> list[Output]:
         """What to do now, in order. Each output is handed out once."""
+        if not self._outputs:
+            return []
         outputs, self._outputs = self._outputs, []
         return outputs
 

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from guardtrace_proxy.server.errors import ApiError
 
 
 class HeldBytes:
-    """Replies in flight report what they hold; at the limit new requests are turned away, running ones go on."""
+    """At the limit new requests are turned away, running replies go on. Summed up for each request, not for each
+    token."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held: dict[str, int] = {}
-        self.total = 0
+        self._replies: set[Callable[[], int]] = set()
 
-    def account(self, request_id: str) -> Callable[[int], None]:
-        """Where one reply reports the bytes that it holds now; 0 ends its account."""
+    @contextmanager
+    def counting(self, held: Callable[[], int]) -> Iterator[None]:
+        """Count what ``held`` says, while the context lasts."""
+        self._replies.add(held)
+        try:
+            yield
+        finally:
+            self._replies.discard(held)
 
-        def report(held: int) -> None:
-            before = self._held.get(request_id, 0)
-            if held == before:
-                return
-            self.total += held - before
-            if held:
-                self._held[request_id] = held
-            else:
-                self._held.pop(request_id, None)
-
-        return report
+    @property
+    def total(self) -> int:
+        """Bytes that are held now."""
+        return sum(held() for held in self._replies)
 
     def admit(self) -> None:
         """Raise ApiError 503 where the limit is reached."""

@@ -68,15 +68,15 @@ async def chat_completions(service: Service, tenant: Tenant, body: bytes, reques
             session,
             close_upstream=close_upstream,
             on_decided=record.add,
-            on_held=service.budget.account(request_id),
         )
-        try:
-            if request.stream:
-                await _stream(exchange, response, dialect, record, send)
-            else:
-                await _whole(exchange, response, dialect, service, record, send)
-        finally:
-            record.close(gate)
+        with service.budget.counting(lambda: gate.held_bytes):
+            try:
+                if request.stream:
+                    await _stream(exchange, response, dialect, record, send)
+                else:
+                    await _whole(exchange, response, dialect, service, record, send)
+            finally:
+                record.close(gate)
 
 
 def _read(body: bytes) -> ChatRequest:

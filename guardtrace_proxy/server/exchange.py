@@ -57,9 +57,8 @@ class Exchange:
         *,
         close_upstream: Callable[[], Awaitable[None]],
         on_decided: Callable[[Decided], None],
-        on_held: Callable[[int], None],
     ) -> None:
-        """``on_decided`` is told of every decision, ``on_held`` how many bytes are held."""
+        """``on_decided`` is told of every decision."""
         self.rejected: bytes | None = None
         """The body of the HTTP 400 that a cut asks for, where the reply isn't streamed."""
         self._gate = gate
@@ -67,7 +66,6 @@ class Exchange:
         self._sessions = {0: first_session}
         self._close_upstream = close_upstream
         self._on_decided = on_decided
-        self._on_held = on_held
         self._tasks: anyio.abc.TaskGroup
         self._reading = anyio.CancelScope()
         self._read_all = anyio.Event()
@@ -88,7 +86,6 @@ class Exchange:
                 await self._read_all.wait()
                 self._tasks.cancel_scope.cancel()
         finally:
-            self._on_held(0)
             with anyio.CancelScope(shield=True):
                 for session in self._sessions.values():
                     await session.aclose()
@@ -193,7 +190,6 @@ class Exchange:
                 self._on_decided(output)
             elif isinstance(output, Reject):
                 self.rejected = output.body
-        self._on_held(gate.held_bytes)
         if gate.finished:
             self._news.set()
         if not gate.wants_upstream:

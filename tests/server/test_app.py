@@ -105,9 +105,8 @@ def test_headers_and_object_can_be_turned_off():
 def test_what_is_held_is_bounded_over_all_replies():
     with proxy(replay, config={"server": {"max_total_bytes": 1024}}) as running:
         app: GuardTraceApp = running.app
-        app.service.budget.account("someone")(2000)
-        reply = running.raw(ask(stream=True))
+        with app.service.budget.counting(lambda: 2000):
+            reply = running.raw(ask(stream=True))
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
-        app.service.budget.account("someone")(0)
         assert running.raw(ask(stream=True)).status_code == 200
         assert app.service.budget.total == 0
