@@ -234,6 +234,17 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch
     assert judged_by(answering(completion(GOOD))).level is Level.POTENTIALLY_HARMFUL
 
 
+def test_a_redirect_is_a_refusal_and_not_followed() -> None:
+    asked: list[str] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        return web.Response(status=307, headers={"location": str(request.url)})
+
+    assert failure(handler).kind is FailureKind.REFUSED
+    assert asked == ["/v1/chat/completions"]
+
+
 def test_connections_are_kept_and_bounded() -> None:
     ports: list[int] = []
 
