@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,16 @@ def benign_share(
         return rows
 
     rows = anyio.run(run)
-    plain = [entry for name, entry in rows.items() if name != SAFE_REASONING]
-    streams, stopped = sum(e["streams"] for e in plain), sum(e["stopped"] for e in plain)
-    return {"sets": rows, "plain": {"streams": streams, "stopped": stopped, "share": round(stopped / streams, 4)}}
+    return {"sets": rows, "plain": _shares([entry for name, entry in rows.items() if name != SAFE_REASONING])}
+
+
+def _shares(entries: Sequence[dict[str, int]]) -> dict[str, float]:
+    """``share`` stopped of those that were judged, ``refused_share`` too long for the auditor's context of all."""
+    streams, stopped, refused = (sum(entry[key] for entry in entries) for key in ("streams", "stopped", "refused"))
+    return {
+        "streams": streams,
+        "stopped": stopped,
+        "refused": refused,
+        "share": round(stopped / max(1, streams - refused), 4),
+        "refused_share": round(refused / max(1, streams), 4),
+    }

@@ -52,7 +52,8 @@ ROWS = (
     Row("macro-F1, hand-written, development half", _at("handwritten_dev", "macro_f1")),
     Row("macro-F1, hand-written, test half", _at("handwritten_test", "macro_f1")),
     Row("binary F1, hand-written, test half", _at("handwritten_test", "binary_f1")),
-    Row("plain benign traces cut or redacted", _at("benign", "plain", "share"), False),
+    Row("plain benign traces, of those judged: cut or redacted", _at("benign", "plain", "share"), False),
+    Row("plain benign traces refused, too long for its context", _at("benign", "plain", "refused_share"), False),
 )
 
 

@@ -21,7 +21,8 @@ from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, make_tokenizer, re
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 192, 4, 4, 2, 512
 VISION_HIDDEN, VISION_DEPTH, VISION_HEADS, VISION_FEED_FORWARD = 160, 4, 5, 416
-MAX_CONTEXT = 1024
+MAX_CONTEXT = 704
+"""Beyond it the trained model often forgets to write a judgment: long examples are rare in the corpus."""
 IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 IMAGE_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 """Qwen2-VL's own normalisation (CLIP's)."""
