@@ -89,7 +89,7 @@ def summary_table(comparisons: Sequence[Comparison]) -> Table:
     for name in ("leaked", "held", "TTFT", "without", "audits"):
         table.add_column(name, justify="right")
     table.add_column("level", justify="right")
-    table.add_column("action")
+    table.add_column("action", min_width=6)
     for comparison in comparisons:
         row = comparison.summary()
         action = Action(row["action"])
