@@ -45,7 +45,9 @@ class Comparison:
 
     @property
     def action(self) -> str:
-        """The most severe action that was taken."""
+        """The most severe action that was taken; ``refused`` where the proxy turned the request away."""
+        if self.through.error and not self.timeline:
+            return "refused"
         taken = [entry.decision.action for entry in self.timeline if entry.decision and entry.enforced]
         return max(taken, key=SEVERITY.index, default=Action.PASS).value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -84,15 +85,14 @@ def _timeline_row(decided: Decided) -> list[str | Text]:
 
 def summary_table(comparisons: Sequence[Comparison]) -> Table:
     """The last table."""
-    table = Table(title="what got through", title_justify="left")
+    table = Table(title="what got through", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("trace", no_wrap=True)
     for name in ("leaked", "held", "TTFT", "without", "audits"):
         table.add_column(name, justify="right")
     table.add_column("level", justify="right")
-    table.add_column("action", min_width=6)
+    table.add_column("action")
     for comparison in comparisons:
         row = comparison.summary()
-        action = Action(row["action"])
         table.add_row(
             row["name"],
             "–" if row["leaked_tokens"] is None else str(row["leaked_tokens"]),
@@ -101,7 +101,7 @@ def summary_table(comparisons: Sequence[Comparison]) -> Table:
             _shown(row["ttft_without_ms"]),
             str(row["audits"]),
             "" if row["level"] is None else f"{row['level']:g}",
-            Text(action.value, COLOURS[action]),
+            Text(row["action"], COLOURS.get(row["action"], "yellow")),
         )
     return table
 

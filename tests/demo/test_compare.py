@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardtrace_proxy.demo.compare import Comparison, Received, leaked
+from guardtrace_proxy.demo.screen import summary_table
 from guardtrace_proxy.demo.traces import tokens_in
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.policy.decision import Decision
@@ -89,6 +90,13 @@ def test_raw_output_is_counted_with_its_tags():
 def test_an_onset_that_raw_output_lacks_claims_nothing():
     trace = harmful(raw="<think>Something else.</think>No.")
     assert Comparison(trace, through=Received("", trace.raw)).leaked_tokens is None
+
+
+def test_a_request_that_was_turned_away_did_not_pass():
+    comparison = Comparison(harmful(), through=Received("", "", None, "Error code: 400 - too long"))
+    row = comparison.summary()
+    assert (row["action"], row["audits"], row["level"]) == ("refused", 0, None)
+    assert "refused" in str([str(cell) for cell in summary_table([comparison]).columns[-1].cells])
 
 
 def test_the_row_of_the_last_table():

@@ -76,7 +76,7 @@ def test_a_narrow_screen_breaks_nothing():
 def test_the_last_table():
     benign = Comparison(a_trace())
     text = shown(lambda console: print_summary(console, [a_comparison(), benign]))
-    (row,) = [line for line in text.splitlines() if "harmful" in line and "│" in line]
-    assert [cell.strip() for cell in row.strip("│").split("│")] == ["harmful", "0", "16", "62", "4", "3", "1", "cut"]
+    (row,) = [line for line in text.splitlines() if line.split()[:1] == ["harmful"] and "cut" in line]
+    assert row.split() == ["harmful", "0", "16", "62", "4", "3", "1", "cut"]
     assert "–" in text
     assert "leaked: tokens from the first unsafe" in text
