@@ -24,15 +24,13 @@ class ChunkSize:
         """Whether the tokens, or the sentences, that wait on the tape reach the current size."""
         if self._boundary.unit is Unit.TOKENS:
             return tape.waiting_tokens >= self._size
-        text = "".join(entry.segment.text for entry in tape.waiting)
-        return len(SENTENCE_END.findall(text)) >= self._size
+        return len(_sentence_ends(tape)) >= self._size
 
     def reach(self, tape: Tape) -> int:
         """The tape offset at which a full chunk ends: behind all that waits, or behind its last whole sentence."""
         if self._boundary.unit is Unit.TOKENS:
             return tape.end
-        text = "".join(entry.segment.text for entry in tape.waiting)
-        ends = [match.end() for match in SENTENCE_END.finditer(text)]
+        ends = _sentence_ends(tape)
         return tape.waiting[0].start + ends[-1] if ends else tape.end
 
     def learn(self, risk: float) -> None:
@@ -41,3 +39,9 @@ class ChunkSize:
             self._size = min(float(self._boundary.max), self._size * self._boundary.growth)
         else:
             self._size = float(self._boundary.first)
+
+
+def _sentence_ends(tape: Tape) -> list[int]:
+    """Where the sentences that wait end, counted from the first character that waits."""
+    text = "".join(entry.segment.text for entry in tape.waiting)
+    return [match.end() for match in SENTENCE_END.finditer(text)]

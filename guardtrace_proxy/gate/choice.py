@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable
-from operator import attrgetter
 
 from guardtrace_proxy.gate.boundary import ChunkSize
 from guardtrace_proxy.gate.outputs import Decided, StartAudit
@@ -20,9 +18,6 @@ LAST_RETRY_MS = 5_000
 HIDDEN_THINKING = "[thinking not shown to the reader]"
 """What the auditor sees of a thinking that no reader does, when it judges the answer (design: by what its reader
 sees)."""
-
-
-_end = attrgetter("end")
 
 
 class Choice:
@@ -80,10 +75,10 @@ class Choice:
         waiting = tape.waiting
         if not waiting:
             return
-        if waiting[0].segment.tag:
+        tag_first = waiting[0].segment.tag
+        if tag_first:
             tape.skip_tags()
-            self._advance_clear()
-        elif self._monitors:
+        if tag_first or self._monitors:
             self._advance_clear()
         if waiting:
             self.state = follow(self.state, Input.TEXT)
@@ -239,7 +234,7 @@ class Choice:
             return
         # Bisected, since this runs for every event and a slow auditor lets thousands of entries wait.
         waiting = self.tape.waiting
-        for position in range(bisect_right(waiting, self.clear, key=_end), len(waiting)):
+        for position in range(self.tape.behind(self.clear), len(waiting)):
             entry = waiting[position]
             if self._mode(entry.segment) is not Mode.MONITOR:
                 break

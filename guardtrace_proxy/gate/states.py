@@ -5,10 +5,11 @@ knows what a stream, a clock or an auditor is. The diagram in the docs is drawn 
 (``python -m guardtrace_proxy.gate.diagram``), so the two can't drift apart.
 
 Theory of operation. Text arrives and *waits* until a boundary: enough tokens, enough time, another phase, or the end.
-At a boundary one audit is sent with everything that waits. While it runs more text piles up behind it, and the next
-audit takes all of that: a slow auditor makes chunks larger, never a queue longer. A verdict clears its text, redacts
-it, or cuts the choice. A failed audit is retried, released or cut as the policy says. The phase of the text (thinking
-or answering) is a property of the text and not of the state: it picks the mode and the actions.
+At a boundary one audit is sent with everything that waits; where chunks are sentences, up to the last whole one. While
+it runs more text piles up behind it, and the next audit takes that: a slow auditor makes chunks larger, never a queue
+longer. A verdict clears its text, redacts it, or cuts the choice. A failed audit is retried, released or cut as the
+policy says. The phase of the text (thinking or answering) is a property of the text and not of the state: it picks the
+mode and the actions.
 """
 
 from __future__ import annotations

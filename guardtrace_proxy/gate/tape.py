@@ -147,9 +147,13 @@ class Tape:
         self._split(first.start + max(1, len(head)))
         return self.next_chunk(capacity, reach)
 
+    def behind(self, offset: int) -> int:
+        """The index of the first waiting segment that ends behind ``offset``."""
+        return bisect_right(self.waiting, offset, key=_end)
+
     def _split(self, offset: int) -> None:
         """Make ``offset`` a border between two waiting segments."""
-        at = bisect_right(self.waiting, offset, key=_end)
+        at = self.behind(offset)
         if at == len(self.waiting) or self.waiting[at].start >= offset:
             return
         start, end, segment, tokens, since = self.waiting[at]

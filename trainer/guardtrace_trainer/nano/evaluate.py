@@ -21,7 +21,7 @@ from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth
 from guardtrace_proxy.images import RequestImage
 from guardtrace_trainer.nano import render
-from guardtrace_trainer.nano.corpus import Excerpt, Sample, make_sample, prefix, whole
+from guardtrace_trainer.nano.corpus import CUES, Excerpt, Sample, make_sample, prefix, whole
 
 ROOT = Path(__file__).parents[3]
 HANDWRITTEN = ROOT / "tests" / "data" / "handwritten"
@@ -85,7 +85,7 @@ def scores(right: Sequence[int], judged: Sequence[int]) -> dict[str, Any]:
     }
 
 
-SETS = {"text": "text", "pictogram": "pictogram", "words": "words", "text_new_goals": "text"}
+SETS = {**{cue: cue for cue in CUES}, "text_new_goals": "text"}
 """Cue of each set of held-out templates. Goals are those of training in ``text``, and new ones in the last."""
 
 
@@ -108,7 +108,7 @@ async def by_set(auditor: Auditor, count: int, depth: Depth) -> dict[str, Any]:
 async def controls(auditor: Auditor, count: int) -> dict[str, Any]:
     """Image cues with the images of other samples, and with blank ones: what the text alone gives away."""
     result = {}
-    for cue in ("pictogram", "words"):
+    for cue in CUES[1:]:
         rng = random.Random(81)
         samples = held_out(cue, count, 80)
         drawn = [Image.fromarray(render.render(s.picture, rng, held_out=True).pixels) for s in samples if s.picture]
