@@ -30,7 +30,9 @@ def demo(
     ] = None,
     pace: Annotated[float, typer.Option(help="Tokens a second of the upstream; 0 is flat out.", min=0)] = 60.0,
     sample: Annotated[int | None, typer.Option(help="Replay a seeded sample of so many traces.", min=1)] = None,
-    policy: Annotated[str, typer.Option(help="A preset: strict, balanced or monitor.")] = "balanced",
+    policy: Annotated[
+        str, typer.Option(help="A preset: strict, balanced or monitor; chunks are sentences here.")
+    ] = "balanced",
     model: Annotated[str, typer.Option(help="builtin:nano, or a local folder or hub id.")] = "builtin:nano",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
