@@ -35,6 +35,8 @@ from guardtrace_trainer.nano.trainee import LETTERS, Trainee, losses, read, simu
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS
 
 LAST_MERGER = "merger.mlp.2"
+VISION_OTHERS_LR = 1.5e-3
+"""Peak rate of the patch embedding, the norms and the letters' head, which Muon isn't for."""
 Log = Callable[[str], None]
 
 
@@ -47,9 +49,9 @@ class Plan:
     """
 
     bfloat16: bool = True
-    vision_steps: int = 1000
+    vision_steps: int = 1500
     vision_batch: int = 48
-    vision_lr: float = 1.5e-3
+    vision_lr: float = 5e-3
     language_steps: int = 2000
     language_lr: float = 2e-3
     joint_steps: int = 4000
@@ -133,9 +135,11 @@ def train_vision(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
     vision = trainee.vision
     whiten_patches(vision, seed)
     parameters = list(vision.parameters())
+    others = [parameter for parameter in parameters if parameter.ndim != 2]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(parameters, lr=plan.vision_lr, betas=(0.9, 0.95), weight_decay=0.05),
-        torch.optim.AdamW(trainee.letters.parameters(), lr=plan.vision_lr),
+        Muon([parameter for parameter in parameters if parameter.ndim == 2], plan.vision_lr, _muon_precision(plan)),
+        torch.optim.AdamW(others, lr=VISION_OTHERS_LR, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(trainee.letters.parameters(), lr=VISION_OTHERS_LR),
     ]
     targets = trainee.classes / EMBEDDING_RMS
     class_weight = torch.ones(len(CLASSES), device=trainee.device)
@@ -162,12 +166,16 @@ def train_vision(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
                 parameter.mul_(EMBEDDING_RMS)
 
 
+def _muon_precision(plan: Plan) -> torch.dtype:
+    return torch.bfloat16 if plan.bfloat16 else torch.float32
+
+
 def _language_optimizers(trainee: Trainee, plan: Plan, lr: float) -> list[torch.optim.Optimizer]:
     trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
     return [
-        Muon([p for p in trained if p.ndim == 2], lr, torch.bfloat16 if plan.bfloat16 else torch.float32),
+        Muon([p for p in trained if p.ndim == 2], lr, _muon_precision(plan)),
         torch.optim.AdamW([p for p in trained if p.ndim != 2], lr=lr * 1.5, betas=(0.9, 0.95), weight_decay=0.0),
-        torch.optim.AdamW([*trainee.strength.parameters(), *trainee.harm.parameters()], lr=lr),
+        torch.optim.AdamW([*trainee.strength.parameters(), *trainee.own.parameters(), *trainee.harm.parameters()], lr=lr),
     ]
 
 
