@@ -21,7 +21,8 @@ from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth
 from guardtrace_proxy.images import RequestImage
 from guardtrace_trainer.nano import render
-from guardtrace_trainer.nano.corpus import CUES, Excerpt, Sample, Wording, make_sample, prefix, whole
+from guardtrace_trainer.nano.corpus import CUES, Excerpt, Sample, make_sample, prefix, whole
+from guardtrace_trainer.nano.wording import Wording
 
 ROOT = Path(__file__).parents[3]
 HANDWRITTEN = ROOT / "tests" / "data" / "handwritten"
@@ -106,9 +107,7 @@ def held_out(name: str, count: int, seed: int) -> list[Sample]:
     """Samples of a set."""
     rng = random.Random(seed)
     cue, seen_goals, wording = SETS[name]
-    return [
-        make_sample(rng, held_out=True, cue=cue, seen_goals=seen_goals, wording=wording) for _ in range(count)
-    ]
+    return [make_sample(rng, held_out=True, cue=cue, seen_goals=seen_goals, wording=wording) for _ in range(count)]
 
 
 async def by_set(auditor: Auditor, count: int, depth: Depth) -> dict[str, Any]:

@@ -37,8 +37,8 @@ UNSURE = -100
 
 TRAINING_FONTS = (
     "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf",
-    "DejaVuSans-Oblique.ttf", "STIXGeneral.ttf", "STIXGeneralBol.ttf", "STIXGeneralItalic.ttf", "cmr10.ttf", "cmb10.ttf",
-    "cmss10.ttf", "cmtt10.ttf",
+    "DejaVuSans-Oblique.ttf", "STIXGeneral.ttf", "STIXGeneralBol.ttf", "STIXGeneralItalic.ttf", "cmr10.ttf",
+    "cmb10.ttf", "cmss10.ttf", "cmtt10.ttf",
 )  # fmt: skip
 HELD_OUT_FONTS = ("DejaVuSansMono-Oblique.ttf", "DejaVuSansMono-BoldOblique.ttf", "DejaVuSerif.ttf")
 

@@ -52,9 +52,9 @@ class Plan:
     vision_steps: int = 1500
     vision_batch: int = 48
     vision_lr: float = 5e-3
-    language_steps: int = 2000
+    language_steps: int = 1000
     language_lr: float = 2e-3
-    joint_steps: int = 4000
+    joint_steps: int = 2600
     joint_lr: float = 1.5e-3
     joint_vision_lr: float = 6e-4
 
@@ -175,7 +175,9 @@ def _language_optimizers(trainee: Trainee, plan: Plan, lr: float) -> list[torch.
     return [
         Muon([p for p in trained if p.ndim == 2], lr, _muon_precision(plan)),
         torch.optim.AdamW([p for p in trained if p.ndim != 2], lr=lr * 1.5, betas=(0.9, 0.95), weight_decay=0.0),
-        torch.optim.AdamW([*trainee.strength.parameters(), *trainee.own.parameters(), *trainee.harm.parameters()], lr=lr),
+        torch.optim.AdamW(
+            [*trainee.strength.parameters(), *trainee.own.parameters(), *trainee.harm.parameters()], lr=lr
+        ),
     ]
 
 

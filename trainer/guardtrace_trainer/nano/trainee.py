@@ -45,6 +45,7 @@ class Trainee:
         self.letters = nn.Linear(VISION_HIDDEN, LETTERS).to(self.device)
         self.own = nn.Linear(HIDDEN, 3).to(self.device)
         self.harm = nn.Linear(HIDDEN, 2).to(self.device)
+        self.heads = (self.strength, self.own, self.harm)
         self.classes = class_vectors().to(self.device)
         self.rotations = vision_rotations(self.vision, self.device)
         common = set(token_ids("“Analysis”: The image shows, the goal is, the text.\n“Judgment”:<|im_end|>"))
