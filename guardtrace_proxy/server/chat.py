@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import aiohttp
 
 from guardtrace_proxy.auditor.prompt import Query, Turn
-from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, DoesNotFit, Session
+from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, Session
 from guardtrace_proxy.gate import StreamGate
 from guardtrace_proxy.images import ImageError, ImageLimits, RequestImage, decode_data_urls
 from guardtrace_proxy.outgoing import TROUBLE
+from guardtrace_proxy.policy.schema import Policy, ReasoningField
 from guardtrace_proxy.server.asgi_io import JSON, Headers, Send, respond
+from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.exchange import AuditPlan, Exchange
 from guardtrace_proxy.server.record import ReplyRecord
@@ -20,8 +22,13 @@ from guardtrace_proxy.server.tenants import Tenant
 from guardtrace_proxy.server.unopened import UnopenedSession
 from guardtrace_proxy.server.upstream import UpstreamBroke, read_bounded
 from guardtrace_proxy.wire.chat import ChatStream
-from guardtrace_proxy.wire.chat_request import ChatRequest, RequestError, read_request
+from guardtrace_proxy.wire.chat_fields import RequestError
+from guardtrace_proxy.wire.chat_request import ChatRequest, body_for_upstream, read_request
 from guardtrace_proxy.wire.events import Event, EventKind
+from guardtrace_proxy.wire.prefill import opening_of
+
+GATE_STRIPS = False
+"""Whether ``reasoning_field: strip`` is built: until then a request that hides the reasoning is refused."""
 
 SSE_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -32,18 +39,26 @@ SSE_HEADERS: Headers = [
 
 async def chat_completions(service: Service, tenant: Tenant, body: bytes, request_id: str, send: Send) -> None:
     """Answer one request. Raises ApiError for everything that goes wrong before the reply has begun."""
-    request = _read(body)
+    upstream = service.upstreams[tenant.upstream]
+    request = _read(body, service.config.upstreams[tenant.upstream].allow_fields)
+    policy = _policy_for(request, service.policies[tenant.policy].policy)
     query = Query([Turn(role, text) for role, text in request.turns], await _images(service, request))
-    auditor = service.auditor
+    prefill = request.prefill
+    opening = None if prefill is None else opening_of(prefill, upstream.thinking)
 
     async def open_session() -> Session:
-        return await auditor.open(query)
+        session = await service.auditor.open(query)
+        if prefill is None or opening is None:
+            return session
+        try:
+            return ContinuedSession(session, opening, prefill.where)
+        except DoesNotFit:
+            await session.aclose()
+            raise
 
-    session = await _first_session(auditor, query)
-    policy = service.policies[tenant.policy].policy
-    upstream = service.upstreams[tenant.upstream]
+    session = await _first_session(open_session)
     dialect = ChatStream(
-        upstream.thinking,
+        upstream.thinking if opening is None else opening.style,
         include_usage=request.include_usage,
         max_event_bytes=service.config.server.max_stream_bytes,
         model=request.model,
@@ -55,9 +70,11 @@ async def chat_completions(service: Service, tenant: Tenant, body: bytes, reques
         max_stream_bytes=service.config.server.max_stream_bytes,
         choices=request.n,
     )
-    plan = AuditPlan(open_session, service.depth, service.config.auditor.timeout_ms, request.prefill or "")
-    record = ReplyRecord(tenant.name, tenant.policy, policy, auditor.name, request.stream, request_id, service.observer)
-    async with upstream.chat(body, request_id) as response:
+    plan = AuditPlan(open_session, service.depth, service.config.auditor.timeout_ms)
+    record = ReplyRecord(
+        tenant.name, tenant.policy, policy, service.auditor.name, request.stream, request_id, service.observer
+    )
+    async with upstream.chat(body_for_upstream(body, request), request_id) as response:
 
         async def close_upstream() -> None:
             response.close()
@@ -79,11 +96,22 @@ async def chat_completions(service: Service, tenant: Tenant, body: bytes, reques
                 record.close(gate)
 
 
-def _read(body: bytes) -> ChatRequest:
+def _read(body: bytes, allowed: Sequence[str]) -> ChatRequest:
     try:
-        return read_request(body)
+        return read_request(body, allowed)
     except RequestError as error:
         raise ApiError(400, error.message, param=error.param, code=error.code) from None
+
+
+def _policy_for(request: ChatRequest, policy: Policy) -> Policy:
+    """The tenant's policy; where the client asks not to see the thinking, it is audited and then stripped."""
+    if not request.hides_reasoning:
+        return policy
+    if not GATE_STRIPS:
+        path = request.hidden_by
+        what = "hiding the reasoning is not yet supported: leave the field out"
+        raise ApiError(400, f"{path}: {what}.", param=path, code="invalid_value")
+    return policy.model_copy(update={"reasoning_field": ReasoningField.STRIP})
 
 
 async def _images(service: Service, request: ChatRequest) -> Sequence[RequestImage]:
@@ -96,9 +124,9 @@ async def _images(service: Service, request: ChatRequest) -> Sequence[RequestIma
         raise ApiError(400, str(error), param=error.field, code="invalid_image") from None
 
 
-async def _first_session(auditor: Auditor, query: Query) -> Session:
+async def _first_session(open_session: Callable[[], Awaitable[Session]]) -> Session:
     try:
-        return await auditor.open(query)
+        return await open_session()
     except DoesNotFit as error:
         raise ApiError(400, str(error), param=error.field, code="does_not_fit_auditor") from None
     except AuditorFailure as failure:

@@ -16,6 +16,7 @@ from guardtrace_proxy.policy.errors import ConfigError, PolicyError, Problem
 from guardtrace_proxy.policy.loading import LoadedPolicy, find_policy, load_policy
 from guardtrace_proxy.policy.schema import Settings
 from guardtrace_proxy.policy.yaml_file import BadYaml, YamlFile, problems_of, read_yaml
+from guardtrace_proxy.wire.chat_fields import KNOWN, UNFOLLOWED
 
 KEY_HASH = re.compile(r"sha256:[0-9a-fA-F]{64}", re.ASCII)
 Milliseconds = Annotated[int, Field(ge=1)]
@@ -72,8 +73,19 @@ class UpstreamSettings(Settings):
     base_url: str
     api_key_env: str | None = None
     thinking: ThinkingSettings = ThinkingSettings()
+    allow_fields: list[str] = []
 
     _url = field_validator("base_url")(_check_url)
+
+    @field_validator("allow_fields")
+    @classmethod
+    def _can_be_allowed(cls, value: list[str]) -> list[str]:
+        for field in value:
+            if field in UNFOLLOWED:
+                raise ValueError(f"{field} can't be allowed, since {UNFOLLOWED[field]}")
+            if field in KNOWN:
+                raise ValueError(f"{field} is known already: docs/chat-completions.md says what becomes of it")
+        return value
 
 
 class AuditorSettings(Settings):

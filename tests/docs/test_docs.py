@@ -23,7 +23,7 @@ from guardtrace_proxy.gate.diagram import mermaid
 from guardtrace_proxy.policy.loading import PRESETS, load_policy
 from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.server.config import ConfigFile, load_config
-from guardtrace_proxy.wire.chat_request import TEMPLATE_KWARGS, UNFOLLOWED
+from guardtrace_proxy.wire.chat_fields import TEMPLATE_KWARGS, UNFOLLOWED
 from tests.docs.pages import PAGES, ROOT, Block, blocks, commands, leaves_of
 
 DOCS = ROOT / "docs"
