@@ -27,9 +27,6 @@ from guardtrace_proxy.wire.chat_request import ChatRequest, body_for_upstream, r
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.prefill import opening_of
 
-GATE_STRIPS = False
-"""Whether ``reasoning_field: strip`` is built: until then a request that hides the reasoning is refused."""
-
 SSE_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -107,10 +104,6 @@ def _policy_for(request: ChatRequest, policy: Policy) -> Policy:
     """The tenant's policy; where the client asks not to see the thinking, it is audited and then stripped."""
     if not request.hides_reasoning:
         return policy
-    if not GATE_STRIPS:
-        path = request.hidden_by
-        what = "hiding the reasoning is not yet supported: leave the field out"
-        raise ApiError(400, f"{path}: {what}.", param=path, code="invalid_value")
     return policy.model_copy(update={"reasoning_field": ReasoningField.STRIP})
 
 

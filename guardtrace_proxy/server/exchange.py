@@ -37,13 +37,11 @@ class AuditPlan:
     """How this reply is audited.
 
     ``open_session`` opens the auditor's session of one choice. ``timeout_ms`` bounds one audit, whatever its depth.
-    ``prefill`` is the beginning of the answer that the request itself supplied.
     """
 
     open_session: Callable[[], Awaitable[Session]]
     depth: Depth
     timeout_ms: int
-    prefill: str = ""
 
 
 class Exchange:
@@ -120,12 +118,11 @@ class Exchange:
 
     async def _audit(self, asked: StartAudit) -> None:
         failure: FailureKind | None = None
-        prefill = self._plan.prefill
         trace = Trace(
             asked.thinking,
-            prefill + asked.answer,
+            asked.answer,
             judged_thinking=asked.judged_thinking,
-            judged_answer=len(prefill) + asked.judged_answer,
+            judged_answer=asked.judged_answer,
         )
         try:
             with anyio.fail_after(self._plan.timeout_ms / 1000):

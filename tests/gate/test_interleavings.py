@@ -167,9 +167,7 @@ def test_lag_never_runs_further_ahead_than_its_bound(rules: Policy, plan: list[t
 
 @settings(max_examples=200, deadline=None)
 @given(policies, steps, st.sampled_from(list(VERDICTS)))
-def test_thinking_that_nobody_is_to_see_never_leaves(
-    rules: Policy, plan: list[tuple[object, ...]], last: str
-) -> None:
+def test_thinking_that_nobody_is_to_see_never_leaves(rules: Policy, plan: list[tuple[object, ...]], last: str) -> None:
     world = run(rules, plan, last)
     left = {phase for _, phase, _ in texts_sent(world)}
     if rules.thinking.mode.value == "withhold" or rules.reasoning_field.value == "strip":

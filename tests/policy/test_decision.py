@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from guardtrace_proxy.policy.decision import decide
 from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
-from guardtrace_proxy.policy.schema import Action, Actions, PhaseActions, AnswerSettings, Policy, Thresholds
+from guardtrace_proxy.policy.schema import Action, Actions, AnswerSettings, PhaseActions, Policy, Thresholds
 
 
 def policy(**changes: object) -> Policy:

@@ -82,19 +82,6 @@ HIDING = [
 
 
 @pytest.mark.parametrize("hiding", HIDING)
-def test_hiding_the_reasoning_is_refused_until_it_can_be_done(hiding):
-    with proxy(replying(*stream("Fine.", "No."))) as running:
-        with pytest.raises(openai.BadRequestError, match="not yet supported") as caught:
-            running.client.chat.completions.create(**ask(extra_body=hiding))
-        assert caught.value.param in ("include_reasoning", "reasoning.exclude", "reasoning_format")
-        assert running.upstream.requests == []
-
-
-NOT_YET = pytest.mark.xfail(strict=True, reason="the gate doesn't strip reasoning yet: server.chat.GATE_STRIPS")
-
-
-@NOT_YET
-@pytest.mark.parametrize("hiding", HIDING)
 @pytest.mark.parametrize("streamed", [True, False])
 def test_hidden_reasoning_is_audited_and_stays_hidden(hiding, streamed):
     with proxy(replying(*stream(SAFE, "Four."))) as running:
@@ -110,7 +97,6 @@ def test_hidden_reasoning_is_audited_and_stays_hidden(hiding, streamed):
     assert any("added" in sections(prompt)[1] for prompt in asked)
 
 
-@NOT_YET
 @pytest.mark.parametrize("hiding", HIDING)
 def test_harmful_hidden_reasoning_is_cut(hiding):
     with proxy(replying(*stream("The HARM is spelt out here.", "I can't."))) as running:
