@@ -20,8 +20,9 @@ Name = Annotated[str, Meta(max_length=256)]
 Padding = Annotated[str, Meta(max_length=4096, pattern="^[A-Za-z0-9]*$")]
 Base64 = Annotated[str, Meta(pattern="^[A-Za-z0-9+/_-]*={0,2}$")]
 Key = Annotated[str, Meta(max_length=MAX_LABEL)]
-Numbers = dict[Key, int | float | bool | None]
-Short = Annotated[str, Meta(max_length=16)]
+MAX_SHORT = 16
+Short = Annotated[str, Meta(max_length=MAX_SHORT)]
+"""A role, or a word in the usage."""
 Usage = dict[Key, int | float | bool | Short | dict[Key, int | float | bool | Short | None] | None]
 """Counts and costs, one level of details deep; Perplexity says there how large its search context is, in a word. (A
 string with a pattern must not stand beside a dict: msgspec 0.22 then crashes the interpreter.)"""
@@ -70,6 +71,35 @@ class FilterVerdicts(Struct, forbid_unknown_fields=True, gc=False):
 class PromptVerdicts(Struct, forbid_unknown_fields=True, gc=False):
     prompt_index: int
     content_filter_results: FilterVerdicts | None = None
+
+
+class FilterOffsets(Struct, forbid_unknown_fields=True, gc=False):
+    check_offset: int | None = None
+    start_offset: int | None = None
+    end_offset: int | None = None
+
+
+class Timings(Struct, forbid_unknown_fields=True, gc=False):
+    """llama.cpp's, as is the progress."""
+
+    cache_n: int | None = None
+    prompt_n: int | None = None
+    prompt_ms: float | None = None
+    prompt_per_token_ms: float | None = None
+    prompt_per_second: float | None = None
+    predicted_n: int | None = None
+    predicted_ms: float | None = None
+    predicted_per_token_ms: float | None = None
+    predicted_per_second: float | None = None
+    draft_n: int | None = None
+    draft_n_accepted: int | None = None
+
+
+class Progress(Struct, forbid_unknown_fields=True, gc=False):
+    total: int | None = None
+    cache: int | None = None
+    processed: int | None = None
+    time_ms: float | None = None
 
 
 class Stats(Struct, forbid_unknown_fields=True, gc=False):
@@ -130,7 +160,7 @@ class ToolCallDelta(Struct, forbid_unknown_fields=True, gc=False):
 
 
 class Delta(Struct, forbid_unknown_fields=True, gc=False):
-    role: str | UnsetType | None = UNSET
+    role: Short | UnsetType | None = UNSET
     content: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -148,7 +178,7 @@ class Choice(Struct, forbid_unknown_fields=True, gc=False):
     matched_stop: int | Name | None = None
     token_ids: list[int] | None = None
     content_filter_results: FilterVerdicts | None = None
-    content_filter_offsets: Numbers | None = None
+    content_filter_offsets: FilterOffsets | None = None
 
 
 class Chunk(Struct, forbid_unknown_fields=True, gc=False):
@@ -165,8 +195,8 @@ class Chunk(Struct, forbid_unknown_fields=True, gc=False):
     prompt_token_ids: list[int] | None = None
     prompt_text: str | None = None
     prompt_filter_results: list[PromptVerdicts] | None = None
-    timings: Numbers | None = None
-    prompt_progress: Numbers | None = None
+    timings: Timings | None = None
+    prompt_progress: Progress | None = None
     stats: Stats | None = None
 
 
@@ -186,10 +216,28 @@ CHOICE_METADATA: dict[str, Any] = {
     "routed_experts": Base64 | None,
 }
 del CHOICE_METADATA["delta"]
+_TOP = msgspec.defstruct("Top", [(name, type, None) for name, type in TOP_METADATA.items()])
+_CHOICE = msgspec.defstruct("ChoiceMetadata", [(name, type, None) for name, type in CHOICE_METADATA.items()])
 
 
-def is_metadata(value: Any, type: Any) -> bool:
-    """Whether a decoded value is of a type that holds no generated text."""
+def unknown_beside_choices(event: dict[str, Any]) -> list[str]:
+    """The fields of an event that may hold generated text, other than ``choices``."""
+    return _unknown(event, _TOP, TOP_METADATA)
+
+
+def unknown_of_choice(choice: dict[str, Any]) -> list[str]:
+    """The fields of a choice that may hold generated text, other than ``delta``."""
+    return _unknown(choice, _CHOICE, CHOICE_METADATA)
+
+
+def _unknown(found: dict[str, Any], whole: type[Struct], types: dict[str, Any]) -> list[str]:
+    # All at once, since this is the slow path's main cost; one by one only where something is wrong.
+    is_usual = is_of_type(found, whole)
+    return [key for key in found if not (key in types and (is_usual or is_of_type(found[key], types[key])))]
+
+
+def is_of_type(value: Any, type: Any) -> bool:
+    """Whether a decoded value is of a type that stands here."""
     try:
         msgspec.convert(value, type)
     except msgspec.ValidationError:

@@ -10,7 +10,14 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_schema import CHOICE_METADATA, MAX_LABEL, TOP_METADATA, Logprobs, is_metadata
+from guardtrace_proxy.wire.chat_schema import (
+    MAX_LABEL,
+    MAX_SHORT,
+    Logprobs,
+    is_of_type,
+    unknown_beside_choices,
+    unknown_of_choice,
+)
 from guardtrace_proxy.wire.events import Phase, Span, SpanKind
 
 Path = tuple[str | int, ...]
@@ -42,10 +49,10 @@ def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
         found = list(_body(body, (body_key,)))
     elif body is not None:
         found = list(_others(body, (body_key,)))
-    for key, value in choice.items():
-        if key != body_key and not (key in CHOICE_METADATA and is_metadata(value, CHOICE_METADATA[key])):
-            found += _field(key, value, ())
-    if not found and is_metadata(choice.get("logprobs"), Logprobs):
+    for key in unknown_of_choice(choice):
+        if key != body_key:
+            found += _field(key, choice[key], ())
+    if not found and is_of_type(choice.get("logprobs"), Logprobs):
         return tokens_alone(msgspec.convert(choice["logprobs"], Logprobs))
     return _without_copies(found)
 
@@ -64,14 +71,16 @@ def tokens_alone(logprobs: Logprobs) -> list[Found]:
 def spans_beside_choices(event: dict[str, Any]) -> list[Found]:
     """Strings at the top of an event in fields that nobody knows."""
     found: list[Found] = []
-    for key, value in event.items():
-        if not (key in TOP_METADATA and is_metadata(value, TOP_METADATA[key])):
-            found += _field(key, value, (TOP,))
+    for key in unknown_beside_choices(event):
+        found += _field(key, event[key], (TOP,))
     return found
 
 
 def _body(body: dict[str, Any], path: Path) -> Iterator[Found]:
     known = {"role", "content", "refusal", "tool_calls", "function_call", "reasoning_details", *THINKING_FIELDS}
+    role = body.get("role")
+    if not isinstance(role, str) or len(role) > MAX_SHORT:
+        yield from _others(role, (*path, "role"))
     for key in THINKING_FIELDS:
         yield from _text(body.get(key), Phase.THINKING, (*path, key))
     yield from _parts(body.get("reasoning_details"), Phase.THINKING, (*path, "reasoning_details"))

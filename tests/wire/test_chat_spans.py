@@ -105,6 +105,12 @@ def test_only_a_short_word_is_a_label(key: str) -> None:
     assert found({"content": [{key: ["hidden"]}]}) == [("A", "hidden", OTHER)]
 
 
+def test_a_role_is_a_word() -> None:
+    assert found({"role": "assistant"}) == []
+    assert found({"role": "a text of several words"}) == [("A", "a text of several words", OTHER)]
+    assert found({"role": {"name": "x"}}) == [("A", "x", OTHER)]
+
+
 def test_a_body_of_the_other_kind_is_text_that_nobody_knows() -> None:
     # Perplexity's full mode repeats the whole message so far beside every delta.
     message = {"role": "assistant", "content": "a b"}
@@ -163,11 +169,11 @@ def test_nothing_is_read_deeper_than_any_reply_is() -> None:
         found({"vendor": nested(MAX_DEPTH - 1)})
 
 
-keys = st.sampled_from(
+NAMES = (
     "content reasoning reasoning_content thinking reasoning_details refusal tool_calls function_call "
-    "text summary type id index vendor function arguments".split()
-    + ["a key of words"]
+    "text summary type id index vendor function arguments"
 )
+keys = st.sampled_from([*NAMES.split(), "a key of words"])
 leaves = st.sampled_from(["", "a", "b", "two words", "x" * 70]) | st.none() | st.integers() | st.booleans()
 values = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4), max_leaves=12

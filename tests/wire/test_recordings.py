@@ -21,6 +21,13 @@ def test_every_recording_is_read_here_and_described() -> None:
     assert sorted(described) == sorted(files)
 
 
+def test_every_recording_stands_in_the_table_of_dialects() -> None:
+    page = (FOLDER.parents[1] / "docs" / "dialects.md").read_text("utf-8")
+    rows = [line.strip("|").split("|")[-1] for line in page.splitlines() if line.startswith("| ")]
+    named = re.findall(r"`([^`]+)`", " ".join(rows))
+    assert sorted(named) == sorted({recording.file.rpartition(".")[0] for recording in RECORDINGS})
+
+
 @recordings
 def test_a_recording_is_read_as_what_it_is(recording: Recording) -> None:
     events = recording.events()
