@@ -216,8 +216,8 @@ CHOICE_METADATA: dict[str, Any] = {
     "routed_experts": Base64 | None,
 }
 del CHOICE_METADATA["delta"]
-_TOP = msgspec.defstruct("Top", [(name, type, None) for name, type in TOP_METADATA.items()])
-_CHOICE = msgspec.defstruct("ChoiceMetadata", [(name, type, None) for name, type in CHOICE_METADATA.items()])
+_TOP = msgspec.defstruct("Top", [(name, kind, None) for name, kind in TOP_METADATA.items()])
+_CHOICE = msgspec.defstruct("ChoiceMetadata", [(name, kind, None) for name, kind in CHOICE_METADATA.items()])
 
 
 def unknown_beside_choices(event: dict[str, Any]) -> list[str]:
