@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 #   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+SECONDS ?= 60
 STAMP := $(VENV)/.installed
 LOCAL := $(VENV)/.installed-local
 
@@ -13,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types bench docs-check nightly train-nano clean
+.PHONY: help install demo test lint format types bench fuzz docs-check nightly train-nano clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -52,6 +53,11 @@ types: $(STAMP) ## Check types
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.proxy_cpu
+
+fuzz: $(STAMP) ## Fuzz the readers of replies, for SECONDS=60 (see docs/dialects.md)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --only-binary :all: atheris \
+		|| echo 'atheris has no wheel for this machine: Hypothesis instead, not guided by coverage'
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 docs-check: $(STAMP) ## Run the commands and check the examples of README and docs
 	$(BIN)/python -m pytest tests/docs

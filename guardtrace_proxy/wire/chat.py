@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET
 
 from guardtrace_proxy.wire.chat_schema import Choice, decode_chunk
-from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choices, spans_of_choice
+from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choices, spans_of_choice, tokens_alone
 from guardtrace_proxy.wire.chat_writer import ChatWriter
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment, Span, SpanKind
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
@@ -172,6 +172,8 @@ class ChatStream(ChatWriter):
             if call.function is not None and call.function.arguments:
                 span = Span((*path, "arguments"), call.function.arguments, SpanKind.ARGUMENTS)
                 found.append((Phase.ANSWERING, span))
+        if choice.logprobs is not None and not found:
+            found = tokens_alone(choice.logprobs)
         has_role = delta.role is not UNSET and delta.role is not None
         return self._make_part(choice.index, found, choice.finish_reason or None, choice.token_ids, has_role)
 

@@ -96,6 +96,42 @@ def test_logprobs_ids_and_stops_are_no_text(path: dict[str, Any]) -> None:
     assert (tape([event]), part.tokens, part.finish_reason) == ("yes", 3, "stop")
 
 
+def sampled(*tokens: str, **more: Any) -> dict[str, Any]:
+    found = [{"token": token, "logprob": -0.1, "bytes": list(token.encode()), **more} for token in tokens]
+    return {"content": [{**each, "top_logprobs": [each]} for each in found]}
+
+
+@both_paths
+@pytest.mark.parametrize(
+    ("delta", "logprobs", "expected"),
+    [
+        # vLLM sends the tag itself, and the end of the turn, with an empty delta.
+        ({}, sampled("</think>"), ""),
+        ({}, sampled("<|im_end|>"), ""),
+        ({}, sampled("◁/think▷", "\n\n"), ""),
+        ({}, sampled("\ufffd"), ""),
+        ({"reasoning": "hm"}, sampled("hm"), "hm"),
+        ({"reasoning": "hm"}, sampled("hm", id=7), "hm"),
+        # A parser that waits for the whole call sends its tokens long before it, or alone.
+        ({}, sampled("<tool_call>", '{"name"', ": "), '{"name": '),
+        ({"role": "assistant", "content": ""}, {"content": None, "refusal": sampled("no")["content"]}, "no"),
+        ({}, {"content": None, "reasoning_content": sampled("hm")["content"]}, "hm"),
+        # What isn't shaped like logprobs is no logprobs.
+        ({"content": "a"}, {"content": [{"token": "a", "note": "b"}]}, "aab"),
+        ({"content": "a"}, {"tokens": ["b"], "token_logprobs": [-0.1]}, "ab"),
+        ({"content": "a"}, sampled("x" * 257), "a" + "x" * 257 * 2),
+        ({}, {"n": 1}, ""),
+    ],
+)
+def test_tokens_without_their_text_are_text(
+    path: dict[str, Any], delta: dict[str, Any], logprobs: dict[str, Any], expected: str
+) -> None:
+    content = chunk(delta, **path)
+    content["choices"][0]["logprobs"] = logprobs
+    event = only(*dialect().feed(sse(content)))
+    assert (tape([event]), event.raw) == (expected, sse(content))
+
+
 @both_paths
 @pytest.mark.parametrize(("text", "tokens"), [("a", 1), ("abcd", 1), ("abcde", 2), ("äöü", 2), ("😀", 1), ("", 0)])
 def test_without_ids_four_bytes_are_a_token(path: dict[str, Any], text: str, tokens: int) -> None:
@@ -169,7 +205,7 @@ def test_only_the_content_itself_is_read_for_tags() -> None:
     events = read(sse(chunk({"vendor": {"content": "<think>"}, "content": "a"}), chunk({"content": "b"})))
     assert shown(segments(events)) == "A:a<think>b"
     events = read(sse(chunk({"tool_calls": [{"function": {"arguments": {"content": "<think>"}}}]})))
-    assert shown(segments(events)) == "A:<think>"
+    assert shown(segments(events)) == "A:content<think>"
 
 
 @pytest.mark.parametrize("last", [chunk({}, finish="stop"), None], ids=["finish", "nothing"])
