@@ -8,13 +8,15 @@ TORCH_INDEX ?=
 SECONDS ?= 60
 STAMP := $(VENV)/.installed
 LOCAL := $(VENV)/.installed-local
+NODE := tests/clients/node
+CLIENTS := .venv-clients/.installed .venv-litellm/.installed $(NODE)/node_modules/.installed
 
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types bench fuzz docs-check nightly train-nano clean
+.PHONY: help install clients demo test lint format types bench fuzz docs-check nightly train-nano clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -34,10 +36,23 @@ $(STAMP): pyproject.toml $(VENV)/.torch
 	$(BIN)/pip install --quiet --editable '.[dev,local,train]'
 	@touch $@ $(LOCAL)
 
+clients: $(CLIENTS) ## Install the clients that the tests run, in environments of their own
+
+.venv-%/.installed: tests/clients/python/%.txt
+	$(PYTHON) -m venv $(@D)
+	@if $(@D)/bin/pip install --quiet --requirement $<; then touch $@; else \
+	echo "These clients can't be installed here: their tests will be skipped"; fi
+
+# The optional package is a Node 22, for machines whose own is older than the clients want.
+$(NODE)/node_modules/.installed: $(NODE)/package-lock.json
+	@if ! command -v npm >/dev/null; then echo "npm isn't here: the tests of the Node clients will be skipped"; else \
+	npm ci --prefix $(NODE) --no-audit --no-fund --loglevel=error \
+	  $$(node -p "parseInt(process.versions.node) < 22 ? '' : '--omit=optional'") && touch $@; fi
+
 demo: $(LOCAL) ## Show the main job: four streams with and without the proxy
 	@$(BIN)/guardtrace demo
 
-test: $(STAMP) ## Run the tests
+test: $(STAMP) $(CLIENTS) ## Run the tests
 	$(BIN)/python -m pytest
 
 lint: $(STAMP) ## Check style
@@ -62,7 +77,7 @@ fuzz: $(STAMP) ## Fuzz the readers of replies, for SECONDS=60 (see docs/dialects
 docs-check: $(STAMP) ## Run the commands and check the examples of README and docs
 	$(BIN)/python -m pytest tests/docs
 
-nightly: $(STAMP) ## Everything, the slow tests as well
+nightly: $(STAMP) $(CLIENTS) ## Everything, the slow tests as well
 	$(BIN)/python -m pytest --run-slow
 
 train-nano: $(STAMP) ## Train the embedded auditor again (see docs/embedded-auditor.md)
