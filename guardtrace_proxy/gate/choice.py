@@ -128,6 +128,11 @@ class Choice:
         return self.state not in (State.CUT, State.FINISHED)
 
     @property
+    def is_over(self) -> bool:
+        """Whether its text has come and was judged to the end."""
+        return self.state is State.FINISHED
+
+    @property
     def is_settled(self) -> bool:
         """Whether everything that came in has been decided."""
         return self.state in (State.CUT, State.FINISHED, State.IDLE)

@@ -33,6 +33,8 @@ STANDARD_BASE64 = str.maketrans("-_", "+/")
 SPECIAL_TOKEN = re.compile(r"<[^<>\s]{1,62}>|\[[^\[\]\s]{1,62}\]|◁[^◁▷\s]{1,62}▷|\ufffd+")
 """A tag or a control token in one piece, or part of a character: no text."""
 MAX_DEPTH = 64
+TOKENS = ("logprobs",)
+"""Path of a span that stands for tokens without their text."""
 TOP = ".."
 """First element of the path of a string that stands beside ``choices``."""
 
@@ -52,9 +54,8 @@ def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
     for key in unknown_of_choice(choice):
         if key != body_key:
             found += _field(key, choice[key], ())
-    if not found and is_of_type(choice.get("logprobs"), Logprobs):
-        return tokens_alone(msgspec.convert(choice["logprobs"], Logprobs))
-    return _without_copies(found)
+    logprobs = None if found else logprobs_of(choice)
+    return _without_copies(found) if logprobs is None else tokens_alone(logprobs)
 
 
 def tokens_alone(logprobs: Logprobs) -> list[Found]:
@@ -62,10 +63,23 @@ def tokens_alone(logprobs: Logprobs) -> list[Found]:
 
     A server whose parser waits for the rest of a tool call sends the tokens before their text, or without any.
     """
+    text = sampled_text(logprobs)
+    return [(Phase.ANSWERING, Span(TOKENS, text, SpanKind.OTHER))] if text.strip() else []
+
+
+def sampled_text(logprobs: Logprobs) -> str:
+    """The text of the tokens, without tags and control tokens."""
     lists = (logprobs.content, logprobs.reasoning_content, logprobs.refusal)
     tokens = [each.token for found in lists for each in found or ()]
-    text = "".join(token for token in tokens if not SPECIAL_TOKEN.fullmatch(token))
-    return [(Phase.ANSWERING, Span(("logprobs",), text, SpanKind.OTHER))] if text.strip() else []
+    return "".join(token for token in tokens if not SPECIAL_TOKEN.fullmatch(token))
+
+
+def logprobs_of(choice: dict[str, Any]) -> Logprobs | None:
+    """A choice's logprobs, where they are of the usual shape."""
+    logprobs = choice.get("logprobs")
+    if logprobs is None or not is_of_type(logprobs, Logprobs):
+        return None
+    return msgspec.convert(logprobs, Logprobs)
 
 
 def spans_beside_choices(event: dict[str, Any]) -> list[Found]:

@@ -309,3 +309,32 @@ def test_choices_are_counted() -> None:
     for beside in (FAST, SLOW):
         event = only(*dialect().feed(sse({**HEAD, "choices": [*most, {"index": 0}], **beside})))
         assert event.kind is EventKind.MALFORMED
+
+
+def unsaid(*deltas: tuple[dict[str, Any], list[str] | None, list[int] | None], path: dict[str, Any]) -> list[int]:
+    stream = dialect()
+    counts = []
+    for delta, tokens, ids in deltas:
+        content = chunk(delta, **path)
+        if tokens is not None:
+            logprobs = [{"token": token, "logprob": -0.1, "bytes": None, "top_logprobs": []} for token in tokens]
+            content["choices"][0]["logprobs"] = {"content": logprobs}
+        content["choices"][0]["token_ids"] = ids
+        counts += [part.unsaid for event in stream.feed(sse(content)) for part in event.parts]
+    return counts
+
+
+@both_paths
+def test_tokens_that_run_ahead_say_how_much_text_is_still_to_come(path: dict[str, Any]) -> None:
+    with_text = ({"content": "abc"}, ["abc"], None)
+    assert unsaid(with_text, with_text, path=path) == [0, 0]
+    # A parser or a stop string keeps text back, and its tokens leave with what was kept back before them.
+    late = [
+        ({}, ["abc"], None),
+        ({"content": "abc"}, ["de"], None),
+        ({"content": "de"}, ["f"], None),
+        ({"content": "f"}, [], None),
+    ]
+    assert unsaid(*late, path=path) == [3, 2, 1, 0]
+    assert unsaid(({}, ["</think>"], [7]), with_text, path=path) == [0, 0]
+    assert unsaid(({}, None, [7, 8]), ({"content": "abc"}, None, [9]), path=path) == [1, 0]
