@@ -70,8 +70,8 @@ class EventStream:
 
     async def _begin(self, more: Headers) -> None:
         if not self._began:
-            self._began = True
             await self._send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *more]})
+            self._began = True
 
     async def _keep_alive(self) -> None:
         while not self._ended:

@@ -25,7 +25,13 @@ LIMITS = {
     "ratelimit-reset": "9",
     "ratelimit": '"default";r=0;t=9',
 }
-OTHERS = {"set-cookie": "a=b", "openai-organization": "x", "x-api-key": "k", "ratelimitx": "1", "content-language": "en"}
+OTHERS = {
+    "set-cookie": "a=b",
+    "openai-organization": "x",
+    "x-api-key": "k",
+    "ratelimitx": "1",
+    "content-language": "en",
+}
 
 
 def scope(*headers: tuple[str, str]) -> dict:
