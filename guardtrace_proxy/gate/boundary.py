@@ -21,17 +21,17 @@ class ChunkSize:
         self._size = float(boundary.first)
 
     def is_full(self, tape: Tape) -> bool:
-        """Whether the tokens, or the sentences, that wait on the tape reach the current size."""
+        """Whether the tokens, or the sentences, that no auditor was asked about reach the current size."""
         if self._boundary.unit is Unit.TOKENS:
-            return tape.waiting_tokens >= self._size
-        return len(_sentence_ends(tape)) >= self._size
+            return tape.fresh_tokens >= self._size
+        return len(sentence_ends(tape.fresh_text)) >= self._size
 
     def reach(self, tape: Tape) -> int:
         """The tape offset at which a full chunk ends: behind all that waits, or behind its last whole sentence."""
         if self._boundary.unit is Unit.TOKENS:
             return tape.end
-        ends = _sentence_ends(tape)
-        return tape.waiting[0].start + ends[-1] if ends else tape.end
+        ends = sentence_ends(tape.fresh_text)
+        return tape.fresh_start + ends[-1] if ends else tape.end
 
     def learn(self, risk: float) -> None:
         """Take the risk, P(0.5) + P(1), of the last verdict into account."""
@@ -41,7 +41,6 @@ class ChunkSize:
             self._size = float(self._boundary.first)
 
 
-def _sentence_ends(tape: Tape) -> list[int]:
-    """Where the sentences that wait end, counted from the first character that waits."""
-    text = "".join(entry.segment.text for entry in tape.waiting)
+def sentence_ends(text: str) -> list[int]:
+    """Offsets behind the sentences of a text."""
     return [match.end() for match in SENTENCE_END.finditer(text)]

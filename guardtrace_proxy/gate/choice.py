@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from guardtrace_proxy.gate.boundary import ChunkSize
+from guardtrace_proxy.gate.clearance import Clearance, Modes
+from guardtrace_proxy.gate.localize import Search
 from guardtrace_proxy.gate.outputs import Decided, StartAudit
+from guardtrace_proxy.gate.overlay import Overlay
 from guardtrace_proxy.gate.states import Input, State, follow
 from guardtrace_proxy.gate.tape import Chunk, Tape
 from guardtrace_proxy.policy.decision import Decision, decide
 from guardtrace_proxy.policy.levels import Verdict
-from guardtrace_proxy.policy.schema import Action, Mode, OnAuditorFailure, Policy
+from guardtrace_proxy.policy.schema import Action, OnAuditorFailure, Policy, ReasoningField
 from guardtrace_proxy.wire.events import Phase, Segment
 
 FIRST_RETRY_MS = 100
@@ -23,8 +26,8 @@ sees)."""
 class Choice:
     """The gate of one choice of a stream.
 
-    ``clear`` is the tape offset up to which text may leave: judged text, and text of a phase in monitor mode.
-    ``has_arguments`` says of a stretch of tape whether tool-call arguments lie in it, which have no placeholder.
+    ``leave`` says how far its text may leave. ``has_arguments`` says of a stretch of tape whether tool-call arguments
+    lie in it, which have no placeholder.
     """
 
     def __init__(
@@ -36,9 +39,9 @@ class Choice:
         has_arguments: Callable[[Choice, int, int], bool],
     ) -> None:
         self.index = index
-        self.tape = Tape()
+        self.overlay = Overlay(policy.messages.redaction, displaces=policy.thinking_goes is not ReasoningField.AS_IS)
+        self.tape = Tape(self.overlay)
         self.state = State.IDLE
-        self.clear = 0
         self.received = 0
         self.released = 0
         self.role_sent = False
@@ -48,20 +51,24 @@ class Choice:
         self.cut_phase: Phase | None = None
         self.unaudited = False
         """Text of this choice was released because the auditor failed and the policy says so."""
-        self.flagged: Decision | None = None
         self._policy = policy
-        self._rules = {phase: policy.phase(phase.value) for phase in Phase}
         self._capacity = capacity
         self._next_audit_id = next_audit_id
         self._has_arguments = has_arguments
+        self._modes = Modes(policy)
+        self.leave = Clearance(self._modes)
         self._size = ChunkSize(policy.boundary, policy.thresholds.potentially_harmful)
         self._max_hold = policy.boundary.max_hold_ms / 1000
         self._chunk: Chunk | None = None
+        self._fresh = 0
+        """Tokens of the chunk that no earlier audit had."""
         self._audit: int | None = None
+        self._search: Search | None = None
+        self._hits = 0
+        """Verdicts in a row that ask for an action."""
         self._retry_at = 0.0
         self._retry_ms = FIRST_RETRY_MS
         self._failing_since: float | None = None
-        self._monitors = any(rules.mode is Mode.MONITOR for rules in self._rules.values())
 
     # What comes in
 
@@ -78,8 +85,8 @@ class Choice:
         tag_first = waiting[0].segment.tag
         if tag_first:
             tape.skip_tags()
-        if tag_first or self._monitors:
-            self._advance_clear()
+        if tag_first or not self._modes.all_hold:
+            self.leave.advance(tape)
         if waiting:
             self.state = follow(self.state, Input.TEXT)
 
@@ -89,23 +96,28 @@ class Choice:
         if self.state in (State.IDLE, State.CUT):
             self.state = follow(self.state, Input.END)
 
-    def poll(self, now: float) -> StartAudit | None:
-        """The audit to start now, if a boundary is reached or a retry is due."""
+    def poll(self, now: float, *, full: bool = False) -> StartAudit | None:
+        """The audit to start now, if a boundary is reached or a retry is due. ``full``: no more text can come before
+        some leaves."""
         if self.state is State.WAITING:
-            if not (self._waits_no_longer(now) or self._size.is_full(self.tape)):
+            if not (self._waits_no_longer(now) or full or self._size.is_full(self.tape)):
                 return None
             self.state = follow(self.state, Input.BOUNDARY)
             return self._start(now)
+        if self.state is State.SEARCHING:
+            self.state = follow(self.state, Input.BOUNDARY)
+            return self._ask(now)
         if self.state is State.RETRYING and now >= self._retry_at:
             self.state = follow(self.state, Input.RETRY)
-            return self._start(now)
+            return self._ask(now) if self._search else self._start(now)
         return None
 
     @property
     def deadline(self) -> float | None:
         """When ``poll`` has something to do even if nothing comes in."""
         if self.state is State.WAITING:
-            return self.tape.waiting[0].since + self._max_hold
+            since = self.tape.fresh_since
+            return None if since is None else since + self._max_hold
         if self.state is State.RETRYING:
             return self._retry_at
         return None
@@ -114,6 +126,11 @@ class Choice:
     def is_live(self) -> bool:
         """Whether the upstream may still have to say something that matters."""
         return self.state not in (State.CUT, State.FINISHED)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its text has come and was judged to the end."""
+        return self.state is State.FINISHED
 
     @property
     def is_settled(self) -> bool:
@@ -127,19 +144,17 @@ class Choice:
         if self._audit != audit:
             return None
         chunk, enforced = self._finish_audit()
-        self._size.learn(verdict.risk)
+        if self._search is None:
+            self._size.learn(verdict.risk)
         self._failing_since, self._retry_ms = None, FIRST_RETRY_MS
-        decision = decide(self._policy, chunk.phase.value, verdict)
-        if decision.action is Action.FLAG:
-            self.flagged = decision
-        if not enforced or decision.action in (Action.PASS, Action.FLAG):
-            self.tape.pass_chunk(chunk)
-        elif decision.action is Action.REDACT and not self._has_arguments(self, self.tape.judged, chunk.end):
-            self.tape.redact_chunk(chunk, self._policy.messages.redaction)
+        wanted = decide(self._policy, chunk.phase.value, verdict)
+        taken: Decision | None = wanted
+        if enforced:
+            taken = self._act(chunk, wanted)
         else:
-            decision = self._cut(Decision(decision.level, Action.CUT), chunk.phase)
+            self.tape.pass_chunk(chunk)
         self._settle()
-        return self._decided(chunk, decision, verdict, None, enforced, now)
+        return self._decided(chunk, taken, verdict, None, enforced, now)
 
     def audit_failed(self, audit: int, failure: str, now: float) -> Decided | None:
         """Take the auditor's failure, and do as the policy says."""
@@ -150,7 +165,7 @@ class Choice:
         held_out = now - self._failing_since >= self._policy.hold_limit_ms / 1000
         rule = self._policy.on_auditor_failure
         decision = None
-        if not enforced or rule is OnAuditorFailure.RELEASE:
+        if not enforced or (rule is OnAuditorFailure.RELEASE and not self._suspects):
             self.tape.pass_chunk(chunk)
             self.unaudited = self.unaudited or enforced
         elif rule is OnAuditorFailure.HOLD and not held_out:
@@ -164,39 +179,98 @@ class Choice:
 
     def stop(self) -> None:
         """End this choice without a verdict of its own, since the whole stream stops."""
-        self._audit = self._chunk = None
+        self._audit = self._chunk = self._search = None
         if self.is_live:
             self.state = follow(self.state, Input.CUT)
+
+    # Inside: from a verdict to an action
+
+    @property
+    def _suspects(self) -> bool:
+        """Whether the text in question was flagged already: what fails later is no reason to let it go."""
+        return self._search is not None or self._hits > 0
+
+    def _act(self, chunk: Chunk, decision: Decision) -> Decision | None:
+        """Do what a verdict asks for; None where it takes another verdict first."""
+        self._hits = 0 if decision.action is Action.PASS else self._hits + 1
+        if self._search is not None and decision.action is not Action.CUT:
+            return self._narrow(self._search, chunk, decision)
+        if self._hits and self._hits < self._policy.decision.confirmations and self._can_grow(chunk):
+            self.state = follow(self.state, Input.UNCONFIRMED)
+            return None
+        if decision.action in (Action.PASS, Action.FLAG):
+            self.tape.pass_chunk(chunk)
+            return decision
+        self.leave.hits_were_seen = True
+        if decision.action is Action.CUT or self._has_arguments(self, self.tape.judged, chunk.end):
+            return self._cut(Decision(decision.level, Action.CUT), chunk.phase)
+        if self._policy.redaction.localize:
+            search = Search(
+                chunk.text,
+                self.overlay.placeholder,
+                continues=self.overlay.continues(self.tape.judged, chunk.phase),
+            )
+            if search.can_narrow:
+                self._search = search
+                self.state = follow(self.state, Input.FLAGGED)
+                return decision
+        self.tape.redact_chunk(chunk, self.released)
+        return decision
+
+    def _narrow(self, search: Search, chunk: Chunk, decision: Decision) -> Decision:
+        search.learn(decision.action is Action.REDACT)
+        if search.over:
+            self._search = None
+            self.tape.redact_parts(chunk, search.redacted, search.remains(), self.released)
+        else:
+            self.state = follow(self.state, Input.FLAGGED)
+        return decision
+
+    def _can_grow(self, chunk: Chunk) -> bool:
+        """Whether another verdict could see more of this phase than this one did."""
+        at_end = chunk.entries == len(self.tape.waiting)
+        return self.tape.can_grow(chunk) and not (at_end and self.ended)
 
     # Inside
 
     def _waits_no_longer(self, now: float) -> bool:
         """Whether all that waits is to be judged, however little it is."""
         tape = self.tape
-        return self.ended or tape.phase_changes() or now - tape.waiting[0].since >= self._max_hold
+        if self.ended or tape.phase_changes():
+            return True
+        since = tape.fresh_since
+        return since is not None and now - since >= self._max_hold
 
     def _start(self, now: float) -> StartAudit:
+        """Take a chunk of what waits, and ask about it."""
         reach = self.tape.end if self._waits_no_longer(now) else self._size.reach(self.tape)
         chunk = self._chunk = self.tape.next_chunk(self._capacity, reach)
+        self._fresh = self.tape.ask(chunk)
+        return self._ask(now)
+
+    def _ask(self, now: float) -> StartAudit:
+        """Ask about the chunk, or about what its search wants to know."""
+        assert self._chunk is not None
+        chunk = self._chunk
         thinking = self.tape.shown(Phase.THINKING)
         answer = self.tape.shown(Phase.ANSWERING)
-        if chunk.phase is Phase.ANSWERING and thinking and self._rules[Phase.THINKING].mode is Mode.MONITOR:
+        if chunk.phase is Phase.ANSWERING and thinking and self._policy.thinking_is_unseen:
             thinking = HIDDEN_THINKING
         judged = len(thinking), len(answer)
+        asked = chunk.text if self._search is None else self._search.asked
         if chunk.phase is Phase.THINKING:
-            thinking += chunk.text
+            thinking += asked
         else:
-            answer += chunk.text
+            answer += asked
         held_ms = (now - chunk.since) * 1000
         self._audit = self._next_audit_id()
-        return StartAudit(self._audit, self.index, chunk.phase, thinking, answer, *judged, chunk.tokens, held_ms)
+        return StartAudit(self._audit, self.index, chunk.phase, thinking, answer, *judged, self._fresh, held_ms)
 
     def _finish_audit(self) -> tuple[Chunk, bool]:
         """The chunk whose audit ended, and whether its phase's mode lets anything be done about it."""
         assert self._chunk is not None
-        chunk, enforced = self._chunk, self._mode(self.tape.waiting[0].segment) is not Mode.MONITOR
-        self._audit = self._chunk = None
-        return chunk, enforced
+        self._audit = None
+        return self._chunk, self._modes.enforces(self.tape.waiting[0].segment)
 
     def _decided(
         self,
@@ -210,14 +284,16 @@ class Choice:
         undecided = chunk.tokens if self.tape.judged < chunk.end else 0
         position = self.tape.judged_tokens + undecided
         held_ms = (now - chunk.since) * 1000
-        return Decided(self.index, chunk.phase, decision, verdict, failure, enforced, chunk.tokens, position, held_ms)
+        fresh, self._fresh = self._fresh, 0
+        return Decided(self.index, chunk.phase, decision, verdict, failure, enforced, fresh, position, held_ms)
 
     def _settle(self) -> None:
         """After a verdict that didn't cut: what may leave now, and what the machine does next."""
         if self.state is not State.AUDITING:
             return
+        self._chunk = self._search = None
         self.tape.skip_tags()
-        self._advance_clear()
+        self.leave.recount(self.tape)
         self.state = follow(self.state, Input.SOME_JUDGED if self.tape.waiting else Input.ALL_JUDGED)
         if self.ended and self.state is State.IDLE:
             self.state = follow(self.state, Input.END)
@@ -226,23 +302,5 @@ class Choice:
         self.cut_by = decision
         self.cut_phase = phase
         self.state = follow(self.state, Input.CUT)
+        self.leave.stop(self.released)
         return decision
-
-    def _advance_clear(self) -> None:
-        self.clear = max(self.clear, self.tape.judged)
-        if not self._monitors:
-            return
-        # Bisected, since this runs for every event and a slow auditor lets thousands of entries wait.
-        waiting = self.tape.waiting
-        for position in range(self.tape.behind(self.clear), len(waiting)):
-            entry = waiting[position]
-            if self._mode(entry.segment) is not Mode.MONITOR:
-                break
-            self.clear = entry.end
-
-    def _mode(self, segment: Segment) -> Mode:
-        """The mode that holds for a segment: inside an inline block, whose end may never come, the stricter one."""
-        if segment.close is None:
-            return self._rules[segment.phase].mode
-        modes = [rules.mode for rules in self._rules.values()]
-        return Mode.HOLD if Mode.HOLD in modes else Mode.MONITOR

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from guardtrace_proxy.gate.choice import Choice
 from guardtrace_proxy.gate.writer import Writer
+from guardtrace_proxy.policy.schema import ReasoningField
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Span, SpanKind
 from guardtrace_proxy.wire.fates import Fate, Kept
 
@@ -19,6 +20,14 @@ class HeldPart(NamedTuple):
     start: int
     end: int
     part: ChoicePart
+
+    def is_clear(self) -> bool:
+        """Whether it may leave. A reply never looks finished before its last verdict, not even where its text runs
+        ahead."""
+        choice, unsaid = self.choice, self.part.unsaid
+        clear = choice.leave.clear if self.part.finish_reason is None else choice.leave.settled
+        # Tokens that run ahead of their text wait for it, or for the choice's end where it never comes.
+        return self.end + unsaid <= clear or (unsaid > 0 and self.end <= clear and choice.is_over)
 
     def placed(self) -> Iterator[tuple[Span, int]]:
         """The spans, each with its offset on the tape."""
@@ -41,8 +50,8 @@ class HeldEvent:
     def is_clear(self) -> bool:
         """Whether every choice's text in it may leave."""
         # No generator, since this is asked for every event that arrives.
-        for choice, _, end, _ in self.parts:  # noqa: SIM110
-            if end > choice.clear:
+        for part in self.parts:  # noqa: SIM110
+            if not part.is_clear():
                 return False
         return True
 
@@ -55,10 +64,10 @@ class HeldEvent:
 class HoldQueue:
     """Events and frames of our own, first in, first out. ``held_bytes`` counts the upstream's."""
 
-    def __init__(self, writer: Writer, placeholder: str) -> None:
+    def __init__(self, writer: Writer, thinking_goes: ReasoningField) -> None:
         self.held_bytes = 0
         self._writer = writer
-        self._placeholder = placeholder
+        self._thinking_goes = thinking_goes
         self._items: deque[HeldEvent | bytes] = deque()
 
     def __bool__(self) -> bool:
@@ -114,7 +123,7 @@ class HoldQueue:
         replaced = False
         for held in items:
             gone = isinstance(held, HeldEvent) and any(
-                part.choice is choice and (part.end > choice.clear or replaced) for part in held.parts
+                part.choice is choice and (replaced or not part.is_clear()) for part in held.parts
             )
             if gone and not replaced:
                 kept.append(frames())
@@ -149,20 +158,42 @@ class HoldQueue:
         return {part.part.index: self._kept(part) for part in held.parts}
 
     def _write(self, held: HeldEvent) -> bytes:
-        altered = held.trimmed
+        touched = False
         for choice, start, end, part in held.parts:
             choice.released = end
             choice.role_sent = choice.role_sent or part.role
-            altered = altered or choice.tape.is_altered(start, end)
-        if not altered:
+            touched = touched or choice.overlay.touches(start, end + part.unsaid)
+        if not (touched or held.trimmed):
             return held.event.raw
-        data = self._writer.rewrite(held.event, self.fates(held))
+        fates = self.fates(held)
+        altered = held.trimmed or is_altered(fates)
+        data = self._writer.rewrite(held.event, fates) if altered else held.event.raw
         for choice, _, end, _ in held.parts:
-            choice.tape.forget_redactions(end)
+            choice.overlay.forget(end)
         return data
 
     def _kept(self, held: HeldPart) -> Kept:
-        tape = held.choice.tape
-        if not tape.is_altered(held.start, held.end):
+        overlay = held.choice.overlay
+        if not overlay.touches(held.start, held.end + held.part.unsaid):
             return Kept()
-        return Kept([tape.render(span.text, offset, self._placeholder) for span, offset in held.placed()])
+        spans = [span for span, _ in held.placed()]
+        pieces = [overlay.split(span.text, offset) for span, offset in held.placed()]
+        texts = [stays for stays, _ in pieces]
+        thinking = "".join(goes for _, goes in pieces)
+        if not thinking or self._thinking_goes is ReasoningField.STRIP:
+            return Kept(texts)
+        field = self._thinking_goes.value
+        if any(goes and not _stands_in(span, field) for span, (_, goes) in zip(spans, pieces, strict=True)):
+            return Kept(texts, (field, thinking))
+        texts = [goes or stays for stays, goes in pieces]
+        return Kept() if texts == [span.text for span in spans] else Kept(texts)
+
+
+def is_altered(fates: Mapping[int, Fate]) -> bool:
+    """Whether any choice of an event leaves otherwise than it came."""
+    return any(not isinstance(fate, Kept) or fate.texts is not None for fate in fates.values())
+
+
+def _stands_in(span: Span, field: str) -> bool:
+    """Whether this is a reasoning field of that name, and the only one that says it."""
+    return span.path[-1] == field and not span.copies

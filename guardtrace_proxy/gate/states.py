@@ -5,11 +5,12 @@ knows what a stream, a clock or an auditor is. The diagram in the docs is drawn 
 (``python -m guardtrace_proxy.gate.diagram``), so the two can't drift apart.
 
 Theory of operation. Text arrives and *waits* until a boundary: enough tokens, enough time, another phase, or the end.
-At a boundary one audit is sent with everything that waits; where chunks are sentences, up to the last whole one. While
-it runs more text piles up behind it, and the next audit takes that: a slow auditor makes chunks larger, never a queue
-longer. A verdict clears its text, redacts it, or cuts the choice. A failed audit is retried, released or cut as the
-policy says. The phase of the text (thinking or answering) is a property of the text and not of the state: it picks the
-mode and the actions.
+At a boundary one audit is sent with everything that waits; where chunks are sentences, up to the last whole one.
+While it runs more text piles up behind it, and the next audit takes that: a slow auditor makes chunks larger, never a
+queue longer. A verdict clears its text, redacts it, or cuts the choice; a policy may want several hits in a row
+first, or have a flagged chunk searched for its unsafe sentences. A failed audit is retried, released or cut as the
+policy says. The phase of the text (thinking or answering) is a property of the text and not of the state: it picks
+the mode and the actions.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class State(Enum):
     """Text waits for its boundary."""
     AUDITING = "auditing"
     """One audit is in flight; further text piles up."""
+    SEARCHING = "searching"
+    """The chunk was flagged and is asked about in parts, to redact only its unsafe sentences."""
     RETRYING = "retrying"
     """The auditor failed, the policy says hold: the same text is sent again after a pause."""
     CUT = "cut"
@@ -40,6 +43,8 @@ class Input(Enum):
     BOUNDARY = "boundary"
     ALL_JUDGED = "verdict, nothing waits"
     SOME_JUDGED = "verdict, more waits"
+    UNCONFIRMED = "hit, not yet confirmed"
+    FLAGGED = "flagged, unsafe sentences unknown"
     FAILED = "audit failed, policy holds"
     RETRY = "pause is over"
     CUT = "verdict, failure or the end of another choice cuts"
@@ -67,7 +72,14 @@ TRANSITIONS: dict[State, dict[Input, State]] = {
         Input.TEXT: State.AUDITING,
         Input.ALL_JUDGED: State.IDLE,
         Input.SOME_JUDGED: State.WAITING,
+        Input.UNCONFIRMED: State.WAITING,
+        Input.FLAGGED: State.SEARCHING,
         Input.FAILED: State.RETRYING,
+        Input.CUT: State.CUT,
+    },
+    State.SEARCHING: {
+        Input.TEXT: State.SEARCHING,
+        Input.BOUNDARY: State.AUDITING,
         Input.CUT: State.CUT,
     },
     State.RETRYING: {

@@ -12,13 +12,13 @@ from typing import Any
 
 from guardtrace_proxy.gate.choice import Choice
 from guardtrace_proxy.gate.outputs import Decided, Output, Reject, Release
-from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue
+from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue, is_altered
 from guardtrace_proxy.gate.writer import Writer
 from guardtrace_proxy.policy.decision import Decision
 from guardtrace_proxy.policy.levels import Verdict
 from guardtrace_proxy.policy.schema import Action, CutShape, Policy
 from guardtrace_proxy.wire.events import Event, EventKind, Phase
-from guardtrace_proxy.wire.fates import Cut, Kept
+from guardtrace_proxy.wire.fates import Cut
 
 BROKEN_OFF = "The upstream's reply broke off before it was finished."
 MALFORMED = "The upstream sent an event that can't be read."
@@ -43,7 +43,7 @@ class StreamGate:
         self._max_stream_bytes = max_stream_bytes
         self._expected = choices
         self._choices: dict[int, Choice] = {}
-        self._queue = HoldQueue(writer, policy.messages.redaction)
+        self._queue = HoldQueue(writer, policy.thinking_goes)
         self._outputs: list[Output] = []
         self._audit_ids = count(1)
         self._over: set[int] = set()
@@ -248,7 +248,7 @@ class StreamGate:
 
     def _cut_of(self, choice: Choice) -> Cut:
         assert choice.cut_by is not None
-        kept = [part for part in self._queue.parts_of(choice) if part.end <= choice.clear]
+        kept = [part for part in self._queue.parts_of(choice) if part.is_clear()]
         released = max([choice.released, *(part.end for part in kept)])
         return Cut(
             message=self._policy.messages.cut,
@@ -261,8 +261,9 @@ class StreamGate:
     # Inside: going out
 
     def _go_on(self, now: float) -> None:
+        full = not self.wants_reading
         for choice in self._choices.values():
-            audit = choice.poll(now)
+            audit = choice.poll(now, full=full)
             if audit is not None:
                 self._outputs.append(audit)
         if self._is_completion:
@@ -276,12 +277,12 @@ class StreamGate:
 
     def _release_completion(self) -> None:
         held = self._queue.completion()
-        if held is None or not all(part.choice.cut_by or part.end <= part.choice.clear for part in held.parts):
+        if held is None or not all(part.choice.cut_by or part.end <= part.choice.leave.settled for part in held.parts):
             return
         fates = self._queue.fates(held)
         cuts = {part.part.index: self._cut_of(part.choice) for part in held.parts if part.choice.cut_by}
         self._queue.clear()
-        altered = cuts or any(isinstance(fate, Kept) and fate.texts is not None for fate in fates.values())
+        altered = cuts or is_altered(fates)
         body = self._writer.rewrite(held.event, {**fates, **cuts}) if altered else held.event.raw
         rejects = cuts and self._policy.cut_shape is CutShape.ERROR
         self._outputs.append(Reject(body) if rejects else Release(body))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
+from guardtrace_proxy.gate.overlay import Overlay
 from guardtrace_proxy.wire.events import Phase, Segment
 
 MAX_JUDGED_CHARS = 262_144
@@ -45,24 +47,19 @@ class Block(NamedTuple):
     close: str
 
 
-class Redaction(NamedTuple):
-    """A run of redacted text, one placeholder for all of it."""
-
-    start: int
-    end: int
-    phase: Phase
-
-
 class Tape:
-    """Positions grow; ``judged`` ≤ ``end``. Text up to ``judged`` has its verdict."""
+    """Positions grow; ``judged`` ≤ ``asked`` ≤ ``end``. Text up to ``judged`` has its verdict, and an auditor was asked
+    about text up to ``asked``."""
 
-    def __init__(self) -> None:
+    def __init__(self, overlay: Overlay) -> None:
+        self.overlay = overlay
         self.waiting: list[Waiting] = []
         self.end = 0
         self.judged = 0
         self.judged_tokens = 0
         self.waiting_tokens = 0
-        self.redactions: list[Redaction] = []
+        self._asked = 0
+        self._asked_tokens = 0
         self._blocks: list[Block] = []
         self._shown: dict[Phase, list[str]] = {Phase.THINKING: [], Phase.ANSWERING: []}
         self._shown_chars: dict[Phase, int] = {Phase.THINKING: 0, Phase.ANSWERING: 0}
@@ -78,6 +75,7 @@ class Tape:
             self.end = end = start + len(segment.text)
             if segment.close is not None:
                 self._follow_block(segment, start, end)
+            self.overlay.place(segment, start, end)
             if segment.tag or segment.phase is not self._last_phase:
                 self._last_run = start
             self._last_phase = None if segment.tag else segment.phase
@@ -100,6 +98,8 @@ class Tape:
 
     def open_block(self, released: int) -> str | None:
         """The closing tag that the client still waits for, when it has the tape up to ``released``."""
+        if self.overlay.displaces:
+            return None
         for block in self._blocks:
             if released > block.start and (block.end is None or released < block.end):
                 return block.close
@@ -168,44 +168,65 @@ class Tape:
         """What the auditor has judged of a phase, with redactions in the place of what was redacted."""
         return "".join(self._shown[phase])
 
+    # What no auditor was asked about
+
+    @property
+    def fresh_tokens(self) -> int:
+        """Tokens that wait."""
+        return self.waiting_tokens - self._asked_tokens
+
+    @property
+    def fresh_since(self) -> float | None:
+        """When the oldest of it came; None where there is none."""
+        at = self.behind(self._asked)
+        return self.waiting[at].since if at < len(self.waiting) else None
+
+    @property
+    def fresh_start(self) -> int:
+        """Where it begins."""
+        return max(self.judged, self._asked)
+
+    @property
+    def fresh_text(self) -> str:
+        """All of it, tags included."""
+        return "".join(entry.segment.text for entry in self.waiting[self.behind(self._asked) :])
+
+    def ask(self, chunk: Chunk) -> int:
+        """An audit takes this chunk; returns how many of its tokens are fresh."""
+        fresh = chunk.tokens - self._asked_tokens
+        self._asked, self._asked_tokens = chunk.end, chunk.tokens
+        return fresh
+
+    # What verdicts do
+
+    def can_grow(self, chunk: Chunk) -> bool:
+        """Whether text of the chunk's phase waits behind it, or could still come."""
+        if chunk.entries == len(self.waiting):
+            return True
+        follower = self.waiting[chunk.entries].segment
+        return follower.phase is chunk.phase and not follower.tag
+
     def pass_chunk(self, chunk: Chunk) -> None:
         """The verdict lets the chunk go."""
         self._take(chunk)
         self._show(chunk.phase, chunk.text)
 
-    def redact_chunk(self, chunk: Chunk, placeholder: str) -> None:
-        """The verdict redacts the chunk: one placeholder for each run, however many chunks it spans."""
+    def redact_chunk(self, chunk: Chunk, unseen: int) -> None:
+        """The verdict redacts the chunk, whose text from ``unseen`` on hasn't left: one placeholder for each run,
+        however many chunks it spans."""
+        start = max(self.judged, unseen)
+        self._take(chunk)
+        if start >= chunk.end or self.overlay.redact(start, chunk.end, chunk.phase):
+            self._show(chunk.phase, self.overlay.placeholder)
+
+    def redact_parts(self, chunk: Chunk, parts: Sequence[tuple[int, int]], remains: str, unseen: int) -> None:
+        """Redact stretches of the chunk's text, so that ``remains`` is what is left of it."""
         start = self.judged
         self._take(chunk)
-        last = self.redactions[-1] if self.redactions else None
-        if last is not None and last.end == start and last.phase is chunk.phase:
-            self.redactions[-1] = last._replace(end=chunk.end)
-            return
-        self.redactions.append(Redaction(start, chunk.end, chunk.phase))
-        self._show(chunk.phase, placeholder)
-
-    def render(self, text: str, start: int, placeholder: str) -> str:
-        """``text``, which lies on the tape from ``start``, with its redacted parts replaced."""
-        end = start + len(text)
-        parts: list[str] = []
-        done = start
-        for run in self.redactions:
-            if run.end <= start or run.start >= end:
-                continue
-            parts.append(text[done - start : max(run.start, start) - start])
-            if run.start >= start:
-                parts.append(placeholder)
-            done = min(run.end, end)
-        parts.append(text[done - start :])
-        return "".join(parts)
-
-    def is_altered(self, start: int, end: int) -> bool:
-        """Whether anything in this stretch of tape was redacted."""
-        return any(run.start < end and run.end > start for run in self.redactions)
-
-    def forget_redactions(self, released: int) -> None:
-        """Drop runs that lie wholly behind what was released; the last one stays, since it may still grow."""
-        self.redactions = [run for run in self.redactions[:-1] if run.end > released] + self.redactions[-1:]
+        for first, last in parts:
+            if start + last > unseen:
+                self.overlay.redact(max(start + first, unseen), start + last, chunk.phase)
+        self._show(chunk.phase, remains)
 
     def _take(self, chunk: Chunk) -> None:
         for entry in self.waiting[: chunk.entries]:
@@ -214,6 +235,8 @@ class Tape:
 
     def _pass(self, entry: Waiting) -> None:
         self.judged = entry.end
+        if entry.end <= self._asked:
+            self._asked_tokens -= entry.tokens
         self.judged_tokens += entry.tokens
         self.waiting_tokens -= entry.tokens
 

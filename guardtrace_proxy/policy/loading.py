@@ -57,14 +57,12 @@ def load_policy(path: Path) -> LoadedPolicy:
         policy = Policy.model_validate(merged)
     except ValidationError as error:
         raise PolicyError([_at_origin(problem, chain) for problem in problems_of(error, Policy, chain[0])]) from None
-    problems = list(_not_yet(policy, chain))
-    if problems:
-        raise PolicyError(problems)
+    warnings = (*_warnings(policy), *_without_effect(policy, origins))
     effective = policy.model_dump(mode="json")
     for key in _leaves(effective):
         origins.setdefault(key, "default")
     digest = hashlib.sha256(json.dumps(effective, sort_keys=True).encode()).hexdigest()
-    return LoadedPolicy(policy, origins, digest, tuple(_warnings(policy)))
+    return LoadedPolicy(policy, origins, digest, warnings)
 
 
 def _chain(path: Path) -> list[YamlFile]:
@@ -127,25 +125,6 @@ def _at_origin(problem: Problem, chain: list[YamlFile]) -> Problem:
     return problem
 
 
-def _not_yet(policy: Policy, chain: list[YamlFile]) -> Iterator[Problem]:
-    """Values whose feature isn't built (ruling 17)."""
-
-    def refuse(key: str, what: str) -> Problem:
-        return _at_origin(chain[0].problem(key, f"{what} is not yet supported"), chain)
-
-    for name, settings in (("thinking", policy.thinking), ("answer", policy.answer)):
-        if settings.mode in (Mode.LAG, Mode.WITHHOLD):
-            yield refuse(f"{name}.mode", f"mode {settings.mode.value}")
-        if settings.max_lag is not None:
-            yield refuse(f"{name}.max_lag", "max_lag")
-    if policy.decision.confirmations > 1:
-        yield refuse("decision.confirmations", "more than one confirmation")
-    if policy.redaction.localize:
-        yield refuse("redaction.localize", "localize: true")
-    if policy.reasoning_field is not ReasoningField.AS_IS:
-        yield refuse("reasoning_field", f"reasoning_field: {policy.reasoning_field.value}")
-
-
 def _warnings(policy: Policy) -> Iterator[str]:
     if STRICTNESS.index(policy.thinking.mode) < STRICTNESS.index(policy.answer.mode):
         yield (
@@ -159,3 +138,20 @@ def _warnings(policy: Policy) -> Iterator[str]:
             yield f"{name}: the action for harmful text is milder than the one for potentially harmful text"
         if rules.mode is Mode.MONITOR and Action.CUT in (actions.harmful, actions.potentially_harmful):
             yield f"{name}: mode is monitor, so redact and cut are only recorded"
+        if rules.mode is Mode.LAG and Action.REDACT in (actions.harmful, actions.potentially_harmful):
+            yield f"{name}: mode is lag, so redact can't take back what has left before its verdict"
+
+
+def _without_effect(policy: Policy, origins: dict[str, str]) -> Iterator[str]:
+    """Settings that somebody wrote down and that do nothing beside the others."""
+    for name, settings in (("thinking", policy.thinking), ("answer", policy.answer)):
+        if settings.mode is not Mode.LAG and f"{name}.max_lag" in origins:
+            yield f"{name}.max_lag has no effect in mode {settings.mode.value}"
+    withheld = policy.thinking.mode is Mode.WITHHOLD
+    if withheld and any(key.startswith("thinking.actions.") for key in origins):
+        yield "thinking.actions has no effect in mode withhold: verdicts on what nobody sees are only recorded"
+    if withheld and policy.reasoning_field not in (ReasoningField.AS_IS, ReasoningField.STRIP):
+        yield f"reasoning_field: {policy.reasoning_field.value} has no effect where thinking is withheld"
+    actions = [action for name in ("thinking", "answering") for _, action in policy.phase(name).actions]
+    if policy.redaction.localize and Action.REDACT not in actions:
+        yield "redaction.localize has no effect where no action is redact"

@@ -1,6 +1,6 @@
 """The policy schema: what a tenant's YAML may say, and the effective policy that the gate follows.
 
-Unknown keys, wrong types and impossible values are errors. What isn't built yet is refused with "not yet".
+Unknown keys, wrong types and impossible values are errors.
 """
 
 from __future__ import annotations
@@ -8,16 +8,20 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Mode(str, Enum):
     """What a phase's text waits for."""
 
     HOLD = "hold"
+    """For its verdict."""
     LAG = "lag"
+    """For nothing, as long as no more than ``max_lag`` tokens are ahead of the verdict."""
     WITHHOLD = "withhold"
+    """It never leaves; its verdicts are recorded."""
     MONITOR = "monitor"
+    """For nothing; its verdicts are recorded."""
 
 
 class Action(str, Enum):
@@ -103,11 +107,24 @@ class PhaseActions(Settings):
 
 
 class PhaseSettings(Settings):
-    """How thinking or answer is guarded."""
+    """How thinking or answer is guarded. ``max_lag`` is in tokens, for mode ``lag``."""
 
     mode: Mode = Field(Mode.HOLD, strict=False)
-    max_lag: int | None = None
+    max_lag: int = Field(64, ge=1)
     actions: PhaseActions = PhaseActions()
+
+
+class AnswerSettings(PhaseSettings):
+    """How the answer is guarded."""
+
+    @field_validator("mode")
+    @classmethod
+    def _is_shown(cls, mode: Mode) -> Mode:
+        if mode is Mode.WITHHOLD:
+            raise ValueError(
+                "withhold is for thinking, since an answer is there to be read; expected hold, lag or monitor"
+            )
+        return mode
 
 
 class Messages(Settings):
@@ -140,6 +157,7 @@ class PhaseRules(NamedTuple):
     """A phase's mode, and its actions with the policy's own where it has none."""
 
     mode: Mode
+    max_lag: int
     actions: Actions
 
 
@@ -149,7 +167,7 @@ class Policy(Settings):
     version: Literal[1]
     extends: str | None = None
     thinking: PhaseSettings = PhaseSettings()
-    answer: PhaseSettings = PhaseSettings()
+    answer: AnswerSettings = AnswerSettings()
     boundary: Boundary = Boundary()
     thresholds: Thresholds = Thresholds()
     actions: Actions = Actions()
@@ -166,7 +184,18 @@ class Policy(Settings):
         """The rules for ``thinking`` or ``answering``."""
         settings = self.thinking if name == "thinking" else self.answer
         own: dict[str, Any] = {key: value for key, value in settings.actions if value is not None}
-        return PhaseRules(settings.mode, self.actions.model_copy(update=own))
+        return PhaseRules(settings.mode, settings.max_lag, self.actions.model_copy(update=own))
+
+    @property
+    def thinking_goes(self) -> ReasoningField:
+        """Where clients find the thinking: ``strip`` as well where it is withheld."""
+        return ReasoningField.STRIP if self.thinking.mode is Mode.WITHHOLD else self.reasoning_field
+
+    @property
+    def thinking_is_unseen(self) -> bool:
+        """Whether the answer is judged without the thinking: its reader doesn't see it, or the operator doesn't act
+        on it."""
+        return self.thinking.mode is Mode.MONITOR or self.thinking_goes is ReasoningField.STRIP
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Policy:

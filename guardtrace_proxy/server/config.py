@@ -16,6 +16,7 @@ from guardtrace_proxy.policy.errors import ConfigError, PolicyError, Problem
 from guardtrace_proxy.policy.loading import LoadedPolicy, find_policy, load_policy
 from guardtrace_proxy.policy.schema import Settings
 from guardtrace_proxy.policy.yaml_file import BadYaml, YamlFile, problems_of, read_yaml
+from guardtrace_proxy.wire.chat_fields import KNOWN, UNFOLLOWED
 
 KEY_HASH = re.compile(r"sha256:[0-9a-fA-F]{64}", re.ASCII)
 Milliseconds = Annotated[int, Field(ge=1)]
@@ -37,13 +38,17 @@ def _check_url(value: str) -> str:
 
 
 class ServerSettings(Settings):
-    """Where the proxy listens and how much it takes. ``max_total_bytes`` bounds what all replies hold together."""
+    """Where the proxy listens and how much it takes. ``max_total_bytes`` bounds what all replies hold together.
+
+    ``keepalive_ms``: a stream in which nothing was sent for so long gets a comment; 0 sends none.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     max_body_bytes: Bytes = 33_554_432
     max_stream_bytes: Bytes = 8_388_608
     max_total_bytes: Bytes = 1_073_741_824
+    keepalive_ms: int = Field(15_000, ge=0)
     passthrough: list[str] = []
 
 
@@ -67,13 +72,26 @@ class ThinkingSettings(Settings):
 
 
 class UpstreamSettings(Settings):
-    """One model server."""
+    """One model server. ``read_timeout_ms`` bounds the silence between two reads: a busy one may queue a request for
+    minutes before its first byte."""
 
     base_url: str
     api_key_env: str | None = None
+    read_timeout_ms: Milliseconds = 600_000
     thinking: ThinkingSettings = ThinkingSettings()
+    allow_fields: list[str] = []
 
     _url = field_validator("base_url")(_check_url)
+
+    @field_validator("allow_fields")
+    @classmethod
+    def _can_be_allowed(cls, value: list[str]) -> list[str]:
+        for field in value:
+            if field in UNFOLLOWED:
+                raise ValueError(f"{field} can't be allowed, since {UNFOLLOWED[field]}")
+            if field in KNOWN:
+                raise ValueError(f"{field} is known already: docs/chat-completions.md says what becomes of it")
+        return value
 
 
 class AuditorSettings(Settings):

@@ -17,7 +17,7 @@ import structlog
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind, Session
 from guardtrace_proxy.gate import Decided, Reject, Release, StartAudit, StreamGate
-from guardtrace_proxy.server.upstream import UpstreamBroke
+from guardtrace_proxy.server.upstream_reply import UpstreamBroke
 from guardtrace_proxy.wire.events import Event, EventKind
 
 log = structlog.get_logger("guardtrace")
@@ -37,13 +37,11 @@ class AuditPlan:
     """How this reply is audited.
 
     ``open_session`` opens the auditor's session of one choice. ``timeout_ms`` bounds one audit, whatever its depth.
-    ``prefill`` is the beginning of the answer that the request itself supplied.
     """
 
     open_session: Callable[[], Awaitable[Session]]
     depth: Depth
     timeout_ms: int
-    prefill: str = ""
 
 
 class Exchange:
@@ -55,7 +53,7 @@ class Exchange:
         plan: AuditPlan,
         first_session: Session,
         *,
-        close_upstream: Callable[[], Awaitable[None]],
+        close_upstream: Callable[[], None],
         on_decided: Callable[[Decided], None],
     ) -> None:
         """``on_decided`` is told of every decision."""
@@ -99,8 +97,7 @@ class Exchange:
             log.warning("upstream broke off", error=str(error))
             broken = BROKE_OFF
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._close_upstream()
+            self._close_upstream()
         self._gate.end(time.monotonic(), broken)
         self._read_all.set()
         self._carry_out()
@@ -120,12 +117,11 @@ class Exchange:
 
     async def _audit(self, asked: StartAudit) -> None:
         failure: FailureKind | None = None
-        prefill = self._plan.prefill
         trace = Trace(
             asked.thinking,
-            prefill + asked.answer,
+            asked.answer,
             judged_thinking=asked.judged_thinking,
-            judged_answer=len(prefill) + asked.judged_answer,
+            judged_answer=asked.judged_answer,
         )
         try:
             with anyio.fail_after(self._plan.timeout_ms / 1000):

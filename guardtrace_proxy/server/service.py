@@ -64,6 +64,7 @@ class Service:
                     settings.thinking.open,
                     settings.thinking.close,
                 ),
+                read_timeout_ms=settings.read_timeout_ms,
             )
             for name, settings in config.upstreams.items()
         }

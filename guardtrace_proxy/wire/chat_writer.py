@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import msgspec
 
 from guardtrace_proxy.wire.chat_spans import LABELS, is_label
-from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, SpanKind
-from guardtrace_proxy.wire.fates import Cut, Fate
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Span, SpanKind
+from guardtrace_proxy.wire.fates import Cut, Fate, Kept
 
 BLANK = "\n\n"
 
@@ -84,10 +84,10 @@ class ChatWriter:
             elif fate.texts is None:
                 choices.append(choice)
             else:
-                rebuilt = _rebuild(choice, parts[index], fate.texts, self._body_key(event))
+                rebuilt = _rebuild(choice, parts[index], fate, self._body_key(event))
                 if rebuilt is not None:
                     choices.append(rebuilt)
-        if not choices:
+        if not choices and (original.get("choices") or not isinstance(original.get("usage"), dict)):
             return b""
         shown = {key: original[key] for key in self.KEPT_FIELDS if key in original}
         shown["choices"] = choices
@@ -159,23 +159,14 @@ def _numbers(usage: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _rebuild(choice: dict[str, Any], part: ChoicePart, texts: Sequence[str], body_key: str) -> dict[str, Any] | None:
+def _rebuild(choice: dict[str, Any], part: ChoicePart, kept: Kept, body_key: str) -> dict[str, Any] | None:
     """A choice with new texts, and nothing of it that isn't known; None where nothing worth sending is left."""
+    assert kept.texts is not None
     original = choice.get(body_key)
-    body: dict[str, Any] = {}
-    if isinstance(original, dict) and isinstance(original.get("role"), str):
-        body["role"] = "assistant"
-    arguments_kept = True
-    for span, text in zip(part.spans, texts, strict=True):
-        if span.kind is SpanKind.ARGUMENTS:
-            arguments_kept = arguments_kept and text == span.text
-        elif span.kind is SpanKind.TEXT and text:
-            for path in (span.path, *span.copies):
-                _put(body, path[1:], text, original)
-    if arguments_kept and any(span.kind is SpanKind.ARGUMENTS for span in part.spans):
-        for key in ("tool_calls", "function_call"):
-            if isinstance(original, dict) and original.get(key):
-                body[key] = original[key]
+    body = _rebuild_body(original if isinstance(original, dict) else {}, part.spans, kept.texts)
+    if kept.reasoning is not None:
+        field, text = kept.reasoning
+        body[field] = text
     if not body and part.finish_reason is None:
         return None
     if body_key == "message" and "content" not in body:
@@ -184,6 +175,19 @@ def _rebuild(choice: dict[str, Any], part: ChoicePart, texts: Sequence[str], bod
     if isinstance(choice.get("stop_reason"), int):
         shown["stop_reason"] = choice["stop_reason"]
     return shown
+
+
+def _rebuild_body(original: dict[str, Any], spans: Sequence[Span], texts: Sequence[str]) -> dict[str, Any]:
+    """A delta or message with these texts; tool calls stay whole or go."""
+    body: dict[str, Any] = {"role": "assistant"} if isinstance(original.get("role"), str) else {}
+    arguments = [text == span.text for span, text in zip(spans, texts, strict=True) if span.kind is SpanKind.ARGUMENTS]
+    for span, text in zip(spans, texts, strict=True):
+        if span.kind is SpanKind.TEXT and text:
+            for path in (span.path, *span.copies):
+                _put(body, path[1:], text, original)
+    if arguments and all(arguments):
+        body |= {key: original[key] for key in ("tool_calls", "function_call") if original.get(key)}
+    return body
 
 
 def _is_position(key: str, value: Any) -> bool:

@@ -9,9 +9,13 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A choice that stays: one new text for each of its spans, or None where nothing changed."""
+    """A choice that stays: one new text for each of its spans, or None where nothing changed.
+
+    ``reasoning`` is (field, text): thinking that leaves there and no longer where it came.
+    """
 
     texts: Sequence[str] | None = None
+    reasoning: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

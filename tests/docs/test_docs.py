@@ -23,7 +23,7 @@ from guardtrace_proxy.gate.diagram import mermaid
 from guardtrace_proxy.policy.loading import PRESETS, load_policy
 from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.server.config import ConfigFile, load_config
-from guardtrace_proxy.wire.chat_request import TEMPLATE_KWARGS, UNFOLLOWED
+from guardtrace_proxy.wire.chat_fields import TEMPLATE_KWARGS, UNFOLLOWED
 from tests.docs.pages import PAGES, ROOT, Block, blocks, commands, leaves_of
 
 DOCS = ROOT / "docs"
@@ -118,7 +118,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
 def test_every_policy_key_is_documented_with_its_default() -> None:
     # The answer's keys share a row that refers to those of thinking.
     rows = {key: "none" if "as for" in shown else shown for key, shown in rows_of(read("docs/policies.md")).items()}
-    rows["answer.mode"] = rows["thinking.mode"]
+    rows |= {f"answer.{key}": rows[f"thinking.{key}"] for key in ("mode", "max_lag")}
     check_defaults(Policy, rows, beside={"balanced", "strict", "monitor", "pass", "flag", "redact", "cut"})
 
 

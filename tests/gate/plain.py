@@ -57,6 +57,8 @@ class PlainWriter:
                 lines.append(f"{part.index}:message:{fate.message}:content_filter")
             elif isinstance(fate, Kept):
                 texts = [span.text for span in part.spans] if fate.texts is None else list(fate.texts)
+                if fate.reasoning is not None:
+                    lines.append(f"{part.index}:{fate.reasoning[0]}:{fate.reasoning[1]}:")
                 for span, new in zip(part.spans, texts, strict=True):
                     if new or part.finish_reason:
                         lines.append(f"{part.index}:{span.path[0]}:{new}:{part.finish_reason or ''}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings
@@ -15,23 +17,31 @@ from tests.gate.plain import DONE, HARMFUL, MAYBE, SAFE, Driver, policy, text
 
 VERDICTS: dict[str, Verdict | None] = {"safe": SAFE, "maybe": MAYBE, "harmful": HARMFUL, "failure": None}
 
+MAX_LAG = 8
 policies = st.builds(
-    lambda thinking, answer, shape, failure, first, growth, mild: policy(
-        thinking={"mode": thinking},
-        answer={"mode": answer},
+    lambda thinking, answer, shape, failure, first, growth, mild, unit, confirmations, localize, field: policy(
+        thinking={"mode": thinking, "max_lag": MAX_LAG},
+        answer={"mode": answer, "max_lag": MAX_LAG},
         cut_shape=shape,
         on_auditor_failure=failure,
-        boundary={"first": first, "growth": growth, "max": first * 4},
+        boundary={"unit": unit, "first": first, "growth": growth, "max": first * 4},
         actions={"potentially_harmful": mild},
+        decision={"confirmations": confirmations},
+        redaction={"localize": localize},
+        reasoning_field=field,
         hold_limit_ms=2000,
     ),
-    st.sampled_from(["hold", "hold", "monitor"]),
-    st.sampled_from(["hold", "hold", "monitor"]),
+    st.sampled_from(["hold", "hold", "lag", "monitor", "withhold"]),
+    st.sampled_from(["hold", "hold", "lag", "monitor"]),
     st.sampled_from(["content_filter", "refusal", "error"]),
     st.sampled_from(["cut", "hold", "release"]),
     st.integers(1, 6),
     st.sampled_from([1.0, 1.5, 2.0]),
     st.sampled_from(["pass", "flag", "redact", "cut"]),
+    st.sampled_from(["tokens", "tokens", "sentences"]),
+    st.integers(1, 3),
+    st.booleans(),
+    st.sampled_from(["as_is", "as_is", "as_is", "strip", "reasoning"]),
 )
 
 steps = st.lists(
@@ -60,7 +70,8 @@ class World:
         if kind == "text" and step[1] not in self.finished:
             _, index, phase, length = step
             self.serial += 1
-            content = f"<{self.serial}{'x' * length}>" if length else ""  # type: ignore[operator]
+            # Sentences, so that a search finds its borders.
+            content = f"<{self.serial}{'x' * length}>." if length else ""  # type: ignore[operator]
             self.receive(text(content, phase, index=index))  # type: ignore[arg-type]
         elif kind == "finish" and step[1] not in self.finished:
             self.finished.add(step[1])  # type: ignore[arg-type]
@@ -119,13 +130,65 @@ def test_nothing_unaudited_leaves_in_hold(rules: Policy, plan: list[tuple[object
     world = run(rules, plan, last)
     if rules.on_auditor_failure.value == "release":
         return
-    for line in world.driver.sent.decode().splitlines():
-        index, phase, content, *_ = [*line.split(":"), "", "", ""]
-        if phase not in ("thinking", "answering") or not content.startswith("<"):
-            continue
-        settings_of_phase = rules.thinking if phase == "thinking" else rules.answer
+    for index, phase, content in texts_sent(world):
+        settings_of_phase = rules.thinking if phase is Phase.THINKING else rules.answer
         if settings_of_phase.mode.value == "hold":
-            assert content in world.judged.get((int(index), Phase(phase)), "")
+            assert content in world.judged.get((index, phase), "")
+
+
+def texts_sent(world: World) -> Iterator[tuple[int, Phase, str]]:
+    """The upstream's texts that left: (choice, phase, text without its full stop)."""
+    for line in world.driver.sent.decode().splitlines():
+        index, where, content, *_ = [*line.split(":"), "", "", ""]
+        phase = {"thinking": Phase.THINKING, "reasoning": Phase.THINKING, "answering": Phase.ANSWERING}.get(where)
+        if phase is not None:
+            yield from ((int(index), phase, text) for text in re.findall(r"<\w+>", content))
+
+
+@settings(max_examples=300, deadline=None)
+@given(policies, steps, st.sampled_from(list(VERDICTS)))
+def test_lag_never_runs_further_ahead_than_its_bound(rules: Policy, plan: list[tuple[object, ...]], last: str) -> None:
+    if rules.on_auditor_failure.value == "release":
+        return
+    lagging = {
+        phase
+        for phase, own in ((Phase.THINKING, rules.thinking), (Phase.ANSWERING, rules.answer))
+        if own.mode.value == "lag"
+    }
+    world = World(Driver(rules, capacity=64, choices=3))
+    for step in plan:
+        world.step(step)
+        ahead: dict[int, int] = {}
+        for index, phase, content in texts_sent(world):
+            if phase in lagging and content not in world.judged.get((index, phase), ""):
+                ahead[index] = ahead.get(index, 0) + -(-(len(content) + 1) // 4)
+        assert all(tokens <= MAX_LAG for tokens in ahead.values())
+
+
+@settings(max_examples=200, deadline=None)
+@given(policies, steps, st.sampled_from(list(VERDICTS)))
+def test_thinking_that_nobody_is_to_see_never_leaves(rules: Policy, plan: list[tuple[object, ...]], last: str) -> None:
+    world = run(rules, plan, last)
+    left = {phase for _, phase, _ in texts_sent(world)}
+    if rules.thinking.mode.value == "withhold" or rules.reasoning_field.value == "strip":
+        assert Phase.THINKING not in left
+    if rules.reasoning_field.value == "reasoning":
+        assert b":thinking:<" not in world.driver.sent
+
+
+@settings(max_examples=200, deadline=None)
+@given(policies, steps, st.sampled_from(list(VERDICTS)))
+def test_a_normal_finish_never_leaves_before_the_last_verdict(
+    rules: Policy, plan: list[tuple[object, ...]], last: str
+) -> None:
+    guarded = {"hold", "lag"}
+    world = World(Driver(rules, capacity=64, choices=3))
+    for step in plan:
+        world.step(step)
+        finished = {int(line[0]) for line in world.driver.sent.decode().splitlines() if line.endswith(":stop")}
+        for asked in world.driver.audits:
+            mode = (rules.thinking if asked.phase is Phase.THINKING else rules.answer).mode.value
+            assert asked.choice not in finished or mode not in guarded
 
 
 @settings(max_examples=300, deadline=None)
@@ -133,7 +196,7 @@ def test_nothing_unaudited_leaves_in_hold(rules: Policy, plan: list[tuple[object
 def test_what_left_came_in_and_in_its_order(rules: Policy, plan: list[tuple[object, ...]], last: str) -> None:
     world = run(rules, plan, last)
     came_in = iter([line for event in world.sent_in for line in event.raw.decode().splitlines()])
-    ours = (":cut:", ":note:", "usage:", "DONE", "error:", "[withheld")
+    ours = (":cut:", ":note:", "usage:", "DONE", "error:", "[withheld", ":reasoning:")
     for line in world.driver.sent.decode().splitlines():
         if not any(mark in line for mark in ours):
             assert any(line == candidate for candidate in came_in), f"{line} is out of order or never came in"

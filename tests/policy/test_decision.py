@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from guardtrace_proxy.policy.decision import decide
 from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
-from guardtrace_proxy.policy.schema import Action, Actions, PhaseActions, PhaseSettings, Policy, Thresholds
+from guardtrace_proxy.policy.schema import Action, Actions, AnswerSettings, PhaseActions, Policy, Thresholds
 
 
 def policy(**changes: object) -> Policy:
@@ -39,7 +39,7 @@ def test_probabilities_count_more_than_the_level_that_was_written():
 
 
 def test_a_phase_has_its_own_actions():
-    own = policy(answer=PhaseSettings(actions=PhaseActions(harmful=Action.FLAG)))
+    own = policy(answer=AnswerSettings(actions=PhaseActions(harmful=Action.FLAG)))
     verdict = Verdict(Level.HARMFUL)
     assert decide(own, "answering", verdict).action is Action.FLAG
     assert decide(own, "thinking", verdict).action is Action.CUT

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -38,6 +40,27 @@ class Running:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         with httpx.Client(timeout=30, trust_env=False) as client:
             return client.post(self.url + "/v1/chat/completions", content=content, **options)
+
+
+class Connection(HTTPConnection):
+    """One connection, kept open between requests; never opened anew behind the test's back."""
+
+    auto_open = 0
+
+    def send_chat(self, body: Any, **headers: str) -> HTTPResponse:
+        """POST to chat completions; a dict goes as JSON. The reply's head has been read, its body hasn't."""
+        content = body if isinstance(body, bytes) else json.dumps(body)
+        self.request("POST", "/v1/chat/completions", content, {k.replace("_", "-"): v for k, v in headers.items()})
+        return self.getresponse()
+
+
+@contextmanager
+def connected(running: Running) -> Iterator[Connection]:
+    """A bare connection to the proxy."""
+    address = urlsplit(running.url)
+    with closing(Connection(address.hostname or "", address.port, timeout=30)) as connection:
+        connection.connect()
+        yield connection
 
 
 def ask(**more: Any) -> dict[str, Any]:

@@ -325,3 +325,14 @@ def test_any_mapping_gives_a_config_or_a_config_error(tmp_path, content, merged)
         assert all(problem.message for problem in error.problems)
     else:
         assert {tenant.policy for tenant in config.tenants.values()} == set(config.policies)
+
+
+@pytest.mark.parametrize(("field", "why"), [("store", "store can't be allowed"), ("seed", "seed is known already")])
+def test_only_unknown_fields_of_requests_can_be_allowed(tmp_path, field, why):
+    text = (
+        f"upstreams: {{default: {{base_url: 'http://127.0.0.1:9000/v1', allow_fields: [FIELD]}}}}\n{AUDITOR}{TENANTS}"
+    )
+    assert load(tmp_path, text.replace("FIELD", "session_id")).upstreams["default"].allow_fields == ["session_id"]
+    (problem,) = refusal(tmp_path, text.replace("FIELD", field))
+    assert "upstreams.default.allow_fields" in problem
+    assert why in problem

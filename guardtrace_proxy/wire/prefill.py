@@ -1,0 +1,38 @@
+"""How a reply opens whose beginning the request supplied: its thinking, its answer, and where the model goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from guardtrace_proxy.wire.chat import ThinkingStyle
+from guardtrace_proxy.wire.chat_request import Prefill
+from guardtrace_proxy.wire.events import Phase, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The beginning of a trace. ``style`` is the upstream's, for what the model writes after it."""
+
+    thinking: str
+    answer: str
+    style: ThinkingStyle
+
+
+def opening_of(prefill: Prefill, style: ThinkingStyle) -> Opening:
+    """Split a prefill by its tags: what stands in a thinking block belongs to the thinking."""
+    tags = replace(style, style="custom" if style.style == "custom" else "inline", starts_open=False).tag_reader()
+    assert tags is not None
+    segments = [*tags.feed(prefill.content), *tags.end()]
+    thinking = "".join(text for phase, text, tag, _ in segments if phase is Phase.THINKING and not tag)
+    answer = "".join(text for phase, text, tag, _ in segments if phase is Phase.ANSWERING and not tag)
+    starts_open = style.starts_open
+    if segments and _is_open(segments[-1]):
+        starts_open = style.style != "field"
+    elif prefill.continues and prefill.content:
+        starts_open = False
+    parts = [part for part in (prefill.thinking, thinking) if part]
+    return Opening("\n".join(parts), answer, replace(style, starts_open=starts_open))
+
+
+def _is_open(last: Segment) -> bool:
+    return last.close is not None and not (last.tag and last.text == last.close)

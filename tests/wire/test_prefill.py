@@ -1,0 +1,76 @@
+"""Prefills: what of them is thinking, and whether the model goes on thinking."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+
+from guardtrace_proxy.wire.chat import ThinkingStyle
+from guardtrace_proxy.wire.chat_request import Prefill
+from guardtrace_proxy.wire.prefill import opening_of
+
+AUTO = ThinkingStyle()
+OPEN = ThinkingStyle("inline", starts_open=True)
+
+
+def split(
+    content: str, thinking: str = "", style: ThinkingStyle = AUTO, continues: bool = True
+) -> tuple[str, str, bool]:
+    opening = opening_of(Prefill("messages[1]", content, thinking, continues), style)
+    assert opening.style.style == style.style
+    return opening.thinking, opening.answer, opening.style.starts_open
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("Well,", ("", "Well,", False)),
+        ("<think>So", ("So", "", True)),
+        ("<think>", ("", "", True)),
+        ("◁think▷So", ("So", "", True)),
+        ("<think>So</think>", ("So", "", False)),
+        ("<think>So</think>Well,", ("So", "Well,", False)),
+        ("<think>So</think><answer>Well,", ("So", "Well,", False)),
+        ("Well, <think>so", ("so", "Well, ", True)),
+        ("Well <thi", ("", "Well <thi", False)),
+        ("", ("", "", False)),
+    ],
+)
+def test_a_thinking_block_belongs_to_the_thinking(content: str, expected: tuple[str, str, bool]) -> None:
+    assert split(content) == expected
+
+
+def test_reasoning_fields_come_first() -> None:
+    assert split("Well,", "So") == ("So", "Well,", False)
+    assert split("<think>then", "So") == ("So\nthen", "", True)
+
+
+@pytest.mark.parametrize(
+    ("content", "continues", "starts_open"),
+    [
+        # The template opens the thinking of a new message only.
+        ("Well,", True, False),
+        ("Well,", False, True),
+        # With no content, or only fields, nobody knows where the template goes on.
+        ("", True, True),
+        ("<think>So", False, True),
+    ],
+)
+def test_an_upstream_that_starts_open(content: str, continues: bool, starts_open: bool) -> None:
+    assert split(content, style=OPEN, continues=continues)[2] == starts_open
+
+
+@pytest.mark.parametrize("style", ["field", "inline", "auto"])
+def test_tags_are_read_whatever_the_upstream_writes(style: Literal["field", "inline", "auto"]) -> None:
+    # The prefill goes into the prompt, where the tags are the model's own even if its replies have fields.
+    thinking, answer, starts_open = split("<think>So", style=ThinkingStyle(style))
+    assert (thinking, answer) == ("So", "")
+    assert starts_open == (style != "field")
+
+
+def test_an_operators_own_tags() -> None:
+    style = ThinkingStyle("custom", open="[T]", close="[A]")
+    assert split("[T]So[A]Well,", style=style) == ("So", "Well,", False)
+    assert split("[T]So", style=style) == ("So", "", True)
+    assert split("So", style=ThinkingStyle("custom", close="[A]")) == ("So", "", True)
