@@ -33,10 +33,10 @@ def failing_add(self, decided):
     add(self, decided)
     if "boom-in-stream" in self._log._context["request_id"]:
         raise ValueError("{THINKING}")
-def failing_read(body):
+def failing_read(body, allowed):
     if b"boom-before" in body:
         raise ValueError(body.decode())
-    return read(body)
+    return read(body, allowed)
 record.ReplyRecord.add, chat.read_request = failing_add, failing_read
 {GUARDTRACE}
 """
