@@ -96,11 +96,11 @@ class Choice:
         if self.state in (State.IDLE, State.CUT):
             self.state = follow(self.state, Input.END)
 
-    def poll(self, now: float, *, full: bool = False) -> StartAudit | None:
+    def poll(self, now: float, full: bool) -> StartAudit | None:
         """The audit to start now, if a boundary is reached or a retry is due. ``full``: no more text can come before
         some leaves."""
         if self.state is State.WAITING:
-            if not (self._waits_no_longer(now) or full or self._size.is_full(self.tape)):
+            if not (full or self._waits_no_longer(now) or self._size.is_full(self.tape)):
                 return None
             self.state = follow(self.state, Input.BOUNDARY)
             return self._start(now)

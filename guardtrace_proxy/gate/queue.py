@@ -24,10 +24,12 @@ class HeldPart(NamedTuple):
     def is_clear(self) -> bool:
         """Whether it may leave. A reply never looks finished before its last verdict, not even where its text runs
         ahead."""
-        choice, unsaid = self.choice, self.part.unsaid
-        clear = choice.leave.clear if self.part.finish_reason is None else choice.leave.settled
+        choice, _, end, part = self
+        clear = choice.leave.clear if part.finish_reason is None else choice.leave.settled
+        if end > clear:
+            return False
         # Tokens that run ahead of their text wait for it, or for the choice's end where it never comes.
-        return self.end + unsaid <= clear or (unsaid > 0 and self.end <= clear and choice.is_over)
+        return end + part.unsaid <= clear or choice.is_over
 
     def placed(self) -> Iterator[tuple[Span, int]]:
         """The spans, each with its offset on the tape."""
