@@ -214,7 +214,7 @@ def _part(part: Any, where: str, texts: list[str], images: list[tuple[str, str]]
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image
         if not isinstance(url, str):
-            _refuse(f"{where}.image_url.url", "expected a data URL as a string")
+            _refuse(f"{where}.image_url.url", "expected the image's URL as a string")
         if part.get("uuid") is not None:
             _refuse(f"{where}.uuid", "not supported, since the model could see another image that is cached under it")
         images.append((url, f"{where}.image_url.url"))
