@@ -1,15 +1,16 @@
-"""``POST /v1/chat/completions``: the request is read, its images are decoded, the reply goes through the gate."""
+"""``POST /v1/chat/completions``: the request is read, its images are resolved, the reply goes through the gate."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
 import aiohttp
+import structlog
 
 from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, DoesNotFit, Session
 from guardtrace_proxy.gate import StreamGate
-from guardtrace_proxy.images import ImageError, ImageLimits, RequestImage, decode_data_urls
+from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, RequestImage, is_remote, resolve_images
 from guardtrace_proxy.outgoing import TROUBLE
 from guardtrace_proxy.server.asgi_io import JSON, Headers, Send, respond
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
@@ -20,8 +21,11 @@ from guardtrace_proxy.server.tenants import Tenant
 from guardtrace_proxy.server.unopened import UnopenedSession
 from guardtrace_proxy.server.upstream import UpstreamBroke, read_bounded
 from guardtrace_proxy.wire.chat import ChatStream
+from guardtrace_proxy.wire.chat_images import replace_images
 from guardtrace_proxy.wire.chat_request import ChatRequest, RequestError, read_request
 from guardtrace_proxy.wire.events import Event, EventKind
+
+log = structlog.get_logger("guardtrace")
 
 SSE_HEADERS: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -33,7 +37,10 @@ SSE_HEADERS: Headers = [
 async def chat_completions(service: Service, tenant: Tenant, body: bytes, request_id: str, send: Send) -> None:
     """Answer one request. Raises ApiError for everything that goes wrong before the reply has begun."""
     request = _read(body)
-    query = Query([Turn(role, text) for role, text in request.turns], await _images(service, request))
+    images = await _images(service, request, request_id)
+    if any(is_remote(url) for url, _ in request.images):
+        body = replace_images(body, [image.data_url for image in images])  # the model gets what was fetched here
+    query = Query([Turn(role, text) for role, text in request.turns], images)
     auditor = service.auditor
 
     async def open_session() -> Session:
@@ -86,13 +93,14 @@ def _read(body: bytes) -> ChatRequest:
         raise ApiError(400, error.message, param=error.param, code=error.code) from None
 
 
-async def _images(service: Service, request: ChatRequest) -> Sequence[RequestImage]:
-    limits = service.config.images
+async def _images(service: Service, request: ChatRequest, request_id: str) -> Sequence[RequestImage]:
+    settings = service.config.images
+    limits = ImageLimits(settings.max_count, settings.max_bytes, settings.max_pixels)
     try:
-        return await decode_data_urls(
-            request.images, ImageLimits(limits.max_count, limits.max_bytes, limits.max_pixels)
-        )
+        return await resolve_images(request.images, limits, service.image_fetcher)
     except ImageError as error:
+        if isinstance(error, FetchError):
+            log.info("image not fetched", request_id=request_id, field=error.field, reason=error.reason)
         raise ApiError(400, str(error), param=error.field, code="invalid_image") from None
 
 
