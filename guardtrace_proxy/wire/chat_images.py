@@ -27,6 +27,8 @@ def replace_images(body: bytes, urls: Sequence[str]) -> bytes:
             if msgspec.json.decode(part["type"]) == "image_url":
                 part["image_url"] = _with_url(part["image_url"], next(left))
         message["content"] = _raw(parts)
+    if next(left, None) is not None:
+        raise ValueError("more URLs than image parts: one would stay that wasn't audited")
     request["messages"] = _raw(messages)
     return msgspec.json.encode(request)
 

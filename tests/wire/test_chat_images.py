@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -36,6 +37,14 @@ def test_only_the_urls_change() -> None:
         '{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:3"}}]}],'
         '"image_url":{"url": "stays"}}'
     )
+
+
+@pytest.mark.parametrize("urls", [[], ["data:1", "data:2"]])
+def test_as_many_urls_as_images_are_needed(urls: list[str]) -> None:
+    part = {"type": "image_url", "image_url": {"url": "https://a.example/x.png"}}
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": [part]}]}).encode()
+    with pytest.raises((ValueError, StopIteration)):
+        replace_images(body, urls)
 
 
 anything = st.recursive(
