@@ -10,6 +10,7 @@ import structlog
 
 from guardtrace_proxy.auditor.protocol import Auditor
 from guardtrace_proxy.gate import Decided
+from guardtrace_proxy.images import ImageFetcher
 from guardtrace_proxy.server.asgi_io import (
     JSON,
     ClientGone,
@@ -38,8 +39,8 @@ CLOSE = (b"connection", b"close")
 class GuardTraceApp:
     """The reverse proxy as an ASGI application.
 
-    ``auditor`` replaces the one that the config names; ``environ`` is where keys are looked up; ``observer`` is told
-    of every decision.
+    ``auditor`` replaces the one that the config names, ``image_fetcher`` the one for its ``images.allow_urls``;
+    ``environ`` is where keys are looked up; ``observer`` is told of every decision.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class GuardTraceApp:
         auditor: Auditor | None = None,
         environ: Mapping[str, str] | None = None,
         observer: Callable[[Decided], None] | None = None,
+        image_fetcher: ImageFetcher | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
-        self.service = Service(config, environ, auditor, observer)
+        self.service = Service(config, environ, auditor, observer, image_fetcher)
         self.startup_error: str | None = None
         self._tenants = Tenants(config)
 

@@ -1,14 +1,16 @@
-"""``POST /v1/chat/completions``: the request is read, its images are decoded, the reply goes through the gate."""
+"""``POST /v1/chat/completions``: the request is read, its images are resolved, the reply goes through the gate."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 
+import structlog
+
 from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, Session
 from guardtrace_proxy.gate import StreamGate
-from guardtrace_proxy.images import ImageError, ImageLimits, RequestImage, decode_data_urls
+from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, RequestImage, is_remote, resolve_images
 from guardtrace_proxy.policy.schema import Policy, ReasoningField
 from guardtrace_proxy.server.asgi_io import JSON, Send, respond
 from guardtrace_proxy.server.continued import ContinuedSession
@@ -22,9 +24,12 @@ from guardtrace_proxy.server.unopened import UnopenedSession
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke, UpstreamReply, read_bounded
 from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.chat_fields import RequestError
+from guardtrace_proxy.wire.chat_images import replace_images
 from guardtrace_proxy.wire.chat_request import ChatRequest, body_for_upstream, read_request
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.prefill import opening_of
+
+log = structlog.get_logger("guardtrace")
 
 
 async def chat_completions(
@@ -37,7 +42,8 @@ async def chat_completions(
     upstream = service.upstreams[tenant.upstream]
     request = _read(body, service.config.upstreams[tenant.upstream].allow_fields)
     policy = _policy_for(request, service.policies[tenant.policy].policy)
-    query = Query([Turn(role, text) for role, text in request.turns], await _images(service, request))
+    images = await _images(service, request)
+    query = Query([Turn(role, text) for role, text in request.turns], images)
     prefill = request.prefill
     opening = None if prefill is None else opening_of(prefill, upstream.thinking)
 
@@ -76,7 +82,7 @@ async def chat_completions(
         service.observer,
     )
     out = EventStream(send, record.headers(), service.config.server.keepalive_ms)
-    body = body_for_upstream(body, request)
+    body = _body_for_upstream(body, request, images)
     async with out.kept_alive() if request.stream else nullcontext(), upstream.chat(body, forwarded) as reply:
         exchange = Exchange(gate, plan, session, close_upstream=reply.close, on_decided=record.add)
         with service.budget.counting(lambda: gate.held_bytes):
@@ -103,13 +109,22 @@ def _policy_for(request: ChatRequest, policy: Policy) -> Policy:
     return policy.model_copy(update={"reasoning_field": ReasoningField.STRIP})
 
 
+def _body_for_upstream(body: bytes, request: ChatRequest, images: Sequence[RequestImage]) -> bytes:
+    """The body with the fields that are forced, and with the very images that were fetched here."""
+    body = body_for_upstream(body, request)
+    if any(is_remote(url) for url, _ in request.images):
+        body = replace_images(body, [image.data_url for image in images])
+    return body
+
+
 async def _images(service: Service, request: ChatRequest) -> Sequence[RequestImage]:
-    limits = service.config.images
+    settings = service.config.images
+    limits = ImageLimits(settings.max_count, settings.max_bytes, settings.max_pixels)
     try:
-        return await decode_data_urls(
-            request.images, ImageLimits(limits.max_count, limits.max_bytes, limits.max_pixels)
-        )
+        return await resolve_images(request.images, limits, service.image_fetcher)
     except ImageError as error:
+        if isinstance(error, FetchError):
+            log.info("image not fetched", field=error.field, reason=error.reason)
         raise ApiError(400, str(error), param=error.field, code="invalid_image") from None
 
 

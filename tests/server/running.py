@@ -17,6 +17,7 @@ import openai
 import yaml
 
 from guardtrace_proxy.demo.serving import served
+from guardtrace_proxy.images import ImageFetcher
 from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.config import load_config
 from tests.server.scripted import Script, Server, by_word, judging, model_server
@@ -75,6 +76,7 @@ def proxy(
     policy: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
     environ: dict[str, str] | None = None,
+    image_fetcher: ImageFetcher | None = None,
 ) -> Iterator[Running]:
     """Serve; ``config`` and ``policy`` are merged over small defaults."""
     with ExitStack() as stack:
@@ -95,6 +97,7 @@ def proxy(
         content = {"version": 1, "extends": "balanced", **CHUNKS, **(policy or {})}
         (folder / "policies" / "test.yaml").write_text(yaml.safe_dump(content), "utf-8")
         (folder / "guardtrace.yaml").write_text(yaml.safe_dump(settings), "utf-8")
-        app = GuardTraceApp(load_config(folder / "guardtrace.yaml", environ or {}), environ=environ or {})
+        loaded = load_config(folder / "guardtrace.yaml", environ or {})
+        app = GuardTraceApp(loaded, environ=environ or {}, image_fetcher=image_fetcher)
         url = stack.enter_context(served(app))
         yield Running(url, upstream_server, auditor_server, app)

@@ -152,7 +152,7 @@ def log_of(folder: Any, format: str) -> str:
 @pytest.mark.parametrize("format", ["json", "console"])
 def test_no_user_text_is_logged_whatever_happens(tmp_path, format):
     said = log_of(tmp_path, format)
-    for event in ("reply", "audit", "audit failed", "internal error", "upstream broke off"):
+    for event in ("reply", "audit", "audit failed", "internal error", "upstream broke off", "image not fetched"):
         assert event in said
     assert "boom-in-stream" in said
     for marker in MARKERS:
