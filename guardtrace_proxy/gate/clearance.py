@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guardtrace_proxy.gate.tape import Tape
+from guardtrace_proxy.gate.tape import Tape, Waiting
 from guardtrace_proxy.policy.schema import Mode, Policy
 from guardtrace_proxy.wire.events import Phase, Segment
 
@@ -14,8 +14,10 @@ class Modes:
 
     def __init__(self, policy: Policy) -> None:
         self._outside = {phase: policy.phase(phase.value).mode for phase in Phase}
-        lags = [rules.max_lag for rules in map(policy.phase, ("thinking", "answering")) if rules.mode is Mode.LAG]
-        self.max_lag = min(lags, default=0)
+        self._max_lag = {phase: policy.phase(phase.value).max_lag for phase in Phase}
+        lags = [self._max_lag[phase] for phase, mode in self._outside.items() if mode is Mode.LAG]
+        self.lags = bool(lags)
+        self._max_lag_inside = min(lags, default=0)
         thinking, answer = self._outside[Phase.THINKING], self._outside[Phase.ANSWERING]
         # An inline block's end may never come: what looks like thinking may be all the answer there is.
         self._inside = thinking if thinking is Mode.WITHHOLD else max(thinking, answer, key=WEAKEST_FIRST.index)
@@ -24,6 +26,10 @@ class Modes:
     def of(self, segment: Segment) -> Mode:
         """A phase's own mode; inside an inline thinking block the stricter of both."""
         return self._outside[segment.phase] if segment.close is None else self._inside
+
+    def max_lag(self, segment: Segment) -> int:
+        """How many tokens may be ahead of their verdict when it leaves, in mode ``lag``; the fewer inside a block."""
+        return self._max_lag[segment.phase] if segment.close is None else self._max_lag_inside
 
     def enforces(self, segment: Segment) -> bool:
         """Whether verdicts on it are acted on."""
@@ -61,7 +67,7 @@ class Clearance:
         for position in range(tape.behind(self.clear), len(waiting)):
             entry = waiting[position]
             mode = self._modes.of(entry.segment)
-            if mode is Mode.HOLD or (mode is Mode.LAG and not self._may_run_ahead(entry.tokens)):
+            if mode is Mode.HOLD or (mode is Mode.LAG and not self._may_run_ahead(entry)):
                 break
             self._ahead += entry.tokens if mode is Mode.LAG else 0
             self.clear = entry.end
@@ -69,7 +75,7 @@ class Clearance:
     def recount(self, tape: Tape) -> None:
         """A verdict has come: tokens that it covers aren't ahead any more."""
         self._ahead = 0
-        if self._modes.max_lag:
+        if self._modes.lags:
             for entry in tape.waiting[: tape.behind(self.clear)]:
                 self._ahead += entry.tokens if self._modes.of(entry.segment) is Mode.LAG else 0
         self.advance(tape)
@@ -78,5 +84,5 @@ class Clearance:
         """The choice is cut: of what was clear ahead of its verdict only what has left has left."""
         self.clear = max(self.settled, min(self.clear, released))
 
-    def _may_run_ahead(self, tokens: int) -> bool:
-        return not self.hits_were_seen and self._ahead + tokens <= self._modes.max_lag
+    def _may_run_ahead(self, entry: Waiting) -> bool:
+        return not self.hits_were_seen and self._ahead + entry.tokens <= self._modes.max_lag(entry.segment)

@@ -12,14 +12,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from guardtrace_proxy.policy.doubts import doubts, without_effect
 from guardtrace_proxy.policy.errors import PolicyError, Problem
-from guardtrace_proxy.policy.schema import Action, Mode, Policy, ReasoningField
+from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.policy.yaml_file import BadYaml, YamlFile, problems_of, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
-SEVERITY = list(Action)
-STRICTNESS = [Mode.MONITOR, Mode.LAG, Mode.HOLD, Mode.WITHHOLD]
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,10 @@ def load_policy(path: Path) -> LoadedPolicy:
         policy = Policy.model_validate(merged)
     except ValidationError as error:
         raise PolicyError([_at_origin(problem, chain) for problem in problems_of(error, Policy, chain[0])]) from None
-    warnings = (*_warnings(policy), *_without_effect(policy, origins))
+    # What a preset says beside the values of a file that extends it is nobody's mistake.
+    written = {key for file in chain if not _is_preset(file.path) for key in _leaves(file.content)}
+    idle = (f"{key} has no effect {why} ({origins[key]})" for key, why in without_effect(policy, written))
+    warnings = (*doubts(policy), *idle)
     effective = policy.model_dump(mode="json")
     for key in _leaves(effective):
         origins.setdefault(key, "default")
@@ -111,8 +113,12 @@ def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield name
 
 
+def _is_preset(path: Path) -> bool:
+    return path.resolve().parent == PRESETS.resolve()
+
+
 def _origin(file: YamlFile, key: str) -> str:
-    if file.path.resolve().parent == PRESETS.resolve():
+    if _is_preset(file.path):
         return f"preset {file.path.stem}:{file.line(key)}"
     return f"{file.path}:{file.line(key)}"
 
@@ -123,35 +129,3 @@ def _at_origin(problem: Problem, chain: list[YamlFile]) -> Problem:
         if problem.key in file.lines:
             return file.problem(problem.key, problem.message)
     return problem
-
-
-def _warnings(policy: Policy) -> Iterator[str]:
-    if STRICTNESS.index(policy.thinking.mode) < STRICTNESS.index(policy.answer.mode):
-        yield (
-            "thinking is guarded less than the answer: harmful reasoning reaches clients, and inline thinking that "
-            "never closes is held like the answer"
-        )
-    for name in ("thinking", "answering"):
-        rules = policy.phase(name)
-        actions = rules.actions
-        if SEVERITY.index(actions.harmful) < SEVERITY.index(actions.potentially_harmful):
-            yield f"{name}: the action for harmful text is milder than the one for potentially harmful text"
-        if rules.mode is Mode.MONITOR and Action.CUT in (actions.harmful, actions.potentially_harmful):
-            yield f"{name}: mode is monitor, so redact and cut are only recorded"
-        if rules.mode is Mode.LAG and Action.REDACT in (actions.harmful, actions.potentially_harmful):
-            yield f"{name}: mode is lag, so redact can't take back what has left before its verdict"
-
-
-def _without_effect(policy: Policy, origins: dict[str, str]) -> Iterator[str]:
-    """Settings that somebody wrote down and that do nothing beside the others."""
-    for name, settings in (("thinking", policy.thinking), ("answer", policy.answer)):
-        if settings.mode is not Mode.LAG and f"{name}.max_lag" in origins:
-            yield f"{name}.max_lag has no effect in mode {settings.mode.value}"
-    withheld = policy.thinking.mode is Mode.WITHHOLD
-    if withheld and any(key.startswith("thinking.actions.") for key in origins):
-        yield "thinking.actions has no effect in mode withhold: verdicts on what nobody sees are only recorded"
-    if withheld and policy.reasoning_field not in (ReasoningField.AS_IS, ReasoningField.STRIP):
-        yield f"reasoning_field: {policy.reasoning_field.value} has no effect where thinking is withheld"
-    actions = [action for name in ("thinking", "answering") for _, action in policy.phase(name).actions]
-    if policy.redaction.localize and Action.REDACT not in actions:
-        yield "redaction.localize has no effect where no action is redact"

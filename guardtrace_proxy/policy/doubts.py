@@ -1,0 +1,112 @@
+"""What ``guardtrace policy check`` warns of: policies that do less than they seem to, and settings that do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from guardtrace_proxy.policy.schema import Action, Mode, OnAuditorFailure, Policy
+
+SEVERITY = list(Action)
+STRICTNESS = [Mode.MONITOR, Mode.LAG, Mode.HOLD, Mode.WITHHOLD]
+PHASES = {"thinking": "thinking", "answer": "answering"}
+"""The phases by their section of a policy."""
+
+
+def doubts(policy: Policy) -> Iterator[str]:
+    """Combinations that guard less than they seem to."""
+    if STRICTNESS.index(policy.thinking.mode) < STRICTNESS.index(policy.answer.mode):
+        yield (
+            "thinking is guarded less than the answer: harmful reasoning reaches clients, and inline thinking that "
+            "never closes is held like the answer"
+        )
+    for name in PHASES.values():
+        rules = policy.phase(name)
+        actions = rules.actions
+        if SEVERITY.index(actions.harmful) < SEVERITY.index(actions.potentially_harmful):
+            yield f"{name}: the action for harmful text is milder than the one for potentially harmful text"
+        if rules.mode is Mode.MONITOR and {Action.REDACT, Action.CUT} & {actions.harmful, actions.potentially_harmful}:
+            yield f"{name}: mode is monitor, so redact and cut are only recorded"
+        if rules.mode is Mode.LAG and Action.REDACT in (actions.harmful, actions.potentially_harmful):
+            yield f"{name}: mode is lag, so redact can't take back what has left before its verdict"
+
+
+def without_effect(policy: Policy, written: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Of the keys that somebody wrote, those that do nothing beside the others, each with why: "beside what".
+
+    An action of a monitored phase has its effect on the record.
+    """
+    for key, why in (*_of_modes(policy), *_of_boundary(policy), *_of_actions(policy), *_of_failures(policy)):
+        if key in written:
+            yield key, why
+
+
+def acting(policy: Policy) -> list[str]:
+    """The sections whose verdicts are acted on. Monitored thinking is among them where an inline block of it is guarded
+    like the answer."""
+    guarded = (Mode.HOLD, Mode.LAG)
+    answer_acts = policy.answer.mode in guarded
+    thinking_acts = policy.thinking.mode in guarded or (policy.thinking.mode is Mode.MONITOR and answer_acts)
+    return [name for name, acts in (("thinking", thinking_acts), ("answer", answer_acts)) if acts]
+
+
+def _of_modes(policy: Policy) -> Iterator[tuple[str, str]]:
+    for name, settings in (("thinking", policy.thinking), ("answer", policy.answer)):
+        if settings.mode is not Mode.LAG:
+            yield f"{name}.max_lag", f"in mode {settings.mode.value}"
+    if policy.thinking.mode is Mode.WITHHOLD:
+        for level in ("potentially_harmful", "harmful"):
+            yield f"thinking.actions.{level}", "in mode withhold: verdicts on what nobody sees are only recorded"
+        yield "reasoning_field", "where thinking is withheld"
+
+
+def _of_boundary(policy: Policy) -> Iterator[tuple[str, str]]:
+    boundary = policy.boundary
+    # `growth: 1` beside `first` = `max` says the same thing twice: nothing is lost.
+    if boundary.first == boundary.max and boundary.growth != 1:
+        yield "boundary.growth", "where boundary.first and boundary.max are the same"
+    if boundary.growth == 1 and boundary.first != boundary.max:
+        yield "boundary.max", "where boundary.growth is 1"
+
+
+def _of_actions(policy: Policy) -> Iterator[tuple[str, str]]:
+    counting = [policy.thinking, policy.answer] if policy.thinking.mode is not Mode.WITHHOLD else [policy.answer]
+    for level in ("potentially_harmful", "harmful"):
+        if all(getattr(settings.actions, level) is not None for settings in counting):
+            yield f"actions.{level}", "where the phases have their own"
+    actions = _actions(policy, acting(policy))
+    if Action.REDACT not in actions:
+        yield "messages.redaction", "where nothing is redacted"
+        yield "redaction.localize", "where nothing is redacted"
+    if not actions - {Action.PASS}:
+        yield "decision.confirmations", "where no verdict is acted on"
+    if not _actions(policy, PHASES) - {Action.PASS}:
+        yield "thresholds.harmful", "where both levels pass"
+    if not _can_cut(policy):
+        yield "messages.cut", "where nothing is cut"
+        yield "cut_shape", "where nothing is cut"
+
+
+def _of_failures(policy: Policy) -> Iterator[tuple[str, str]]:
+    acts = bool(acting(policy))
+    if not acts:
+        yield "on_auditor_failure", "where no verdict is acted on"
+        yield "expose.object", "where no verdict is acted on"
+    if policy.on_auditor_failure is not OnAuditorFailure.HOLD or not acts:
+        yield "hold_limit_ms", "without on_auditor_failure: hold" if acts else "where no verdict is acted on"
+
+
+def _can_cut(policy: Policy) -> bool:
+    acts = acting(policy)
+    actions = _actions(policy, acts)
+    if not acts:
+        return False
+    if policy.on_auditor_failure is not OnAuditorFailure.RELEASE or Action.CUT in actions:
+        return True
+    # Tool-call arguments have no placeholder; what was flagged isn't released when the auditor fails later.
+    in_arguments = Action.REDACT in _actions(policy, [name for name in acts if name == "answer"])
+    suspects = policy.redaction.localize and Action.REDACT in actions
+    return in_arguments or suspects or (policy.decision.confirmations > 1 and bool(actions - {Action.PASS}))
+
+
+def _actions(policy: Policy, sections: Collection[str]) -> set[Action]:
+    return {action for name in sections for _, action in policy.phase(PHASES[name]).actions}
