@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from guardtrace_proxy.policy.doubts import without_effect
 from guardtrace_proxy.policy.errors import PolicyError
@@ -198,3 +200,34 @@ def test_what_is_said_to_be_without_effect_changes_nothing_that_is_seen(content:
     other = Policy.model_validate({"version": 1, **nested({**content, key: value})})
     for scenario in SCENARIOS:
         assert scenario(policy).outside == scenario(other).outside, f"{key}: {idle[key]}"
+
+
+class Grown(str, Enum):
+    OLD = "old"
+    NEW = "new"
+
+
+class Section(BaseModel):
+    grown: Grown = Grown.OLD
+    added: int = 1
+
+
+class Schema(BaseModel):
+    section: Section = Section()
+
+
+def test_the_table_is_told_what_it_lacks() -> None:
+    table = {"section.grown": Effect(("old",), str, refused=("odd",)), "gone": Effect((1, 2), str)}
+    assert missing(Schema, table) == [
+        "gone: no such setting",
+        "section.added: no effect in the table",
+        "section.grown: 'new' isn't in the table",
+    ]
+
+
+def test_a_value_that_shows_nothing_fails() -> None:
+    check(Effect((1, 2), str), str, again=True)
+    with pytest.raises(AssertionError, match="1 and 2 give the same outcome"):
+        check(Effect((1, 2), str), lambda _: "same")
+    with pytest.raises(AssertionError, match="the same value gave another"):
+        check(Effect((1, 2), str), lambda _: object(), again=True)
