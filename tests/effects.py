@@ -8,8 +8,8 @@ To add a setting, add a line to its table:
     "hold_limit_ms": Effect((1000, 9000), after_two_seconds, beside={"on_auditor_failure": "hold"}),
 
 - `values`: two or more; for an enum or a bool all that are allowed.
-- the scenario takes what the settings came to and returns what was seen: bytes, audits with their times, a status. Nothing
-  that differs from run to run may be in it (ports, ids, measured times): the same value is tried twice.
+- the scenario takes what the settings came to (the policy; a `Site` that can be served) and returns what was seen: bytes,
+  audits with their times, a status. Nothing that differs from run to run may be in it, such as ports and ids.
 - `beside`: what the other settings must be for this one to matter; `along`: what one value needs besides.
 - `same_as`: a value that means the same as another by its definition (no own action means the policy's).
 - `refused`: values that must be refused at start, such as those whose feature isn't built yet.
@@ -32,7 +32,7 @@ class Effect:
     """How a setting shows; see above."""
 
     values: Sequence[Any]
-    scenario: Callable[[Any], object]
+    scenario: Callable[..., object]
     beside: Settings = field(default_factory=dict)
     along: Mapping[Any, Settings] = field(default_factory=dict)
     same_as: Mapping[Any, Any] = field(default_factory=dict)
@@ -97,10 +97,10 @@ def missing(model: type[BaseModel], table: Mapping[str, Effect]) -> list[str]:
     return sorted(said)
 
 
-def check(effect: Effect, seen: Callable[[Any], object]) -> None:
-    """Each value shows, and shows the same when tried again. ``seen``: what the scenario sees under a value."""
+def check(effect: Effect, seen: Callable[[Any], object], *, again: bool = False) -> None:
+    """Each value shows. ``seen``: what the scenario sees under a value; ``again``: the same one is tried twice."""
     outcomes = [seen(value) for value in effect.values]
-    is_steady = seen(effect.values[0]) == outcomes[0]
+    is_steady = not again or seen(effect.values[0]) == outcomes[0]
     assert is_steady, "the outcome isn't the setting's alone: the same value gave another"
     for number, value in enumerate(effect.values):
         for other in range(number):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from guardtrace_proxy.policy.schema import Action, Mode, OnAuditorFailure, Policy
+from guardtrace_proxy.policy.schema import Action, CutShape, Mode, OnAuditorFailure, Policy
 
 SEVERITY = list(Action)
 STRICTNESS = [Mode.MONITOR, Mode.LAG, Mode.HOLD, Mode.WITHHOLD]
@@ -90,9 +90,18 @@ def _of_failures(policy: Policy) -> Iterator[tuple[str, str]]:
     acts = bool(acting(policy))
     if not acts:
         yield "on_auditor_failure", "where no verdict is acted on"
-        yield "expose.object", "where no verdict is acted on"
+    if not _has_notes(policy):
+        yield "expose.object", "where nothing is flagged or released unaudited, and no cut has a chunk to carry it"
     if policy.on_auditor_failure is not OnAuditorFailure.HOLD or not acts:
         yield "hold_limit_ms", "without on_auditor_failure: hold" if acts else "where no verdict is acted on"
+
+
+def _has_notes(policy: Policy) -> bool:
+    acts = acting(policy)
+    released = bool(acts) and policy.on_auditor_failure is OnAuditorFailure.RELEASE
+    # An error frame has no room for the object.
+    told_of_cuts = policy.cut_shape is not CutShape.ERROR and _can_cut(policy)
+    return released or told_of_cuts or Action.FLAG in _actions(policy, acts)
 
 
 def _can_cut(policy: Policy) -> bool:

@@ -65,6 +65,8 @@ class ThinkingSettings(Settings):
     def _tags_fit(self) -> ThinkingSettings:
         if self.style == "custom" and self.close is None:
             raise ValueError("style custom needs close, and open unless thinking starts open")
+        if self.style == "custom" and self.open is None and not self.starts_open:
+            raise ValueError("style custom needs open, or starts_open: true where only a closing tag comes")
         if self.style != "custom" and (self.open is not None or self.close is not None):
             raise ValueError("open and close are for style custom")
         if self.style == "field" and self.starts_open:
@@ -230,6 +232,8 @@ def _references(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
         yield file.problem("auditor.base_url", "required by backend openai: the URL of a server, ending in /v1")
     if settings.auditor.backend == "transformers" and settings.auditor.base_url is not None:
         yield file.problem("auditor.base_url", "has no effect with backend transformers")
+    if settings.auditor.backend == "transformers" and settings.auditor.api_key_env is not None:
+        yield file.problem("auditor.api_key_env", "has no effect with backend transformers")
 
 
 def _environment(settings: ConfigFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:

@@ -101,10 +101,27 @@ def test_policy_explain_names_every_value_and_where_it_came_from(tmp_path):
     assert re.fullmatch(r"[0-9a-f]{64}", told["sha256"])
     plain = call("policy", "explain", path)
     assert plain.exit_code == 0
-    assert told["sha256"] in plain.stdout
-    assert set(told["values"]) == {
-        line.split()[0] for line in plain.stdout.splitlines()[1:-1] if not line.startswith(" ")
+    lines = [line for line in plain.stdout.splitlines()[1:] if not line.startswith(" ")]
+    assert lines[-1] == f"sha256 {told['sha256']}"
+    assert set(told["values"]) == {line.split()[0] for line in lines[:-1] if not line.startswith("- ")}
+    assert told["notes"] == [line[2:] for line in lines if line.startswith("- ")]
+
+
+def test_policy_explain_shows_the_action_that_counts_in_each_phase(tmp_path):
+    path = tmp_path / "acme.yaml"
+    path.write_text("version: 1\nextends: strict\nanswer: {actions: {harmful: redact}}\nhold_limit_ms: 5\n")
+    told = json.loads(call("policy", "explain", path, "--json").stdout)
+    assert told["values"]["thinking.actions.harmful"] == {
+        "value": None,
+        "from": "default",
+        "effective": {"value": "cut", "key": "actions.harmful", "from": "preset strict:6"},
     }
+    assert told["values"]["answer.actions.harmful"] == {"value": "redact", "from": f"{path}:3"}
+    idle = f"hold_limit_ms has no effect without on_auditor_failure: hold ({path}:4)"
+    assert idle in told["warnings"]
+    plain = call("policy", "explain", path)
+    assert re.search(r'^thinking\.actions\.harmful +"cut" +preset strict:6 \(actions\.harmful\)', plain.stdout, re.M)
+    assert f"{path}: warning: {idle}" in plain.stderr
 
 
 def test_policy_explain_of_a_preset_and_of_a_bad_file(tmp_path):

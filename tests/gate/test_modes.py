@@ -78,6 +78,22 @@ def test_a_redaction_in_lag_replaces_what_has_not_left() -> None:
     assert driver.answer(SAFE).thinking == "[withheld by policy]" + "c" * 64
 
 
+def test_each_phase_has_a_bound_of_its_own() -> None:
+    driver = Driver(policy(thinking={"mode": "lag", "max_lag": 20}, answer={"mode": "lag", "max_lag": 10}))
+    driver.receive(text(TEN), text(TEN), text(TEN, Phase.ANSWERING))
+    assert driver.sent == text(TEN).raw * 2
+    driver.answer(SAFE)
+    driver.receive(text(TEN, Phase.ANSWERING))
+    assert driver.sent == text(TEN).raw * 2 + text(TEN, Phase.ANSWERING).raw
+
+
+def test_inside_an_inline_block_the_smaller_bound_counts() -> None:
+    driver = Driver(policy(thinking={"mode": "lag", "max_lag": 20}, answer={"mode": "lag", "max_lag": 10}))
+    block = inline(TEN, [Segment(Phase.THINKING, TEN, False, "</think>")])
+    driver.receive(block, block)
+    assert driver.sent == block.raw
+
+
 def test_a_whole_reply_never_runs_ahead() -> None:
     driver = lag(1000)
     spans, segments = [Span(("thinking",), "hm")], [Segment(Phase.THINKING, "hm")]

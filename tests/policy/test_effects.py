@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from guardtrace_proxy.policy.doubts import without_effect
 from guardtrace_proxy.policy.errors import PolicyError
@@ -21,9 +23,10 @@ from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
 from guardtrace_proxy.policy.loading import load_policy
 from guardtrace_proxy.policy.schema import Policy
 from tests.effects import Effect, Settings, check, missing, nested
-from tests.policy.walking import HINT, SAFE, Seen, by_word, walk
+from tests.policy.walking import HARM, HINT, SAFE, Seen, by_word, walk
 from tests.server.running import ask, proxy
-from tests.server.scripted import SSE_HEAD, by_word as level_of, chunk, judging, stream
+from tests.server.scripted import SSE_HEAD, chunk, judging, stream
+from tests.server.scripted import by_word as level_of
 
 Scenario = Callable[[Policy], Seen]
 END = [chunk({}, "stop"), b"data: [DONE]\n\n"]
@@ -70,6 +73,10 @@ def hit_once(trace: str, now: int) -> Verdict:
     return HINT if "twice" in trace and "later" not in trace else SAFE
 
 
+def harm_once(trace: str, now: int) -> Verdict:
+    return HARM if hit_once(trace, now) is HINT else SAFE
+
+
 hint_in_thinking = streamed(words(f"{FILLER * 3} HINT {FILLER * 4}", "fine so far and done"))
 hint_in_answer = streamed(words("well then", f"{FILLER * 3} HINT {FILLER * 4}"))
 harm_in_thinking = streamed(words(f"{FILLER * 2} HARM {FILLER}", "fine"))
@@ -87,6 +94,11 @@ sentences = streamed(frames({"content": "This is fine. This is a HINT. This is f
 arguments = streamed(
     frames({"tool_calls": [{"index": 0, "id": "t", "function": {"name": "f", "arguments": '{"a": "HINT"}'}}]})
 )
+thought_sentences = streamed(
+    frames({"reasoning": "This is fine. This is a HINT. This is fine as well, and so is the rest."}, {"content": "ok"})
+)
+harm_taken_back = streamed(words("", f"one two three four five six seven twice {FILLER} later {FILLER}"), harm_once)
+fails_for_long = streamed(words("well then", "fine"), failing_until(20_000))
 whole_harm = completed("well", "so HARM")
 whole_hint = completed("well HINT", "fine")
 
@@ -145,6 +157,7 @@ EFFECTS = {
 SCENARIOS: list[Scenario] = [
     hint_in_thinking, hint_in_answer, harm_in_thinking, harm_in_answer, long_and_fine, slow_and_fine, inline, field,
     unsure, unsure_harm, fails_at_first, fails_for_two_seconds, taken_back, sentences, arguments, whole_harm, whole_hint,
+    thought_sentences, harm_taken_back, fails_for_long,
 ]  # fmt: skip
 
 
@@ -161,9 +174,60 @@ def test_every_setting_and_every_value_of_an_enum_is_in_the_table() -> None:
 @pytest.mark.parametrize("key", EFFECTS)
 def test_every_value_shows(tmp_path: Path, key: str) -> None:
     effect = EFFECTS[key]
-    check(effect, lambda value: effect.scenario(load(tmp_path, effect.settings(key, value))))
+    check(effect, lambda value: effect.scenario(load(tmp_path, effect.settings(key, value))), again=True)
     for value in effect.refused:
         with pytest.raises(PolicyError, match=key):
             load(tmp_path, effect.settings(key, value))
 
 
+KEYS = [key for key in EFFECTS if key not in ("version", "extends", "expose.headers")]
+OWN = st.sampled_from([None, None, *ACTIONS])
+policies = st.fixed_dictionaries(
+    {key: OWN if ".actions." in key else st.sampled_from(EFFECTS[key].values) for key in KEYS}
+)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(policies, st.data())
+def test_what_is_said_to_be_without_effect_changes_nothing_that_is_seen(content: Settings, data: st.DataObject) -> None:
+    assume(content["boundary.first"] <= content["boundary.max"])
+    policy = Policy.model_validate({"version": 1, **nested(content)})
+    idle = dict(without_effect(policy, KEYS))
+    assume(idle)
+    key = data.draw(st.sampled_from(sorted(idle)))
+    value = data.draw(st.sampled_from([value for value in EFFECTS[key].values if value != content[key]]))
+    assume(key != "boundary.max" or value >= content["boundary.first"])
+    other = Policy.model_validate({"version": 1, **nested({**content, key: value})})
+    for scenario in SCENARIOS:
+        assert scenario(policy).outside == scenario(other).outside, f"{key}: {idle[key]}"
+
+
+class Grown(str, Enum):
+    OLD = "old"
+    NEW = "new"
+
+
+class Section(BaseModel):
+    grown: Grown = Grown.OLD
+    added: int = 1
+
+
+class Schema(BaseModel):
+    section: Section = Section()
+
+
+def test_the_table_is_told_what_it_lacks() -> None:
+    table = {"section.grown": Effect(("old",), str, refused=("odd",)), "gone": Effect((1, 2), str)}
+    assert missing(Schema, table) == [
+        "gone: no such setting",
+        "section.added: no effect in the table",
+        "section.grown: 'new' isn't in the table",
+    ]
+
+
+def test_a_value_that_shows_nothing_fails() -> None:
+    check(Effect((1, 2), str), str, again=True)
+    with pytest.raises(AssertionError, match="1 and 2 give the same outcome"):
+        check(Effect((1, 2), str), lambda _: "same")
+    with pytest.raises(AssertionError, match="the same value gave another"):
+        check(Effect((1, 2), str), lambda _: object(), again=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.policy.errors import PolicyError
@@ -135,12 +135,11 @@ def test_a_missing_file_and_bad_bytes_are_told(tmp_path):
         ("thinking: {mode: monitor}", "thinking is guarded less than the answer"),
         ("actions: {potentially_harmful: cut, harmful: flag}", "is milder than"),
         ("thinking: {mode: monitor}\nanswer: {mode: monitor}", "only recorded"),
-        ("thinking: {max_lag: 9}", "thinking.max_lag has no effect in mode hold"),
-        ("answer: {mode: monitor, max_lag: 9}", "answer.max_lag has no effect in mode monitor"),
         ("thinking: {mode: lag}", "redact can't take back"),
-        ("thinking: {mode: withhold, actions: {harmful: cut}}", "thinking.actions has no effect in mode withhold"),
-        ("thinking: {mode: withhold}\nreasoning_field: reasoning", "reasoning_field: reasoning has no effect"),
-        ("redaction: {localize: true}\nactions: {potentially_harmful: cut}", "redaction.localize has no effect"),
+        (
+            "actions: {potentially_harmful: redact, harmful: redact}\nthinking: {mode: monitor}",
+            "thinking: mode is monitor",
+        ),
     ],
 )
 def test_doubtful_policies_bring_warnings(tmp_path, text, said):
@@ -173,6 +172,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*Policy.model_fields, "other"]), values, max_size=4))
 def test_any_yaml_gives_a_policy_or_a_policy_error(tmp_path_factory, content):
     import yaml

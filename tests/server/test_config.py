@@ -169,6 +169,13 @@ def test_what_is_wrong_about_the_auditor(tmp_path, name):
     assert problems[0].startswith(f"3: {said}")
 
 
+def test_a_key_for_an_auditor_in_this_process_has_no_effect(tmp_path):
+    text = UPSTREAMS + TENANTS + "auditor: {backend: transformers, api_key_env: GUARD}\n"
+    assert refusal(tmp_path, text, {"GUARD": "k"}) == [
+        "3: auditor.api_key_env: has no effect with backend transformers"
+    ]
+
+
 def test_label_is_for_the_local_backend(tmp_path):
     config = load(tmp_path, UPSTREAMS + TENANTS + "auditor: {backend: transformers, depth: label}\n")
     assert config.auditor.depth == "label"
@@ -189,6 +196,10 @@ OTHERS = {
     "custom": (
         "upstreams: {default: {base_url: 'http://a/v1', thinking: {style: custom, open: '<a>'}}}",
         "1: upstreams.default.thinking: style custom needs close",
+    ),
+    "custom without open": (
+        "upstreams: {default: {base_url: 'http://a/v1', thinking: {style: custom, close: '</a>'}}}",
+        "1: upstreams.default.thinking: style custom needs open, or starts_open: true",
     ),
     "tags": (
         "upstreams: {default: {base_url: 'http://a/v1', thinking: {close: '</a>'}}}",

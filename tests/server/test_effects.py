@@ -1,0 +1,299 @@
+"""Every setting of guardtrace.yaml changes something, and what isn't built yet is refused at start.
+
+How to add a setting: `tests/effects.py`. A scenario gets a `Site` (`tests/server/sites.py`), says what the servers beside
+the proxy answer, and serves it; the `serve` command's own settings are seen from a process of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from guardtrace_proxy.policy.errors import ConfigError
+from guardtrace_proxy.server.config import ConfigFile
+from tests.effects import Effect, check, missing
+from tests.server.running import ask
+from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, completion, http, judging
+from tests.server.sites import Commands, Site, Stage, answers, stage
+
+Scenario = Callable[[Site], object]
+HARM = completion("So HARM, one two three four", "fine")
+
+
+@pytest.fixture(scope="module", name="set_up")
+def set_up_once() -> Iterator[Stage]:
+    with stage() as set_up:
+        yield set_up
+
+
+@pytest.fixture(scope="module", name="commands")
+def commands_once() -> Iterator[Commands]:
+    running = Commands()
+    yield running
+    running.close()
+
+
+# What a request shows
+
+
+def status(site: Site, **more: Any) -> int:
+    with site.serve() as running:
+        return running.raw(ask(**more)).status_code
+
+
+def status_of(**more: Any) -> Scenario:
+    return lambda site: status(site, **more)
+
+
+def status_by_key(site: Site) -> int:
+    with site.serve() as running:
+        return running.raw(ask(), headers={"authorization": "Bearer gt-a"}).status_code
+
+
+def said(site: Site) -> object:
+    """What the client reads of a harmful reply, and why it ended."""
+    site.stage.upstream = lambda _: [HARM]
+    with site.serve() as running:
+        choice = running.raw(ask()).json()["choices"][0]
+    return choice["message"]["content"], choice["finish_reason"]
+
+
+def asked(site: Site) -> list[str]:
+    """Which servers were asked."""
+    status(site)
+    return site.stage.asked
+
+
+def upstream_key(site: Site) -> object:
+    status(site)
+    return site.stage.servers["{upstream}"].requests[-1][1].get("authorization")
+
+
+def auditor_key(site: Site) -> object:
+    status(site)
+    return site.stage.servers["{auditor}"].requests[-1][1].get("authorization")
+
+
+def asked_of_auditor(name: str) -> Scenario:
+    def scenario(site: Site) -> object:
+        status(site)
+        return site.stage.servers["{auditor}"].bodies[-1][name]
+
+    return scenario
+
+
+def conversation_as_judged(site: Site) -> int:
+    status(site, messages=[{"role": "user", "content": "many words " * 1200}, {"role": "user", "content": "and so"}])
+    return max(len(body["messages"][-1]["content"]) for body in site.stage.servers["{auditor}"].bodies)
+
+
+def phases_as_judged(*deltas: dict[str, Any]) -> Scenario:
+    """What the auditor was told in the end is thinking, and what answer."""
+
+    def scenario(site: Site) -> object:
+        frames = [*map(chunk, deltas), chunk({}, "stop"), DONE]
+        site.stage.upstream = lambda _: [SSE_HEAD, *frames]
+        status(site, stream=True)
+        told = [body["messages"][-1]["content"] for body in site.stage.servers["{auditor}"].bodies]
+        return [text.partition("Current Task Thinking")[2] for text in told if "Please help" in text]
+
+    return scenario
+
+
+tags_and_field = phases_as_judged(
+    {"content": "<think>one</think>two"}, {"reasoning": "three"}, {"content": "<think>four</think>five<t>six</t>seven"}
+)
+one_tag = phases_as_judged({"content": "one</think>two"})
+own_tags = phases_as_judged({"content": "<a>one<b>two</a>three</b>four"})
+
+
+def slowly_judged(site: Site) -> object:
+    def slow(request: dict[str, Any]) -> Iterable[bytes]:
+        time.sleep(0.5)
+        return judging(by_word)(request)
+
+    site.stage.auditor = slow
+    with site.serve() as running:
+        return running.raw(ask()).json()["choices"][0]["finish_reason"]
+
+
+def while_another_is_held(site: Site) -> int:
+    """The status of a second request, while the first one's reply waits for its verdict."""
+    judged, asked_for = threading.Event(), threading.Event()
+
+    def waiting(request: dict[str, Any]) -> Iterable[bytes]:
+        if "Please help" in request["messages"][-1]["content"]:
+            asked_for.set()
+            judged.wait(30)
+        return judging(by_word)(request)
+
+    site.stage.auditor = waiting
+    site.stage.upstream = lambda _: [SSE_HEAD, b"".join(chunk({"content": "a " * 40}) for _ in range(20)), DONE]
+    with site.serve() as running:
+        url = running.url + "/v1/chat/completions"
+        first = threading.Thread(target=running.raw, args=(ask(stream=True),))
+        first.start()
+        assert asked_for.wait(30)
+        with httpx.stream("POST", url, json=ask(stream=True), trust_env=False, timeout=30) as second:
+            found = second.status_code
+        judged.set()
+        first.join(30)
+    return found
+
+
+def depths(site: Site) -> set[str]:
+    status(site)
+    return {decided.verdict.depth for decided in site.decided if decided.verdict}
+
+
+def large_reply(site: Site) -> int:
+    site.stage.upstream = lambda _: [completion("well", "word " * 1000)]
+    return status(site)
+
+
+def with_image(site: Site) -> int:
+    data = io.BytesIO()
+    Image.frombytes("RGB", (40, 40), os.urandom(4800)).save(data, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": url}}]
+    return status(site, messages=[{"role": "user", "content": parts}])
+
+
+# What a process of `guardtrace serve` shows; the fixture is put in their place by the test
+
+
+def addresses(site: Site, commands: Commands) -> list[tuple[str, str]]:
+    """Where it answers."""
+    urls = {
+        (host, port): f"http://{host}:{site.stage.names[port]}"
+        for host in ("127.0.0.1", "127.0.0.2")
+        for port in ("{port}", "{other port}")
+    }
+    with commands.serve(site, urls.values()):
+        return [place for place, url in urls.items() if answers(url + "/healthz")]
+
+
+def log_lines(site: Site, commands: Commands) -> list[str]:
+    site.stage.auditor = lambda _: [http(500, "{}")]
+    url = f"http://127.0.0.1:{site.stage.names['{port}']}"
+    with commands.serve(site, [url]):
+        httpx.post(url + "/v1/chat/completions", json=ask(), trust_env=False, timeout=30)
+    return (site.folder / "log.txt").read_text().splitlines()
+
+
+def log_levels(site: Site, commands: Commands) -> set[str]:
+    return {json.loads(line)["level"] for line in log_lines(site, commands)}
+
+
+def log_is_json(site: Site, commands: Commands) -> set[bool]:
+    return {line.startswith("{") for line in log_lines(site, commands)}
+
+
+def digest(key: str) -> str:
+    return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
+
+
+NANO = {"auditor.model": "builtin:nano", "auditor.annotate_max_tokens": 8}
+IN_PROCESS = {**NANO, "auditor.backend": "transformers", "auditor.base_url": None}
+CUSTOM = {"upstreams.NAME.thinking.style": "custom"}
+COMMAND = {"server.port": "{port}"}
+
+EFFECTS = {
+    "server.host": Effect(("127.0.0.1", "127.0.0.2"), addresses, beside=COMMAND),
+    "server.port": Effect(("{port}", "{other port}"), addresses),
+    "server.max_body_bytes": Effect((1024, 65536), status_of(user="x" * 3000)),
+    "server.max_stream_bytes": Effect((1024, 65536), large_reply),
+    "server.max_total_bytes": Effect((1024, 65536), while_another_is_held),
+    "server.passthrough": Effect(([],), status, refused=(["/v1/embeddings"],)),
+    "upstreams.NAME.base_url": Effect(("{upstream}", "{other upstream}"), asked),
+    "upstreams.NAME.api_key_env": Effect(("KEY_A", "KEY_B", None), upstream_key, refused=("KEY_C",)),
+    "upstreams.NAME.thinking.style": Effect(
+        ("auto", "field", "inline", "custom"),
+        tags_and_field,
+        along={"custom": {"upstreams.NAME.thinking.open": "<t>", "upstreams.NAME.thinking.close": "</t>"}},
+    ),
+    "upstreams.NAME.thinking.starts_open": Effect((False, True), one_tag),
+    "upstreams.NAME.thinking.open": Effect(
+        ("<a>", "<b>"), own_tags, beside={**CUSTOM, "upstreams.NAME.thinking.close": "</b>"}, refused=(None,)
+    ),
+    "upstreams.NAME.thinking.close": Effect(
+        ("</a>", "</b>"), own_tags, beside={**CUSTOM, "upstreams.NAME.thinking.open": "<a>"}, refused=(None,)
+    ),
+    "upstreams.NAME.allow_fields": Effect(([], ["x_mine"]), status_of(x_mine=1)),
+    "auditor.backend": Effect(
+        ("openai", "transformers"),
+        asked,
+        beside=NANO,
+        along={"transformers": {"auditor.base_url": None}},
+        refused=("vllm",),
+    ),
+    "auditor.base_url": Effect(("{auditor}", "{other auditor}"), asked, refused=(None,)),
+    "auditor.api_key_env": Effect(("KEY_A", "KEY_B", None), auditor_key, refused=("KEY_C",)),
+    "auditor.model": Effect(("guard", "another"), asked_of_auditor("model")),
+    "auditor.depth": Effect(("annotate", "label"), depths, beside=IN_PROCESS, refused=("cascade",)),
+    "auditor.escalate_at": Effect((None,), status, refused=(0.1,)),
+    "auditor.timeout_ms": Effect((50, 30_000), slowly_judged),
+    "auditor.annotate_timeout_ms": Effect((None,), status, refused=(5000,)),
+    "auditor.annotate_max_tokens": Effect((64, 512), asked_of_auditor("max_tokens")),
+    "auditor.max_context": Effect((4096, 8192), conversation_as_judged),
+    "policies_dir": Effect(("policies", "rules"), said),
+    "tenants.NAME.keys": Effect(([digest("gt-a")], [digest("gt-b")]), status_by_key),
+    "tenants.NAME.policy": Effect(("test", "monitor"), said, refused=("nobody",)),
+    "tenants.NAME.upstream": Effect(("default", "other"), asked, refused=("nobody",)),
+    "anonymous_tenant": Effect((None, "default"), status, refused=("nobody",)),
+    "images.allow_urls": Effect(([],), status, refused=(["https://images.example/"],)),
+    "images.max_count": Effect((0, 8), with_image),
+    "images.max_bytes": Effect((1024, 65536), with_image),
+    "images.max_pixels": Effect((784, 40_000), with_image),
+    "images.timeout_ms": Effect((None,), status, refused=(3000,)),
+    "logging.format": Effect(("json", "console"), log_is_json, beside={**COMMAND, "logging.level": "info"}),
+    "logging.level": Effect(("debug", "info", "warning", "error"), log_levels, beside=COMMAND),
+}
+OF_A_PROCESS = (addresses, log_levels, log_is_json)
+NEEDS_LOCAL = ("auditor.backend", "auditor.depth")
+
+
+def test_every_setting_and_every_value_of_an_enum_is_in_the_table() -> None:
+    assert missing(ConfigFile, EFFECTS) == []
+
+
+@pytest.mark.parametrize("key", EFFECTS)
+def test_every_value_shows(set_up: Stage, commands: Commands, tmp_path: Path, key: str) -> None:
+    if key in NEEDS_LOCAL:
+        pytest.importorskip("torch", reason="the embedded auditor needs the extra `local`")
+    if key == "server.host" and sys.platform != "linux":
+        pytest.skip("only Linux has more than one loopback address ready")
+    effect = EFFECTS[key]
+
+    def seen(value: Any) -> object:
+        set_up.reset()
+        site = Site(set_up, tmp_path, effect.settings(key, value))
+        return effect.scenario(site, commands) if effect.scenario in OF_A_PROCESS else effect.scenario(site)
+
+    if len(effect.values) > 1:
+        check(effect, seen)
+    for value in effect.refused:
+        with pytest.raises(ConfigError) as caught:
+            Site(set_up, tmp_path, effect.settings(key, value)).load()
+        place = key.replace("NAME", "default").removesuffix(".open").removesuffix(".close")
+        assert [problem.key for problem in caught.value.problems] == [place]
+
+
+@pytest.mark.parametrize("key", [key for key, effect in EFFECTS.items() if len(effect.values) == 1])
+def test_what_is_not_built_yet_is_refused_as_such(set_up: Stage, tmp_path: Path, key: str) -> None:
+    for value in EFFECTS[key].refused:
+        with pytest.raises(ConfigError, match="not yet"):
+            Site(set_up, tmp_path, EFFECTS[key].settings(key, value)).load()
