@@ -196,12 +196,13 @@ class Choice:
         if self._search is not None and decision.action is not Action.CUT:
             return self._narrow(self._search, chunk, decision)
         if self._hits and self._hits < self._policy.decision.confirmations and self._can_grow(chunk):
+            self.leave.stop(self.released)
             self.state = follow(self.state, Input.UNCONFIRMED)
             return None
         if decision.action in (Action.PASS, Action.FLAG):
             self.tape.pass_chunk(chunk)
             return decision
-        self.leave.hits_were_seen = True
+        self.leave.stop(self.released)
         if decision.action is Action.CUT or self._has_arguments(self, self.tape.judged, chunk.end):
             return self._cut(Decision(decision.level, Action.CUT), chunk.phase)
         if self._policy.redaction.localize:
