@@ -79,6 +79,7 @@ docs-check: $(STAMP) ## Run the commands and check the examples of README and do
 
 nightly: $(STAMP) $(CLIENTS) ## Everything, the slow tests as well
 	$(BIN)/python -m pytest --run-slow
+	$(BIN)/python -m tests.properties.run --cases 200000 --processes 2
 
 train-nano: $(STAMP) ## Train the embedded auditor again (see docs/embedded-auditor.md)
 	$(BIN)/guardtrace-train nano train --seed 0 --out build/nano-0

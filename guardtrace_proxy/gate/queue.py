@@ -88,12 +88,6 @@ class HoldQueue:
         """Put frames of our own before everything."""
         self._items.appendleft(frames)
 
-    def put_before_done(self, frames: bytes) -> None:
-        """Put frames of our own behind everything but the upstream's end of the stream."""
-        last = self._items[-1] if self._items else None
-        is_done = isinstance(last, HeldEvent) and last.event.kind is EventKind.DONE
-        self._items.insert(len(self._items) - is_done, frames)
-
     def clear(self) -> None:
         """Forget everything."""
         self._items.clear()

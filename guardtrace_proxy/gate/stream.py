@@ -55,7 +55,7 @@ class StreamGate:
         """Whether the reply isn't streamed."""
         self._ended = False
         self._last_words: bytes | None = None
-        """The end of the stream, where the upstream hasn't written it."""
+        """The end of the stream, the upstream's own or ours: behind the last verdict, whatever ran ahead of it."""
         self._noted: set[tuple[int, str]] = set()
 
     # What the driver asks
@@ -107,8 +107,7 @@ class StreamGate:
             self._receive_parts(event, now)
             self._end(b"")
         elif event.kind is EventKind.DONE:
-            self._queue.push(HeldEvent(event, []))
-            self._end(b"")
+            self._end(event.raw)
         elif event.kind is EventKind.ERROR:
             self._saw_error = True
             self._queue.push(HeldEvent(event, []))
@@ -121,7 +120,7 @@ class StreamGate:
         """The upstream's reply is over; ``broken`` says why, if it didn't end by itself."""
         if self._ended:
             return
-        unfinished = not self._choices or any(index not in self._over for index in self._choices)
+        unfinished = len(self._over) < self._expected or any(index not in self._over for index in self._choices)
         if self._saw_error:
             self._end(b"")
         elif broken is not None or unfinished:
@@ -224,7 +223,7 @@ class StreamGate:
         if not self._ended:
             self._close_upstream()
         elif not self._saw_usage_chunk:
-            self._queue.put_before_done(self._own_usage())
+            self._queue.push_frames(self._own_usage())
 
     def _stop_all(self, choice: Choice) -> None:
         """An error frame ends the whole stream for its client, so no other choice goes on."""
@@ -288,11 +287,13 @@ class StreamGate:
         self._outputs.append(Reject(body) if rejects else Release(body))
 
     def _finish(self) -> None:
-        if not all(choice.is_settled for choice in self._choices.values()):
-            return
-        self.finished = True
-        if self._last_words:
+        """The end leaves behind the last verdict that text waits for; verdicts that are only recorded may follow."""
+        choices = self._choices.values()
+        self.finished = all(choice.is_settled for choice in choices)
+        decided = all(not choice.is_live or choice.received <= choice.leave.settled for choice in choices)
+        if self._last_words and (self.finished or decided):
             self._outputs.append(Release(self._last_words))
+            self._last_words = None
 
 
 def _describe(decision: Decision, phase: Phase | None) -> dict[str, Any]:
