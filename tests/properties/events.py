@@ -10,8 +10,8 @@ from tests.properties.alphabet import OCCURS_ONCE
 from tests.properties.sent import Part, Path, Sent, Text
 
 EARLY_TOKENS = False
-"""Logprobs and token ids that come in an event without text, before the text they belong to. They leave too early
-today; to be True as soon as they are held (docs/chat-completions.md, "Not yet so")."""
+"""Logprobs and token ids that come in an event without text, before the text they belong to. The oracle can't place them
+yet; tests/gate/test_stream.py and tests/server/test_reply_shapes.py hold them to the contract."""
 
 HEAD = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "thinker"}
 
