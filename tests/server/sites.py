@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.server.running import CHUNKS, Running
 from tests.server.scripted import Script, Server, by_word, completion, judging, model_server
 
 KEYS = {"KEY_A": "a", "KEY_B": "b"}
-START_SECONDS = 60
+WAIT_SECONDS = 60
 FINE = [completion("well then", "fine")]
 JUDGING = judging(by_word)
 
@@ -39,6 +40,7 @@ class Stage:
     servers: dict[str, Server] = field(default_factory=dict)
     upstream: Script = lambda _: FINE
     auditor: Script = JUDGING
+    stopping: list[threading.Thread] = field(default_factory=list)
 
     @property
     def asked(self) -> list[str]:
@@ -61,6 +63,8 @@ def stage() -> Iterator[Stage]:
             set_up.servers[name] = stack.enter_context(model_server(lambda body: set_up.auditor(body)))
         set_up.names |= {name: server.url for name, server in set_up.servers.items()}
         yield set_up
+        for thread in set_up.stopping:
+            thread.join()
 
 
 @dataclass
@@ -94,8 +98,16 @@ class Site:
     @contextmanager
     def serve(self) -> Iterator[Running]:
         app = GuardTraceApp(self.load(), environ=KEYS, observer=self.decided.append)
-        with served(app) as url:
+        serving = ExitStack()
+        url = serving.enter_context(served(app))
+        try:
             yield Running(url, self.stage.servers["{upstream}"], self.stage.servers["{auditor}"], app)
+            # What still asks a server of the stage would be taken for the next scenario's.
+            _until(lambda: app.service.probed is not None, "the probe didn't end")
+        finally:
+            # Stopping takes uvicorn two ticks, in which the next scenario may begin.
+            self.stage.stopping.append(threading.Thread(target=serving.close))
+            self.stage.stopping[-1].start()
 
     def _filled(self, value: Any) -> Any:
         if isinstance(value, dict):
@@ -173,8 +185,8 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _until(condition: Any, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _until(condition: Callable[[], bool], otherwise: str | Path) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
-        time.sleep(0.02)
+        assert time.monotonic() < deadline, otherwise.read_text() if isinstance(otherwise, Path) else otherwise
+        time.sleep(0.01)

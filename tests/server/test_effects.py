@@ -122,7 +122,7 @@ own_tags = phases_as_judged({"content": "<a>one<b>two</a>three</b>four"})
 
 def slowly_judged(site: Site) -> object:
     def slow(request: dict[str, Any]) -> Iterable[bytes]:
-        time.sleep(0.5)
+        time.sleep(0.25)
         return judging(by_word)(request)
 
     site.stage.auditor = slow
@@ -245,7 +245,7 @@ EFFECTS = {
     "auditor.model": Effect(("guard", "another"), asked_of_auditor("model")),
     "auditor.depth": Effect(("annotate", "label"), depths, beside=IN_PROCESS, refused=("cascade",)),
     "auditor.escalate_at": Effect((None,), status, refused=(0.1,)),
-    "auditor.timeout_ms": Effect((50, 30_000), slowly_judged),
+    "auditor.timeout_ms": Effect((20, 30_000), slowly_judged),
     "auditor.annotate_timeout_ms": Effect((None,), status, refused=(5000,)),
     "auditor.annotate_max_tokens": Effect((64, 512), asked_of_auditor("max_tokens")),
     "auditor.max_context": Effect((4096, 8192), conversation_as_judged),
