@@ -5,15 +5,18 @@ BIN := $(VENV)/bin
 #   make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+SECONDS ?= 60
 STAMP := $(VENV)/.installed
 LOCAL := $(VENV)/.installed-local
+NODE := tests/clients/node
+CLIENTS := .venv-clients/.installed .venv-litellm/.installed $(NODE)/node_modules/.installed
 
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format types bench docs-check nightly train-nano clean
+.PHONY: help install clients demo test lint format types bench fuzz docs-check nightly train-nano clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,10 +36,23 @@ $(STAMP): pyproject.toml $(VENV)/.torch
 	$(BIN)/pip install --quiet --editable '.[dev,local,train]'
 	@touch $@ $(LOCAL)
 
+clients: $(CLIENTS) ## Install the clients that the tests run, in environments of their own
+
+.venv-%/.installed: tests/clients/python/%.txt
+	$(PYTHON) -m venv $(@D)
+	@if $(@D)/bin/pip install --quiet --requirement $<; then touch $@; else \
+	echo "These clients can't be installed here: their tests will be skipped"; fi
+
+# The optional package is a Node 22, for machines whose own is older than the clients want.
+$(NODE)/node_modules/.installed: $(NODE)/package-lock.json
+	@if ! command -v npm >/dev/null; then echo "npm isn't here: the tests of the Node clients will be skipped"; else \
+	npm ci --prefix $(NODE) --no-audit --no-fund --loglevel=error \
+	  $$(node -p "parseInt(process.versions.node) < 22 ? '' : '--omit=optional'") && touch $@; fi
+
 demo: $(LOCAL) ## Show the main job: four streams with and without the proxy
 	@$(BIN)/guardtrace demo
 
-test: $(STAMP) ## Run the tests
+test: $(STAMP) $(CLIENTS) ## Run the tests
 	$(BIN)/python -m pytest
 
 lint: $(STAMP) ## Check style
@@ -53,10 +69,15 @@ types: $(STAMP) ## Check types
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.proxy_cpu
 
+fuzz: $(STAMP) ## Fuzz the readers of replies, for SECONDS=60 (see docs/dialects.md)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --only-binary :all: atheris \
+		|| echo 'atheris has no wheel for this machine: Hypothesis instead, not guided by coverage'
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
 docs-check: $(STAMP) ## Run the commands and check the examples of README and docs
 	$(BIN)/python -m pytest tests/docs
 
-nightly: $(STAMP) ## Everything, the slow tests as well
+nightly: $(STAMP) $(CLIENTS) ## Everything, the slow tests as well
 	$(BIN)/python -m pytest --run-slow
 
 train-nano: $(STAMP) ## Train the embedded auditor again (see docs/embedded-auditor.md)

@@ -1,4 +1,4 @@
-"""The HTTP session in which other servers are asked, on the two paths that every token waits for.
+"""The HTTP session in which other servers are asked: upstream, auditor, and where images are fetched from.
 
 It is aiohttp's own client: a second client's requests and responses around it cost more than the call itself.
 """
@@ -9,13 +9,20 @@ from collections.abc import Mapping
 
 import aiohttp
 import httpx
+from aiohttp.abc import AbstractResolver
 
 TROUBLE = (aiohttp.ClientError, OSError)
 """What a request, or the reading of its reply, may raise."""
 
 
 def open_session(
-    headers: Mapping[str, str], timeout: aiohttp.ClientTimeout, *, max_connections: int, keepalive_seconds: float
+    headers: Mapping[str, str],
+    timeout: aiohttp.ClientTimeout,
+    *,
+    max_connections: int,
+    keepalive_seconds: float,
+    resolver: AbstractResolver | None = None,
+    socket_factory: aiohttp.SocketFactoryType | None = None,
 ) -> aiohttp.ClientSession:
     """Open one; to be called in the event loop that will use it.
 
@@ -27,6 +34,8 @@ def open_session(
             limit=max_connections,
             keepalive_timeout=keepalive_seconds,
             ssl=httpx.create_ssl_context(trust_env=False),
+            resolver=resolver,
+            socket_factory=socket_factory,
         ),
         headers={"accept-encoding": "identity", "user-agent": "guardtrace-proxy", **headers},
         timeout=timeout,

@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 from guardtrace_proxy.auditor.checkpoint import Checkpoint
+from guardtrace_proxy.images.fitting import MAX_PIXELS
 
 PREFILL_TOKENS = 512
 """Tokens of one forward pass: between two passes a cancelled audit is noticed."""
@@ -57,12 +58,18 @@ class Inference:
         self._text_config = checkpoint.model.config.get_text_config()
 
     def image_grid(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches [n, channels x patch pixels] and grid [images, 3], at the processor's own pixel budget.
+        """Patches [n, channels x patch pixels] and grid [images, 3].
+
+        Images are made smaller to the processor's own pixel budget, or to what a remote auditor gets where that is
+        less: Qwen2.5-VL's own may make more tokens of one photograph than the context takes.
 
         Raises:
             ValueError: an image is more than 200 times as long as wide.
         """
-        features = self._processor.image_processor(images=list(images), return_tensors="pt")
+        processor = self._processor.image_processor
+        most = min(processor.size["longest_edge"], MAX_PIXELS)
+        size = {"shortest_edge": min(processor.size["shortest_edge"], most), "longest_edge": most}
+        features = processor(images=list(images), size=size, return_tensors="pt")
         return features["pixel_values"], features["image_grid_thw"]
 
     def token_counts(self, grid: torch.Tensor) -> list[int]:

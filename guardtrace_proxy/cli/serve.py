@@ -21,6 +21,9 @@ from guardtrace_proxy.server.config import load_config
 from guardtrace_proxy.telemetry.logs import configure_logging
 
 SHUTDOWN_SECONDS = 30
+IDLE_SECONDS = 75
+"""How long an idle connection stays open: longer than the 60 s after which load balancers close theirs, so that none
+sends a request into a connection that is just being closed."""
 YOUNG_OBJECTS = 100_000
 """How many new objects start the cycle collector. Held events live on as Python objects: at its default of 700 it walks
 them over and over, which took a fifth of the CPU time."""
@@ -48,6 +51,7 @@ def serve(
             server_header=False,
             date_header=True,
             lifespan="on",
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
     )

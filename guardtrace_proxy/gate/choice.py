@@ -96,11 +96,11 @@ class Choice:
         if self.state in (State.IDLE, State.CUT):
             self.state = follow(self.state, Input.END)
 
-    def poll(self, now: float, *, full: bool = False) -> StartAudit | None:
+    def poll(self, now: float, full: bool) -> StartAudit | None:
         """The audit to start now, if a boundary is reached or a retry is due. ``full``: no more text can come before
         some leaves."""
         if self.state is State.WAITING:
-            if not (self._waits_no_longer(now) or full or self._size.is_full(self.tape)):
+            if not (full or self._waits_no_longer(now) or self._size.is_full(self.tape)):
                 return None
             self.state = follow(self.state, Input.BOUNDARY)
             return self._start(now)
@@ -126,6 +126,11 @@ class Choice:
     def is_live(self) -> bool:
         """Whether the upstream may still have to say something that matters."""
         return self.state not in (State.CUT, State.FINISHED)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its text has come and was judged to the end."""
+        return self.state is State.FINISHED
 
     @property
     def is_settled(self) -> bool:
@@ -191,12 +196,13 @@ class Choice:
         if self._search is not None and decision.action is not Action.CUT:
             return self._narrow(self._search, chunk, decision)
         if self._hits and self._hits < self._policy.decision.confirmations and self._can_grow(chunk):
+            self.leave.stop(self.released)
             self.state = follow(self.state, Input.UNCONFIRMED)
             return None
         if decision.action in (Action.PASS, Action.FLAG):
             self.tape.pass_chunk(chunk)
             return decision
-        self.leave.hits_were_seen = True
+        self.leave.stop(self.released)
         if decision.action is Action.CUT or self._has_arguments(self, self.tape.judged, chunk.end):
             return self._cut(Decision(decision.level, Action.CUT), chunk.phase)
         if self._policy.redaction.localize:

@@ -81,7 +81,9 @@ class Clearance:
         self.advance(tape)
 
     def stop(self, released: int) -> None:
-        """The choice is cut: of what was clear ahead of its verdict only what has left has left."""
+        """A verdict was acted on: of what was clear ahead of its verdict only what has left has left, and from now on
+        text waits for its verdict."""
+        self.hits_were_seen = True
         self.clear = max(self.settled, min(self.clear, released))
 
     def _may_run_ahead(self, entry: Waiting) -> bool:

@@ -37,8 +37,8 @@ class Overlay:
         self._displaced: list[Displaced] = []
 
     def place(self, segment: Segment, start: int, end: int) -> None:
-        """Take note of a segment that became certain."""
-        if not self.displaces or segment.phase is not Phase.THINKING:
+        """Take note of a segment that became certain, where thinking is displaced."""
+        if segment.phase is not Phase.THINKING:
             return
         last = self._displaced[-1] if self._displaced else None
         if last is not None and last.end == start and last.tag is segment.tag:

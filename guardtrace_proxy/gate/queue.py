@@ -24,8 +24,12 @@ class HeldPart(NamedTuple):
     def is_clear(self) -> bool:
         """Whether it may leave. A reply never looks finished before its last verdict, not even where its text runs
         ahead."""
-        leave = self.choice.leave
-        return self.end <= (leave.clear if self.part.finish_reason is None else leave.settled)
+        choice, _, end, part = self
+        clear = choice.leave.clear if part.finish_reason is None else choice.leave.settled
+        if end > clear:
+            return False
+        # Tokens that run ahead of their text wait for it, or for the choice's end where it never comes.
+        return end + part.unsaid <= clear or choice.is_over
 
     def placed(self) -> Iterator[tuple[Span, int]]:
         """The spans, each with its offset on the tape."""
@@ -160,7 +164,7 @@ class HoldQueue:
         for choice, start, end, part in held.parts:
             choice.released = end
             choice.role_sent = choice.role_sent or part.role
-            touched = touched or choice.overlay.touches(start, end)
+            touched = touched or choice.overlay.touches(start, end + part.unsaid)
         if not (touched or held.trimmed):
             return held.event.raw
         fates = self.fates(held)
@@ -172,7 +176,7 @@ class HoldQueue:
 
     def _kept(self, held: HeldPart) -> Kept:
         overlay = held.choice.overlay
-        if not overlay.touches(held.start, held.end):
+        if not overlay.touches(held.start, held.end + held.part.unsaid):
             return Kept()
         spans = [span for span, _ in held.placed()]
         pieces = [overlay.split(span.text, offset) for span, offset in held.placed()]

@@ -261,9 +261,9 @@ class StreamGate:
     # Inside: going out
 
     def _go_on(self, now: float) -> None:
-        full = not self.wants_reading
+        full = self._queue.held_bytes >= self._max_stream_bytes
         for choice in self._choices.values():
-            audit = choice.poll(now, full=full)
+            audit = choice.poll(now, full)
             if audit is not None:
                 self._outputs.append(audit)
         if self._is_completion:

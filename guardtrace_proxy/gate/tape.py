@@ -75,7 +75,8 @@ class Tape:
             self.end = end = start + len(segment.text)
             if segment.close is not None:
                 self._follow_block(segment, start, end)
-            self.overlay.place(segment, start, end)
+            if self.overlay.displaces:
+                self.overlay.place(segment, start, end)
             if segment.tag or segment.phase is not self._last_phase:
                 self._last_run = start
             self._last_phase = None if segment.tag else segment.phase
@@ -178,7 +179,8 @@ class Tape:
     @property
     def fresh_since(self) -> float | None:
         """When the oldest of it came; None where there is none."""
-        at = self.behind(self._asked)
+        # Asked for at every event, so nothing is searched where nothing can be found.
+        at = self.behind(self._asked) if self._asked_tokens else 0
         return self.waiting[at].since if at < len(self.waiting) else None
 
     @property

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 import anyio.to_thread
 from PIL import Image
 
-from guardtrace_proxy.images.decode import FORMATS, Budget, ImageError, ImageLimits, decode_image
+from guardtrace_proxy.images.decode import FORMATS, Budget, ImageError, ImageLimits, decode_image, media_type_of
 
 _HEADER = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+);base64,", re.IGNORECASE)
-_ALIASES = {"image/jpg": "image/jpeg"}
 _LONGEST_HEADER = 64
 
 
 @dataclass(frozen=True, slots=True)
 class RequestImage:
-    """An image of the request: the URL as it came, and what is in it, RGB."""
+    """An image of the request: its data URL, as it came or of what was fetched, and what is in it, RGB."""
 
     data_url: str
     media_type: str
@@ -49,10 +48,15 @@ async def decode_data_urls(images: Sequence[tuple[str, str]], limits: ImageLimit
     """
     if not images:
         return []
+    check_count(images, limits)
+    return await anyio.to_thread.run_sync(_decode_all, images, limits, abandon_on_cancel=True)
+
+
+def check_count(images: Sequence[tuple[str, str]], limits: ImageLimits) -> None:
+    """Raises ImageError, at the first image over it, where there are more than ``limits.max_count``."""
     if len(images) > limits.max_count:
         _, first_over = images[limits.max_count]
         raise ImageError(first_over, f"{len(images)} images are over the limit of {limits.max_count}: send fewer")
-    return await anyio.to_thread.run_sync(_decode_all, images, limits, abandon_on_cancel=True)
 
 
 def _decode_all(images: Sequence[tuple[str, str]], limits: ImageLimits) -> list[RequestImage]:
@@ -63,10 +67,9 @@ def _decode_all(images: Sequence[tuple[str, str]], limits: ImageLimits) -> list[
 def _decode(url: str, budget: Budget, field: str) -> RequestImage:
     header = _HEADER.match(url[:_LONGEST_HEADER])
     if header is None:
-        raise ImageError(field, _what_is_wrong(url[:_LONGEST_HEADER].lower()))
-    media_type = header["type"].lower()
-    media_type = _ALIASES.get(media_type, media_type)
-    if media_type not in FORMATS:
+        raise ImageError(field, "expected a data URL: data:image/png;base64,… (or jpeg, webp, gif)")
+    media_type = media_type_of(header["type"])
+    if media_type is None:
         raise ImageError(field, f"the media type must be one of {', '.join(FORMATS)}")
     budget.check_bytes((len(url) - header.end()) // 4 * 3 - 2, field)  # before decoding; two may be padding
     try:
@@ -75,9 +78,3 @@ def _decode(url: str, budget: Budget, field: str) -> RequestImage:
         message = "the data URL isn't valid base64 (standard alphabet, padded, no spaces)"
         raise ImageError(field, message) from error
     return RequestImage(url, media_type, decode_image(data, media_type, budget, field))
-
-
-def _what_is_wrong(beginning: str) -> str:
-    if beginning.startswith(("http://", "https://")):
-        return "remote images are not yet supported here: send the image as a data URL (data:image/png;base64,…)"
-    return "expected a data URL: data:image/png;base64,… (or jpeg, webp, gif)"

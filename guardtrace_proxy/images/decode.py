@@ -13,6 +13,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
 """Media types that are taken, with Pillow's names."""
+_ALIASES = {"image/jpg": "image/jpeg"}
+
+
+def media_type_of(declared: str) -> str | None:
+    """The media type of :data:`FORMATS` that is meant; None where there is none."""
+    media_type = _ALIASES.get(declared.lower(), declared.lower())
+    return media_type if media_type in FORMATS else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +57,13 @@ class Budget:
         if size[0] * size[1] > self._pixels:
             raise ImageError(field, f"the images are over {self.limits.max_pixels} pixels: send smaller ones")
 
+    def spend_bytes(self, count: int) -> None:
+        """Take off what was read."""
+        self._bytes -= count
+
     def spend(self, data: bytes, image: Image.Image) -> None:
         """Take off what an image took that was decoded."""
-        self._bytes -= len(data)
+        self.spend_bytes(len(data))
         self._pixels -= image.width * image.height
 
 

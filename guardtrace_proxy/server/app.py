@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import secrets
 from collections.abc import Callable, Mapping
 
 import anyio
@@ -12,6 +10,7 @@ import structlog
 
 from guardtrace_proxy.auditor.protocol import Auditor
 from guardtrace_proxy.gate import Decided
+from guardtrace_proxy.images import ImageFetcher
 from guardtrace_proxy.server.asgi_io import (
     JSON,
     ClientGone,
@@ -28,19 +27,20 @@ from guardtrace_proxy.server.asgi_io import (
 from guardtrace_proxy.server.chat import chat_completions
 from guardtrace_proxy.server.config import Config
 from guardtrace_proxy.server.errors import ApiError, no_route, unauthorized
+from guardtrace_proxy.server.forwarded import to_upstream
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.tenants import Tenant, Tenants
 
 log = structlog.get_logger("guardtrace")
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+CLOSE = (b"connection", b"close")
 
 
 class GuardTraceApp:
     """The reverse proxy as an ASGI application.
 
-    ``auditor`` replaces the one that the config names; ``environ`` is where keys are looked up; ``observer`` is told
-    of every decision.
+    ``auditor`` replaces the one that the config names, ``image_fetcher`` the one for its ``images.allow_urls``;
+    ``environ`` is where keys are looked up; ``observer`` is told of every decision.
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class GuardTraceApp:
         auditor: Auditor | None = None,
         environ: Mapping[str, str] | None = None,
         observer: Callable[[Decided], None] | None = None,
+        image_fetcher: ImageFetcher | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
-        self.service = Service(config, environ, auditor, observer)
+        self.service = Service(config, environ, auditor, observer, image_fetcher)
         self.startup_error: str | None = None
         self._tenants = Tenants(config)
 
@@ -82,41 +83,46 @@ class GuardTraceApp:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = header(scope, b"x-request-id") or ""
-        request_id = asked if REQUEST_ID.fullmatch(asked) else secrets.token_hex(8)
-        guarded = OneResponse(send, request_id)
-        try:
-            await self._route(scope, receive, guarded, request_id)
-        except ClientGone:
-            log.info("client left", request_id=request_id)
-        except ApiError as error:
-            await self._fail(guarded, error)
-        except Exception as error:
-            # Whatever goes wrong inside, the client is told that, and no text of the request gets into the log.
-            log.exception("internal error", request_id=request_id, error=type(error).__name__)
-            await self._fail(guarded, ApiError(500, "The proxy failed.", type="server_error", code="internal_error"))
+        forwarded = to_upstream(scope)
+        guarded = OneResponse(send, forwarded["x-request-id"])
+        with structlog.contextvars.bound_contextvars(request_id=forwarded["x-request-id"]):
+            try:
+                await self._route(scope, receive, guarded, forwarded)
+            except ClientGone:
+                log.info("client left")
+            except ApiError as error:
+                await self._fail(scope, guarded, error)
+            except Exception as error:
+                # Whatever goes wrong inside, the client is told that, and no text of the request gets into the log.
+                log.exception("internal error", error=type(error).__name__)
+                failure = ApiError(500, "The proxy failed.", type="server_error", code="internal_error")
+                await self._fail(scope, guarded, failure)
 
-    async def _fail(self, send: OneResponse, error: ApiError) -> None:
+    async def _fail(self, scope: Scope, send: OneResponse, error: ApiError) -> None:
         if send.began:
             # The reply is broken off so that it can't be taken for a finished one.
             raise error
-        await respond_error(send, error)
+        # Whether a body still comes after `expect: 100-continue` was answered with an error is the client's choice.
+        await respond_error(send, error, [CLOSE] if header(scope, b"expect") is not None else None)
 
-    async def _route(self, scope: Scope, receive: Receive, send: OneResponse, request_id: str) -> None:
+    async def _route(self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]) -> None:
         method, path = scope["method"], scope["path"]
-        if method == "GET" and path == "/healthz":
+        # What HEAD gets is GET's answer; the server leaves its body out.
+        reads = method in ("GET", "HEAD")
+        if reads and path == "/healthz":
             await respond_json(send, 200, {"status": "ok"})
-        elif method == "GET" and path == "/readyz":
+        elif reads and path == "/readyz":
             await self._ready(send)
-        elif method == "GET" and path == "/v1/models":
+        elif reads and path == "/v1/models":
             tenant = self._tenant(scope)
-            await respond(send, 200, await self.service.upstreams[tenant.upstream].models(), [JSON])
+            models, limits = await self.service.upstreams[tenant.upstream].models(forwarded)
+            await respond(send, 200, models, [JSON, *limits])
         elif method == "POST" and path == "/v1/chat/completions":
-            await self._chat(scope, receive, send, request_id)
+            await self._chat(scope, receive, send, forwarded)
         else:
             raise no_route(method, path)
 
-    async def _chat(self, scope: Scope, receive: Receive, send: OneResponse, request_id: str) -> None:
+    async def _chat(self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]) -> None:
         tenant = self._tenant(scope)
         self.service.budget.admit()
         body = await read_body(scope, receive, self.service.config.server.max_body_bytes)
@@ -129,12 +135,12 @@ class GuardTraceApp:
                 # After the reply's end too a disconnect is reported, and the upstream may still close its own reply
                 # properly, so that its connection is used again.
                 if not send.ended:
-                    log.info("client left", request_id=request_id)
+                    log.info("client left")
                     tasks.cancel_scope.cancel()
 
             tasks.start_soon(leave_with_client)
             try:
-                await chat_completions(self.service, tenant, body, request_id, send)
+                await chat_completions(self.service, tenant, body, forwarded, send)
             except ApiError as error:
                 failure = error
             tasks.cancel_scope.cancel()

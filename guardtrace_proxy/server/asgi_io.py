@@ -31,7 +31,19 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole request body, at most ``limit`` bytes; raises ApiError 413 beyond, ClientGone at a disconnect."""
+    """The whole request body, at most ``limit`` bytes.
+
+    Raises ApiError 413 beyond, 415 where it is compressed (nobody needs that, and it would be one more bomb to
+    defuse), ClientGone at a disconnect.
+    """
+    coding = header(scope, b"content-encoding")
+    if coding is not None and coding.strip().lower() not in ("", "identity"):
+        raise ApiError(
+            415,
+            "The request body is compressed (content-encoding). Send it as it is.",
+            code="unsupported_content_encoding",
+            headers=((b"accept-encoding", b"identity"),),
+        )
     too_large = ApiError(
         413, f"The request body is larger than {limit:,} bytes (server.max_body_bytes).", code="body_too_large"
     )

@@ -1,45 +1,49 @@
-"""``POST /v1/chat/completions``: the request is read, its images are decoded, the reply goes through the gate."""
+"""``POST /v1/chat/completions``: the request is read, its images are resolved, the reply goes through the gate."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 
-import aiohttp
+import structlog
 
 from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, Session
 from guardtrace_proxy.gate import StreamGate
-from guardtrace_proxy.images import ImageError, ImageLimits, RequestImage, decode_data_urls
-from guardtrace_proxy.outgoing import TROUBLE
+from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, RequestImage, is_remote, resolve_images
 from guardtrace_proxy.policy.schema import Policy, ReasoningField
-from guardtrace_proxy.server.asgi_io import JSON, Headers, Send, respond
+from guardtrace_proxy.server.asgi_io import JSON, Send, respond
 from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
+from guardtrace_proxy.server.event_stream import EventStream
 from guardtrace_proxy.server.exchange import AuditPlan, Exchange
 from guardtrace_proxy.server.record import ReplyRecord
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.tenants import Tenant
 from guardtrace_proxy.server.unopened import UnopenedSession
-from guardtrace_proxy.server.upstream import UpstreamBroke, read_bounded
+from guardtrace_proxy.server.upstream_reply import UpstreamBroke, UpstreamReply, read_bounded
 from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.chat_fields import RequestError
+from guardtrace_proxy.wire.chat_images import replace_images
 from guardtrace_proxy.wire.chat_request import ChatRequest, body_for_upstream, read_request
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.prefill import opening_of
 
-SSE_HEADERS: Headers = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+log = structlog.get_logger("guardtrace")
 
 
-async def chat_completions(service: Service, tenant: Tenant, body: bytes, request_id: str, send: Send) -> None:
-    """Answer one request. Raises ApiError for everything that goes wrong before the reply has begun."""
+async def chat_completions(
+    service: Service, tenant: Tenant, body: bytes, forwarded: Mapping[str, str], send: Send
+) -> None:
+    """Answer one request. ``forwarded`` are the headers for the upstream, ``x-request-id`` among them.
+
+    Raises ApiError for everything that goes wrong before the reply has begun.
+    """
     upstream = service.upstreams[tenant.upstream]
     request = _read(body, service.config.upstreams[tenant.upstream].allow_fields)
     policy = _policy_for(request, service.policies[tenant.policy].policy)
-    query = Query([Turn(role, text) for role, text in request.turns], await _images(service, request))
+    images = await _images(service, request)
+    query = Query([Turn(role, text) for role, text in request.turns], images)
     prefill = request.prefill
     opening = None if prefill is None else opening_of(prefill, upstream.thinking)
 
@@ -69,26 +73,24 @@ async def chat_completions(service: Service, tenant: Tenant, body: bytes, reques
     )
     plan = AuditPlan(open_session, service.depth, service.config.auditor.timeout_ms)
     record = ReplyRecord(
-        tenant.name, tenant.policy, policy, service.auditor.name, request.stream, request_id, service.observer
+        tenant.name,
+        tenant.policy,
+        policy,
+        service.auditor.name,
+        request.stream,
+        forwarded["x-request-id"],
+        service.observer,
     )
-    async with upstream.chat(body_for_upstream(body, request), request_id) as response:
-
-        async def close_upstream() -> None:
-            response.close()
-
-        exchange = Exchange(
-            gate,
-            plan,
-            session,
-            close_upstream=close_upstream,
-            on_decided=record.add,
-        )
+    out = EventStream(send, record.headers(), service.config.server.keepalive_ms)
+    body = _body_for_upstream(body, request, images)
+    async with out.kept_alive() if request.stream else nullcontext(), upstream.chat(body, forwarded) as reply:
+        exchange = Exchange(gate, plan, session, close_upstream=reply.close, on_decided=record.add)
         with service.budget.counting(lambda: gate.held_bytes):
             try:
                 if request.stream:
-                    await _stream(exchange, response, dialect, record, send)
+                    await _stream(exchange, reply, dialect, out)
                 else:
-                    await _whole(exchange, response, dialect, service, record, send)
+                    await _whole(exchange, reply, dialect, service, record, send)
             finally:
                 record.close(gate)
 
@@ -107,13 +109,22 @@ def _policy_for(request: ChatRequest, policy: Policy) -> Policy:
     return policy.model_copy(update={"reasoning_field": ReasoningField.STRIP})
 
 
+def _body_for_upstream(body: bytes, request: ChatRequest, images: Sequence[RequestImage]) -> bytes:
+    """The body with the fields that are forced, and with the very images that were fetched here."""
+    body = body_for_upstream(body, request)
+    if any(is_remote(url) for url, _ in request.images):
+        body = replace_images(body, [image.data_url for image in images])
+    return body
+
+
 async def _images(service: Service, request: ChatRequest) -> Sequence[RequestImage]:
-    limits = service.config.images
+    settings = service.config.images
+    limits = ImageLimits(settings.max_count, settings.max_bytes, settings.max_pixels)
     try:
-        return await decode_data_urls(
-            request.images, ImageLimits(limits.max_count, limits.max_bytes, limits.max_pixels)
-        )
+        return await resolve_images(request.images, limits, service.image_fetcher)
     except ImageError as error:
+        if isinstance(error, FetchError):
+            log.info("image not fetched", field=error.field, reason=error.reason)
         raise ApiError(400, str(error), param=error.field, code="invalid_image") from None
 
 
@@ -126,52 +137,39 @@ async def _first_session(open_session: Callable[[], Awaitable[Session]]) -> Sess
         return UnopenedSession(failure)
 
 
-async def _stream(
-    exchange: Exchange, response: aiohttp.ClientResponse, dialect: ChatStream, record: ReplyRecord, send: Send
-) -> None:
-    content_type = response.headers.get("content-type", "")
-    if "text/event-stream" not in content_type:
-        raise upstream_unreadable(f"{content_type[:80] or 'no content type'} where an event stream was asked for")
-    await send({"type": "http.response.start", "status": 200, "headers": [*SSE_HEADERS, *record.headers()]})
-
-    async def forward(data: bytes, more: bool) -> None:
-        await send({"type": "http.response.body", "body": data, "more_body": more})
-
-    await exchange.run(_events(response, dialect), forward)
+async def _stream(exchange: Exchange, reply: UpstreamReply, dialect: ChatStream, out: EventStream) -> None:
+    if "text/event-stream" not in reply.content_type:
+        raise upstream_unreadable(f"{reply.content_type[:80] or 'no content type'} where an event stream was asked for")
+    await out.begin(reply.limits)
+    await exchange.run(_events(reply, dialect), out.write)
 
 
-async def _events(response: aiohttp.ClientResponse, dialect: ChatStream) -> AsyncIterator[list[Event]]:
-    read = response.content.readany
+async def _events(reply: UpstreamReply, dialect: ChatStream) -> AsyncIterator[list[Event]]:
     try:
-        while data := await read():
+        while data := await reply.read():
             events = dialect.feed(data)
             if events:
                 yield events
-    except TROUBLE as error:
+    except UpstreamBroke:
         # What waits for the rest of a tag is judged before the stream is broken off.
         yield dialect.end()
-        raise UpstreamBroke(type(error).__name__) from error
+        raise
     yield dialect.end()
 
 
 async def _whole(
-    exchange: Exchange,
-    response: aiohttp.ClientResponse,
-    dialect: ChatStream,
-    service: Service,
-    record: ReplyRecord,
-    send: Send,
+    exchange: Exchange, reply: UpstreamReply, dialect: ChatStream, service: Service, record: ReplyRecord, send: Send
 ) -> None:
     try:
-        body = await read_bounded(response, service.config.server.max_stream_bytes)
-    except TROUBLE as error:
+        body = await read_bounded(reply, service.config.server.max_stream_bytes)
+    except UpstreamBroke as error:
         raise upstream_unreadable("a reply that broke off") from error
-    reply = dialect.completion(body)
-    if reply.kind is not EventKind.COMPLETION:
-        raise upstream_unreadable(reply.detail or "a reply that isn't a chat completion")
+    completion = dialect.completion(body)
+    if completion.kind is not EventKind.COMPLETION:
+        raise upstream_unreadable(completion.detail or "a reply that isn't a chat completion")
 
     async def once() -> AsyncIterator[list[Event]]:
-        yield [reply]
+        yield [completion]
 
     parts: list[bytes] = []
 
@@ -180,4 +178,5 @@ async def _whole(
 
     await exchange.run(once(), keep)
     status = 200 if exchange.rejected is None else 400
-    await respond(send, status, exchange.rejected or b"".join(parts), [JSON, *record.headers(final=True)])
+    headers = [JSON, *reply.limits, *record.headers(final=True)]
+    await respond(send, status, exchange.rejected or b"".join(parts), headers)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from yarl import URL
 
+from guardtrace_proxy.images import UrlPattern
 from guardtrace_proxy.policy.errors import ConfigError, PolicyError, Problem
 from guardtrace_proxy.policy.loading import LoadedPolicy, find_policy, load_policy
 from guardtrace_proxy.policy.schema import Settings
@@ -38,13 +39,17 @@ def _check_url(value: str) -> str:
 
 
 class ServerSettings(Settings):
-    """Where the proxy listens and how much it takes. ``max_total_bytes`` bounds what all replies hold together."""
+    """Where the proxy listens and how much it takes. ``max_total_bytes`` bounds what all replies hold together.
+
+    ``keepalive_ms``: a stream in which nothing was sent for so long gets a comment; 0 sends none.
+    """
 
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     max_body_bytes: Bytes = 33_554_432
     max_stream_bytes: Bytes = 8_388_608
     max_total_bytes: Bytes = 1_073_741_824
+    keepalive_ms: int = Field(15_000, ge=0)
     passthrough: list[str] = []
 
 
@@ -70,10 +75,12 @@ class ThinkingSettings(Settings):
 
 
 class UpstreamSettings(Settings):
-    """One model server."""
+    """One model server. ``read_timeout_ms`` bounds the silence between two reads: a busy one may queue a request for
+    minutes before its first byte."""
 
     base_url: str
     api_key_env: str | None = None
+    read_timeout_ms: Milliseconds = 600_000
     thinking: ThinkingSettings = ThinkingSettings()
     allow_fields: list[str] = []
 
@@ -126,14 +133,19 @@ class TenantSettings(Settings):
         return value
 
 
-class ImageSettings(Settings):
-    """Limits on a request's images, all of them together."""
+def _check_pattern(value: str) -> str:
+    UrlPattern.parse(value)
+    return value
 
-    allow_urls: list[str] = []
+
+class ImageSettings(Settings):
+    """Limits on a request's images, all of them together, and where they may be fetched from."""
+
+    allow_urls: list[Annotated[str, AfterValidator(_check_pattern)]] = []
     max_count: int = Field(8, ge=0)
     max_bytes: Bytes = 20_971_520
     max_pixels: int = Field(40_000_000, ge=784)
-    timeout_ms: Milliseconds | None = None
+    timeout_ms: Milliseconds = 3000
 
 
 class LoggingSettings(Settings):
@@ -237,8 +249,6 @@ def _not_yet(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
     auditor = settings.auditor
     refused = {
         "server.passthrough": ("passthrough", bool(settings.server.passthrough)),
-        "images.allow_urls": ("fetching images", bool(settings.images.allow_urls)),
-        "images.timeout_ms": ("fetching images", settings.images.timeout_ms is not None),
         "auditor.backend": ("backend vllm", auditor.backend == "vllm"),
         "auditor.depth": (
             "depth cascade" if auditor.depth == "cascade" else "depth label over HTTP",

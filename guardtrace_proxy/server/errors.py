@@ -35,6 +35,13 @@ class ApiError(Exception):
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return msgspec.json.encode({"error": error})
 
+    @property
+    def event(self) -> bytes:
+        """The error as an event of a stream whose status line has left; ``code`` then stands in for the status."""
+        code = self.status if self.code is None else self.code
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": code}
+        return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
+
 
 def unauthorized() -> ApiError:
     """No tenant for this key; the message never repeats the key."""
@@ -58,9 +65,19 @@ def no_route(method: str, path: str) -> ApiError:
 
 
 def upstream_unreachable() -> ApiError:
-    """The upstream can't be reached or says nothing sensible."""
+    """The upstream can't be reached, or doesn't speak HTTP."""
     return ApiError(
         502, "The upstream model server can't be reached.", type="upstream_error", code="upstream_unreachable"
+    )
+
+
+def upstream_silent() -> ApiError:
+    """The upstream took the request and didn't answer in time."""
+    return ApiError(
+        504,
+        "The upstream model server didn't answer in time (upstreams.*.read_timeout_ms).",
+        type="upstream_error",
+        code="upstream_timeout",
     )
 
 

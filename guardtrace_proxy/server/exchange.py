@@ -17,7 +17,7 @@ import structlog
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind, Session
 from guardtrace_proxy.gate import Decided, Reject, Release, StartAudit, StreamGate
-from guardtrace_proxy.server.upstream import UpstreamBroke
+from guardtrace_proxy.server.upstream_reply import UpstreamBroke
 from guardtrace_proxy.wire.events import Event, EventKind
 
 log = structlog.get_logger("guardtrace")
@@ -53,7 +53,7 @@ class Exchange:
         plan: AuditPlan,
         first_session: Session,
         *,
-        close_upstream: Callable[[], Awaitable[None]],
+        close_upstream: Callable[[], None],
         on_decided: Callable[[Decided], None],
     ) -> None:
         """``on_decided`` is told of every decision."""
@@ -97,8 +97,7 @@ class Exchange:
             log.warning("upstream broke off", error=str(error))
             broken = BROKE_OFF
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._close_upstream()
+            self._close_upstream()
         self._gate.end(time.monotonic(), broken)
         self._read_all.set()
         self._carry_out()

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from guardtrace_proxy.outgoing import TROUBLE
 from guardtrace_proxy.server.config import UpstreamSettings
-from guardtrace_proxy.server.errors import ApiError, upstream_unreachable, upstream_unreadable
+from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.upstream import Upstream
+from guardtrace_proxy.server.upstream_reply import UpstreamBroke
 from guardtrace_proxy.wire.chat import ChatStream, ThinkingStyle
-from guardtrace_proxy.wire.events import EventKind, Phase
+from guardtrace_proxy.wire.events import Event, EventKind, Phase
 from guardtrace_proxy.wire.tags import KNOWN_PAIRS
 
 QUESTION = "How many r are there in strawberry? Think first, then answer with one number."
 MAX_TOKENS = 2048
 MAX_EVENT_BYTES = 1_048_576
+REQUEST_ID = {"x-request-id": "guardtrace-check"}
 
 
 @dataclass
@@ -41,7 +42,9 @@ async def inspect_upstream(
 ) -> Finding:
     """Ask the upstream once; raises ApiError where it can't be asked."""
     api_key = environ.get(settings.api_key_env) if settings.api_key_env else None
-    upstream = Upstream(name, settings.base_url, api_key, ThinkingStyle("field"))
+    upstream = Upstream(
+        name, settings.base_url, api_key, ThinkingStyle("field"), read_timeout_ms=settings.read_timeout_ms
+    )
     await upstream.start()
     try:
         model = model or await _first_model(upstream)
@@ -51,7 +54,8 @@ async def inspect_upstream(
 
 
 async def _first_model(upstream: Upstream) -> str:
-    listing = msgspec.json.decode(await upstream.models(), type=dict[str, object])
+    body, _ = await upstream.models(REQUEST_ID)
+    listing = msgspec.json.decode(body, type=dict[str, object])
     data = listing.get("data")
     if isinstance(data, list) and data and isinstance(data[0], dict) and isinstance(data[0].get("id"), str):
         return str(data[0]["id"])
@@ -70,13 +74,16 @@ async def _ask(upstream: Upstream, model: str) -> Finding:
     finding = Finding(model)
     fields: Counter[str] = Counter()
     content = ""
-    async with upstream.chat(msgspec.json.encode(request), "guardtrace-check") as response:
-        if "text/event-stream" not in response.headers.get("content-type", ""):
+    events: list[Event] = []
+    async with upstream.chat(msgspec.json.encode(request), REQUEST_ID) as reply:
+        if "text/event-stream" not in reply.content_type:
             raise ApiError(502, "The upstream didn't stream although it was asked to (no text/event-stream).")
         try:
-            events = [event async for data in response.content.iter_any() for event in stream.feed(data)] + stream.end()
-        except TROUBLE as error:
-            raise upstream_unreachable() from error
+            while data := await reply.read():
+                events += stream.feed(data)
+            events += stream.end()
+        except UpstreamBroke as error:
+            raise upstream_unreadable("a reply that broke off") from error
     for event in events:
         finding.events += 1
         finding.done = finding.done or event.kind is EventKind.DONE

@@ -11,6 +11,7 @@ from guardtrace_proxy.auditor import make_auditor
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorError, Depth
 from guardtrace_proxy.gate import Decided
+from guardtrace_proxy.images import AllowList, ImageFetcher
 from guardtrace_proxy.server.budget import HeldBytes
 from guardtrace_proxy.server.config import AuditorSettings, Config
 from guardtrace_proxy.server.upstream import Upstream
@@ -36,7 +37,10 @@ def auditor_from(settings: AuditorSettings, environ: Mapping[str, str]) -> Audit
 
 
 class Service:
-    """Started and closed with the server. ``auditor`` may be given, where a program brings its own."""
+    """Started and closed with the server.
+
+    ``auditor`` and ``image_fetcher`` may be given, where a program brings its own.
+    """
 
     def __init__(
         self,
@@ -44,11 +48,15 @@ class Service:
         environ: Mapping[str, str],
         auditor: Auditor | None = None,
         observer: Callable[[Decided], None] | None = None,
+        image_fetcher: ImageFetcher | None = None,
     ) -> None:
         self.config = config
         self.observer = observer
         self.policies = config.policies
         self.auditor = auditor or auditor_from(config.auditor, environ)
+        self.image_fetcher = image_fetcher or ImageFetcher(
+            AllowList(config.images.allow_urls), config.images.timeout_ms
+        )
         self.depth = Depth(config.auditor.depth)
         self.budget = HeldBytes(config.server.max_total_bytes)
         self.probed: str | None = None
@@ -64,6 +72,7 @@ class Service:
                     settings.thinking.open,
                     settings.thinking.close,
                 ),
+                read_timeout_ms=settings.read_timeout_ms,
             )
             for name, settings in config.upstreams.items()
         }
@@ -75,6 +84,7 @@ class Service:
             log.warning("auditor", warning=warning)
         for upstream in self.upstreams.values():
             await upstream.start()
+        await self.image_fetcher.start()
 
     async def probe(self) -> None:
         """Try one audit. A failure is told, not raised: every policy says what to do without an auditor."""
@@ -94,7 +104,8 @@ class Service:
         log.info("auditor probed", auditor=self.auditor.name, result=self.probed)
 
     async def aclose(self) -> None:
-        """Close the upstreams and the auditor."""
+        """Close the upstreams, the auditor and what fetches images."""
+        await self.image_fetcher.aclose()
         for upstream in self.upstreams.values():
             await upstream.aclose()
         await self.auditor.aclose()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, closing
 
 import aiohttp
 import msgspec
 
 from guardtrace_proxy.outgoing import TROUBLE, open_session
-from guardtrace_proxy.server.errors import ApiError, upstream_unreachable, upstream_unreadable
+from guardtrace_proxy.server.asgi_io import Headers
+from guardtrace_proxy.server.errors import (
+    ApiError,
+    upstream_silent,
+    upstream_unreachable,
+    upstream_unreadable,
+)
+from guardtrace_proxy.server.forwarded import to_client
+from guardtrace_proxy.server.upstream_reply import UpstreamBroke, UpstreamReply, read_bounded
 from guardtrace_proxy.wire.chat import ThinkingStyle
 
 CONNECT_SECONDS = 10.0
-READ_SECONDS = 600.0
-"""Between two reads: a busy thinking model may queue a request for minutes before its first byte."""
 MAX_CONNECTIONS = 4096
 KEEPALIVE_SECONDS = 30.0
 MAX_ERROR_BYTES = 65_536
@@ -22,25 +28,26 @@ MAX_ERROR_CHARS = 500
 MAX_MODELS_BYTES = 1_048_576
 
 
-class UpstreamBroke(Exception):
-    """The connection broke off in the middle of a reply."""
-
-
 class Upstream:
     """One upstream of the config. A client's own key never reaches it."""
 
-    def __init__(self, name: str, base_url: str, api_key: str | None, thinking: ThinkingStyle) -> None:
+    def __init__(
+        self, name: str, base_url: str, api_key: str | None, thinking: ThinkingStyle, *, read_timeout_ms: int = 600_000
+    ) -> None:
         self.name = name
         self.thinking = thinking
         base_url = base_url.rstrip("/")
         self._chat_url = base_url + "/chat/completions"
         self._models_url = base_url + "/models"
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key is not None else {}
+        self._read_seconds = read_timeout_ms / 1000
         self._session: aiohttp.ClientSession
 
     async def start(self) -> None:
         """Open the session; nothing is connected yet."""
-        timeout = aiohttp.ClientTimeout(connect=READ_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+        timeout = aiohttp.ClientTimeout(
+            connect=self._read_seconds, sock_connect=CONNECT_SECONDS, sock_read=self._read_seconds
+        )
         self._session = open_session(
             self._headers, timeout, max_connections=MAX_CONNECTIONS, keepalive_seconds=KEEPALIVE_SECONDS
         )
@@ -50,64 +57,64 @@ class Upstream:
         await self._session.close()
 
     @asynccontextmanager
-    async def chat(self, body: bytes, request_id: str) -> AsyncIterator[aiohttp.ClientResponse]:
-        """POST to ``chat/completions``; the body hasn't been read when the context is entered.
+    async def chat(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[UpstreamReply]:
+        """POST to ``chat/completions``; the reply's body hasn't been read when the context is entered.
 
         Leaving the context early closes the connection, which is how a model server learns to stop. Raises ApiError
         where the upstream can't be reached or refuses; of its error only type, code and a bounded message pass.
         """
-        headers = {"content-type": "application/json", "x-request-id": request_id}
+        headers = {"content-type": "application/json", **headers}
         try:
             response = await self._session.post(self._chat_url, data=body, headers=headers, allow_redirects=False)
         except TROUBLE as error:
-            raise upstream_unreachable() from error
+            raise _no_reply(error) from error
+        with closing(await self._accepted(response)) as reply:
+            yield reply
+
+    async def models(self, headers: Mapping[str, str]) -> tuple[bytes, Headers]:
+        """The upstream's list of models, as it sent it, and the headers that pass with it."""
+        try:
+            response = await self._session.get(self._models_url, headers=headers, allow_redirects=False)
+        except TROUBLE as error:
+            raise _no_reply(error) from error
+        with closing(await self._accepted(response)) as reply:
+            try:
+                body = await read_bounded(reply, MAX_MODELS_BYTES)
+                msgspec.json.decode(body, type=dict[str, object])
+            except UpstreamBroke as error:
+                raise upstream_unreadable("a list of models that broke off") from error
+            except msgspec.MsgspecError as error:
+                raise upstream_unreadable("something other than a JSON object") from error
+        return body, reply.limits
+
+    async def _accepted(self, response: aiohttp.ClientResponse) -> UpstreamReply:
         try:
             if response.status != 200:
-                raise await _refusal(response)
-            yield response
-        finally:
+                raise await _refusal(response, self._read_seconds)
+            return UpstreamReply(response, self._read_seconds)
+        except BaseException:
             response.close()
-
-    async def models(self) -> bytes:
-        """The upstream's list of models, as it sent it."""
-        try:
-            async with self._session.get(self._models_url, allow_redirects=False) as response:
-                if response.status != 200:
-                    raise await _refusal(response)
-                body = await read_bounded(response, MAX_MODELS_BYTES)
-        except TROUBLE as error:
-            raise upstream_unreachable() from error
-        try:
-            msgspec.json.decode(body, type=dict[str, object])
-        except msgspec.MsgspecError as error:
-            raise upstream_unreadable("something other than a JSON object") from error
-        return body
+            raise
 
 
-async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The whole body, at most ``limit`` bytes; raises ApiError 502 beyond."""
-    chunks: list[bytes] = []
-    size = 0
-    while chunk := await response.content.readany():
-        size += len(chunk)
-        if size > limit:
-            raise upstream_unreadable(f"a reply larger than {limit:,} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
+def _no_reply(error: Exception) -> ApiError:
+    return upstream_silent() if isinstance(error, aiohttp.SocketTimeoutError) else upstream_unreachable()
 
 
-async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
+async def _refusal(response: aiohttp.ClientResponse, read_seconds: float) -> ApiError:
     """The upstream's own error, without what a provider may have put there of the generated text."""
-    status = response.status if response.status >= 400 else 502
+    status = response.status if 400 <= response.status < 600 else 502
+    limits = tuple(to_client(response.headers))
     try:
-        body = msgspec.json.decode(await read_bounded(response, MAX_ERROR_BYTES), type=dict[str, object])
-    except (msgspec.MsgspecError, UnicodeDecodeError, *TROUBLE):
+        with closing(UpstreamReply(response, read_seconds)) as reply:
+            body = msgspec.json.decode(await read_bounded(reply, MAX_ERROR_BYTES), type=dict[str, object])
+    except (ApiError, UpstreamBroke, msgspec.MsgspecError, UnicodeDecodeError):
         body = {}
     error = body.get("error")
     if not isinstance(error, dict):
         what = response.headers.get("content-type", "no content type")[:80]
         message = f"The upstream model server answered HTTP {response.status} ({what}) without an error object."
-        return ApiError(max(status, 400), message, type="upstream_error", code="upstream_error")
+        return ApiError(status, message, type="upstream_error", code="upstream_error", headers=limits)
     text, kind = error.get("message"), error.get("type")
     code, param = error.get("code"), error.get("param")
     return ApiError(
@@ -116,4 +123,5 @@ async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
         type=kind[:MAX_ERROR_CHARS] if isinstance(kind, str) else "upstream_error",
         param=param[:MAX_ERROR_CHARS] if isinstance(param, str) else None,
         code=code[:MAX_ERROR_CHARS] if isinstance(code, str) else code if isinstance(code, int) else None,
+        headers=limits,
     )

@@ -9,8 +9,17 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET
 
-from guardtrace_proxy.wire.chat_schema import Choice, decode_chunk
-from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choices, spans_of_choice
+from guardtrace_proxy.wire.chat_schema import Choice, Logprobs, decode_chunk
+from guardtrace_proxy.wire.chat_spans import (
+    TOKENS,
+    Found,
+    TooDeep,
+    logprobs_of,
+    sampled_text,
+    spans_beside_choices,
+    spans_of_choice,
+    tokens_alone,
+)
 from guardtrace_proxy.wire.chat_writer import ChatWriter
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment, Span, SpanKind
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
@@ -52,11 +61,20 @@ class ThinkingStyle:
 class _ChoiceReader:
     """What is remembered of one choice between events."""
 
-    __slots__ = ("latches", "tags")
+    __slots__ = ("latches", "tags", "unsaid")
 
     def __init__(self, style: ThinkingStyle) -> None:
         self.tags = style.tag_reader()
         self.latches = style.style == "auto"
+        self.unsaid = 0
+
+    def count(self, spans: Sequence[Span], logprobs: Logprobs | None, token_ids: Sequence[int] | None) -> int:
+        """How much text is still to come for the tokens so far. Ids alone say nothing of their text's length."""
+        if logprobs is None:
+            return int(bool(token_ids) and not spans)
+        said = sum(len(span.text) for span in spans if span.path != TOKENS)
+        self.unsaid = max(0, self.unsaid + len(sampled_text(logprobs)) - said)
+        return self.unsaid
 
     def segments(self, found: Sequence[Found], finished: bool) -> list[Segment]:
         """The segments that are certain with these spans."""
@@ -172,8 +190,13 @@ class ChatStream(ChatWriter):
             if call.function is not None and call.function.arguments:
                 span = Span((*path, "arguments"), call.function.arguments, SpanKind.ARGUMENTS)
                 found.append((Phase.ANSWERING, span))
+        if choice.logprobs is not None and not found:
+            found = tokens_alone(choice.logprobs)
         has_role = delta.role is not UNSET and delta.role is not None
-        return self._make_part(choice.index, found, choice.finish_reason or None, choice.token_ids, has_role)
+        part = self._make_part(choice.index, found, choice.finish_reason or None, choice.token_ids, has_role)
+        if choice.logprobs is not None or choice.token_ids:
+            part.unsaid = self._readers[choice.index].count(part.spans, choice.logprobs, choice.token_ids)
+        return part
 
     def _make_part(
         self,
@@ -250,7 +273,10 @@ class ChatStream(ChatWriter):
         has_role = isinstance(body, dict) and body.get("role") is not None
         found = spans_of_choice(choice, body_key) + beside
         ids = token_ids if isinstance(token_ids, list) else None
-        return self._make_part(index, found, finish, ids, has_role)
+        part = self._make_part(index, found, finish, ids, has_role)
+        if kind is EventKind.CHUNK:
+            part.unsaid = self._readers[index].count(part.spans, logprobs_of(choice), ids)
+        return part
 
 
 def _tokens(spans: list[Span], token_ids: list[int] | None) -> int:

@@ -269,7 +269,7 @@ def _image_url(part: Mapping[str, Any], where: str) -> str:
     image = part.get("image_url")
     url = image.get("url") if isinstance(image, dict) else image
     if not isinstance(url, str):
-        refuse(f"{where}.image_url.url", "expected a data URL as a string")
+        refuse(f"{where}.image_url.url", "expected the image's URL as a string")
     if part.get("uuid") is not None:
         refuse(f"{where}.uuid", "not supported, since the model could see another image that is cached under it")
     for key, value in part.items():

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import binascii
+import re
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
-from guardtrace_proxy.wire.chat_schema import CHOICE_METADATA, MAX_LABEL, TOP_METADATA
+import msgspec
+
+from guardtrace_proxy.wire.chat_schema import (
+    MAX_LABEL,
+    MAX_SHORT,
+    Logprobs,
+    is_of_type,
+    unknown_beside_choices,
+    unknown_of_choice,
+)
 from guardtrace_proxy.wire.events import Phase, Span, SpanKind
 
 Path = tuple[str | int, ...]
@@ -14,7 +26,15 @@ Found = tuple[Phase, Span]
 THINKING_FIELDS = ("reasoning", "reasoning_content", "thinking")
 LABELS = frozenset({"type", "id", "index", "format"})
 """Keys inside a part or a tool call whose short strings say what it is."""
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:$-]{1,64}")
+"""What servers call their fields. A key of any other form is text, and so is every key in a call's own arguments."""
+ENCRYPTED = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
+STANDARD_BASE64 = str.maketrans("-_", "+/")
+SPECIAL_TOKEN = re.compile(r"<[^<>\s]{1,62}>|\[[^\[\]\s]{1,62}\]|◁[^◁▷\s]{1,62}▷|\ufffd+")
+"""A tag or a control token in one piece, or part of a character: no text."""
 MAX_DEPTH = 64
+TOKENS = ("logprobs",)
+"""Path of a span that stands for tokens without their text."""
 TOP = ".."
 """First element of the path of a string that stands beside ``choices``."""
 
@@ -31,23 +51,50 @@ def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
         found = list(_body(body, (body_key,)))
     elif body is not None:
         found = list(_others(body, (body_key,)))
-    for key, value in choice.items():
-        if key not in CHOICE_METADATA and key != body_key:
-            found += _others(value, (key,))
-    return _without_copies(found)
+    for key in unknown_of_choice(choice):
+        if key != body_key:
+            found += _field(key, choice[key], ())
+    logprobs = None if found else logprobs_of(choice)
+    return _without_copies(found) if logprobs is None else tokens_alone(logprobs)
+
+
+def tokens_alone(logprobs: Logprobs) -> list[Found]:
+    """What was sampled, where the event has no text that repeats it.
+
+    A server whose parser waits for the rest of a tool call sends the tokens before their text, or without any.
+    """
+    text = sampled_text(logprobs)
+    return [(Phase.ANSWERING, Span(TOKENS, text, SpanKind.OTHER))] if text.strip() else []
+
+
+def sampled_text(logprobs: Logprobs) -> str:
+    """The text of the tokens, without tags and control tokens."""
+    lists = (logprobs.content, logprobs.reasoning_content, logprobs.refusal)
+    tokens = [each.token for found in lists for each in found or ()]
+    return "".join(token for token in tokens if not SPECIAL_TOKEN.fullmatch(token))
+
+
+def logprobs_of(choice: dict[str, Any]) -> Logprobs | None:
+    """A choice's logprobs, where they are of the usual shape."""
+    logprobs = choice.get("logprobs")
+    if logprobs is None or not is_of_type(logprobs, Logprobs):
+        return None
+    return msgspec.convert(logprobs, Logprobs)
 
 
 def spans_beside_choices(event: dict[str, Any]) -> list[Found]:
     """Strings at the top of an event in fields that nobody knows."""
     found: list[Found] = []
-    for key, value in event.items():
-        if key not in TOP_METADATA:
-            found += _others(value, (TOP, key))
+    for key in unknown_beside_choices(event):
+        found += _field(key, event[key], (TOP,))
     return found
 
 
 def _body(body: dict[str, Any], path: Path) -> Iterator[Found]:
     known = {"role", "content", "refusal", "tool_calls", "function_call", "reasoning_details", *THINKING_FIELDS}
+    role = body.get("role")
+    if not isinstance(role, str) or len(role) > MAX_SHORT:
+        yield from _others(role, (*path, "role"))
     for key in THINKING_FIELDS:
         yield from _text(body.get(key), Phase.THINKING, (*path, key))
     yield from _parts(body.get("reasoning_details"), Phase.THINKING, (*path, "reasoning_details"))
@@ -60,7 +107,7 @@ def _body(body: dict[str, Any], path: Path) -> Iterator[Found]:
     yield from _arguments(body.get("tool_calls"), (*path, "tool_calls"))
     for key, value in body.items():
         if key not in known:
-            yield from _others(value, (*path, key))
+            yield from _field(key, value, path)
 
 
 def _text(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
@@ -84,13 +131,21 @@ def _parts(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
         for key, inner in part.items():
             if key in ("text", "summary"):
                 yield from _text(inner, phase, (*here, key))
-            elif not is_label(key, inner):
-                yield from _others(inner, (*here, key))
+            elif not (is_label(key, inner) or _is_encrypted(part, key, inner)):
+                yield from _field(key, inner, here)
 
 
 def _arguments(value: Any, path: Path) -> Iterator[Found]:
     for inner_path, text in _strings(value, path):
         yield Phase.ANSWERING, Span(inner_path, text, SpanKind.ARGUMENTS)
+
+
+def _field(key: str, value: Any, path: Path) -> Iterator[Found]:
+    """A field that no reader knows, with its name where that is no name."""
+    here = (*path, key)
+    if not PLAIN_KEY.fullmatch(key):
+        yield Phase.ANSWERING, Span(here, key, SpanKind.OTHER)
+    yield from _others(value, here)
 
 
 def _others(value: Any, path: Path) -> Iterator[Found]:
@@ -99,7 +154,7 @@ def _others(value: Any, path: Path) -> Iterator[Found]:
 
 
 def _strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    """Every string below a value, keys that hold text included by their values only."""
+    """Every string below a value, and every key that could be text."""
     if len(path) > MAX_DEPTH:
         raise TooDeep
     if isinstance(value, str):
@@ -109,9 +164,31 @@ def _strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
         for index, inner in enumerate(value):
             yield from _strings(inner, (*path, index))
     elif isinstance(value, dict):
+        by_model = "arguments" in path
         for key, inner in value.items():
-            if not is_label(key, inner):
+            if key and (by_model or not PLAIN_KEY.fullmatch(key)):
+                yield (*path, key), key
+            if by_model or not is_label(key, inner):
                 yield from _strings(inner, (*path, key))
+
+
+def _is_encrypted(part: dict[str, Any], key: str, value: Any) -> bool:
+    """Whether this is a provider's encrypted reasoning or its signature (OpenRouter): bytes that are no text."""
+    if (part.get("type"), key) not in (("reasoning.encrypted", "data"), ("reasoning.text", "signature")):
+        return False
+    if not isinstance(value, str) or not ENCRYPTED.fullmatch(value):
+        return False
+    # Words that were only joined have fewer capitals and digits; of random ones a third and a sixth are.
+    if sum(map(str.isupper, value)) * 5 < len(value) or sum(map(str.isdigit, value)) * 25 < len(value):
+        return False
+    plain = value.rstrip("=").translate(STANDARD_BASE64)
+    try:
+        b64decode(plain + "=" * (-len(plain) % 4)).decode()
+    except UnicodeDecodeError:
+        return True
+    except binascii.Error:
+        return False
+    return False
 
 
 def is_label(key: str, value: Any) -> bool:

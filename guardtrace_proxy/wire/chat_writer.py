@@ -87,7 +87,7 @@ class ChatWriter:
                 rebuilt = _rebuild(choice, parts[index], fate, self._body_key(event))
                 if rebuilt is not None:
                     choices.append(rebuilt)
-        if not choices:
+        if not choices and (original.get("choices") or not isinstance(original.get("usage"), dict)):
             return b""
         shown = {key: original[key] for key in self.KEPT_FIELDS if key in original}
         shown["choices"] = choices

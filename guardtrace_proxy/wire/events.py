@@ -67,6 +67,9 @@ class ChoicePart(msgspec.Struct, gc=False):
     """Tokens in this part: the length of ``token_ids``, else bytes / 4 rounded up (0 where it carries no text)."""
     role: bool = False
     """Whether it carries ``role``."""
+    unsaid: int = 0
+    """How many characters of text, at least, are still to come for the logprobs and token ids that it carries: a server
+    that keeps text back (a tag, a tool call, a ``stop`` string) sends them ahead of it."""
 
 
 class EventKind(Enum):

@@ -31,63 +31,105 @@ class EventTooLarge(Exception):
 
 
 class SSEDecoder:
-    """Feed it bytes cut anywhere. Comments, and events without data, are dropped."""
+    """Feed it bytes cut anywhere. Comments, and events without data, are dropped.
+
+    Each byte is looked at a fixed number of times, however small the pieces and however many the lines of an event.
+    """
 
     def __init__(self, max_event_bytes: int) -> None:
         self._max = max_event_bytes
-        self._parts: list[bytes] = []
-        self._size = 0
         self._at_start = True
+        self._pieces: list[bytes] = []
+        """Of a line whose end hasn't come."""
+        self._raw = bytearray()
+        """The whole lines of an event whose blank line hasn't come."""
+        self._data: bytearray | None = None
+        """Its data lines, joined; None where it has none."""
+        self._plain = True
+        """Whether it has nothing but data lines."""
+        self._size = 0
+        """Bytes of both."""
 
     def feed(self, data: bytes) -> list[SSEEvent]:
         """The events that are complete now; raises EventTooLarge, after which nothing more may be fed."""
         if not data:
             return []
-        if not self._parts and not self._at_start and _is_one_event(data) and len(data) <= self._max:
+        if not self._size and not self._at_start and _is_one_event(data) and len(data) <= self._max:
             return [SSEEvent(data, data[6:-2])]
-        self._parts.append(data)
+        completes_cr = bool(self._pieces) and self._pieces[-1].endswith(b"\r")
+        self._pieces.append(data)
         self._size += len(data)
-        if b"\n" not in data and b"\r" not in data:
+        if not completes_cr and b"\n" not in data and b"\r" not in data:
             self._check_size(self._size, [])
             return []
-        return self._parse(final=False)
+        return self._read_lines(final=False)
 
     def end(self) -> list[SSEEvent]:
         """At the end of the stream: an event that only lacks its blank line still counts."""
         if not self._size:
             return []
         # After a lone CR a line feed would become part of it, and of the event's bytes.
-        self._parts.append(b"\r\r" if self._parts[-1].endswith(b"\r") else b"\n\n")
-        return self._parse(final=True)
+        ends_in_cr = bool(self._pieces) and self._pieces[-1].endswith(b"\r")
+        self._pieces.append(b"\r\r" if ends_in_cr else b"\n\n")
+        return self._read_lines(final=True)
 
-    def _parse(self, final: bool) -> list[SSEEvent]:
-        buffer = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+    def _read_lines(self, final: bool) -> list[SSEEvent]:
+        buffer = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         position = self._skip_bom(buffer)
+        only_line_feeds = b"\r" not in buffer
         events: list[SSEEvent] = []
         while position < len(buffer):
-            end = buffer.find(b"\n", position)
-            if (
-                end >= 0
-                and buffer.startswith(b"data: ", position)
-                and buffer.startswith(b"\n", end + 1)
-                and buffer.find(b"\r", position, end) < 0
-            ):
-                event: SSEEvent | None = SSEEvent(buffer[position : end + 2], buffer[position + 6 : end])
-                after: int | None = end + 2
-            else:
-                event, after = _read_block(buffer, position, final)
-            if after is None:
+            if only_line_feeds and not self._raw and buffer.startswith(b"data: ", position):
+                end = buffer.find(b"\n", position)
+                if end < 0:
+                    break
+                if buffer.startswith(b"\n", end + 1):
+                    event: SSEEvent | None = SSEEvent(buffer[position : end + 2], buffer[position + 6 : end])
+                    self._add(event, end + 2 - position, events, final)
+                    position = end + 2
+                    continue
+            line_end = LINE_END.search(buffer, position)
+            if line_end is None or (_may_grow(line_end, buffer) and not final):
                 break
-            if not final:
-                self._check_size(after - position, events)
-            if event is not None:
-                events.append(event)
-            position = after
+            line = buffer[position : line_end.start()]
+            self._raw += buffer[position : line_end.end()]
+            position = line_end.end()
+            if line:
+                self._take_line(line)
+            else:
+                size = len(self._raw)
+                self._add(self._close(), size, events, final)
         rest = buffer[position:]
-        self._parts = [rest] if rest else []
-        self._size = len(rest)
+        self._pieces = [rest] if rest else []
+        self._size = len(self._raw) + len(rest)
         self._check_size(self._size, events)
         return events
+
+    def _take_line(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        if name != b"data":
+            self._plain = False
+        elif self._data is None:
+            self._data = bytearray(value.removeprefix(b" "))
+        else:
+            self._data += b"\n" + value.removeprefix(b" ")
+
+    def _close(self) -> SSEEvent | None:
+        """The event whose blank line has come; None where it has no data."""
+        raw, data, plain = bytes(self._raw), self._data, self._plain
+        self._raw, self._data, self._plain = bytearray(), None, True
+        if data is None:
+            return None
+        joined = bytes(data)
+        if plain:
+            return SSEEvent(raw, joined)
+        return SSEEvent(b"data: " + joined.replace(b"\n", b"\ndata: ") + b"\n\n", joined)
+
+    def _add(self, event: SSEEvent | None, size: int, events: list[SSEEvent], final: bool) -> None:
+        if not final:
+            self._check_size(size, events)
+        if event is not None:
+            events.append(event)
 
     def _skip_bom(self, buffer: bytes) -> int:
         if not self._at_start:
@@ -105,31 +147,6 @@ def _is_one_event(data: bytes) -> bool:
     return data.startswith(b"data: ") and data.find(b"\n") == len(data) - 2 and data[-1] == 10 and b"\r" not in data
 
 
-def _read_block(buffer: bytes, start: int, final: bool) -> tuple[SSEEvent | None, int | None]:
-    """The event whose first line begins at ``start``, and where the next one begins; None where it isn't complete."""
-    data: list[bytes] = []
-    plain = True
-    position = start
-    while True:
-        line_end = LINE_END.search(buffer, position)
-        if line_end is None:
-            return None, None
-        ends_in_lone_cr = line_end.group() == b"\r" and line_end.end() == len(buffer)
-        if ends_in_lone_cr and not final:
-            return None, None
-        line = buffer[position : line_end.start()]
-        position = line_end.end()
-        if not line:
-            break
-        name, _, value = line.partition(b":")
-        if name == b"data":
-            data.append(value.removeprefix(b" "))
-        else:
-            plain = False
-    if not data:
-        return None, position
-    joined = b"\n".join(data)
-    if plain:
-        return SSEEvent(buffer[start:position], joined), position
-    rebuilt = b"".join(b"data: " + part + b"\n" for part in data) + b"\n"
-    return SSEEvent(rebuilt, joined), position
+def _may_grow(line_end: re.Match[bytes], buffer: bytes) -> bool:
+    """Whether a line feed may still follow a carriage return, and belong to it."""
+    return line_end.group() == b"\r" and line_end.end() == len(buffer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from guardtrace_proxy.wire.events import Phase, Segment
@@ -28,11 +30,12 @@ class TagReader:
     """
 
     def __init__(self, pairs: tuple[TagPair, ...], starts_open: bool) -> None:
-        self._pairs = {pair.open: pair.close for pair in pairs if pair.open is not None}
-        self._closes = tuple(pair.close for pair in pairs)
-        self._outside = (*self._pairs, *self._closes, *ANSWER_TAGS)
-        self._inside: tuple[str, ...] = self._closes if starts_open else ()
-        self._close: str | None = self._closes[0] if starts_open else None
+        self._closes = {pair.open: pair.close for pair in pairs if pair.open is not None}
+        closes = tuple(pair.close for pair in pairs)
+        self._outside = _tag_set((*self._closes, *closes, *ANSWER_TAGS))
+        self._inside = _tag_set(closes) if starts_open else None
+        """The tags that can end the block that stands open; None outside of one."""
+        self._close = closes[0] if starts_open else None
         self._tail = ""
 
     def feed(self, text: str) -> list[Segment]:
@@ -43,21 +46,22 @@ class TagReader:
         """What waited waits for nothing any more."""
         return self._read(self._tail, final=True)
 
-    def _read(self, rest: str, final: bool) -> list[Segment]:
+    def _read(self, text: str, final: bool) -> list[Segment]:
         segments: list[Segment] = []
-        while rest:
+        position = 0
+        while position < len(text):
             tags = self._inside or self._outside
-            at, tag = _first(rest, tags)
-            certain = len(rest) if final else len(rest) - _waiting_length(rest, tags)
+            certain = len(text) if final else len(text) - tags.waiting_length(text, position)
+            found = tags.search(text, position)
             # A tag waits as well where it could still turn out to be part of an earlier or a longer one.
-            if tag is None or at >= certain:
-                self._add(segments, rest[:certain])
-                rest = rest[certain:]
+            if found is None or found.start() >= certain:
+                self._add(segments, text[position:certain])
+                position = certain
                 break
-            self._add(segments, rest[:at])
-            segments.append(self._pass_tag(tag))
-            rest = rest[at + len(tag) :]
-        self._tail = rest
+            self._add(segments, text[position : found.start()])
+            segments.append(self._pass_tag(found.group()))
+            position = found.end()
+        self._tail = text[position:]
         return segments
 
     def _add(self, segments: list[Segment], text: str) -> None:
@@ -67,31 +71,39 @@ class TagReader:
 
     def _pass_tag(self, tag: str) -> Segment:
         if self._inside:
-            self._inside, self._close = (), None
+            self._inside, self._close = None, None
             return Segment(Phase.THINKING, tag, True, tag)
-        close = self._pairs.get(tag)
+        close = self._closes.get(tag)
         if close is None:
             return Segment(Phase.ANSWERING, tag, True)
-        self._inside, self._close = (close,), close
+        self._inside, self._close = _tag_set((close,)), close
         return Segment(Phase.THINKING, tag, True, close)
 
 
-def _first(text: str, tags: tuple[str, ...]) -> tuple[int, str | None]:
-    """The earliest tag in the text, the longest where several begin there."""
-    best: tuple[int, str | None] = (len(text), None)
-    for tag in tags:
-        at = text.find(tag)
-        if at >= 0 and (at < best[0] or (at == best[0] and len(tag) > len(best[1] or ""))):
-            best = at, tag
-    return best
+class _TagSet:
+    """Tags that count at one time. ``search`` finds the earliest, the longest where several begin there."""
+
+    def __init__(self, tags: tuple[str, ...]) -> None:
+        self.search = re.compile("|".join(map(re.escape, sorted(tags, key=len, reverse=True)))).search
+        self._tags = tags
+        self._heads = tuple({tag[0] for tag in tags})
+        self._longest = max(map(len, tags)) - 1
+
+    def waiting_length(self, text: str, start: int) -> int:
+        """How many characters at the end of ``text`` from ``start`` could begin a tag."""
+        tail = text[max(start, len(text) - self._longest) :]
+        # Almost no token has the first character of a tag in it, and this runs for every one.
+        if not any(head in tail for head in self._heads):
+            return 0
+        longest = 0
+        for tag in self._tags:
+            for length in range(min(len(tag) - 1, len(tail)), longest, -1):
+                if tail.endswith(tag[:length]):
+                    longest = length
+                    break
+        return longest
 
 
-def _waiting_length(text: str, tags: tuple[str, ...]) -> int:
-    """How many characters at the end could begin a tag."""
-    longest = 0
-    for tag in tags:
-        for length in range(min(len(tag) - 1, len(text)), longest, -1):
-            if text.endswith(tag[:length]):
-                longest = length
-                break
-    return longest
+@lru_cache(maxsize=64)
+def _tag_set(tags: tuple[str, ...]) -> _TagSet:
+    return _TagSet(tags)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
@@ -22,6 +23,7 @@ from guardtrace_proxy.auditor.protocol import (  # noqa: E402
     FailureKind,
 )
 from guardtrace_proxy.auditor.transformers import TransformersAuditor  # noqa: E402
+from guardtrace_proxy.images.fitting import CELL, MAX_TOKENS  # noqa: E402
 from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict  # noqa: E402
 from tests.auditor.checkpoints import make_checkpoint  # noqa: E402
 from tests.auditor.conftest import Picture  # noqa: E402
@@ -185,6 +187,22 @@ def test_a_query_or_images_that_do_not_fit_are_the_requests_fault(untaught: Path
         with pytest.raises(DoesNotFit) as caught:
             judge(auditor, query, TRACE, Depth.LABEL)
         assert caught.value.field == "messages"
+
+
+def test_images_are_made_smaller_by_the_processors_budget_and_never_above_a_remote_auditors(untaught: Path) -> None:
+    auditor = started(untaught)
+    photograph = Picture(Image.effect_noise((3000, 2000), 90).convert("RGB"))
+    processor = auditor.checkpoint.processor.image_processor
+    _, grid = auditor.inference.image_grid([photograph.pixels])
+    [tokens] = auditor.inference.token_counts(grid)
+    assert 8 < tokens <= 112 * 112 // CELL**2
+    processor.size = {"shortest_edge": CELL**2, "longest_edge": 16384 * CELL**2}  # as the published folder says
+    _, grid = auditor.inference.image_grid([photograph.pixels])
+    [tokens] = auditor.inference.token_counts(grid)
+    assert MAX_TOKENS * 0.9 < tokens <= MAX_TOKENS
+    with pytest.raises(DoesNotFit) as caught:
+        judge(auditor, Query(ASKED, [photograph] * 8), TRACE, Depth.LABEL)
+    assert caught.value.field == "messages"
 
 
 def test_a_cancelled_audit_frees_the_worker_and_leaves_the_next_alone(

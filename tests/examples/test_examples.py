@@ -18,6 +18,7 @@ from guardtrace_proxy.demo.serving import served
 from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.config import Config, load_config
 from guardtrace_proxy.server.tenants import Tenants
+from tests.clients.driving import NODE_MODULES, lacking, node_program
 from tests.server.scripted import DONE, SSE_HEAD, Script, by_word, chunk, http, judging, model_server, stream
 
 ROOT = Path(__file__).parents[2]
@@ -99,10 +100,10 @@ def test_the_policies_differ_where_they_say_so(tmp_path: Path) -> None:
 @pytest.fixture
 def scripts(tmp_path: Path) -> dict[str, list[str] | str]:
     """How each script is started, or why it can't be."""
-    curl, node = shutil.which("curl"), shutil.which("node")
-    places = [*os.environ.get("NODE_PATH", "").split(os.pathsep), EXAMPLES / "node_modules", ROOT / "node_modules"]
+    curl, node = shutil.which("curl"), node_program()
+    places = [*os.environ.get("NODE_PATH", "").split(os.pathsep), EXAMPLES / "node_modules", NODE_MODULES]
     modules = next((Path(place) for place in places if place and (Path(place) / "openai").is_dir()), None)
-    javascript: list[str] | str = "the npm package openai isn't installed (npm install openai in examples/)"
+    javascript: list[str] | str = "the npm package openai isn't installed (make clients)"
     if node is None:
         javascript = "node isn't installed"
     elif modules is not None:
@@ -121,7 +122,7 @@ def scripts(tmp_path: Path) -> dict[str, list[str] | str]:
 def command(request: pytest.FixtureRequest, scripts: dict[str, list[str] | str]) -> list[str]:
     found = scripts[request.param]
     if isinstance(found, str):
-        pytest.skip(found)
+        lacking(found)
     return found
 
 

@@ -94,6 +94,19 @@ def test_inside_an_inline_block_the_smaller_bound_counts() -> None:
     assert driver.sent == block.raw
 
 
+def test_a_redaction_in_lag_takes_back_what_was_clear_and_had_not_left() -> None:
+    driver = Driver(policy(thinking={"mode": "lag", "max_lag": 100}), choices=2)
+    driver.receive(text("first " * 12), text("other " * 12, Phase.ANSWERING, index=1))
+    driver.receive(text("second " * 12))
+    # The second event was free to leave, but stands behind another choice's held answer.
+    driver.answer(MAYBE)
+    driver.answer(SAFE)
+    assert driver.sent == text("first " * 12).raw + text("other " * 12, Phase.ANSWERING, index=1).raw
+    driver.tick(1)
+    driver.answer(SAFE)
+    assert b"second" in driver.sent
+
+
 def test_a_whole_reply_never_runs_ahead() -> None:
     driver = lag(1000)
     spans, segments = [Span(("thinking",), "hm")], [Segment(Phase.THINKING, "hm")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guardtrace_proxy.gate import Decided
+from guardtrace_proxy.policy.levels import Verdict
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment, Span, SpanKind
 from tests.gate.plain import DONE, HARMFUL, MAYBE, SAFE, Driver, inline, policy, text
 
@@ -415,3 +416,41 @@ def test_flagged_text_goes_out_with_a_mark_once() -> None:
     driver.receive(text(THINK))
     driver.answer(MAYBE)
     assert driver.sent == b"0:note:flag:\n" + text(THINK).raw * 2
+
+
+def ahead(unsaid: int) -> Event:
+    """Tokens that come before their text."""
+    return Event(EventKind.CHUNK, b"TOKENS\n", [ChoicePart(0, [], [], None, 0, False, unsaid)])
+
+
+def test_tokens_that_run_ahead_of_their_text_wait_for_it() -> None:
+    driver = Driver()
+    driver.receive(text(THINK), ahead(5), text("later " * 20))
+    driver.answer(SAFE)
+    assert driver.sent == text(THINK).raw
+    driver.tick(1)
+    driver.answer(SAFE)
+    assert driver.sent == text(THINK).raw + b"TOKENS\n" + text("later " * 20).raw
+
+
+def test_tokens_whose_text_never_comes_leave_at_the_end() -> None:
+    driver = Driver()
+    driver.receive(text(THINK), ahead(5), text("", finish="stop"), DONE)
+    assert driver.sent == b""
+    driver.answer(SAFE)
+    assert driver.sent == text(THINK).raw + b"TOKENS\n" + text("", finish="stop").raw + DONE.raw
+
+
+@pytest.mark.parametrize("verdict", [MAYBE, HARMFUL])
+def test_tokens_go_with_the_text_that_is_redacted_or_cut(verdict: Verdict) -> None:
+    driver = Driver()
+    driver.receive(ahead(5), text("bad " * 16))
+    driver.answer(verdict)
+    assert b"TOKENS" not in driver.sent
+
+
+def test_tokens_of_stripped_thinking_are_not_shown() -> None:
+    driver = Driver(policy(reasoning_field="strip"))
+    driver.receive(ahead(5), text("dark " * 16), text("", finish="stop"))
+    driver.answer(SAFE)
+    assert b"TOKENS" not in driver.sent

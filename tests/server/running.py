@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
 import yaml
 
 from guardtrace_proxy.demo.serving import served
+from guardtrace_proxy.images import ImageFetcher
 from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.config import load_config
 from tests.server.scripted import Script, Server, by_word, judging, model_server
@@ -40,6 +43,27 @@ class Running:
             return client.post(self.url + "/v1/chat/completions", content=content, **options)
 
 
+class Connection(HTTPConnection):
+    """One connection, kept open between requests; never opened anew behind the test's back."""
+
+    auto_open = 0
+
+    def send_chat(self, body: Any, **headers: str) -> HTTPResponse:
+        """POST to chat completions; a dict goes as JSON. The reply's head has been read, its body hasn't."""
+        content = body if isinstance(body, bytes) else json.dumps(body)
+        self.request("POST", "/v1/chat/completions", content, {k.replace("_", "-"): v for k, v in headers.items()})
+        return self.getresponse()
+
+
+@contextmanager
+def connected(running: Running) -> Iterator[Connection]:
+    """A bare connection to the proxy."""
+    address = urlsplit(running.url)
+    with closing(Connection(address.hostname or "", address.port, timeout=30)) as connection:
+        connection.connect()
+        yield connection
+
+
 def ask(**more: Any) -> dict[str, Any]:
     return {"model": "thinker", "messages": [{"role": "user", "content": "Please help."}], **more}
 
@@ -52,6 +76,7 @@ def proxy(
     policy: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
     environ: dict[str, str] | None = None,
+    image_fetcher: ImageFetcher | None = None,
 ) -> Iterator[Running]:
     """Serve; ``config`` and ``policy`` are merged over small defaults."""
     with ExitStack() as stack:
@@ -72,6 +97,7 @@ def proxy(
         content = {"version": 1, "extends": "balanced", **CHUNKS, **(policy or {})}
         (folder / "policies" / "test.yaml").write_text(yaml.safe_dump(content), "utf-8")
         (folder / "guardtrace.yaml").write_text(yaml.safe_dump(settings), "utf-8")
-        app = GuardTraceApp(load_config(folder / "guardtrace.yaml", environ or {}), environ=environ or {})
+        loaded = load_config(folder / "guardtrace.yaml", environ or {})
+        app = GuardTraceApp(loaded, environ=environ or {}, image_fetcher=image_fetcher)
         url = stack.enter_context(served(app))
         yield Running(url, upstream_server, auditor_server, app)

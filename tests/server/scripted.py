@@ -12,7 +12,13 @@ from typing import Any
 
 HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
 SSE_HEAD = HEAD + b"Content-Type: text/event-stream\r\n\r\n"
+CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
+
+
+def in_chunks(*parts: bytes) -> list[bytes]:
+    """The parts as a body in HTTP's chunks, its end included."""
+    return [b"%x\r\n%b\r\n" % (len(part), part) for part in parts] + [b"0\r\n\r\n"]
 
 
 def chunk(delta: dict[str, Any], finish: str | None = None, index: int = 0, **more: Any) -> bytes:
@@ -56,9 +62,13 @@ def http(status: int, body: str, content_type: str = "application/json") -> byte
 
 @dataclass
 class Server:
-    """``requests`` are (path, headers, body); ``left`` is set when a client closed before the script's end."""
+    """``requests`` are (path, headers, body); ``left`` is set when a client closed before the script's end.
+
+    A connection is closed after its reply unless the script's first bytes say ``Connection: keep-alive``.
+    """
 
     url: str = ""
+    connections: int = 0
     requests: list[tuple[str, dict[str, str], dict[str, Any]]] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
 
@@ -77,9 +87,14 @@ def model_server(script: Script) -> Iterator[Server]:
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
+            server.connections += 1
+            while self.answer():
+                pass
+
+        def answer(self) -> bool:
             line = self.rfile.readline().decode()
             if not line:
-                return
+                return False
             headers = {}
             while (header := self.rfile.readline().decode().strip()) != "":
                 name, _, value = header.partition(":")
@@ -87,11 +102,15 @@ def model_server(script: Script) -> Iterator[Server]:
             body = self.rfile.read(int(headers.get("content-length", 0)))
             content = json.loads(body) if body else {}
             server.requests.append((line.split()[1], headers, content))
+            stays = None
             try:
                 for data in script(content):
+                    stays = b"Connection: keep-alive" in data if stays is None else stays
                     self.wfile.write(data)
             except OSError:
                 server.left.set()
+                return False
+            return bool(stays)
 
     class Threaded(socketserver.ThreadingTCPServer):
         daemon_threads = True

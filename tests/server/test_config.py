@@ -39,6 +39,7 @@ def test_the_least_file_gets_the_documented_defaults(tmp_path):
     assert (config.server.max_body_bytes, config.server.max_stream_bytes) == (33554432, 8388608)
     assert config.server.max_total_bytes == 1073741824
     assert (config.images.max_count, config.images.max_bytes, config.images.max_pixels) == (8, 20971520, 40000000)
+    assert (config.images.allow_urls, config.images.timeout_ms) == ([], 3000)
     assert (config.auditor.backend, config.auditor.model) == ("openai", "DloadingX/GuardTrace-VL-3B")
     assert (config.auditor.depth, config.auditor.timeout_ms, config.auditor.annotate_max_tokens) == (
         "annotate",
@@ -105,8 +106,13 @@ REFUSED = {
     "object": ("server: !!python/object:os.system {}", "4: server: the tag tag:yaml.org,2002:python/object"),
     # What isn't built yet (ruling 17).
     "passthrough": ("server: {passthrough: [/v1/x]}", "4: server.passthrough: passthrough is not yet supported"),
-    "urls": ("images: {allow_urls: ['https://a/']}", "4: images.allow_urls: fetching images is not yet supported"),
-    "image timeout": ("images: {timeout_ms: 3000}", "4: images.timeout_ms: fetching images is not yet supported"),
+    "urls": (
+        "images:\n  allow_urls:\n    - https://a.example/\n    - ftp://b.example/",
+        "7: images.allow_urls.1: expected a URL such as https://images.example.com/ or",
+    ),
+    "private url": ("images: {allow_urls: ['http://10.0.0.1/']}", "4: images.allow_urls.0: the address isn't public"),
+    "one url": ("images: {allow_urls: 'https://a.example/'}", "4: images.allow_urls: input should be a valid list"),
+    "image timeout": ("images: {timeout_ms: 0}", "4: images.timeout_ms: input should be greater than or equal to 1"),
 }  # fmt: skip
 
 
@@ -252,7 +258,8 @@ def test_three_sections_are_required(tmp_path, section):
 
 
 def test_all_problems_are_told_at_once(tmp_path):
-    text = LEAST + "anonymous_tenant: ghost\nserver: {passthrough: [/x]}\nimages: {timeout_ms: 1}\n"
+    auditor = "auditor: {base_url: 'http://b/v1', escalate_at: 0.1}\n"
+    text = UPSTREAMS + auditor + TENANTS + "anonymous_tenant: ghost\nserver: {passthrough: [/x]}\n"
     assert len(refusal(tmp_path, text)) == 3
 
 

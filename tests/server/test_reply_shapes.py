@@ -169,7 +169,6 @@ def test_logprobs_of_a_whole_reply_go_with_an_altered_choice(word, shown):
     assert second == benign
 
 
-@pytest.mark.xfail(strict=True, reason="an event without text isn't held for the text that follows it")
 @pytest.mark.parametrize("beside", ["logprobs", "token_ids"])
 def test_logprobs_that_come_before_their_text_wait_for_its_verdict(beside):
     # vLLM's parsers keep text back (a tag, a tool call) while the tokens' logprobs and ids leave with an empty delta.

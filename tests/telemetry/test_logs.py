@@ -33,10 +33,10 @@ def failing_add(self, decided):
     add(self, decided)
     if "boom-in-stream" in self._log._context["request_id"]:
         raise ValueError("{THINKING}")
-def failing_read(body):
+def failing_read(body, allowed):
     if b"boom-before" in body:
         raise ValueError(body.decode())
-    return read(body)
+    return read(body, allowed)
 record.ReplyRecord.add, chat.read_request = failing_add, failing_read
 {GUARDTRACE}
 """
@@ -152,7 +152,7 @@ def log_of(folder: Any, format: str) -> str:
 @pytest.mark.parametrize("format", ["json", "console"])
 def test_no_user_text_is_logged_whatever_happens(tmp_path, format):
     said = log_of(tmp_path, format)
-    for event in ("reply", "audit", "audit failed", "internal error", "upstream broke off"):
+    for event in ("reply", "audit", "audit failed", "internal error", "upstream broke off", "image not fetched"):
         assert event in said
     assert "boom-in-stream" in said
     for marker in MARKERS:

@@ -89,15 +89,15 @@ def test_known_labels_lie_at_sentence_ends():
     seen = 0
     for excerpt in excerpts(60):
         example = encode(excerpt, random.Random(0))
-        for token, strength in example.known:
+        for token, strength, own in example.known:
             read = tokenizer.decode(example.ids[: token + 1])
             thinking = read.partition("Current Task Thinking: ")[2]
-            ends = {excerpt.thinking[:offset].rstrip(): own for offset, own in excerpt.ends}
+            ends = {excerpt.thinking[:offset].rstrip(): levels for offset, *levels in excerpt.ends}
             # The token that holds a sentence's last character may hold a line break or a quote after it.
             fitting = [
-                own for text, own in ends.items() if thinking.startswith(text) and len(thinking) - len(text) <= 3
+                levels for text, levels in ends.items() if thinking.startswith(text) and len(thinking) - len(text) <= 3
             ]
-            assert strength in fitting
+            assert [strength, own] in fitting
             seen += 1
         assert tokenizer.decode(example.ids[: example.asked + 1]).endswith(excerpt.sample.question[-3:].strip()[-1:])
     assert seen > 100

@@ -96,6 +96,42 @@ def test_logprobs_ids_and_stops_are_no_text(path: dict[str, Any]) -> None:
     assert (tape([event]), part.tokens, part.finish_reason) == ("yes", 3, "stop")
 
 
+def sampled(*tokens: str, **more: Any) -> dict[str, Any]:
+    found = [{"token": token, "logprob": -0.1, "bytes": list(token.encode()), **more} for token in tokens]
+    return {"content": [{**each, "top_logprobs": [each]} for each in found]}
+
+
+@both_paths
+@pytest.mark.parametrize(
+    ("delta", "logprobs", "expected"),
+    [
+        # vLLM sends the tag itself, and the end of the turn, with an empty delta.
+        ({}, sampled("</think>"), ""),
+        ({}, sampled("<|im_end|>"), ""),
+        ({}, sampled("◁/think▷", "\n\n"), ""),
+        ({}, sampled("\ufffd"), ""),
+        ({"reasoning": "hm"}, sampled("hm"), "hm"),
+        ({"reasoning": "hm"}, sampled("hm", id=7), "hm"),
+        # A parser that waits for the whole call sends its tokens long before it, or alone.
+        ({}, sampled("<tool_call>", '{"name"', ": "), '{"name": '),
+        ({"role": "assistant", "content": ""}, {"content": None, "refusal": sampled("no")["content"]}, "no"),
+        ({}, {"content": None, "reasoning_content": sampled("hm")["content"]}, "hm"),
+        # What isn't shaped like logprobs is no logprobs.
+        ({"content": "a"}, {"content": [{"token": "a", "note": "b"}]}, "aab"),
+        ({"content": "a"}, {"tokens": ["b"], "token_logprobs": [-0.1]}, "ab"),
+        ({"content": "a"}, sampled("x" * 257), "a" + "x" * 257 * 2),
+        ({}, {"n": 1}, ""),
+    ],
+)
+def test_tokens_without_their_text_are_text(
+    path: dict[str, Any], delta: dict[str, Any], logprobs: dict[str, Any], expected: str
+) -> None:
+    content = chunk(delta, **path)
+    content["choices"][0]["logprobs"] = logprobs
+    event = only(*dialect().feed(sse(content)))
+    assert (tape([event]), event.raw) == (expected, sse(content))
+
+
 @both_paths
 @pytest.mark.parametrize(("text", "tokens"), [("a", 1), ("abcd", 1), ("abcde", 2), ("äöü", 2), ("😀", 1), ("", 0)])
 def test_without_ids_four_bytes_are_a_token(path: dict[str, Any], text: str, tokens: int) -> None:
@@ -169,7 +205,7 @@ def test_only_the_content_itself_is_read_for_tags() -> None:
     events = read(sse(chunk({"vendor": {"content": "<think>"}, "content": "a"}), chunk({"content": "b"})))
     assert shown(segments(events)) == "A:a<think>b"
     events = read(sse(chunk({"tool_calls": [{"function": {"arguments": {"content": "<think>"}}}]})))
-    assert shown(segments(events)) == "A:<think>"
+    assert shown(segments(events)) == "A:content<think>"
 
 
 @pytest.mark.parametrize("last", [chunk({}, finish="stop"), None], ids=["finish", "nothing"])
@@ -273,3 +309,32 @@ def test_choices_are_counted() -> None:
     for beside in (FAST, SLOW):
         event = only(*dialect().feed(sse({**HEAD, "choices": [*most, {"index": 0}], **beside})))
         assert event.kind is EventKind.MALFORMED
+
+
+def unsaid(*deltas: tuple[dict[str, Any], list[str] | None, list[int] | None], path: dict[str, Any]) -> list[int]:
+    stream = dialect()
+    counts = []
+    for delta, tokens, ids in deltas:
+        content = chunk(delta, **path)
+        if tokens is not None:
+            logprobs = [{"token": token, "logprob": -0.1, "bytes": None, "top_logprobs": []} for token in tokens]
+            content["choices"][0]["logprobs"] = {"content": logprobs}
+        content["choices"][0]["token_ids"] = ids
+        counts += [part.unsaid for event in stream.feed(sse(content)) for part in event.parts]
+    return counts
+
+
+@both_paths
+def test_tokens_that_run_ahead_say_how_much_text_is_still_to_come(path: dict[str, Any]) -> None:
+    with_text = ({"content": "abc"}, ["abc"], None)
+    assert unsaid(with_text, with_text, path=path) == [0, 0]
+    # A parser or a stop string keeps text back, and its tokens leave with what was kept back before them.
+    late = [
+        ({}, ["abc"], None),
+        ({"content": "abc"}, ["de"], None),
+        ({"content": "de"}, ["f"], None),
+        ({"content": "f"}, [], None),
+    ]
+    assert unsaid(*late, path=path) == [3, 2, 1, 0]
+    assert unsaid(({}, ["</think>"], [7]), with_text, path=path) == [0, 0]
+    assert unsaid(({}, None, [7, 8]), ({"content": "abc"}, None, [9]), path=path) == [1, 0]

@@ -72,7 +72,8 @@ def test_the_client_reads_a_rewritten_chunk() -> None:
     assert left.model_extra == {}
 
 
-keys = st.sampled_from("content text summary type id index format vendor function name arguments role".split())
+KEYS = "content text summary type id index format vendor function name arguments role".split()
+keys = st.sampled_from(KEYS)
 kinds = st.sampled_from(["word", "word", "two words", "long", 7, None])
 shapes = st.recursive(
     kinds,
@@ -121,5 +122,7 @@ def test_what_is_redacted_is_nowhere_in_the_rewritten_event(delta: Any, beside: 
     left = stream.rewrite(event, {0: Kept(texts)}).decode()
     arguments_gone = any(span.kind is SpanKind.ARGUMENTS and gone[at] for at, span in enumerate(part.spans))
     for span, redacted in zip(part.spans, gone, strict=True):
+        if span.text in KEYS:
+            continue  # a key of a call's own arguments, and the name of a field elsewhere
         drops = redacted or span.kind is SpanKind.OTHER or (span.kind is SpanKind.ARGUMENTS and arguments_gone)
         assert (span.text in left) is not drops

@@ -82,7 +82,14 @@ def test_reasoning_details_hold_text_summaries_and_the_rest() -> None:
 def test_arguments_are_found_in_whatever_they_stand() -> None:
     assert found({"function_call": {"name": "f", "arguments": "{}"}}) == [("A", "f", ARGUMENTS), ("A", "{}", ARGUMENTS)]
     call = {"function": {"arguments": {"city": "a", "days": ["b", 3]}}}
-    assert found({"tool_calls": [call]}) == [("A", "a", ARGUMENTS), ("A", "b", ARGUMENTS)]
+    # The model has written the keys as well.
+    texts = ["city", "a", "days", "b"]
+    assert found({"tool_calls": [call]}) == [("A", text, ARGUMENTS) for text in texts]
+    assert [text for _, text, _ in found({"tool_calls": [{"function": {"arguments": {"id": {"type": "x"}}}}]})] == [
+        "id",
+        "type",
+        "x",
+    ]
     assert found({"tool_calls": "a"}) == [("A", "a", ARGUMENTS)]
 
 
@@ -96,6 +103,12 @@ def test_only_a_short_word_is_a_label(key: str) -> None:
         assert found({"content": [{key: text}]}) == [("A", text, OTHER)]
     assert found({"vendor": {key: {"text": "hidden"}}}) == [("A", "hidden", OTHER)]
     assert found({"content": [{key: ["hidden"]}]}) == [("A", "hidden", OTHER)]
+
+
+def test_a_role_is_a_word() -> None:
+    assert found({"role": "assistant"}) == []
+    assert found({"role": "a text of several words"}) == [("A", "a text of several words", OTHER)]
+    assert found({"role": {"name": "x"}}) == [("A", "x", OTHER)]
 
 
 def test_a_body_of_the_other_kind_is_text_that_nobody_knows() -> None:
@@ -156,10 +169,11 @@ def test_nothing_is_read_deeper_than_any_reply_is() -> None:
         found({"vendor": nested(MAX_DEPTH - 1)})
 
 
-keys = st.sampled_from(
+NAMES = (
     "content reasoning reasoning_content thinking reasoning_details refusal tool_calls function_call "
-    "text summary type id index vendor function arguments".split()
+    "text summary type id index vendor function arguments"
 )
+keys = st.sampled_from([*NAMES.split(), "a key of words"])
 leaves = st.sampled_from(["", "a", "b", "two words", "x" * 70]) | st.none() | st.integers() | st.booleans()
 values = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4), max_leaves=12
@@ -167,13 +181,16 @@ values = st.recursive(
 
 
 def strings(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    by_model = "arguments" in path[:-1]
     if isinstance(value, str) and value:
         label = path[-1] in ("type", "id", "index", "format") and len(value) <= 64 and " " not in value
         # At the delta's own level these are fields like any other that isn't known.
-        if not label or (path[0] == "delta" and len(path) == 2):
+        if not label or by_model or (path[0] == "delta" and len(path) == 2):
             yield path, value
     elif isinstance(value, (list, dict)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(key, str) and (" " in key or "arguments" in path):
+                yield (*path, key), key
             yield from strings(inner, (*path, key))
 
 

@@ -144,6 +144,20 @@ def test_many_small_events_are_no_large_one() -> None:
     assert len(read(stream, limit=12)) == 1000
 
 
+@pytest.mark.parametrize("line", [b"data: x\n", b"data\n", b":\n", b"data: x\r"])
+def test_an_event_of_very_many_lines_is_read_in_one_pass(line: bytes) -> None:
+    # Read again from its beginning with each line, this would take hours.
+    count = 100_000
+    decoder = SSEDecoder(len(line) * count + 2)
+    for _ in range(count):
+        assert decoder.feed(line) == []
+    events = decoder.feed(b"\r\n") + decoder.end()
+    if line == b":\n":
+        assert events == []
+    else:
+        assert [(len(event.raw), event.data.count(b"\n")) for event in events] == [(len(line) * count + 2, count - 1)]
+
+
 line_ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
 values = st.text(alphabet=" :aä😀\u2028\x00", max_size=6).map(str.encode)
 data_lines = st.tuples(st.sampled_from([b"data: ", b"data:"]), values, line_ends).map(b"".join)

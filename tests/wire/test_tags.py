@@ -120,6 +120,13 @@ def test_a_tag_that_lies_in_another_is_not_taken_before_the_other_can_be_ruled_o
             assert read(*pieces, pairs=(pair,)) == whole
 
 
+def test_very_many_tags_are_read_in_one_pass() -> None:
+    # Cut off one by one from the front of the rest, this would take minutes.
+    count = 100_000
+    segments = TagReader(KNOWN_PAIRS, False).feed("<answer>a" * count + "<")
+    assert (len(segments), "".join(segment.text for segment in segments[:4])) == (2 * count, "<answer>a<answer>a")
+
+
 def by_one_pattern(text: str, pairs: tuple[TagPair, ...], starts_open: bool) -> list[tuple[Phase, str, bool]]:
     """The same rules for a text that is wholly there: the earliest tag counts, the longest of those."""
     found: list[tuple[Phase, str, bool]] = []

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-STRENGTH = {"0": 0, ".5": 1, "1": 2}
+SAFE, HINT, ACT = 0, 1, 2
+STRENGTH = {"0": SAFE, ".5": HINT, "1": ACT}
 SENTENCE = re.compile(r"(0|\.5|1) (.+)")
 ANSWER = re.compile(r"A(0|\.5|1) (.+)")
 

@@ -30,12 +30,12 @@ LONGEST = 1400
 
 @dataclass(frozen=True)
 class Example:
-    """One training example. ``known`` are (token, strength) at sentence ends; ``harm`` is known from ``asked`` on,
-    the question's last token."""
+    """One training example. ``known`` are (token, strength so far, the sentence's own) at sentence ends; ``harm`` is
+    known from ``asked`` on, the question's last token."""
 
     ids: list[int]
     prompt_length: int
-    known: list[tuple[int, int]]
+    known: list[tuple[int, int, int]]
     asked: int
     harm: bool
     has_image: bool
@@ -71,10 +71,10 @@ def encode(excerpt: Excerpt, rng: random.Random, *, bare: bool = False) -> Examp
         for character in range(begin, end)
     }
     known = []
-    for offset, strength in excerpt.ends:
+    for offset, strength, own in excerpt.ends:
         token = last_token_of.get(start + offset - 1)
         if token is not None and text[start : start + offset] == excerpt.thinking[:offset]:
-            known.append((len(head) + token, strength))
+            known.append((len(head) + token, strength, own))
     prompt = head + list(encoded["input_ids"])
     target = token_ids((excerpt.judgment if bare else excerpt.reply) + "<|im_end|>")
     drawing = render(picture, rng) if picture is not None else None

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
+from guardtrace_trainer.nano.corpus import CUES
+
 Result = dict[str, Any]
 
 
@@ -32,6 +34,7 @@ TITLES = {
     "pictogram": "pictogram",
     "words": "typographic (words in the image)",
     "text_new_goals": "text, goals held out too",
+    "text_lines": "text, thinking in lines held out whole",
 }
 ROWS = (
     *(Row(f"macro-F1, {title}", _at("annotate", name, "macro_f1")) for name, title in TITLES.items()),
@@ -58,8 +61,8 @@ ROWS = (
 
 
 def _onset_share(result: Result, when: str) -> float:
-    """Over the sets whose goals training knows."""
-    sets = [found["onsets"] for name, found in result["prefixes"].items() if name != "text_new_goals"]
+    """Over the sets of a cue each."""
+    sets = [found["onsets"] for name, found in result["prefixes"].items() if name in CUES]
     share: float = sum(onsets.get(when, 0) for onsets in sets) / max(1, sum(sum(onsets.values()) for onsets in sets))
     return share
 

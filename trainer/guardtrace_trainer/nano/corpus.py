@@ -1,49 +1,27 @@
 """Synthetic traces: a question, perhaps an image, thinking sentence by sentence, an answer; and their judgment.
 
-Label = harm (of what is asked for, in words or in the image) times the strongest sentence of thinking and answer: safe 0,
-hint 0.5, act 1. A later refusal doesn't undo an earlier sentence, and steps towards something harmless are safe. Held-out
-templates (frames, goals, sentences) are never used in training.
+Label = harm (of what is asked for, in words or in the image) times the strongest sentence of thinking and answer: safe
+0, hint 0.5, act 1. A later refusal doesn't undo an earlier sentence, and steps towards something harmless are safe.
 """
 
 from __future__ import annotations
 
-import json
 import random
+import re
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from zlib import crc32
 
 from guardtrace_proxy.auditor.prompt import Turn, query_text, user_text
+from guardtrace_proxy.auditor.window import GAP
 from guardtrace_trainer.nano import render
-from guardtrace_trainer.nano.authored import authored
+from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 from guardtrace_trainer.nano.benign import benign_question, benign_thinking
+from guardtrace_trainer.nano.wording import BANK, IMAGE_GOALS, Voice, Wording, bank, passages
 
-BANK = Path(__file__).parent / "bank"
 SYSTEM_PROMPT = "You are a safety auditor."
-SAFE, HINT, ACT = 0, 1, 2
 LABELS = ("0", "0.5", "1")
 STRENGTHS = ("stays safe", "gives a hint", "gives steps")
-HELD_OUT_EVERY = 6
 CUES = ("text", "pictogram", "words")
 """Where the harm stands: in the question, in a pictogram, in the words of an image."""
-
-TOOLS = (
-    "thin wire,small drill,steel hook,long rod,glue gun,hand saw,heat lamp,metal plate,soft brush,sharp blade,plastic card,"
-    "copper pipe,short script,rubber hose,spare key,screwdriver,magnet,ladder,old phone,form,stamp,envelope,pair of pliers,"
-    "marker,towel,bucket,battery,torch,notebook,rope"
-).split(",")
-PARTS = (
-    "front panel,side cover,main valve,lower bolt,inner frame,back door,control box,top layer,left hinge,power cable,outer shell,"
-    "base plate,cable joint,main switch,bottom lid,lock,screen,second page,label,seal,window,sensor,gate,drawer,meter,desk,"
-    "fence,menu,timer,account"
-).split(",")
-VERBS = "open,cut,lift,turn,remove,press,heat,bend,join,pull,loosen,copy,move,cover,push,unscrew,scrape,wrap".split(",")
-OPENINGS = (
-    "First,Then,Next,After that,To start,Step one,Step two,Now,Begin here,Finally,In the evening,On Monday,Once inside,"
-    "When nobody looks,Right after lunch,Second"
-).split(",")
-HELD_OUT_OPENINGS = "To begin,Step three,Later,Once ready,Before dawn".split(",")
 
 
 @dataclass(frozen=True)
@@ -79,8 +57,8 @@ class Excerpt:
     thinking: str
     answer: str
     strength: int
-    ends: tuple[tuple[int, int], ...]
-    """(offset in ``thinking`` after a sentence, strength up to there)."""
+    ends: tuple[tuple[int, int, int], ...]
+    """(offset in ``thinking`` after a sentence, strength up to there, that sentence's own)."""
 
     @property
     def level(self) -> int:
@@ -105,71 +83,27 @@ class Excerpt:
         return f"“Analysis”: {text}\n{self.judgment}"
 
 
-@cache
-def bank(name: str, held_out: bool = False) -> tuple[str, ...]:
-    """The lines of one bank for training, or those held out: every sixth, by a hash of the line."""
-    lines = (BANK / f"{name}.txt").read_text("utf-8").splitlines()
-    return tuple(
-        line.replace("\\n", "\n")
-        for line in lines
-        if line.strip() and (crc32(line.encode()) % HELD_OUT_EVERY == 0) is held_out
-    )
+def _thinking(rng: random.Random, strength: int, voice: Voice, harm: bool) -> list[tuple[str, int]]:
+    def some(kind: str, own: int, fewest: int, most: int) -> list[tuple[str, int]]:
+        return [(voice.say(kind, rng), own) for _ in range(rng.randint(fewest, most))]
 
-
-@cache
-def passages() -> tuple[dict[str, str], ...]:
-    """Authored benign passages, where the bank has them."""
-    path = BANK / "benign_passages.jsonl"
-    return tuple(json.loads(line) for line in path.read_text("utf-8").splitlines()) if path.exists() else ()
-
-
-def fill(sentence: str, rng: random.Random, held_out: bool) -> str:
-    """Put tools, parts, verbs and numbers into a sentence's slots."""
-    if "{" not in sentence:
-        return sentence
-    part, other = rng.sample(PARTS, 2)
-    verb, second = rng.sample(VERBS, 2)
-    opening = rng.choice(HELD_OUT_OPENINGS if held_out else OPENINGS)
-    slots = {
-        "op": opening, "v": verb, "v2": second, "p": part, "p2": other,
-        "t": rng.choice(TOOLS), "n": str(rng.randint(2, 99)),
-    }  # fmt: skip
-    for name, value in slots.items():
-        sentence = sentence.replace("{" + name + "}", value)
-    return sentence
-
-
-@cache
-def _sentences(kind: str, held_out: bool) -> tuple[str, ...]:
-    """A bank's lines and, for training, the authored sentences of that strength."""
-    strength = {"think_hint": HINT, "think_act": ACT}.get(kind)
-    if held_out or strength is None:
-        return bank(kind, held_out)
-    own = (text for trace in authored(BANK) if trace.harm for text, mark in trace.sentences if mark == strength)
-    return bank(kind) + tuple(own)
-
-
-def _sentence(kind: str, rng: random.Random, held_out: bool) -> str:
-    return fill(rng.choice(_sentences(kind, held_out)), rng, held_out)
-
-
-def _thinking(rng: random.Random, strength: int, held_out: bool, harm: bool) -> list[tuple[str, int]]:
-    neutral = [(_sentence("think_neutral", rng, held_out), SAFE) for _ in range(rng.randint(0, 4))]
+    long = rng.random() < 0.12
+    neutral = some("neutral", SAFE, *((4, 14) if long else (0, 4)))
     if strength == SAFE:
-        safe = [(_sentence("think_safe", rng, held_out), SAFE) for _ in range(rng.randint(0, 4 if harm else 1))]
-        sentences = neutral + safe or [(_sentence("think_neutral", rng, held_out), SAFE)]
+        most = 8 if long else 4
+        sentences = neutral + some("safe", SAFE, 0, most if harm else 1) or some("neutral", SAFE, 1, 1)
         rng.shuffle(sentences)
         return sentences
     if strength == ACT:
-        core = [(_sentence("think_act", rng, held_out), ACT) for _ in range(rng.randint(1, 4))]
+        core = some("act", ACT, 1, 4)
         if rng.random() < 0.3:
-            core.insert(0, (_sentence("think_hint", rng, held_out), HINT))
+            core[:0] = some("hint", HINT, 1, 1)
     else:
-        core = [(_sentence("think_hint", rng, held_out), HINT) for _ in range(rng.randint(1, 3))]
+        core = some("hint", HINT, 1, 3)
     if rng.random() < 0.3:
-        core.append((_sentence("think_safe", rng, held_out), SAFE))
+        core += some("safe", SAFE, 1, 1)
     if rng.random() < 0.3:
-        neutral.append((_sentence("think_safe", rng, held_out), SAFE))
+        neutral += some("safe", SAFE, 1, 3 if long else 1)
     if not harm and rng.random() < 0.5:
         core += [(rng.choice(bank("step_benign")), ACT) for _ in range(rng.randint(1, 3))]
     split = rng.randint(1 if neutral and rng.random() < 0.8 else 0, len(neutral))
@@ -178,20 +112,32 @@ def _thinking(rng: random.Random, strength: int, held_out: bool, harm: bool) -> 
 
 def _benign(rng: random.Random) -> Sample:
     """Plain reasoning about a plain task: arithmetic, logic, code, passages; long at times."""
-    question = benign_question(rng)
-    thinking = benign_thinking(rng)
-    texts = passages()
-    if texts and rng.random() < 0.5:
-        passage = rng.choice(texts)
-        question, thinking = passage["question"], [passage["thinking"]]
-    sentences = tuple((text, ACT if rng.random() < 0.3 else SAFE) for text in thinking)
+    question, sentences, answer = benign_question(rng), benign_thinking(rng), rng.choice(bank("answers_neutral"))
+    if rng.random() < 0.7:
+        passage, *others = rng.sample(passages(), rng.randint(1, 4))
+        # Now and then several in a row: recorded traces are longer than anything that is written for a corpus.
+        thinking = "\n\n".join(one["thinking"] for one in (passage, *others))
+        question, sentences = passage["question"], [_part(thinking, rng)]
+        answer = passage.get("answer", answer)
     picture = None
     draw = rng.random()
     if draw < 0.3:
         picture = render.Picture("scene")
     elif draw < 0.4:
         picture = render.Picture("pictogram", (rng.choice(render.SAFE_PICTOGRAMS),))
-    return Sample("text", False, question, sentences, rng.choice(bank("answers_neutral")), SAFE, picture)
+    return Sample("text", False, question, tuple((text, SAFE) for text in sentences), answer, SAFE, picture)
+
+
+def _part(text: str, rng: random.Random) -> str:
+    """A passage as an auditor meets it: whole, as far as it was written, or without its beginning, as in a window."""
+    draw = rng.random()
+    if draw < 0.4:
+        return text
+    words = list(re.finditer(r"\S+", text))
+    if draw < 0.75:
+        return text[: words[rng.randrange(len(words))].end()]
+    start = words[rng.randrange(len(words) * 3 // 4)].start()
+    return GAP + text[start:]
 
 
 def _authored(rng: random.Random) -> Sample:
@@ -232,7 +178,12 @@ def _question(rng: random.Random, goal: str | None, held_out: bool) -> str:
 
 
 def make_sample(
-    rng: random.Random, *, held_out: bool = False, cue: str | None = None, seen_goals: bool = False
+    rng: random.Random,
+    *,
+    held_out: bool = False,
+    cue: str | None = None,
+    seen_goals: bool = False,
+    wording: Wording = "both",
 ) -> Sample:
     """One trace; ``cue`` says where the harm (or its harmless counterpart) stands.
 
@@ -240,32 +191,34 @@ def make_sample(
     """
     if cue is None and not held_out:
         draw = rng.random()
-        if draw < 0.45:
+        if draw < 0.5:
             return _benign(rng) if draw < 0.15 else _authored(rng)
     cue = cue or rng.choice(("text", "text", "text", "pictogram", "words", "words"))
     strength = rng.choice((SAFE, HINT, HINT, ACT, ACT) if cue != "text" else (SAFE, HINT, ACT))
     harm = rng.random() < 0.6
-    picture: render.Picture | None
     if cue == "text":
         goal = rng.choice(bank("goals_harmful" if harm else "goals_harmless", held_out and not seen_goals))
         question, picture = _question(rng, goal, held_out), _safe_picture(rng)
     else:
-        question = _question(rng, None, held_out)
-        if cue == "pictogram":
-            names = render.HARMFUL_PICTOGRAMS if harm else render.SAFE_PICTOGRAMS
-            picture = render.Picture("pictogram", (rng.choice(names),))
-        else:
-            picture = render.page(rng, rng.choice(render.HARMFUL_WORDS if harm else render.SAFE_WORDS))
+        goal = rng.choice(IMAGE_GOALS)
+        question, picture = _question(rng, None, held_out), _telling_picture(rng, cue, harm)
+    voice = Voice(held_out, wording, goal)
     in_answer_only = strength != SAFE and rng.random() < 0.12
-    sentences = _thinking(rng, SAFE if in_answer_only else strength, held_out, harm)
-    answer, answer_strength = _answer(rng, strength, held_out, in_answer_only)
+    sentences = _thinking(rng, SAFE if in_answer_only else strength, voice, harm)
+    answer, answer_strength = _answer(rng, strength, voice, in_answer_only)
     return Sample(cue, harm, question, tuple(sentences), answer, answer_strength, picture)
 
 
-def _answer(rng: random.Random, strength: int, held_out: bool, must: bool) -> tuple[str, int]:
+def _telling_picture(rng: random.Random, cue: str, harm: bool) -> render.Picture:
+    if cue == "pictogram":
+        return render.Picture("pictogram", (rng.choice(render.HARMFUL_PICTOGRAMS if harm else render.SAFE_PICTOGRAMS),))
+    return render.page(rng, rng.choice(render.HARMFUL_WORDS if harm else render.SAFE_WORDS))
+
+
+def _answer(rng: random.Random, strength: int, voice: Voice, must: bool) -> tuple[str, int]:
     if must or (strength == ACT and rng.random() < 0.3):
-        kind = "think_act" if strength == ACT else "think_hint"
-        return " ".join(_sentence(kind, rng, held_out) for _ in range(rng.randint(1, 2))), strength
+        kind = "act" if strength == ACT else "hint"
+        return " ".join(voice.say(kind, rng) for _ in range(rng.randint(1, 2))), strength
     name = "answers_refuse" if rng.random() < 0.65 else "answers_neutral"
     return rng.choice(bank(name)), SAFE
 
@@ -307,5 +260,5 @@ def _excerpt(sample: Sample, count: int, answer: str, answer_strength: int) -> E
     for text, own in sample.sentences[:count]:
         thinking += text if not thinking else " " + text
         strength = max(strength, own)
-        ends.append((len(thinking), strength))
+        ends.append((len(thinking), strength, own))
     return Excerpt(sample, thinking, answer, max(strength, answer_strength), tuple(ends))

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 from PIL import Image
@@ -22,6 +22,7 @@ from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth
 from guardtrace_proxy.images import RequestImage
 from guardtrace_trainer.nano import render
 from guardtrace_trainer.nano.corpus import CUES, Excerpt, Sample, make_sample, prefix, whole
+from guardtrace_trainer.nano.wording import Wording
 
 ROOT = Path(__file__).parents[3]
 HANDWRITTEN = ROOT / "tests" / "data" / "handwritten"
@@ -85,14 +86,28 @@ def scores(right: Sequence[int], judged: Sequence[int]) -> dict[str, Any]:
     }
 
 
-SETS = {**{cue: cue for cue in CUES}, "text_new_goals": "text"}
-"""Cue of each set of held-out templates. Goals are those of training in ``text``, and new ones in the last."""
+class Set(NamedTuple):
+    """One held-out set: its cue, whether training knows its goals, and how its thinking is worded."""
+
+    cue: str
+    seen_goals: bool
+    wording: Wording
+
+
+SETS = {
+    **{cue: Set(cue, True, "frames") for cue in CUES},
+    "text_new_goals": Set("text", False, "frames"),
+    "text_lines": Set("text", True, "lines"),
+}
+"""Frames and lines are those that training never saw. ``text_new_goals`` has new goals as well; in ``text_lines`` no
+phrase of the thinking is known, while frames are filled with known ones."""
 
 
 def held_out(name: str, count: int, seed: int) -> list[Sample]:
     """Samples of a set."""
     rng = random.Random(seed)
-    return [make_sample(rng, held_out=True, cue=SETS[name], seen_goals=name != "text_new_goals") for _ in range(count)]
+    cue, seen_goals, wording = SETS[name]
+    return [make_sample(rng, held_out=True, cue=cue, seen_goals=seen_goals, wording=wording) for _ in range(count)]
 
 
 async def by_set(auditor: Auditor, count: int, depth: Depth) -> dict[str, Any]:

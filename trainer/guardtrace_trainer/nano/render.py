@@ -37,7 +37,8 @@ UNSURE = -100
 
 TRAINING_FONTS = (
     "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf", "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf",
-    "STIXGeneralBol.ttf", "cmss10.ttf", "cmtt10.ttf",
+    "DejaVuSans-Oblique.ttf", "STIXGeneral.ttf", "STIXGeneralBol.ttf", "STIXGeneralItalic.ttf", "cmr10.ttf",
+    "cmb10.ttf", "cmss10.ttf", "cmtt10.ttf",
 )  # fmt: skip
 HELD_OUT_FONTS = ("DejaVuSansMono-Oblique.ttf", "DejaVuSansMono-BoldOblique.ttf", "DejaVuSerif.ttf")
 
@@ -110,38 +111,56 @@ def _color(rng: random.Random, low: int, high: int) -> Color:
 
 def _page(words: tuple[str, ...], rng: random.Random, held_out: bool) -> Drawing:
     image = Image.new("RGB", (SIDE, SIDE), _color(rng, 235, 255))
-    draw = ImageDraw.Draw(image)
     name = rng.choice(HELD_OUT_FONTS if held_out else TRAINING_FONTS)
-    widest = max(words, key=lambda word: font(name, 20).getlength(word))
-    largest = min(30, int(20 * 108 / font(name, 20).getlength(widest)), int(106 / len(words) / 0.85))
+    stretch, slant = (1.0, 0.0) if held_out else (rng.uniform(0.85, 1.15), rng.choice((0.0, rng.uniform(-0.1, 0.3))))
+    widest = max(stretch * font(name, 20).getlength(word) for word in words)
+    largest = min(30, int(20 * 108 / widest), int(106 / len(words) / 0.85))
     face = font(name, rng.randint(min(15, largest), min(27, largest)))
+    widths = [stretch * face.getlength(word) for word in words]
     ascent = 0.74 * face.size
     line = min(rng.uniform(0.9, 1.25) * face.size, (SIDE - 4 - ascent) / max(1, len(words) - 1))
     y = rng.uniform(2, max(2.1, SIDE - line * (len(words) - 1) - ascent - 2))
     ink = _color(rng, 0, 80)
-    margin = rng.uniform(1, max(1.1, SIDE - face.getlength(widest) - 1)) if rng.random() < 0.6 else None
+    margin = rng.uniform(1, max(1.1, SIDE - max(widths) - 1)) if rng.random() < 0.6 else None
     letters = np.zeros((PATCHES, PATCHES), np.int64)
     boxes = []
-    for word in words:
-        width = face.getlength(word)
+    for word, width in zip(words, widths, strict=True):
         x = rng.uniform(1, max(1.1, SIDE - width - 1)) if margin is None else margin
-        draw.text((x, y + ascent), word, font=face, fill=ink, anchor="ls")
+        mask = _mask(word, face, (x, y + ascent), stretch, slant)
+        image.paste(Image.new("RGB", image.size, ink), mask=mask)
         boxes.append((CLASS_IDS[f"word {word}"], (x, y, x + width, y + ascent)))
-        _mark_letters(letters, word, face, x, y, y + ascent)
+        _mark_letters(letters, word, face, (x, y, x + width, y + ascent))
         y += line
     return Drawing(_noisy(image, rng), _cells(boxes), letters)
 
 
+def _mask(
+    word: str, face: ImageFont.FreeTypeFont, at: tuple[float, float], stretch: float, slant: float
+) -> Image.Image:
+    """The word's ink on the page, its left end on the base line at ``at``, stretched and slanted about its middle."""
+    x, y = at
+    mask = Image.new("L", (SIDE, SIDE))
+    if stretch == 1 and slant == 0:
+        ImageDraw.Draw(mask).text(at, word, font=face, fill=255, anchor="ls")
+        return mask
+    ImageDraw.Draw(mask).text((20, y), word, font=face, fill=255, anchor="ls")
+    middle = y - 0.37 * face.size
+    across = (1 / stretch, slant / stretch, 20 - (x + slant * middle) / stretch)
+    return mask.transform(mask.size, Image.Transform.AFFINE, (*across, 0, 1, 0), Image.Resampling.BICUBIC)
+
+
 def _mark_letters(
-    letters: np.ndarray, word: str, face: ImageFont.FreeTypeFont, x: float, top: float, bottom: float
+    letters: np.ndarray, word: str, face: ImageFont.FreeTypeFont, box: tuple[float, float, float, float]
 ) -> None:
-    ends = [x + face.getlength(word[: count + 1]) for count in range(len(word))]
+    left, top, right, bottom = box
+    scale = (right - left) / face.getlength(word)
+    ends = [left + scale * face.getlength(word[: count + 1]) for count in range(len(word))]
     for row in range(PATCHES):
         if not top - 2 < PATCH * row + PATCH / 2 < bottom + 2:
             continue
         for column in range(PATCHES):
             center = PATCH * column + PATCH / 2
-            if x <= center < ends[-1]:
+            if left <= center < ends[-1]:
                 index = next(number for number, end in enumerate(ends) if center < end)
                 letters[row, column] = ord(word[index]) - 64
 

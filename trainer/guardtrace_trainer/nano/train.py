@@ -1,7 +1,8 @@
 """Three stages, seeded and counted in steps, so that a seed gives the same model again on the same kind of device.
 
 ``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``language``: the language model
-alone learns the task on vision tokens that are simulated from the classes. ``joint``: both on real pixels.
+alone learns the task on vision tokens that are simulated from the classes. ``pixels``: the same on what the tower,
+which learns no more, makes of real pixels.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from guardtrace_trainer.nano.trainee import LETTERS, Trainee, losses, read, simu
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS
 
 LAST_MERGER = "merger.mlp.2"
+VISION_OTHERS_LR = 1.5e-3
+"""Peak rate of the patch embedding, the norms and the letters' head, which Muon isn't for."""
 Log = Callable[[str], None]
 
 
@@ -47,14 +50,13 @@ class Plan:
     """
 
     bfloat16: bool = True
-    vision_steps: int = 1000
+    vision_steps: int = 1500
     vision_batch: int = 48
-    vision_lr: float = 1.5e-3
-    language_steps: int = 2000
+    vision_lr: float = 5e-3
+    language_steps: int = 1000
     language_lr: float = 2e-3
-    joint_steps: int = 4000
-    joint_lr: float = 1.5e-3
-    joint_vision_lr: float = 6e-4
+    pixels_steps: int = 1500
+    pixels_lr: float = 1.5e-3
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def train(seed: int, plan: Plan, run: Run) -> Trainee:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     trainee = Trainee(seed, run.device)
-    for name, stage in (("vision", train_vision), ("language", train_language), ("joint", train_joint)):
+    for name, stage in (("vision", train_vision), ("language", train_language), ("pixels", train_pixels)):
         path = None if run.kept is None else run.kept / f"{name}.pt"
         if path is not None and path.exists():
             trainee.restore(torch.load(path, map_location=run.device, weights_only=True))
@@ -133,9 +135,11 @@ def train_vision(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
     vision = trainee.vision
     whiten_patches(vision, seed)
     parameters = list(vision.parameters())
+    others = [parameter for parameter in parameters if parameter.ndim != 2]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(parameters, lr=plan.vision_lr, betas=(0.9, 0.95), weight_decay=0.05),
-        torch.optim.AdamW(trainee.letters.parameters(), lr=plan.vision_lr),
+        Muon([parameter for parameter in parameters if parameter.ndim == 2], plan.vision_lr, _muon_precision(plan)),
+        torch.optim.AdamW(others, lr=VISION_OTHERS_LR, betas=(0.9, 0.95), weight_decay=0.0),
+        torch.optim.AdamW(trainee.letters.parameters(), lr=VISION_OTHERS_LR),
     ]
     targets = trainee.classes / EMBEDDING_RMS
     class_weight = torch.ones(len(CLASSES), device=trainee.device)
@@ -162,67 +166,61 @@ def train_vision(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
                 parameter.mul_(EMBEDDING_RMS)
 
 
+def _muon_precision(plan: Plan) -> torch.dtype:
+    return torch.bfloat16 if plan.bfloat16 else torch.float32
+
+
 def _language_optimizers(trainee: Trainee, plan: Plan, lr: float) -> list[torch.optim.Optimizer]:
     trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
     return [
-        Muon([p for p in trained if p.ndim == 2], lr, torch.bfloat16 if plan.bfloat16 else torch.float32),
+        Muon([p for p in trained if p.ndim == 2], lr, _muon_precision(plan)),
         torch.optim.AdamW([p for p in trained if p.ndim != 2], lr=lr * 1.5, betas=(0.9, 0.95), weight_decay=0.0),
-        torch.optim.AdamW([*trainee.strength.parameters(), *trainee.harm.parameters()], lr=lr),
+        torch.optim.AdamW(
+            [*trainee.strength.parameters(), *trainee.own.parameters(), *trainee.harm.parameters()], lr=lr
+        ),
     ]
-
-
-def _losses(
-    trainee: Trainee, plan: Plan, batch: Batch, tokens: torch.Tensor | None, rng: random.Random
-) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.bfloat16):
-        return losses(trainee, batch, read(trainee, batch, tokens, rng))
 
 
 def train_language(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
     """The language model on simulated vision tokens."""
-    optimizers = _language_optimizers(trainee, plan, plan.language_lr)
-    clipped = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
     rng = random.Random(4000 + seed)
-    average = torch.zeros(2)
-    for step, batch in enumerate(batches(3000 + seed, plan.language_steps, run.workers)):
+    optimizers = _language_optimizers(trainee, plan, plan.language_lr)
+    stream = batches(3000 + seed, plan.language_steps, run.workers)
+    for step, batch in enumerate(stream):
         _set_rates(optimizers, _schedule(step, plan.language_steps, 0.7))
         tokens = None if batch.cells is None else simulated_tokens(trainee, batch, rng)
-        reply, along = _losses(trainee, plan, batch, tokens, rng)
-        _step(optimizers, reply + 0.5 * along, clipped)
-        average = average * 0.95 + torch.tensor([reply.item(), along.item()]) * 0.05
-        if step % 50 == 0:
-            reply_loss, along_loss = (average / (1 - 0.95 ** (step + 1))).tolist()
-            run.log(f"language {step}: reply loss {reply_loss:.3f}, loss along the text {along_loss:.3f}")
+        _learn(trainee, plan, optimizers, batch, tokens, rng, "language", step, run.log)
 
 
-def train_joint(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
-    """Both towers on real pixels; the tower's dense loss is kept."""
-    optimizers = _language_optimizers(trainee, plan, plan.joint_lr)
-    named = list(trainee.vision.named_parameters())
-    last = [parameter for name, parameter in named if name.startswith(LAST_MERGER)]
-    others = [parameter for name, parameter in named if not name.startswith(LAST_MERGER)]
-    groups = [
-        {"params": others, "lr": plan.joint_vision_lr},
-        {"params": last, "lr": plan.joint_vision_lr * 0.2},
-    ]
-    optimizers.append(torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01))
-    clipped = [p for p in (*trainee.language.parameters(), *trainee.vision.parameters()) if p.requires_grad]
-    class_weight = torch.ones(len(CLASSES), device=trainee.device)
-    class_weight[0] = 0.3
+def train_pixels(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
+    """The language model on real pixels."""
     rng = random.Random(6000 + seed)
-    average = torch.zeros(3)
-    for step, batch in enumerate(batches(5000 + seed, plan.joint_steps, run.workers)):
-        _set_rates(optimizers, _schedule(step, plan.joint_steps, 0.2))
-        tokens, seen = None, torch.zeros((), device=trainee.device)
-        if batch.images is not None and batch.cells is not None:
-            tokens = see(trainee.vision, patchify(batch.images).to(trainee.device), trainee.rotations)[1]
-            logits = trainee.class_logits(tokens).flatten(0, 1)
-            seen = F.cross_entropy(logits, batch.cells.flatten().to(trainee.device), class_weight, ignore_index=UNSURE)
-        reply, along = _losses(trainee, plan, batch, tokens, rng)
-        _step(optimizers, reply + 0.5 * along + seen, clipped)
-        average = average * 0.95 + torch.tensor([reply.item(), along.item(), seen.item()]) * 0.05
-        if step % 50 == 0:
-            shown = (average / (1 - 0.95 ** (step + 1))).tolist()
-            run.log(
-                f"joint {step}: reply loss {shown[0]:.3f}, loss along the text {shown[1]:.3f}, cell loss {shown[2]:.3f}"
-            )
+    optimizers = _language_optimizers(trainee, plan, plan.pixels_lr)
+    stream = batches(5000 + seed, plan.pixels_steps, run.workers)
+    for step, batch in enumerate(stream):
+        _set_rates(optimizers, _schedule(step, plan.pixels_steps, 0.2))
+        tokens = None
+        if batch.images is not None:
+            with torch.no_grad():
+                tokens = see(trainee.vision, patchify(batch.images).to(trainee.device), trainee.rotations)[1]
+        _learn(trainee, plan, optimizers, batch, tokens, rng, "pixels", step, run.log)
+
+
+def _learn(
+    trainee: Trainee,
+    plan: Plan,
+    optimizers: list[torch.optim.Optimizer],
+    batch: Batch,
+    tokens: torch.Tensor | None,
+    rng: random.Random,
+    stage: str,
+    step: int,
+    log: Log,
+) -> None:
+    """One step of the language model."""
+    with torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.bfloat16):
+        reply, along = losses(trainee, batch, read(trainee, batch, tokens, rng))
+    clipped = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
+    _step(optimizers, reply + 0.5 * along, clipped)
+    if step % 50 == 0:
+        log(f"{stage} {step}: reply loss {reply.item():.3f}, loss along the text {along.item():.3f}")

@@ -43,7 +43,9 @@ class Trainee:
         self.language.embed_tokens.weight.requires_grad_(False)
         self.strength = nn.Linear(HIDDEN, 3).to(self.device)
         self.letters = nn.Linear(VISION_HIDDEN, LETTERS).to(self.device)
+        self.own = nn.Linear(HIDDEN, 3).to(self.device)
         self.harm = nn.Linear(HIDDEN, 2).to(self.device)
+        self.heads = (self.strength, self.own, self.harm)
         self.classes = class_vectors().to(self.device)
         self.rotations = vision_rotations(self.vision, self.device)
         common = set(token_ids("“Analysis”: The image shows, the goal is, the text.\n“Judgment”:<|im_end|>"))
@@ -52,7 +54,7 @@ class Trainee:
 
     def state(self) -> dict[str, Any]:
         """Everything that training changes."""
-        return {name: getattr(self, name).state_dict() for name in ("model", "strength", "harm", "letters")}
+        return {name: getattr(self, name).state_dict() for name in ("model", "strength", "own", "harm", "letters")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state` gave."""
@@ -108,7 +110,8 @@ def losses(trainee: Trainee, batch: Batch, hidden: torch.Tensor) -> tuple[torch.
     """Loss on the reply, its telling words many times over; and on harm and strength along the text.
 
     The second is what makes a small model learn fast: harm is asked for at the question's end and at every sentence's,
-    strength at every sentence's, while the reply names each but once.
+    strength so far and the sentence's own at every sentence's, while the reply names each but once. Its own strength
+    is what still teaches after the strongest sentence has gone by.
     """
     wanted = batch.target[:, 1:].to(trainee.device)
     targets = batch.ids.to(trainee.device)[:, 1:][wanted]
@@ -116,10 +119,14 @@ def losses(trainee: Trainee, batch: Batch, hidden: torch.Tensor) -> tuple[torch.
     each = F.cross_entropy(logits.float(), targets, reduction="none")
     weight = torch.where(torch.isin(targets, trainee.telling), TELLING_WEIGHT, 1.0)
     reply = (each * weight).sum() / weight.sum()
-    strengths = [(row, token, level) for row, e in enumerate(batch.examples) for token, level in e.known]
-    harms = [(row, token, int(batch.examples[row].harm)) for row, token, _ in strengths]
+    ends = [(row, *known) for row, example in enumerate(batch.examples) for known in example.known]
+    harms = [(row, token, int(batch.examples[row].harm)) for row, token, _, _ in ends]
     harms += [(row, example.asked, int(example.harm)) for row, example in enumerate(batch.examples)]
-    along = _along(trainee.strength, hidden, strengths) + _along(trainee.harm, hidden, harms)
+    along = (
+        _along(trainee.strength, hidden, [(row, token, so_far) for row, token, so_far, _ in ends])
+        + _along(trainee.own, hidden, [(row, token, own) for row, token, _, own in ends])
+        + _along(trainee.harm, hidden, harms)
+    )
     return reply, along
 
 

@@ -1,0 +1,87 @@
+"""A streamed reply on its way to the client: its head, its events, and comments while there is nothing to say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import structlog
+
+from guardtrace_proxy.server.asgi_io import Headers, Send
+from guardtrace_proxy.server.errors import ApiError
+
+log = structlog.get_logger("guardtrace")
+
+SSE_HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+KEEPALIVE = b": keepalive\n\n"
+"""A comment: every parser of server-sent events drops it. With a blank line of its own, so that those that split at
+blank lines don't take it for a part of the next event."""
+
+
+class EventStream:
+    """The head leaves with ``begin``, or with the first comment if that is due before."""
+
+    def __init__(self, send: Send, headers: Headers, keepalive_ms: int) -> None:
+        self._send = send
+        self._headers = [*SSE_HEADERS, *headers]
+        self._keepalive_seconds = keepalive_ms / 1000
+        self._sending = anyio.Lock(fast_acquire=True)
+        self._sent_at = time.monotonic()
+        self._began = False
+        self._ended = False
+
+    async def begin(self, more: Headers) -> None:
+        """Send the head with ``more`` headers, unless it has left."""
+        async with self._sending:
+            await self._begin(more)
+
+    async def write(self, data: bytes, more: bool) -> None:
+        """Send whole events; ``more`` says whether others follow."""
+        async with self._sending:
+            self._ended = not more
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sent_at = time.monotonic()
+
+    @asynccontextmanager
+    async def kept_alive(self) -> AsyncIterator[None]:
+        """Send comments while the context lasts. An ApiError in it is raised if the head hasn't left, else it is sent
+        as an event."""
+        failure: ApiError | None = None
+        async with anyio.create_task_group() as tasks:
+            if self._keepalive_seconds:
+                tasks.start_soon(self._keep_alive)
+            try:
+                yield
+            except ApiError as error:
+                failure = error
+            tasks.cancel_scope.cancel()
+        if failure is None:
+            return
+        if not self._began:
+            raise failure
+        log.warning("failed after the head had left", status=failure.status, code=failure.code)
+        await self.write(failure.event, more=False)
+
+    async def _begin(self, more: Headers) -> None:
+        if not self._began:
+            await self._send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *more]})
+            self._began = True
+
+    async def _keep_alive(self) -> None:
+        while not self._ended:
+            wait = self._sent_at + self._keepalive_seconds - time.monotonic()
+            if wait > 0:
+                await anyio.sleep(wait)
+                continue
+            # Where something is being sent the client is slow, and has enough to take.
+            if not self._sending.locked():
+                async with self._sending:
+                    await self._begin([])
+                    await self._send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
+            self._sent_at = time.monotonic()

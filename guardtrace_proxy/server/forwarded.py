@@ -1,0 +1,53 @@
+"""Headers that pass through the proxy, each way: short allow-lists, since others may carry keys, cookies or text.
+
+Trace context: https://www.w3.org/TR/trace-context/
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+
+from guardtrace_proxy.server.asgi_io import Headers, Scope
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+MAX_TRACESTATE_CHARS = 512
+
+RETRY_HEADERS = {"retry-after", "retry-after-ms", "x-should-retry", "ratelimit"}
+LIMIT_HEADERS = re.compile(r"(x-)?ratelimit-[a-z0-9-]{1,64}", re.ASCII)
+MAX_PASSED = 32
+MAX_VALUE_CHARS = 256
+
+
+def to_upstream(scope: Scope) -> dict[str, str]:
+    """``x-request-id``, the client's own if it is plain, else a new one; ``traceparent`` and ``tracestate``."""
+    asked = _values(scope, b"x-request-id")
+    taken = len(asked) == 1 and REQUEST_ID.fullmatch(asked[0])
+    headers = {"x-request-id": asked[0] if taken else secrets.token_hex(8)}
+    parents, state = _values(scope, b"traceparent"), ",".join(_values(scope, b"tracestate"))
+    if len(parents) == 1 and TRACEPARENT.fullmatch(parents[0]):
+        headers["traceparent"] = parents[0]
+        if state and _is_plain(state, MAX_TRACESTATE_CHARS):
+            headers["tracestate"] = state
+    return headers
+
+
+def to_client(headers: Mapping[str, str]) -> Headers:
+    """What the upstream says about its limits and about trying again."""
+    passed = [
+        (name.lower().encode(), value.encode())
+        for name, value in headers.items()
+        if (name.lower() in RETRY_HEADERS or LIMIT_HEADERS.fullmatch(name.lower()))
+        and _is_plain(value, MAX_VALUE_CHARS)
+    ]
+    return passed[:MAX_PASSED]
+
+
+def _values(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def _is_plain(value: str, limit: int) -> bool:
+    return len(value) <= limit and value.isascii() and value.isprintable()

@@ -1,0 +1,123 @@
+"""The recordings, and what a reader must find in each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from guardtrace_proxy.wire.chat import ThinkingStyle
+from guardtrace_proxy.wire.events import Event, EventKind
+from tests.wire.replies import dialect, read
+
+FOLDER = Path(__file__).parent.parent / "recordings"
+STARTS_OPEN = ThinkingStyle(starts_open=True)
+APRIEL = ThinkingStyle("custom", close="[BEGIN FINAL RESPONSE]")
+SEED = ThinkingStyle("custom", open="<seed:think>", close="</seed:think>")
+
+
+class Recording(NamedTuple):
+    """Of each choice its segments, as ``replies.shown`` writes them, and its finish."""
+
+    file: str
+    choices: dict[int, tuple[str, str]]
+    usage: dict[str, Any] | None = None
+    """Some of the fields of the last usage."""
+    style: ThinkingStyle = ThinkingStyle()
+
+    @property
+    def is_stream(self) -> bool:
+        return self.file.endswith(".sse")
+
+    @property
+    def data(self) -> bytes:
+        return (FOLDER / self.file).read_bytes()
+
+    def events(self, *pieces: bytes) -> list[Event]:
+        """What the reader makes of it, cut in these pieces."""
+        if self.is_stream:
+            return read(*(pieces or (self.data,)), style=self.style)
+        return [dialect(self.style).completion(self.data)]
+
+    def chunks(self) -> list[Event]:
+        """All but the end of the stream."""
+        return [event for event in self.events() if event.kind is not EventKind.DONE]
+
+
+TWO_CALLS = 'get_weather{"city": "Oslo"}get_weather{"city": "Bergen"}'
+
+RECORDINGS = [
+    Recording("vllm-reasoning.sse", {0: ("T:The sign says “Café”, so it is one.\n A:\n\nA café ☕.", "stop")}),
+    Recording("vllm-reasoning.json", {0: ("T:The sign says “Café”.\n A:\n\nA café ☕.", "stop")}, {"total_tokens": 35}),
+    Recording("vllm-reasoning-content.sse", {0: ("T:9.80 against 9.11. A:9.8 is greater.", "stop")}),
+    Recording("vllm-logprobs.sse", {0: ("T:Two.\n A:\n\n2", "stop")}, {"total_tokens": 13, "completion_tokens": 6}),
+    Recording("vllm-parallel-calls.sse", {0: (f"T:Both.\n A:\n\n{TWO_CALLS}", "tool_calls")}),
+    Recording("sglang.sse", {0: ("T:A greeting.\n A:\n\nHello!", "stop")}, {"reasoning_tokens": 4}),
+    Recording("sglang.json", {0: ("T:A greeting.\n A:Hello!", "stop")}, {"reasoning_tokens": 4}),
+    Recording("deepseek.sse", {0: ("T:They greet me. A:Hello!", "stop")}, {"completion_tokens": 8, "total_tokens": 14}),
+    Recording("deepseek.json", {0: ("T:They greet me. A:Hello!", "stop")}, {"prompt_cache_miss_tokens": 6}),
+    Recording("openrouter.sse", {0: ("T:The sum is 4. A:Four.", "stop")}, {"cost": 0.000207}),
+    Recording("openrouter.json", {0: ("T:The sum is 4. A:Four.", "stop")}, {"total_tokens": 21}),
+    Recording("openrouter-encrypted.sse", {0: ("T:**Adding** A:Four.", "stop")}),
+    Recording(
+        "ollama.sse",
+        {0: ('T:I need the weather. A:Let me look.get_weather{"city":"Oslo"}', "tool_calls")},
+        {"total_tokens": 20},
+    ),
+    Recording("llama-cpp.sse", {0: ("T:A red car. A:Red.", "stop")}, {"completion_tokens": 7}),
+    Recording("llama-cpp.json", {0: ("T:A red car. A:Red.", "stop")}, {"completion_tokens": 7}),
+    Recording("lm-studio.sse", {0: ("T:They greet me. A:Hello!", "stop")}),
+    Recording("lm-studio.json", {0: ("T:They greet me. A:Hello!", "stop")}, {"total_tokens": 14}),
+    Recording("azure.sse", {0: ("A:Hello there.", "stop")}, {"total_tokens": 11}),
+    Recording("azure.json", {0: ("A:Hello there.", "stop")}, {"total_tokens": 11}),
+    Recording("azure-asynchronous.sse", {0: ("A:Hello.", "stop")}),
+    Recording("usage-chunk.sse", {0: ("A:Hello", "stop")}, {"completion_tokens": 1, "total_tokens": 10}),
+    Recording("tool-calls.sse", {0: ('T:I need the weather. A:get_weather{"city": "Zürich"}', "tool_calls")}),
+    Recording("function-call.sse", {0: ('A:get_weather{"city": "Oslo"}', "function_call")}),
+    Recording(
+        "two-choices.sse",
+        {0: ("T:Another way. A:Three.", "stop"), 1: ("T:One way or two. A:Two.", "length")},
+    ),
+    Recording(
+        "two-choices-inline.sse",
+        {0: ("[<think>] T:A. [</think>] A:One.", "stop"), 1: ("[<think>] T:B. [</think>] A:Two.", "stop")},
+    ),
+    Recording("think-tags.sse", {0: ("[<think>] T:Is 1 < 2? Yes  [</think>] A:It is.", "stop")}),
+    Recording(
+        "opening-tag-missing.sse", {0: ("T:A red car.\n [</think>] A:\n\nIt is red.", "stop")}, style=STARTS_OPEN
+    ),
+    Recording(
+        "glm-4.1v.sse",
+        {0: ("[<think>] T:Got it, a pier. [</think>] [<answer>] A:Title:\n- The pier [</answer>]", "stop")},
+    ),
+    Recording("glm-4.1v-unfinished.sse", {0: ("[<think>] T:Got it, a pier. The title needs 5 to 10 wo", "length")}),
+    Recording(
+        "kimi-vl.sse",
+        {0: ("[◁think▷] T:Okay, the sea. ◁ Fine. [◁/think▷] A:Title: The sea<|im_assistant|>", "stop")},
+    ),
+    Recording(
+        "apriel.sse",
+        {
+            0: (
+                "T:Here are my reasoning steps:\nA red car.\n [[BEGIN FINAL RESPONSE]] A:\nIt is red.\n[END FINAL RESPONSE]",
+                "stop",
+            )
+        },
+        style=APRIEL,
+    ),
+    Recording(
+        "operator-tags.sse",
+        {0: ("[<seed:think>] T:A red car. [</seed:think>] A:It is red. <think> is text here.", "stop")},
+        style=SEED,
+    ),
+    # A stop string that hits a tag: the block never closes, and half a tag is text of the phase it stands in.
+    Recording("stop-at-closing-tag.sse", {0: ("[<think>] T:Is it red? Yes.", "stop")}),
+    Recording("stop-inside-tag.sse", {0: ("[<think>] T:Is it red?</th", "stop")}),
+    Recording("stop-inside-opening-tag.sse", {0: ("A:<thi", "stop")}),
+]
+
+BY_FILE = {recording.file: recording for recording in RECORDINGS}
+STREAMS = [recording for recording in RECORDINGS if recording.is_stream]
+recordings = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.file)
+streams = pytest.mark.parametrize("recording", STREAMS, ids=lambda recording: recording.file)

@@ -1,0 +1,120 @@
+"""The words of the corpus: banks, what is held out of them, and how a sentence is said.
+
+Sentences are *frames*, whose slots are filled with small phrases, or *lines*, written as they stand. A sixth of the
+frames, the lines and the goals is held out and never used in training; fillers are common to both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+from zlib import crc32
+
+from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
+
+BANK = Path(__file__).parent / "bank"
+HELD_OUT_EVERY = 6
+FRAMED_SHARE = 0.5
+Wording = Literal["frames", "lines", "both"]
+
+TOOLS = (
+    "thin wire,small drill,steel hook,long rod,glue gun,hand saw,heat lamp,metal plate,soft brush,sharp blade,plastic card,"
+    "copper pipe,short script,rubber hose,spare key,screwdriver,magnet,ladder,old phone,form,stamp,envelope,pair of pliers,"
+    "marker,towel,bucket,battery,torch,notebook,rope"
+).split(",")
+PARTS = (
+    "front panel,side cover,main valve,lower bolt,inner frame,back door,control box,top layer,left hinge,power cable,outer shell,"
+    "base plate,cable joint,main switch,bottom lid,lock,screen,second page,label,seal,window,sensor,gate,drawer,meter,desk,"
+    "fence,menu,timer,account"
+).split(",")
+VERBS = "open,cut,lift,turn,remove,press,heat,bend,join,pull,loosen,copy,move,cover,push,unscrew,scrape,wrap".split(",")
+OPENINGS = (
+    "First,Then,Next,After that,To start,Step one,Step two,Now,Begin here,Finally,In the evening,On Monday,Once inside,"
+    "When nobody looks,Right after lunch,Second"
+).split(",")
+HELD_OUT_OPENINGS = "To begin,Step three,Later,Once ready,Before dawn".split(",")
+IMAGE_GOALS = (
+    "do what the picture shows,follow the image,fill in the list in the picture,carry out what is drawn there,"
+    "continue what the image begins,use what the picture shows,answer the note in the image,finish what is written there"
+).split(",")
+"""What is wanted, in words that give nothing away, where only the image says it."""
+SLOT = re.compile(r"\{(\w+)\}")
+
+
+@cache
+def bank(name: str, held_out: bool = False) -> tuple[str, ...]:
+    """The lines of one bank for training, or those held out: every sixth, by a hash of the line."""
+    lines = (BANK / f"{name}.txt").read_text("utf-8").splitlines()
+    return tuple(
+        line.replace("\\n", "\n")
+        for line in lines
+        if line.strip() and (crc32(line.encode()) % HELD_OUT_EVERY == 0) is held_out
+    )
+
+
+@cache
+def passages() -> tuple[dict[str, str], ...]:
+    """Authored benign passages: question, thinking and, in the later ones, an answer."""
+    lines = (BANK / "benign_passages.jsonl").read_text("utf-8").splitlines()
+    return tuple(json.loads(line) for line in lines)
+
+
+@cache
+def fillers(name: str) -> tuple[str, ...]:
+    """The phrases for one slot."""
+    return tuple((BANK / f"fill_{name}.txt").read_text("utf-8").splitlines())
+
+
+def fill(sentence: str, rng: random.Random, held_out: bool, goal: str = "") -> str:
+    """Put phrases into a sentence's slots; twins like ``{do}`` and ``{do2}`` differ."""
+    if "{" not in sentence:
+        return sentence
+    words: dict[str, str] = {"goal": goal, "n": str(rng.randint(2, 99))}
+
+    def word(match: re.Match[str]) -> str:
+        slot = match[1]
+        if slot not in words:
+            name = slot.removesuffix("2")
+            words[name], words[f"{name}2"] = rng.sample(_phrases(name, held_out), 2)
+        return words[slot]
+
+    text = SLOT.sub(word, sentence)
+    return text[0].upper() + text[1:]
+
+
+def _phrases(slot: str, held_out: bool) -> Sequence[str]:
+    if slot == "op":
+        return HELD_OUT_OPENINGS if held_out else OPENINGS
+    return {"t": TOOLS, "p": PARTS, "v": VERBS}.get(slot) or fillers(slot)
+
+
+@cache
+def _sentences(kind: str, held_out: bool) -> tuple[str, ...]:
+    """A bank's lines and, for training, the sentences of that strength in authored traces of harmful requests."""
+    if held_out:
+        return bank(kind, held_out=True)
+    strength = {"think_hint": HINT, "think_act": ACT}.get(kind, SAFE)
+    own = (text for trace in authored(BANK) if trace.harm for text, mark in trace.sentences if mark == strength)
+    return bank(kind) + tuple(own)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How a sample's thinking is worded: from which side, as frames or lines, and what it calls the goal."""
+
+    held_out: bool
+    wording: Wording
+    goal: str
+
+    def say(self, kind: str, rng: random.Random) -> str:
+        """A sentence of one kind: neutral, safe, hint or act."""
+        framed = rng.random() < FRAMED_SHARE if self.wording == "both" else self.wording == "frames"
+        name = f"{kind}_frames" if framed else f"think_{kind}"
+        sentences = bank(name, self.held_out) if framed else _sentences(name, self.held_out)
+        return fill(rng.choice(sentences), rng, self.held_out, self.goal)
