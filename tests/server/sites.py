@@ -7,38 +7,46 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 
 from guardtrace_proxy.demo.serving import served
 from guardtrace_proxy.gate import Decided
+from guardtrace_proxy.images import ImageFetcher
 from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.config import Config, load_config
 from tests.cli.serving import ENVIRON, free_port
+from tests.images.serving import LOOPBACK, Names, image, image_server, is_test_server, picture
 from tests.server.running import CHUNKS, Running
 from tests.server.scripted import Script, Server, by_word, completion, judging, model_server
 
 KEYS = {"KEY_A": "a", "KEY_B": "b"}
-START_SECONDS = 60
+WAIT_SECONDS = 60
 FINE = [completion("well then", "fine")]
 JUDGING = judging(by_word)
+PICTURE = [image(picture(size=(40, 30)))]
 
 
 @dataclass
 class Stage:
-    """Two upstreams, two auditors and two free ports, by the names that settings use for them; what they answer."""
+    """Two upstreams, two auditors, an image server and two free ports, by the names that settings use for them; what they answer."""
 
     names: dict[str, Any] = field(default_factory=dict)
     servers: dict[str, Server] = field(default_factory=dict)
     upstream: Script = lambda _: FINE
     auditor: Script = JUDGING
+    images: Callable[[str], Iterable[bytes]] = lambda _: PICTURE
+    stopping: list[threading.Thread] = field(default_factory=list)
 
     @property
     def asked(self) -> list[str]:
@@ -46,7 +54,7 @@ class Stage:
         return sorted(name for name, server in self.servers.items() if server.requests)
 
     def reset(self) -> None:
-        self.upstream, self.auditor = lambda _: FINE, JUDGING
+        self.upstream, self.auditor, self.images = lambda _: FINE, JUDGING, lambda _: PICTURE
         for server in self.servers.values():
             server.requests.clear()
 
@@ -59,8 +67,15 @@ def stage() -> Iterator[Stage]:
             set_up.servers[name] = stack.enter_context(model_server(lambda body: set_up.upstream(body)))
         for name in ("{auditor}", "{other auditor}"):
             set_up.servers[name] = stack.enter_context(model_server(lambda body: set_up.auditor(body)))
-        set_up.names |= {name: server.url for name, server in set_up.servers.items()}
+        images = stack.enter_context(image_server(lambda path: set_up.images(path)))
+        set_up.names |= {name: server.url for name, server in set_up.servers.items()} | {"{images}": images.url("/")}
+        # The service makes its own fetcher from the settings; the only other thing is where names lead.
+        fetcher = partial(ImageFetcher, resolver=Names(images_test=[LOOPBACK]), may_connect=is_test_server)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr("guardtrace_proxy.server.service.ImageFetcher", fetcher)
         yield set_up
+        for thread in set_up.stopping:
+            thread.join()
 
 
 @dataclass
@@ -94,12 +109,22 @@ class Site:
     @contextmanager
     def serve(self) -> Iterator[Running]:
         app = GuardTraceApp(self.load(), environ=KEYS, observer=self.decided.append)
-        with served(app) as url:
+        serving = ExitStack()
+        url = serving.enter_context(served(app))
+        try:
             yield Running(url, self.stage.servers["{upstream}"], self.stage.servers["{auditor}"], app)
+            # What still asks a server of the stage would be taken for the next scenario's.
+            _until(lambda: app.service.probed is not None, "the probe didn't end")
+        finally:
+            # Stopping takes uvicorn two ticks, in which the next scenario may begin.
+            self.stage.stopping.append(threading.Thread(target=serving.close))
+            self.stage.stopping[-1].start()
 
     def _filled(self, value: Any) -> Any:
         if isinstance(value, dict):
             return {key: self._filled(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._filled(inner) for inner in value]
         return self.stage.names.get(value, value) if isinstance(value, str) else value
 
 
@@ -173,8 +198,8 @@ def _lives(pid: int) -> bool:
     return True
 
 
-def _until(condition: Any, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _until(condition: Callable[[], bool], otherwise: str | Path) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
-        time.sleep(0.02)
+        assert time.monotonic() < deadline, otherwise.read_text() if isinstance(otherwise, Path) else otherwise
+        time.sleep(0.01)

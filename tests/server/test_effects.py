@@ -27,9 +27,10 @@ from guardtrace_proxy.server.config import ConfigFile
 from tests.effects import Effect, check, missing
 from tests.server.running import ask
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, completion, http, judging
-from tests.server.sites import Commands, Site, Stage, answers, stage
+from tests.server.sites import FINE, PICTURE, Commands, Site, Stage, answers, stage
 
 Scenario = Callable[[Site], object]
+SLOW_SECONDS = 0.25
 HARM = completion("So HARM, one two three four", "fine")
 
 
@@ -122,7 +123,7 @@ own_tags = phases_as_judged({"content": "<a>one<b>two</a>three</b>four"})
 
 def slowly_judged(site: Site) -> object:
     def slow(request: dict[str, Any]) -> Iterable[bytes]:
-        time.sleep(0.5)
+        time.sleep(SLOW_SECONDS)
         return judging(by_word)(request)
 
     site.stage.auditor = slow
@@ -162,6 +163,42 @@ def depths(site: Site) -> set[str]:
 def large_reply(site: Site) -> int:
     site.stage.upstream = lambda _: [completion("well", "word " * 1000)]
     return status(site)
+
+
+def slow_upstream(site: Site) -> int:
+    def slow(_: dict[str, Any]) -> Iterable[bytes]:
+        time.sleep(SLOW_SECONDS)
+        return FINE
+
+    site.stage.upstream = slow
+    return status(site)
+
+
+def gets_comments(site: Site) -> bool:
+    """Whether a comment comes while the upstream is silent."""
+
+    def slow(_: dict[str, Any]) -> Iterable[bytes]:
+        yield SSE_HEAD
+        time.sleep(SLOW_SECONDS)
+        yield chunk({"content": "fine"}, "stop") + DONE
+
+    site.stage.upstream = slow
+    with site.serve() as running:
+        return b": keepalive" in running.raw(ask(stream=True)).content
+
+
+def with_remote_image(site: Site) -> int:
+    parts = [{"type": "image_url", "image_url": {"url": site.stage.names["{images}"] + "x.png"}}]
+    return status(site, messages=[{"role": "user", "content": parts}])
+
+
+def with_slow_image(site: Site) -> int:
+    def slow(_: str) -> Iterable[bytes]:
+        time.sleep(SLOW_SECONDS)
+        return PICTURE
+
+    site.stage.images = slow
+    return with_remote_image(site)
 
 
 def with_image(site: Site) -> int:
@@ -217,9 +254,11 @@ EFFECTS = {
     "server.max_body_bytes": Effect((1024, 65536), status_of(user="x" * 3000)),
     "server.max_stream_bytes": Effect((1024, 65536), large_reply),
     "server.max_total_bytes": Effect((1024, 65536), while_another_is_held),
+    "server.keepalive_ms": Effect((0, 20), gets_comments),
     "server.passthrough": Effect(([],), status, refused=(["/v1/embeddings"],)),
     "upstreams.NAME.base_url": Effect(("{upstream}", "{other upstream}"), asked),
     "upstreams.NAME.api_key_env": Effect(("KEY_A", "KEY_B", None), upstream_key, refused=("KEY_C",)),
+    "upstreams.NAME.read_timeout_ms": Effect((20, 30_000), slow_upstream),
     "upstreams.NAME.thinking.style": Effect(
         ("auto", "field", "inline", "custom"),
         tags_and_field,
@@ -245,7 +284,7 @@ EFFECTS = {
     "auditor.model": Effect(("guard", "another"), asked_of_auditor("model")),
     "auditor.depth": Effect(("annotate", "label"), depths, beside=IN_PROCESS, refused=("cascade",)),
     "auditor.escalate_at": Effect((None,), status, refused=(0.1,)),
-    "auditor.timeout_ms": Effect((50, 30_000), slowly_judged),
+    "auditor.timeout_ms": Effect((20, 30_000), slowly_judged),
     "auditor.annotate_timeout_ms": Effect((None,), status, refused=(5000,)),
     "auditor.annotate_max_tokens": Effect((64, 512), asked_of_auditor("max_tokens")),
     "auditor.max_context": Effect((4096, 8192), conversation_as_judged),
@@ -254,11 +293,11 @@ EFFECTS = {
     "tenants.NAME.policy": Effect(("test", "monitor"), said, refused=("nobody",)),
     "tenants.NAME.upstream": Effect(("default", "other"), asked, refused=("nobody",)),
     "anonymous_tenant": Effect((None, "default"), status, refused=("nobody",)),
-    "images.allow_urls": Effect(([],), status, refused=(["https://images.example/"],)),
+    "images.allow_urls": Effect(([], ["{images}"]), with_remote_image),
     "images.max_count": Effect((0, 8), with_image),
     "images.max_bytes": Effect((1024, 65536), with_image),
     "images.max_pixels": Effect((784, 40_000), with_image),
-    "images.timeout_ms": Effect((None,), status, refused=(3000,)),
+    "images.timeout_ms": Effect((20, 30_000), with_slow_image, beside={"images.allow_urls": ["{images}"]}),
     "logging.format": Effect(("json", "console"), log_is_json, beside={**COMMAND, "logging.level": "info"}),
     "logging.level": Effect(("debug", "info", "warning", "error"), log_levels, beside=COMMAND),
 }
