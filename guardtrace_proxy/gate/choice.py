@@ -195,7 +195,8 @@ class Choice:
         self._hits = 0 if decision.action is Action.PASS else self._hits + 1
         if self._search is not None and decision.action is not Action.CUT:
             return self._narrow(self._search, chunk, decision)
-        if self._hits and self._hits < self._policy.decision.confirmations and self._can_grow(chunk):
+        confirmed = self._search is not None or self._hits >= self._policy.decision.confirmations
+        if self._hits and not confirmed and self._can_grow(chunk):
             self.leave.stop(self.released)
             self.state = follow(self.state, Input.UNCONFIRMED)
             return None

@@ -356,3 +356,14 @@ def test_an_auditor_that_fails_in_a_search_is_asked_again_or_cuts() -> None:
         other.answer(None)
         assert b"bad" not in other.sent
         assert b":cut:" in other.sent
+
+
+def test_a_search_needs_no_second_confirmation() -> None:
+    driver = localizing(decision={"confirmations": 2}, actions={"potentially_harmful": "redact", "harmful": "cut"})
+    driver.receive(text("This is fine. This is bad. This is fine too. And so is this, all of it."))
+    driver.answer(MAYBE)
+    driver.receive(text(" And here is more of it. And more, to fill another chunk of this size."))
+    driver.answer(MAYBE)
+    driver.answer(SAFE)
+    driver.answer(HARMFUL)
+    assert b":cut:" in driver.sent
