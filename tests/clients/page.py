@@ -25,11 +25,12 @@ def tables() -> dict[str, dict[str, dict[str, str]]]:
     return found
 
 
-def cell(seen: dict[str, Any]) -> str:
-    """What a client showed, in the page's words."""
+def cell(seen: dict[str, Any], whole: str = THINKING) -> str:
+    """What a client showed, in the page's words. ``whole`` is the thinking as the upstream wrote it: how much of it left
+    before a cut depends on how the audits fell."""
     thinking, text = seen["thinking"].strip(), seen["text"].strip()
     parts = [
-        extent("reasoning", thinking, THINKING),
+        extent("reasoning", thinking, whole),
         "message" if text == MESSAGE else extent("answer", text, ANSWER),
         code(seen["finish"]),
         code(seen["error"]),

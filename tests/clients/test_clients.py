@@ -84,8 +84,9 @@ def test_a_benign_stream_arrives_intact(client: Started) -> None:
 def test_a_cut_ends_with_the_policys_message(client: Started) -> None:
     seen = take(client, "stream", streaming(LEAK, REFUSAL))
     assert seen["text"] == MESSAGE
+    assert "HARM" not in seen["thinking"]
     assert is_filtered(client, seen)
-    check_page(client, "streams", "cut", cell(seen))
+    check_page(client, "streams", "cut", cell(seen, LEAK))
 
 
 def test_a_cut_in_the_answer_looks_the_same(client: Started) -> None:
@@ -98,7 +99,7 @@ def test_an_error_frame_is_the_clients_own_exception(client: Started) -> None:
     seen = take(client, "stream", streaming(LEAK, REFUSAL), ERROR_SHAPE)
     assert raises_its_own(client, seen)
     assert (seen["text"], seen["finish"]) == ("", None)
-    check_page(client, "streams", "`cut_shape: error`", cell(seen))
+    check_page(client, "streams", "`cut_shape: error`", cell(seen, LEAK))
 
 
 def test_an_upstream_that_breaks_off_is_the_clients_own_exception(client: Started) -> None:
