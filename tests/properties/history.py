@@ -100,6 +100,15 @@ class History:
             if channel in (text.channel, *(str(path[0]) for path in text.copies))
         )
 
+    def mode(self, phase: str, *, inline: bool) -> Mode:
+        """What guards a phase; thinking between tags has the stricter of both modes."""
+        thinking, answer = self.policy.thinking.mode, self.policy.answer.mode
+        if phase == ANSWER:
+            return answer
+        if thinking is Mode.WITHHOLD or not inline:
+            return thinking
+        return max(thinking, answer, key=STRICTNESS.index)
+
     def neighbourhood(self, part: Part) -> list[Cell]:
         """The characters that count in a part, and those next to it where it has text besides them."""
         text = "".join(each.text for each in part.texts)
@@ -165,14 +174,12 @@ class History:
         return outcomes[found - 1][1] if found else None
 
     def _learn_cells(self) -> None:
-        thinking, answer = self.policy.thinking.mode, self.policy.answer.mode
-        strictest = thinking if thinking is Mode.WITHHOLD else max(thinking, answer, key=STRICTNESS.index)
         for number, part in self.case.parts():
             start = len(self.by_choice[part.index])
             for text in part.texts:
                 for char, phase in zip(text.text, text.phases, strict=True):
                     if known(char):
-                        mode = answer if phase == ANSWER else strictest if text.inline else thinking
+                        mode = self.mode(phase, inline=text.inline)
                         self.cells[char] = Cell(char, part.index, number, text, phase, mode)
                         self.by_choice[part.index].append(self.cells[char])
             self._places[id(part)] = start, len(self.by_choice[part.index])

@@ -14,6 +14,8 @@ PROMISES = (*promises_text.PROMISES, *promises_frames.PROMISES)
 
 def broken_promises(case: Case, log: Log) -> list[str]:
     """One line for each promise that was broken, with its name first."""
+    if log.raised is not None:
+        return [f"nothing_raises: {log.raised!r}"]
     try:
         history = History(case, log)
     except Unreadable as found:

@@ -13,8 +13,8 @@ from tests.properties.history import Cell, Hearing, History
 from tests.properties.sent import ANSWER, THINKING, Part, channel_of
 
 MIXED_EVENTS_COUNT = False
-"""Whether events that hold both thinking and answer count in mode ``lag``. Today their tokens are all counted as what
-comes first (tests/gate/test_bounds.py); to be True as soon as each phase has its share."""
+"""Whether events with several texts, or of both phases, count in mode ``lag``. Today all their tokens are counted as
+what comes first (tests/gate/test_bounds.py); to be True as soon as each text has its share."""
 
 PLAIN = ("reasoning", "reasoning_content", "thinking", "reasoning_details", "content")
 """Channels in which a placeholder can stand."""
@@ -66,9 +66,10 @@ def lag_keeps_its_bound(history: History) -> Iterator[str]:
 
 
 def _lags(part: Part, cells: list[Cell], before: str) -> bool:
-    """Whether all of a part may run ahead. Where phases meet nothing is counted, see MIXED_EVENTS_COUNT."""
+    """Whether all of a part may run ahead. Where texts or phases meet nothing is counted, see MIXED_EVENTS_COUNT."""
     phases = {before, *(phase for text in part.texts for phase in text.phases)} - {""}
-    return all(cell.mode is Mode.LAG for cell in cells) and (len(phases) == 1 or MIXED_EVENTS_COUNT)
+    is_mixed = len(phases) > 1 or len(part.texts) > 1
+    return all(cell.mode is Mode.LAG for cell in cells) and (MIXED_EVENTS_COUNT or not is_mixed)
 
 
 def _surely(part: Part) -> int:
@@ -138,11 +139,17 @@ def one_placeholder_a_run(history: History) -> Iterator[str]:
     for index in range(history.case.choices):
         last: tuple[str, str] | None = None
         for frame in history.frames:
-            for channel, text in sorted(history.shown(index, frame), key=lambda said: said[0] == "content"):
-                if placeholder * 2 in text or (last == (channel, placeholder) and text.startswith(placeholder)):
-                    yield f"two placeholders in a row in {channel} of choice {index}"
-                if channel not in {copy for each in (last,) if each for copy in _copies(history, each[0])}:
-                    last = channel, placeholder if text.endswith(placeholder) else text
+            # Copies say the same; in a frame that says two things one stands between what was said and what will be.
+            said = {(_kind(where), text) for where, text in history.shown(index, frame)}
+            if history.goes is ReasoningField.AS_IS and any(placeholder * 2 in text for _, text in said):
+                yield f"two placeholders in one text of choice {index}"
+            if not said:
+                continue
+            where, text = next(iter(said))
+            again = last is not None and last[0] == where and last[1].endswith(placeholder)
+            if len(said) == 1 and again and text.startswith(placeholder):
+                yield f"two placeholders in a row in {where} of choice {index}"
+            last = (where, text) if len(said) == 1 else None
 
 
 def audits_show_the_whole_reply(history: History) -> Iterator[str]:
@@ -306,10 +313,8 @@ def _channels(history: History, cell: Cell) -> tuple[str, ...]:
     return (cell.text.channel, *(str(path[0]) for path in cell.text.copies))
 
 
-def _copies(history: History, channel: str) -> tuple[str, ...]:
-    """Other channels that say the same as this one."""
-    same = {"reasoning", "reasoning_content", "reasoning_details"}
-    return tuple(same - {channel}) if channel in same else ()
+def _kind(channel: str) -> str:
+    return THINKING if channel.startswith(("reasoning", "thinking")) else channel
 
 
 def _expected(history: History, index: int, channel: str) -> str:

@@ -3,8 +3,6 @@ clock of its own. What it writes down is what a network sees, and what the audit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +40,7 @@ class Log:
     held_at_end: int = 0
     most_held: int = 0
     largest_piece: int = 0
+    raised: Exception | None = None
 
     def add(self, what: str, value: Any = None) -> None:
         self.entries.append(Entry(what, value))
@@ -52,15 +51,13 @@ class Log:
 
 
 class World:
-    """One run. ``dialect`` and ``gate`` are parts that a test may replace by faulty ones."""
-
-    dialect_type: type[ChatStream] = ChatStream
+    """One run."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
         self.log = Log()
         self.now = 100.0
-        self.dialect = self.dialect_type(
+        self.dialect = ChatStream(
             case.style, include_usage=case.include_usage, max_event_bytes=case.limit, model="asked-for"
         )
         self.gate = StreamGate(
@@ -79,6 +76,15 @@ class World:
         self._started = 0
 
     def run(self) -> Log:
+        try:
+            self._run()
+        except Exception as error:
+            self.log.raised = error
+        self.log.finished = self.gate.finished
+        self.log.held_at_end = self.gate.held_bytes
+        return self.log
+
+    def _run(self) -> None:
         if self.case.whole is not None:
             reply = self.dialect.completion(self.case.whole)
             assert reply.kind is EventKind.COMPLETION
@@ -93,9 +99,6 @@ class World:
         for _ in range(MOST_STEPS):
             if self.gate.finished or not self._step():
                 break
-        self.log.finished = self.gate.finished
-        self.log.held_at_end = self.gate.held_bytes
-        return self.log
 
     def _step(self) -> bool:
         """Whatever happens next; False where nothing does."""
@@ -173,17 +176,6 @@ class World:
         if outcome in Mark.__members__:
             mark = Mark[outcome]
         self._audits.append((self.now + seconds, asked, mark))
-
-
-@contextmanager
-def faulty(dialect_type: type[ChatStream]) -> Iterator[None]:
-    """Worlds with another dialect."""
-    kept = World.dialect_type
-    World.dialect_type = dialect_type
-    try:
-        yield
-    finally:
-        World.dialect_type = kept
 
 
 def run(case: Case) -> Log:
