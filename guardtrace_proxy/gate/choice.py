@@ -196,7 +196,7 @@ class Choice:
         if self._search is not None and decision.action is not Action.CUT:
             return self._narrow(self._search, chunk, decision)
         confirmed = self._search is not None or self._hits >= self._policy.decision.confirmations
-        if self._hits and not confirmed and self._can_grow(chunk):
+        if self._hits and not confirmed and self.tape.can_grow(chunk, self.ended):
             self.leave.stop(self.released)
             self.state = follow(self.state, Input.UNCONFIRMED)
             return None
@@ -228,12 +228,7 @@ class Choice:
             self.state = follow(self.state, Input.FLAGGED)
         return decision
 
-    def _can_grow(self, chunk: Chunk) -> bool:
-        """Whether another verdict could see more of this phase than this one did."""
-        at_end = chunk.entries == len(self.tape.waiting)
-        return self.tape.can_grow(chunk) and not (at_end and self.ended)
-
-    # Inside
+    # Inside: from text to a question
 
     def _waits_no_longer(self, now: float) -> bool:
         """Whether all that waits is to be judged, however little it is."""

@@ -201,10 +201,10 @@ class Tape:
 
     # What verdicts do
 
-    def can_grow(self, chunk: Chunk) -> bool:
+    def can_grow(self, chunk: Chunk, ended: bool) -> bool:
         """Whether text of the chunk's phase waits behind it, or could still come."""
         if chunk.entries == len(self.waiting):
-            return True
+            return not ended
         follower = self.waiting[chunk.entries].segment
         return follower.phase is chunk.phase and not follower.tag
 

@@ -57,14 +57,9 @@ class ChatRequest:
     forced: tuple[str, ...] = ()
 
     @property
-    def hidden_by(self) -> str | None:
-        """The field by which the client asks not to see the thinking."""
-        return next((path for path in self.forced if chat_fields.FORCED[path].hides), None)
-
-    @property
     def hides_reasoning(self) -> bool:
         """Whether the client asks not to see the thinking. It is audited all the same."""
-        return self.hidden_by is not None
+        return any(chat_fields.FORCED[path].hides for path in self.forced)
 
 
 @dataclass(slots=True)
