@@ -22,6 +22,7 @@ from guardtrace_proxy.wire.fates import Cut
 
 BROKEN_OFF = "The upstream's reply broke off before it was finished."
 MALFORMED = "The upstream sent an event that can't be read."
+TOO_MUCH_HELD = "More of the reply would have to be held than may be, and no verdict could set any of it free."
 
 
 class StreamGate:
@@ -227,13 +228,16 @@ class StreamGate:
 
     def _stop_all(self, choice: Choice) -> None:
         """An error frame ends the whole stream for its client, so no other choice goes on."""
+        self._drop_held()
+        self._end(self._writer.cut(choice.index, self._cut_of(choice)) + self._writer.done())
+
+    def _drop_held(self) -> None:
+        """Release what is clear and forget the rest: the whole stream stops here."""
         self._outputs.append(Release(self._queue.pop_clear()))
         self._queue.clear()
-        frames = self._writer.cut(choice.index, self._cut_of(choice))
-        for other in self._choices.values():
-            other.stop()
+        for choice in self._choices.values():
+            choice.stop()
         self.wants_upstream = False
-        self._end(frames + self._writer.done())
 
     def _close_upstream(self) -> None:
         """The last live choice was cut, so the usage and the end of the stream are ours to write."""
@@ -271,8 +275,17 @@ class StreamGate:
             data = self._queue.pop_clear()
             if data:
                 self._outputs.append(Release(data))
+            self._give_up_if_stuck()
         if self._ended and not self.finished and not self._queue:
             self._finish()
+
+    def _give_up_if_stuck(self) -> None:
+        """With several choices, one that waits for the rest of a tag can stand before all that may be held: nothing is
+        read any more then, and no verdict is due that would change that."""
+        if self.wants_reading or self._ended or not all(choice.is_settled for choice in self._choices.values()):
+            return
+        self._drop_held()
+        self._end(self._writer.error(TOO_MUCH_HELD, "upstream_error", "upstream_error"))
 
     def _release_completion(self) -> None:
         held = self._queue.completion()

@@ -12,9 +12,8 @@ from tests.properties.events import Manner, chunk_events, completion
 from tests.properties.sent import ANSWER, OTHER_TAG, TAG, THINKING, Case, Part, Sent, Text
 
 SEVERAL_CHOICES_AT_THE_BOUND = False
-"""Small bounds on held text with several choices. Today a choice that waits for the rest of a tag can stand before all
-that others hold, so that nothing is read any more; to be True as soon as such a stream ends
-(tests/gate/test_bounds.py)."""
+"""Small bounds on held text with several choices. A choice that waits for the rest of a tag can stand before all that
+others hold; such a stream ends with an error (tests/gate/test_bounds.py), which the oracle takes for lost text."""
 
 MESSAGE = "This response was stopped by policy."
 PLACEHOLDER = "[withheld by policy]"
