@@ -80,10 +80,6 @@ class HoldQueue:
         self._items.append(held)
         self.held_bytes += len(held.event.raw)
 
-    def push_frames(self, frames: bytes) -> None:
-        """Put frames of our own behind everything."""
-        self._items.append(frames)
-
     def put_first(self, frames: bytes) -> None:
         """Put frames of our own before everything."""
         self._items.appendleft(frames)

@@ -51,6 +51,8 @@ class StreamGate:
         """Choices that were finished by the upstream or cut."""
         self._usage: dict[str, Any] | None = None
         self._saw_usage_chunk = False
+        self._owes_usage = False
+        """Whether a cut closed the upstream before it could tell the usage, or dropped its chunk."""
         self._saw_error = False
         self._is_completion = False
         """Whether the reply isn't streamed."""
@@ -221,10 +223,10 @@ class StreamGate:
         self._queue.replace_uncleared(choice, lambda: self._writer.cut(choice.index, self._cut_of(choice)))
         if len(self._over) < self._expected:
             return
+        self._owes_usage = not self._saw_usage_chunk
         if not self._ended:
-            self._close_upstream()
-        elif not self._saw_usage_chunk:
-            self._queue.push_frames(self._own_usage())
+            self.wants_upstream = False
+            self._end(self._writer.done())
 
     def _stop_all(self, choice: Choice) -> None:
         """An error frame ends the whole stream for its client, so no other choice goes on."""
@@ -239,13 +241,7 @@ class StreamGate:
             choice.stop()
         self.wants_upstream = False
 
-    def _close_upstream(self) -> None:
-        """The last live choice was cut, so the usage and the end of the stream are ours to write."""
-        self.wants_upstream = False
-        self._end((b"" if self._saw_usage_chunk else self._own_usage()) + self._writer.done())
-
     def _own_usage(self) -> bytes:
-        self._saw_usage_chunk = True
         read = sum(choice.tokens_read for choice in self._choices.values())
         return self._writer.usage(self._usage, read, expose=self._policy.expose.object)
 
@@ -304,9 +300,11 @@ class StreamGate:
         choices = self._choices.values()
         self.finished = all(choice.is_settled for choice in choices)
         decided = all(not choice.is_live or choice.received <= choice.leave.settled for choice in choices)
-        if self._last_words and (self.finished or decided):
-            self._outputs.append(Release(self._last_words))
+        if self._last_words is not None and (self.finished or decided):
+            words = (self._own_usage() if self._owes_usage else b"") + self._last_words
             self._last_words = None
+            if words:
+                self._outputs.append(Release(words))
 
 
 def _describe(decision: Decision, phase: Phase | None) -> dict[str, Any]:

@@ -47,6 +47,11 @@ class Block(NamedTuple):
     close: str
 
 
+def _share(tokens: int, length: int, of: int) -> int:
+    """How many of the tokens of ``of`` characters belong to the first ``length``."""
+    return max(1, tokens * length // of) if tokens and length else 0
+
+
 class Tape:
     """Positions grow; ``judged`` ≤ ``asked`` ≤ ``end``. Text up to ``judged`` has its verdict, and an auditor was asked
     about text up to ``asked``."""
@@ -68,8 +73,9 @@ class Tape:
         self._last_run = 0
 
     def push(self, segments: list[Segment], tokens: int, now: float) -> None:
-        """Append segments that became certain; their tokens are counted with the first that isn't a tag."""
+        """Append segments that became certain; their tokens are shared out by length among those that aren't tags."""
         tokens += self._carried_tokens
+        chars = sum(len(segment.text) for segment in segments if not segment.tag)
         for segment in segments:
             start = self.end
             self.end = end = start + len(segment.text)
@@ -80,7 +86,10 @@ class Tape:
             if segment.tag or segment.phase is not self._last_phase:
                 self._last_run = start
             self._last_phase = None if segment.tag else segment.phase
-            counted = 0 if segment.tag else tokens
+            counted = 0
+            if not segment.tag:
+                counted = _share(tokens, end - start, chars)
+                chars -= end - start
             self.waiting.append(Waiting(start, end, segment, counted, now))
             self.waiting_tokens += counted
             tokens -= counted
@@ -159,7 +168,7 @@ class Tape:
             return
         start, end, segment, tokens, since = self.waiting[at]
         length = offset - start
-        share = max(1, tokens * length // len(segment.text)) if tokens else 0
+        share = _share(tokens, length, len(segment.text))
         self.waiting[at : at + 1] = [
             Waiting(start, offset, segment._replace(text=segment.text[:length]), share, since),
             Waiting(offset, end, segment._replace(text=segment.text[length:]), tokens - share, since),

@@ -39,7 +39,6 @@ def test_at_the_memory_bound_a_choice_in_the_middle_of_a_tag_ends_the_stream_wit
     assert driver.gate.held_bytes == 0
 
 
-@pytest.mark.xfail(strict=True, reason="all tokens of an event are counted as the text that comes first in it")
 def test_in_lag_each_text_of_an_event_counts() -> None:
     driver = Driver(policy(answer={"mode": "lag", "max_lag": 8}))
     spans = [Span(("thinking",), "hm. "), Span(("answering",), "answer " * 10)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from guardtrace_proxy.wire.events import Event, EventKind, Phase
 from tests.gate.plain import DONE, HARMFUL, SAFE, Driver, policy, text
 
@@ -28,7 +26,6 @@ def test_a_reply_that_lacks_a_whole_choice_broke_off() -> None:
     assert driver.sent == text(TEN, finish="stop").raw + b"error:upstream_error\n"
 
 
-@pytest.mark.xfail(strict=True, reason="our own usage is written at the first cut after the upstream's end")
 def test_the_usage_stands_behind_the_last_cut_even_of_text_behind_its_finish() -> None:
     driver = Driver(policy(answer={"mode": "lag"}), choices=2)
     driver.receive(text("", Phase.ANSWERING, finish="stop"), text("late", Phase.ANSWERING))

@@ -11,10 +11,6 @@ from tests.properties.draws import Draw, Source
 from tests.properties.events import Manner, chunk_events, completion
 from tests.properties.sent import ANSWER, OTHER_TAG, TAG, THINKING, Case, Part, Sent, Text
 
-SEVERAL_CHOICES_AT_THE_BOUND = False
-"""Small bounds on held text with several choices. A choice that waits for the rest of a tag can stand before all that
-others hold; such a stream ends with an error (tests/gate/test_bounds.py), which the oracle takes for lost text."""
-
 MESSAGE = "This response was stopped by policy."
 PLACEHOLDER = "[withheld by policy]"
 ACTIONS = ("pass", "flag", "redact", "cut")
@@ -49,7 +45,7 @@ def draw_case(source: Source) -> Case:
         choices=choices,
         include_usage=draw.chance(50),
         capacity=draw.pick(4096, 200, 64),
-        limit=draw.pick(1 << 20, 1 << 20, 1 << 20, 8000 if choices == 1 or SEVERAL_CHOICES_AT_THE_BOUND else 1 << 20),
+        limit=draw.pick(1 << 20, 1 << 20, 1 << 20, 8000),
         certain=draw.chance(20),
         events=events,
         ending=ending,

@@ -151,9 +151,18 @@ class History:
 
     @cached_property
     def stopped(self) -> bool:
-        """Whether an error of the policy's ended the whole stream."""
-        return any(
+        """Whether an error of the policy's ended the whole stream, or the proxy gave up on it."""
+        by_policy = any(
             frame.kind == "error" and frame.content["error"].get("code") == "content_filter" for frame in self.frames
+        )
+        return by_policy or self.given_up is not None
+
+    @cached_property
+    def given_up(self) -> Frame | None:
+        """The error that says that no more may be held, and no verdict could free anything."""
+        return next(
+            (frame for frame in self.frames if frame.content.get("error", {}).get("message", "").startswith("More of")),
+            None,
         )
 
     @cached_property

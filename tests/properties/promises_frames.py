@@ -224,6 +224,9 @@ def streams_end_as_they_should(history: History) -> Iterator[str]:
     if len(dones) > 1 or (dones and dones[0] != len(history.frames) - 1):
         yield "[DONE] isn't the end"
     errors = [frame for frame in history.frames if frame.kind == "error"]
+    if history.given_up is not None:
+        yield from _gives_up_only_where_it_must(history, history.given_up)
+        return
     if history.stopped:
         if not dones or history.frames[-2].kind != "error":
             yield "the error isn't followed by [DONE]"
@@ -235,6 +238,15 @@ def streams_end_as_they_should(history: History) -> Iterator[str]:
         yield "a broken stream looks finished"
     if how == "error" and not errors:
         yield "the upstream's error is lost"
+
+
+def _gives_up_only_where_it_must(history: History, frame: Frame) -> Iterator[str]:
+    """Last, unfinished, with several choices, and not before that much came."""
+    if frame is not history.frames[-1]:
+        yield "something follows the error of a stream that was given up"
+    sizes = [len(event.raw) for n, event in enumerate(history.case.events) if history.delivered(n, frame.at)]
+    if history.case.choices == 1 or sum(sizes) < history.case.limit:
+        yield f"{sum(sizes)} bytes of {history.case.limit} were too many to hold"
 
 
 def _how_it_ended(history: History) -> str:

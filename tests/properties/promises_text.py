@@ -12,10 +12,6 @@ from tests.properties.client import Frame
 from tests.properties.history import Cell, Hearing, History
 from tests.properties.sent import ANSWER, THINKING, Part, channel_of
 
-MIXED_EVENTS_COUNT = False
-"""Whether events with several texts, or of both phases, count in mode ``lag``. Today all their tokens are counted as
-what comes first (tests/gate/test_bounds.py); to be True as soon as each text has its share."""
-
 PLAIN = ("reasoning", "reasoning_content", "thinking", "reasoning_details", "content")
 """Channels in which a placeholder can stand."""
 
@@ -54,29 +50,21 @@ def lag_keeps_its_bound(history: History) -> Iterator[str]:
     times = sorted({frame.at for frame in history.frames})
     for index in range(history.case.choices):
         parts = [(part, _cells(history, part)) for _, part in history.parts_of(index)]
-        before = ["", *("".join(text.phases for text in part.texts)[-1:] for part, _ in parts)]
-        parts = [both for both, phase in zip(parts, before, strict=False) if both[1] and _lags(*both, phase)]
+        parts = [(part, cells) for part, cells in parts if cells and all(cell.mode is Mode.LAG for cell in cells)]
         for at in times:
             ahead = [(part, cells) for part, cells in parts if _is_ahead(history, cells, at)]
             for phase, most in _bounds(history):
-                tokens = sum(_surely(part) for part, cells in ahead if any(cell.phase == phase for cell in cells))
+                tokens = sum(_surely(part, [cell for cell in cells if cell.phase == phase]) for part, cells in ahead)
                 if tokens > most:
                     yield f"{tokens} tokens of choice {index} ran ahead of {most}"
                     return
 
 
-def _lags(part: Part, cells: list[Cell], before: str) -> bool:
-    """Whether all of a part may run ahead. Where texts or phases meet nothing is counted, see MIXED_EVENTS_COUNT."""
-    phases = {before, *(phase for text in part.texts for phase in text.phases)} - {""}
-    is_mixed = len(phases) > 1 or len(part.texts) > 1
-    return all(cell.mode is Mode.LAG for cell in cells) and (MIXED_EVENTS_COUNT or not is_mixed)
-
-
-def _surely(part: Part) -> int:
-    """How many tokens of a part are ahead where no character that counts has a verdict; the others may have one."""
-    text = "".join(each.text for each in part.texts)
-    count = len(known(text))
-    return part.tokens if count == len(text) else max(0, part.tokens * count // len(text) - 1)
+def _surely(part: Part, cells: list[Cell]) -> int:
+    """How many tokens of a part belong to these of its characters, at least; those that don't count may belong to
+    anything."""
+    length = sum(len(each.text) for each in part.texts)
+    return part.tokens if len(cells) == length else max(0, part.tokens * len(cells) // length - 1)
 
 
 def _bounds(history: History) -> tuple[tuple[str, int], ...]:
