@@ -90,6 +90,12 @@ class Choice:
         if waiting:
             self.state = follow(self.state, Input.TEXT)
 
+    def expect_text(self) -> None:
+        """Tokens came whose text may follow: behind a finish too, which then wasn't the end."""
+        self.ended = False
+        if self.is_over:
+            self.state = follow(self.state, Input.TOKENS)
+
     def end(self) -> None:
         """The upstream has ended this choice: what waits is at its boundary now."""
         self.ended = True

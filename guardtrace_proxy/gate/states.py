@@ -40,6 +40,7 @@ class State(Enum):
 
 class Input(Enum):
     TEXT = "text arrives"
+    TOKENS = "tokens arrive, their text may follow"
     BOUNDARY = "boundary"
     ALL_JUDGED = "verdict, nothing waits"
     SOME_JUDGED = "verdict, more waits"
@@ -93,6 +94,7 @@ TRANSITIONS: dict[State, dict[Input, State]] = {
     },
     State.FINISHED: {
         Input.TEXT: State.WAITING,
+        Input.TOKENS: State.IDLE,
         Input.END: State.FINISHED,
     },
 }

@@ -164,6 +164,8 @@ class StreamGate:
             for span in part.spans:
                 choice.received += len(span.text)
             choice.receive(part.segments, part.tokens, now)
+            if part.unsaid:
+                choice.expect_text()
             if part.finish_reason is not None:
                 self._over.add(part.index)
                 choice.end()

@@ -12,9 +12,9 @@ from guardtrace_proxy.server.config import UpstreamSettings
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.upstream import Upstream
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke
-from guardtrace_proxy.wire.chat import ChatStream, ThinkingStyle
+from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import Event, EventKind, Phase
-from guardtrace_proxy.wire.tags import KNOWN_PAIRS
+from guardtrace_proxy.wire.tags import KNOWN_PAIRS, ThinkingStyle
 
 QUESTION = "How many r are there in strawberry? Think first, then answer with one number."
 MAX_TOKENS = 2048

@@ -15,7 +15,7 @@ from guardtrace_proxy.images import AllowList, ImageFetcher
 from guardtrace_proxy.server.budget import HeldBytes
 from guardtrace_proxy.server.config import AuditorSettings, Config
 from guardtrace_proxy.server.upstream import Upstream
-from guardtrace_proxy.wire.chat import ThinkingStyle
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 log = structlog.get_logger("guardtrace")
 

@@ -18,7 +18,7 @@ from guardtrace_proxy.server.errors import (
 )
 from guardtrace_proxy.server.forwarded import to_client
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke, UpstreamReply, read_bounded
-from guardtrace_proxy.wire.chat import ThinkingStyle
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 CONNECT_SECONDS = 10.0
 MAX_CONNECTIONS = 4096

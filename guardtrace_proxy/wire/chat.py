@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
-from guardtrace_proxy.wire.chat_schema import Choice, Logprobs, decode_chunk
+from guardtrace_proxy.wire.chat_choice import ChoiceReader
+from guardtrace_proxy.wire.chat_schema import Choice, decode_chunk
 from guardtrace_proxy.wire.chat_spans import (
-    TOKENS,
     Found,
     TooDeep,
     logprobs_of,
-    sampled_text,
     spans_beside_choices,
     spans_of_choice,
-    tokens_alone,
 )
 from guardtrace_proxy.wire.chat_writer import ChatWriter
-from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment, Span, SpanKind
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Span, SpanKind
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
-from guardtrace_proxy.wire.tags import KNOWN_PAIRS, TagPair, TagReader
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 MAX_CHOICES = 128
 MAX_ERROR_CHARS = 500
@@ -33,65 +29,6 @@ REASONING = ("delta", "reasoning")
 REASONING_CONTENT = ("delta", "reasoning_content")
 CONTENT = ("delta", "content")
 REFUSAL = ("delta", "refusal")
-
-
-@dataclass(frozen=True, slots=True)
-class ThinkingStyle:
-    """Where an upstream's thinking stands: ``upstreams.*.thinking`` of the config.
-
-    ``auto`` takes reasoning fields and known inline tags, and latches to the fields once one was seen. ``starts_open``:
-    the prompt's template has opened the thinking tag. ``custom`` reads the operator's own ``open`` and ``close``.
-    """
-
-    style: Literal["auto", "field", "inline", "custom"] = "auto"
-    starts_open: bool = False
-    open: str | None = None
-    close: str | None = None
-
-    def tag_reader(self) -> TagReader | None:
-        """A reader for one choice's content; None where tags are text."""
-        if self.style == "field":
-            return None
-        if self.style == "custom":
-            assert self.close is not None
-            return TagReader((TagPair(self.open, self.close),), self.starts_open or self.open is None)
-        return TagReader(KNOWN_PAIRS, self.starts_open)
-
-
-class _ChoiceReader:
-    """What is remembered of one choice between events."""
-
-    __slots__ = ("latches", "tags", "unsaid")
-
-    def __init__(self, style: ThinkingStyle) -> None:
-        self.tags = style.tag_reader()
-        self.latches = style.style == "auto"
-        self.unsaid = 0
-
-    def count(self, spans: Sequence[Span], logprobs: Logprobs | None, token_ids: Sequence[int] | None) -> int:
-        """How much text is still to come for the tokens so far. Ids alone say nothing of their text's length."""
-        if logprobs is None:
-            return int(bool(token_ids) and not spans)
-        said = sum(len(span.text) for span in spans if span.path != TOKENS)
-        self.unsaid = max(0, self.unsaid + len(sampled_text(logprobs)) - said)
-        return self.unsaid
-
-    def segments(self, found: Sequence[Found], finished: bool) -> list[Segment]:
-        """The segments that are certain with these spans."""
-        segments: list[Segment] = []
-        for phase, span in found:
-            if self.tags is None:
-                segments.append(Segment(phase, span.text))
-            elif span.kind is SpanKind.TEXT and span.path[-1] == "content":
-                segments += self.tags.feed(span.text)
-            else:
-                segments += self.tags.end()
-                segments.append(Segment(phase, span.text))
-                if phase is Phase.THINKING and self.latches:
-                    self.tags = None
-        if finished and self.tags is not None:
-            segments += self.tags.end()
-        return segments
 
 
 class ChatStream(ChatWriter):
@@ -104,7 +41,7 @@ class ChatStream(ChatWriter):
         super().__init__(include_usage=include_usage, model=model)
         self._thinking = thinking
         self._decoder = SSEDecoder(max_event_bytes)
-        self._readers: dict[int, _ChoiceReader] = {}
+        self._readers: dict[int, ChoiceReader] = {}
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that are complete with ``data``."""
@@ -139,9 +76,8 @@ class ChatStream(ChatWriter):
         return events
 
     def _rests(self) -> list[Event]:
-        """What could have become a tag in choices that nobody has finished: nothing comes after it any more."""
-        rests = [(index, reader.tags.end()) for index, reader in self._readers.items() if reader.tags]
-        parts = [ChoicePart(index, [], segments) for index, segments in rests if segments]
+        """What is left of choices that nobody has finished: nothing comes after it any more."""
+        parts = [part for index, reader in self._readers.items() if (part := reader.rest(index)) is not None]
         return [Event(EventKind.CHUNK, b"", parts)] if parts else []
 
     def _read(self, event: SSEEvent) -> Event:
@@ -190,30 +126,16 @@ class ChatStream(ChatWriter):
             if call.function is not None and call.function.arguments:
                 span = Span((*path, "arguments"), call.function.arguments, SpanKind.ARGUMENTS)
                 found.append((Phase.ANSWERING, span))
-        if choice.logprobs is not None and not found:
-            found = tokens_alone(choice.logprobs)
         has_role = delta.role is not UNSET and delta.role is not None
-        part = self._make_part(choice.index, found, choice.finish_reason or None, choice.token_ids, has_role)
-        if choice.logprobs is not None or choice.token_ids:
-            part.unsaid = self._readers[choice.index].count(part.spans, choice.logprobs, choice.token_ids)
-        return part
+        reader = self._readers.get(choice.index) or self._new_reader(choice.index)
+        finish, unsaid = choice.finish_reason or None, 0
+        if choice.logprobs is not None or choice.token_ids or reader.ahead:
+            unsaid = reader.follow(found, choice.logprobs, choice.token_ids, finish is not None)
+        return reader.part(choice.index, found, finish, choice.token_ids, has_role, unsaid)
 
-    def _make_part(
-        self,
-        index: int,
-        found: list[Found],
-        finish_reason: str | None,
-        token_ids: list[int] | None,
-        has_role: bool,
-    ) -> ChoicePart:
-        reader = self._readers.get(index)
-        if reader is None:
-            reader = self._readers[index] = _ChoiceReader(self._thinking)
-        if not found and finish_reason is None:
-            return ChoicePart(index, [], [], None, 0, has_role)
-        spans = [span for _, span in found]
-        segments = reader.segments(found, finish_reason is not None)
-        return ChoicePart(index, spans, segments, finish_reason, _tokens(spans, token_ids), has_role)
+    def _new_reader(self, index: int) -> ChoiceReader:
+        reader = self._readers[index] = ChoiceReader(self._thinking)
+        return reader
 
     # The slow path
 
@@ -254,7 +176,7 @@ class ChatStream(ChatWriter):
         except (TooDeep, RecursionError):
             return _malformed(raw, "The upstream sent an event that is nested too deeply.")
         if beside:
-            parts.append(self._make_part(0, beside, None, None, False))
+            parts.append((self._readers.get(0) or self._new_reader(0)).part(0, beside))
         usage = content.get("usage")
         return Event(kind, raw, parts, usage if isinstance(usage, dict) else None)
 
@@ -273,24 +195,10 @@ class ChatStream(ChatWriter):
         has_role = isinstance(body, dict) and body.get("role") is not None
         found = spans_of_choice(choice, body_key) + beside
         ids = token_ids if isinstance(token_ids, list) else None
-        part = self._make_part(index, found, finish, ids, has_role)
-        if kind is EventKind.CHUNK:
-            part.unsaid = self._readers[index].count(part.spans, logprobs_of(choice), ids)
-        return part
-
-
-def _tokens(spans: list[Span], token_ids: list[int] | None) -> int:
-    """Ruling 16: the length of ``token_ids``, else UTF-8 bytes / 4 rounded up, at least 1 where there is text."""
-    if not spans:
-        return 0
-    if token_ids:
-        return len(token_ids)
-    tokens = 0
-    for span in spans:
-        text = span.text
-        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        tokens += -(-size // 4)
-    return tokens
+        reader, unsaid = self._readers.get(index) or self._new_reader(index), 0
+        if kind is EventKind.CHUNK or not found:
+            unsaid = reader.follow(found, logprobs_of(choice), ids, finish is not None)
+        return reader.part(index, found, finish, ids, has_role, unsaid)
 
 
 def _malformed(raw: bytes, detail: str) -> Event:

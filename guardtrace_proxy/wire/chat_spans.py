@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from guardtrace_proxy.wire.ahead import TokensAhead
 from guardtrace_proxy.wire.chat_schema import (
     MAX_LABEL,
     MAX_SHORT,
@@ -30,8 +31,6 @@ PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:$-]{1,64}")
 """What servers call their fields. A key of any other form is text, and so is every key in a call's own arguments."""
 ENCRYPTED = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 STANDARD_BASE64 = str.maketrans("-_", "+/")
-SPECIAL_TOKEN = re.compile(r"<[^<>\s]{1,62}>|\[[^\[\]\s]{1,62}\]|◁[^◁▷\s]{1,62}▷|\ufffd+")
-"""A tag or a control token in one piece, or part of a character: no text."""
 MAX_DEPTH = 64
 TOKENS = ("logprobs",)
 """Path of a span that stands for tokens without their text."""
@@ -54,24 +53,13 @@ def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
     for key in unknown_of_choice(choice):
         if key != body_key:
             found += _field(key, choice[key], ())
-    logprobs = None if found else logprobs_of(choice)
-    return _without_copies(found) if logprobs is None else tokens_alone(logprobs)
+    return _without_copies(found)
 
 
-def tokens_alone(logprobs: Logprobs) -> list[Found]:
-    """What was sampled, where the event has no text that repeats it.
-
-    A server whose parser waits for the rest of a tool call sends the tokens before their text, or without any.
-    """
-    text = sampled_text(logprobs)
+def tokens_alone(ahead: TokensAhead) -> list[Found]:
+    """What was sampled and never said, as text of the answer."""
+    text = ahead.text
     return [(Phase.ANSWERING, Span(TOKENS, text, SpanKind.OTHER))] if text.strip() else []
-
-
-def sampled_text(logprobs: Logprobs) -> str:
-    """The text of the tokens, without tags and control tokens."""
-    lists = (logprobs.content, logprobs.reasoning_content, logprobs.refusal)
-    tokens = [each.token for found in lists for each in found or ()]
-    return "".join(token for token in tokens if not SPECIAL_TOKEN.fullmatch(token))
 
 
 def logprobs_of(choice: dict[str, Any]) -> Logprobs | None:

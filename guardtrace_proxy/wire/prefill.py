@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from guardtrace_proxy.wire.chat import ThinkingStyle
 from guardtrace_proxy.wire.chat_request import Prefill
 from guardtrace_proxy.wire.events import Phase, Segment
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 
 @dataclass(frozen=True, slots=True)

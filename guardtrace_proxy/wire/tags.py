@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from guardtrace_proxy.wire.events import Phase, Segment
 
@@ -107,3 +108,26 @@ class _TagSet:
 @lru_cache(maxsize=64)
 def _tag_set(tags: tuple[str, ...]) -> _TagSet:
     return _TagSet(tags)
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingStyle:
+    """Where an upstream's thinking stands: ``upstreams.*.thinking`` of the config.
+
+    ``auto`` takes reasoning fields and known inline tags, and latches to the fields once one was seen. ``starts_open``:
+    the prompt's template has opened the thinking tag. ``custom`` reads the operator's own ``open`` and ``close``.
+    """
+
+    style: Literal["auto", "field", "inline", "custom"] = "auto"
+    starts_open: bool = False
+    open: str | None = None
+    close: str | None = None
+
+    def tag_reader(self) -> TagReader | None:
+        """A reader for one choice's content; None where tags are text."""
+        if self.style == "field":
+            return None
+        if self.style == "custom":
+            assert self.close is not None
+            return TagReader((TagPair(self.open, self.close),), self.starts_open or self.open is None)
+        return TagReader(KNOWN_PAIRS, self.starts_open)

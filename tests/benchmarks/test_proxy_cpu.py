@@ -19,8 +19,9 @@ from benchmarks.contenders import NotMeasured, Setting, nginx
 from benchmarks.load import WrongReply, stream
 from benchmarks.processes import cpu_seconds
 from benchmarks.script import HEAD, events, http_chunk
-from guardtrace_proxy.wire.chat import ChatStream, ThinkingStyle
+from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import EventKind
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["nginx", "forwarder", "guardtrace monitor", "guardtrace hold"]

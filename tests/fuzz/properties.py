@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from guardtrace_proxy.wire.chat import ChatStream, ThinkingStyle
+from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.sse import BOM, SSEDecoder, SSEEvent
+from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.wire.recordings import APRIEL, RECORDINGS, SEED, STARTS_OPEN
 
 LIMIT = 1 << 20

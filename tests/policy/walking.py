@@ -10,7 +10,8 @@ from typing import Any
 from guardtrace_proxy.gate import Decided, Reject, Release, StartAudit, StreamGate
 from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
 from guardtrace_proxy.policy.schema import Policy
-from guardtrace_proxy.wire.chat import ChatStream, ThinkingStyle
+from guardtrace_proxy.wire.chat import ChatStream
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 AUDIT_MS = 30
 END_MS = 60_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from guardtrace_proxy.policy.schema import Policy
@@ -36,6 +37,7 @@ def draw_case(source: Source) -> Case:
     else:
         order = interleaved(draw.section("order"), beats)
         events, ending = with_ending(draw.section("ending"), manner, chunk_events(manner, order))
+        settle_tokens(events)
         settle_tags(events, dialect.starts_open or (dialect.tags is not None and dialect.tags[0] is None))
     return Case(
         policy=policy,
@@ -105,6 +107,7 @@ def draw_manner(draw: Draw) -> Manner:
         compact=draw.chance(50),
         crlf=draw.chance(10),
         logprobs=draw.chance(25),
+        early=draw.chance(30),
         token_ids=draw.chance(25),
         usage=draw.pick("end", "none", "running", "finish"),
         role=draw.pick("first", "none", "with", "every"),
@@ -149,6 +152,17 @@ def with_ending(draw: Draw, manner: Manner, events: list[Sent]) -> tuple[list[Se
         if events[at].kind == "chunk":
             kept = [*kept, Sent("malformed", raw[: draw.number(8, len(raw) - 6)])]
     return kept, "closed" if kind == "truncated" else "broken"
+
+
+def settle_tokens(events: list[Sent]) -> None:
+    """Tokens whose text a broken stream leaves out are text of the answer themselves."""
+    said = {id(part) for event in events for part in event.parts}
+    for event in events:
+        for part in event.parts:
+            if part.ahead is not None and id(part.ahead) not in said:
+                text = "".join(each.text for each in part.ahead.texts)
+                part.ahead = replace(part.ahead, texts=[Text(("logprobs",), text, ANSWER * len(text))])
+                part.texts = part.ahead.texts
 
 
 def settle_tags(events: list[Sent], starts_open: bool) -> None:

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-from guardtrace_proxy.wire.chat import ThinkingStyle
+from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.properties.alphabet import Alphabet, Mark
 from tests.properties.draws import Draw
 from tests.properties.sent import ANSWER, OTHER_TAG, TAG, THINKING, Part, Path, Text

@@ -9,10 +9,6 @@ from typing import Any
 from tests.properties.alphabet import OCCURS_ONCE
 from tests.properties.sent import Part, Path, Sent, Text
 
-EARLY_TOKENS = False
-"""Logprobs and token ids that come in an event without text, before the text they belong to. The oracle can't place them
-yet; tests/gate/test_stream.py and tests/server/test_reply_shapes.py hold them to the contract."""
-
 HEAD = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "thinker"}
 
 
@@ -24,6 +20,8 @@ class Manner:
     compact: bool
     crlf: bool
     logprobs: bool
+    early: bool
+    """Whether they come in an event without text, before the text they belong to; ids with them."""
     token_ids: bool
     usage: str
     """none; end: a chunk of its own; finish: with the last finish; running: in every chunk."""
@@ -69,7 +67,7 @@ def chunk_events(manner: Manner, order: list[list[Part]]) -> list[Sent]:
             produced += part.tokens
         last = number == len(order) - 1
         usage = usage_of(produced) if manner.usage == "running" or (manner.usage == "finish" and last) else None
-        for early in _early(parts):
+        for early in _early(parts) if manner.early else ():
             events.append(_chunk(manner, [early], None, len(events)))
         events.append(_chunk(manner, parts, usage, len(events)))
         if manner.comments and number % 3 == 0:
@@ -146,12 +144,11 @@ def _mark(manner: Manner, part: Part) -> None:
 
 
 def _early(parts: list[Part]) -> list[Part]:
-    if not EARLY_TOKENS:
-        return []
+    """Logprobs and token ids, taken out of the parts they belong to."""
     moved = []
     for part in parts:
         if part.logprobs and part.texts and part.texts[0].path == ("content",):
-            moved.append(Part(part.index, logprobs=part.logprobs, token_ids=part.token_ids))
+            moved.append(Part(part.index, logprobs=part.logprobs, token_ids=part.token_ids, ahead=part))
             part.logprobs = part.token_ids = None
     return moved
 

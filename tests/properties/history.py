@@ -111,7 +111,7 @@ class History:
 
     def neighbourhood(self, part: Part) -> list[Cell]:
         """The characters that count in a part, and those next to it where it has text besides them."""
-        text = "".join(each.text for each in part.texts)
+        text = "".join(each.text for each in part.meant)
         start, end = self._places[id(part)]
         reach = 0 if text and len(known(text)) == len(text) else 1
         return self.by_choice[part.index][max(0, start - reach) : end + reach]
@@ -191,7 +191,8 @@ class History:
                         mode = self.mode(phase, inline=text.inline)
                         self.cells[char] = Cell(char, part.index, number, text, phase, mode)
                         self.by_choice[part.index].append(self.cells[char])
-            self._places[id(part)] = start, len(self.by_choice[part.index])
+            meant = len(known("".join(text.text for text in part.meant)))
+            self._places[id(part)] = start, start + meant
 
     def _read_log(self) -> None:
         borders, end = [], 0

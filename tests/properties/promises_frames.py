@@ -50,15 +50,15 @@ def unaltered_events_keep_their_bytes_and_order(history: History) -> Iterator[st
 def _may_alter(history: History, number: int, part: Part) -> bool:
     if part.index in history.cuts:
         return True
-    moves = history.goes is not ReasoningField.AS_IS and any(THINKING in each.phases for each in part.texts)
-    tagged = history.goes is not ReasoningField.AS_IS and any("t" in each.phases for each in part.texts)
+    moves = history.goes is not ReasoningField.AS_IS and any(THINKING in each.phases for each in part.meant)
+    tagged = history.goes is not ReasoningField.AS_IS and any("t" in each.phases for each in part.meant)
     return moves or tagged or _has_hits(history, part)
 
 
 def _has_hits(history: History, part: Part) -> bool:
     """Whether something in it was redacted. Text between characters that count goes with one of its neighbours."""
     cells = history.neighbourhood(part)
-    text = "".join(each.text for each in part.texts)
+    text = "".join(each.text for each in part.meant)
     hits = [cell.enforced and history.standing(cell.char) == "hit" for cell in cells]
     if not text:
         # In the middle of a run an event without text may have been dropped with it.

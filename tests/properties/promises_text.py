@@ -129,6 +129,9 @@ def one_placeholder_a_run(history: History) -> Iterator[str]:
         for frame in history.frames:
             # Copies say the same; in a frame that says two things one stands between what was said and what will be.
             said = {(_kind(where), text) for where, text in history.shown(index, frame)}
+            if _lost_other_text(history, index, frame):
+                last = None
+                continue
             if history.goes is ReasoningField.AS_IS and any(placeholder * 2 in text for _, text in said):
                 yield f"two placeholders in one text of choice {index}"
             if not said:
@@ -138,6 +141,16 @@ def one_placeholder_a_run(history: History) -> Iterator[str]:
             if len(said) == 1 and again and text.startswith(placeholder):
                 yield f"two placeholders in a row in {where} of choice {index}"
             last = (where, text) if len(said) == 1 else None
+
+
+def _lost_other_text(history: History, index: int, frame: Frame) -> bool:
+    """Whether a frame was altered in which a field that nobody knows, and that goes with it, said something else."""
+    if frame.kind != "rewritten" or frame.rewrites is None:
+        return False
+    parts = [part for part in history.case.events[frame.rewrites].parts if part.index == index]
+    return any(
+        text.channel not in PLAIN and not text.channel.startswith("call") for part in parts for text in part.texts
+    )
 
 
 def audits_show_the_whole_reply(history: History) -> Iterator[str]:

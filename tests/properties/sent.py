@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guardtrace_proxy.policy.schema import Policy
-from guardtrace_proxy.wire.chat import ThinkingStyle
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 Path = tuple[str | int, ...]
 
@@ -54,11 +54,18 @@ class Part:
     logprobs: Any = None
     empty: dict[str, Any] = field(default_factory=dict)
     """Fields of the delta that hold no text: ``"content": ""``."""
+    ahead: Part | None = None
+    """The part whose tokens these are, where they come before their text."""
+
+    @property
+    def meant(self) -> list[Text]:
+        """The texts that it carries, or the tokens of."""
+        return self.ahead.texts if self.ahead is not None else self.texts
 
     @property
     def tokens(self) -> int:
         """Ruling 16."""
-        if not self.texts:
+        if not self.texts or self.ahead is not None:
             return 0
         return len(self.token_ids or []) or sum(-(-len(each.text.encode()) // 4) for each in self.texts)
 

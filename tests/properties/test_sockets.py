@@ -12,8 +12,9 @@ import pytest
 from guardtrace_proxy.gate import Output, Reject, Release, StartAudit, StreamGate
 from guardtrace_proxy.policy.levels import Level, Verdict
 from guardtrace_proxy.server import chat
-from guardtrace_proxy.wire.chat import ChatStream, ThinkingStyle
+from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import Event
+from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.properties.alphabet import Mark, judge
 from tests.properties.cases import draw_case
 from tests.properties.draws import Seeded

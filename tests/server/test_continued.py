@@ -9,8 +9,8 @@ from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, DoesNotFit, FailureKind
 from guardtrace_proxy.policy.levels import Level, Verdict
 from guardtrace_proxy.server.continued import LEAST_ROOM, ContinuedSession
-from guardtrace_proxy.wire.chat import ThinkingStyle
 from guardtrace_proxy.wire.prefill import Opening
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 OPENING = Opening("Ünd so", "Well, ", ThinkingStyle())
 

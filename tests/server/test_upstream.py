@@ -13,7 +13,7 @@ from aiohttp import web
 from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.upstream import MAX_ERROR_BYTES, Upstream
 from guardtrace_proxy.server.upstream_reply import read_bounded
-from guardtrace_proxy.wire.chat import ThinkingStyle
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 ID = {"x-request-id": "a"}
 

@@ -11,8 +11,9 @@ from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, DoesNotFit, FailureKind
 from guardtrace_proxy.policy.levels import Level, Verdict
 from guardtrace_proxy.policy.schema import Action, Actions, Policy
-from guardtrace_proxy.wire.chat import ChatStream, ThinkingStyle
+from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import Phase
+from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_trainer.nano.replay import Outcome, frames_of, replay
 
 QUERY = Query([Turn("user", "How?")], [])

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from guardtrace_proxy.wire.chat import ThinkingStyle
 from guardtrace_proxy.wire.events import Event, EventKind
+from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.wire.replies import dialect, read
 
 FOLDER = Path(__file__).parent.parent / "recordings"

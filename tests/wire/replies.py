@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
-from guardtrace_proxy.wire.chat import ChatStream, ThinkingStyle
+from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import Event, Phase, Segment
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1750000000, "model": "m"}
 LIMIT = 1 << 20

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from guardtrace_proxy.wire.chat import MAX_CHOICES, MAX_ERROR_CHARS, ThinkingStyle
+from guardtrace_proxy.wire.chat import MAX_CHOICES, MAX_ERROR_CHARS
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Span, SpanKind
+from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.wire.replies import DONE, HEAD, chunk, dialect, read, segments, shown, sse, tape
 
 FAST: dict[str, Any] = {}
@@ -123,13 +124,29 @@ def sampled(*tokens: str, **more: Any) -> dict[str, Any]:
         ({}, {"n": 1}, ""),
     ],
 )
-def test_tokens_without_their_text_are_text(
-    path: dict[str, Any], delta: dict[str, Any], logprobs: dict[str, Any], expected: str
+@pytest.mark.parametrize("finishes", [True, False])
+def test_tokens_whose_text_never_comes_are_text_at_the_end(
+    path: dict[str, Any], delta: dict[str, Any], logprobs: dict[str, Any], expected: str, finishes: bool
 ) -> None:
     content = chunk(delta, **path)
     content["choices"][0]["logprobs"] = logprobs
-    event = only(*dialect().feed(sse(content)))
-    assert (tape([event]), event.raw) == (expected, sse(content))
+    stream = dialect()
+    event = only(*stream.feed(sse(content)))
+    assert event.raw == sse(content)
+    rest = stream.feed(sse(chunk({}, finish="stop"))) if finishes else stream.end()
+    assert tape([event, *rest]) == expected
+
+
+@both_paths
+def test_tokens_ahead_of_a_tag_leave_it_a_tag(path: dict[str, Any]) -> None:
+    stream = dialect()
+    events = []
+    for piece in ("<th", "ink>", "hm", "</think>", "Four."):
+        early, late = chunk({}, **path), chunk({"content": piece}, **path)
+        early["choices"][0]["logprobs"] = sampled(piece)
+        events += stream.feed(sse(early, late))
+    events += stream.feed(sse(chunk({}, finish="stop")))
+    assert shown(segments(events)) == "[<think>] T:hm [</think>] A:Four."
 
 
 @both_paths

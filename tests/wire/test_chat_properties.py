@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 from openai.types.chat.chat_completion_chunk import Choice
 
-from guardtrace_proxy.wire.chat import ThinkingStyle
 from guardtrace_proxy.wire.events import Event, EventKind
+from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.wire.cuts import cut, one_by_one, places
 from tests.wire.replies import DONE, HEAD, dialect, read, segments, sse, tape
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
-from guardtrace_proxy.wire.chat import ThinkingStyle
 from guardtrace_proxy.wire.events import Event, EventKind, Span, SpanKind
 from guardtrace_proxy.wire.fates import Cut, Kept
+from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.wire.replies import HEAD, dialect, segments, shown
 
 HEAD_OF_WHOLE = {**HEAD, "object": "chat.completion"}

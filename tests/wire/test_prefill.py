@@ -6,9 +6,9 @@ from typing import Literal
 
 import pytest
 
-from guardtrace_proxy.wire.chat import ThinkingStyle
 from guardtrace_proxy.wire.chat_request import Prefill
 from guardtrace_proxy.wire.prefill import opening_of
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 AUTO = ThinkingStyle()
 OPEN = ThinkingStyle("inline", starts_open=True)

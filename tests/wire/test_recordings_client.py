@@ -14,9 +14,8 @@ import httpx
 import openai
 import pytest
 
-from guardtrace_proxy.wire.chat import ThinkingStyle
 from guardtrace_proxy.wire.events import Event, Phase
-from guardtrace_proxy.wire.tags import KNOWN_PAIRS, TagPair
+from guardtrace_proxy.wire.tags import KNOWN_PAIRS, TagPair, ThinkingStyle
 from tests.wire.recordings import Recording, recordings
 from tests.wire.replies import dialect, read, text_of
 from tests.wire.test_tags import by_one_pattern

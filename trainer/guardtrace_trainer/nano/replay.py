@@ -10,7 +10,8 @@ from guardtrace_proxy.auditor.prompt import Query, Trace
 from guardtrace_proxy.auditor.protocol import Auditor, Depth
 from guardtrace_proxy.gate import Decided, StartAudit, StreamGate
 from guardtrace_proxy.policy.schema import Action, Policy
-from guardtrace_proxy.wire.chat import ChatStream, ThinkingStyle
+from guardtrace_proxy.wire.chat import ChatStream
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 PIECE_CHARS = 4
 """Characters a piece: about what a token is."""

@@ -1,0 +1,79 @@
+"""Tokens whose text is still to come: a parser or a ``stop`` string keeps text back, while the logprobs go on."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+
+from guardtrace_proxy.wire.chat_schema import Logprobs
+
+PARTIAL = re.compile("\ufffd+")
+"""Part of a character, which is never ASCII."""
+MARKER = re.compile(r"<[^<>\s]{1,62}>|\[[^\[\]\s]{1,62}\]|◁[^◁▷\s]{1,62}▷|" + PARTIAL.pattern)
+"""A tag or a control token in one piece, or part of a character: text may follow that repeats it, or not."""
+
+
+class TokensAhead:
+    """The sampled tokens of one choice, in order, without those whose text was said."""
+
+    __slots__ = ("_chars", "_last", "_tokens")
+
+    def __init__(self) -> None:
+        self._tokens: deque[str] = deque()
+        self._chars = 0
+        self._last = 0
+        """Characters of the markers at the end, which nothing waits for."""
+
+    def __bool__(self) -> bool:
+        return bool(self._tokens)
+
+    @property
+    def unsaid(self) -> int:
+        """Characters of text that are still to come."""
+        return self._chars - self._last
+
+    @property
+    def text(self) -> str:
+        """The tokens' text, without markers."""
+        return "".join(token for token in self._tokens if not MARKER.fullmatch(token))
+
+    def sample(self, logprobs: Logprobs) -> None:
+        """Tokens came."""
+        for tokens in (logprobs.reasoning_content, logprobs.content, logprobs.refusal):
+            for token in (each.token for each in tokens or ()):
+                self._tokens.append(token)
+                self._chars += len(token)
+                self._last = self._last + len(token) if MARKER.fullmatch(token) else 0
+
+    def say(self, text: str) -> None:
+        """Text came: it belongs to the tokens that came first."""
+        while text and self._tokens:
+            token = self._take()
+            if PARTIAL.fullmatch(token):
+                text = self._say_parts(text)
+            elif MARKER.fullmatch(token) and not (text.startswith(token) or token.startswith(text)):
+                continue
+            else:
+                if len(token) > len(text):
+                    # Of a marker that was begun the rest is sure to come.
+                    self._last = min(self._last, self._chars)
+                    self._tokens.appendleft(token[len(text) :])
+                    self._chars += len(token) - len(text)
+                text = text[len(token) :]
+        self._last = min(self._last, self._chars)
+
+    def _say_parts(self, text: str) -> str:
+        """At most a character for each of the parts that stand in a row, one of which was taken already."""
+        count = 1
+        while self._tokens and PARTIAL.fullmatch(self._tokens[0]):
+            self._take()
+            count += 1
+        whole = 0
+        while whole < min(count, len(text)) and not text[whole].isascii():
+            whole += 1
+        return text[whole:]
+
+    def _take(self) -> str:
+        token = self._tokens.popleft()
+        self._chars -= len(token)
+        return token

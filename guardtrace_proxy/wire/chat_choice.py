@@ -1,0 +1,97 @@
+"""One choice of a chat completion as it is read: which of its strings are thinking, which tokens await their text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from guardtrace_proxy.wire.ahead import TokensAhead
+from guardtrace_proxy.wire.chat_schema import Logprobs
+from guardtrace_proxy.wire.chat_spans import Found, tokens_alone
+from guardtrace_proxy.wire.events import ChoicePart, Phase, Segment, Span, SpanKind
+from guardtrace_proxy.wire.tags import ThinkingStyle
+
+
+class ChoiceReader:
+    """What is remembered of one choice between events."""
+
+    __slots__ = ("ahead", "latches", "tags")
+
+    def __init__(self, style: ThinkingStyle) -> None:
+        self.tags = style.tag_reader()
+        self.latches = style.style == "auto"
+        self.ahead = TokensAhead()
+
+    def follow(
+        self, found: list[Found], logprobs: Logprobs | None, token_ids: Sequence[int] | None, finished: bool
+    ) -> int:
+        """How many characters are still to come for the tokens of this event. At the end those that never came are text
+        themselves. Ids alone say nothing of their text's length."""
+        if logprobs is not None:
+            self.ahead.sample(logprobs)
+        for _, span in found:
+            # A field that nobody knows may hold anything: it counts where it says just what was sampled.
+            if span.kind is not SpanKind.OTHER or self.ahead.text.startswith(span.text):
+                self.ahead.say(span.text)
+        if finished:
+            found += self.left()
+            return 0
+        return self.ahead.unsaid if logprobs is not None else int(bool(token_ids) and not found)
+
+    def left(self) -> list[Found]:
+        """What was sampled and will never be said."""
+        found = tokens_alone(self.ahead)
+        self.ahead = TokensAhead()
+        return found
+
+    def rest(self, index: int) -> ChoicePart | None:
+        """What could have become a tag, and tokens without text, where nothing comes any more."""
+        found = self.left()
+        segments = self.segments(found, finished=True)
+        return ChoicePart(index, [span for _, span in found], segments) if segments else None
+
+    def segments(self, found: Sequence[Found], finished: bool) -> list[Segment]:
+        """The segments that are certain with these spans."""
+        segments: list[Segment] = []
+        for phase, span in found:
+            if self.tags is None:
+                segments.append(Segment(phase, span.text))
+            elif span.kind is SpanKind.TEXT and span.path[-1] == "content":
+                segments += self.tags.feed(span.text)
+            else:
+                segments += self.tags.end()
+                segments.append(Segment(phase, span.text))
+                if phase is Phase.THINKING and self.latches:
+                    self.tags = None
+        if finished and self.tags is not None:
+            segments += self.tags.end()
+        return segments
+
+    def part(
+        self,
+        index: int,
+        found: list[Found],
+        finish_reason: str | None = None,
+        token_ids: list[int] | None = None,
+        has_role: bool = False,
+        unsaid: int = 0,
+    ) -> ChoicePart:
+        """What an event says of this choice."""
+        if not found and finish_reason is None:
+            return ChoicePart(index, [], [], None, 0, has_role, unsaid)
+        spans = [span for _, span in found]
+        segments = self.segments(found, finish_reason is not None)
+        return ChoicePart(index, spans, segments, finish_reason, _tokens(spans, token_ids), has_role, unsaid)
+
+
+def _tokens(spans: list[Span], token_ids: list[int] | None) -> int:
+    """Ruling 16: the length of ``token_ids``, else UTF-8 bytes / 4 rounded up, at least 1 where there is text."""
+    if not spans:
+        return 0
+    if token_ids:
+        return len(token_ids)
+    tokens = 0
+    for span in spans:
+        text = span.text
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        tokens += -(-size // 4)
+    return tokens
