@@ -278,8 +278,8 @@ class StreamGate:
             self._finish()
 
     def _give_up_if_stuck(self) -> None:
-        """With several choices, one that waits for the rest of a tag can stand before all that may be held: nothing is
-        read any more then, and no verdict is due that would change that."""
+        """One of several choices that waits for the rest of a tag, or tokens that wait for their text, can stand before
+        all that may be held: nothing is read any more then, and no verdict is due that would change that."""
         if self.wants_reading or self._ended or not all(choice.is_settled for choice in self._choices.values()):
             return
         self._drop_held()

@@ -241,11 +241,12 @@ def streams_end_as_they_should(history: History) -> Iterator[str]:
 
 
 def _gives_up_only_where_it_must(history: History, frame: Frame) -> Iterator[str]:
-    """Last, unfinished, with several choices, and not before that much came."""
+    """Last, unfinished, with several choices or tokens that wait for their text, and not before that much came."""
     if frame is not history.frames[-1]:
         yield "something follows the error of a stream that was given up"
     sizes = [len(event.raw) for n, event in enumerate(history.case.events) if history.delivered(n, frame.at)]
-    if history.case.choices == 1 or sum(sizes) < history.case.limit:
+    early = any(part.ahead is not None for _, part in history.case.parts())
+    if (history.case.choices == 1 and not early) or sum(sizes) < history.case.limit:
         yield f"{sum(sizes)} bytes of {history.case.limit} were too many to hold"
 
 

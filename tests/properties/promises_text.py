@@ -114,6 +114,9 @@ def _lost(history: History, index: int) -> Iterator[str]:
             continue
         if cell.phase == THINKING and history.goes is ReasoningField.STRIP:
             continue
+        if cell.text.channel == "logprobs" and any(history.standing(other) == "hit" for other in known(cell.text.text)):
+            # Tokens whose text never came go all together.
+            continue
         if not cell.enforced or history.standing(char) in ("pass", "unaudited"):
             yield f"{char!r} of choice {index} was lost, standing: {history.standing(char)}"
 
