@@ -238,6 +238,19 @@ def test_the_certificate_is_asked_for_by_name_and_checked() -> None:
     assert server.requests == []
 
 
+def test_over_tls_an_image_comes_from_a_server_that_is_who_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(HOST).configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setattr("certifi.where", lambda: str(tmp_path / "ca.pem"))
+    with image_server(lambda _: [image(PNG)], tls=context) as server:
+        url = server.url().replace("http:", "https:")
+        assert fetched([url], url.removesuffix("x.png"))
+    assert server.paths == ["/x.png"]
+
+
 # Redirects
 
 
