@@ -1,6 +1,6 @@
-"""Forward passes of one Qwen2.5-VL checkpoint: images, prefill in pieces, greedy decoding.
+"""Forward passes of one Qwen2.5-VL checkpoint: images, reading in pieces, greedy decoding.
 
-Each call keeps its own cache and passes explicit positions, since the model's ``rope_deltas`` are shared
+A reading keeps its own cache and passes explicit positions, since the model's ``rope_deltas`` are shared
 mutable state (transformers 5.23). Nothing here knows prompts or verdicts.
 """
 
@@ -12,9 +12,9 @@ from typing import cast
 
 import torch
 from PIL import Image
-from transformers import DynamicCache
 
 from guardtrace_proxy.auditor.checkpoint import Checkpoint
+from guardtrace_proxy.auditor.reading import Reading
 from guardtrace_proxy.images.fitting import MAX_PIXELS
 
 PREFILL_TOKENS = 512
@@ -36,16 +36,6 @@ class ImageFeatures:
     grid: torch.Tensor
     tokens: list[int]
     """For each image how many tokens it takes in the prompt."""
-
-
-@dataclass(slots=True)
-class Prefix:
-    """What has been read so far: keys and values, and where the next token stands."""
-
-    cache: DynamicCache
-    length: int
-    offset: int
-    """Added to a token's index to give its position: images take fewer positions than tokens."""
 
 
 class Inference:
@@ -87,69 +77,80 @@ class Inference:
             raise RuntimeError(f"{embeddings.shape[0]} image features for {sum(tokens)} image tokens")
         return ImageFeatures(embeddings, grid, tokens)
 
+    def begin(self) -> Reading:
+        """A reading of nothing."""
+        return Reading(self._text_config.num_hidden_layers)
+
     @torch.inference_mode()
-    def prefill(
-        self, ids: Sequence[int], images: ImageFeatures | None, keep: int, check_stop: CheckStop
-    ) -> tuple[Prefix, torch.Tensor]:
-        """Read a whole prompt.
+    def read(
+        self, reading: Reading, ids: Sequence[int], images: ImageFeatures | None, keep: int, check_stop: CheckStop
+    ) -> torch.Tensor:
+        """Make the reading one of ``ids``: what it has in common with them, from the beginning, isn't read again.
 
         Returns:
-            The prefix and the logits [keep, vocabulary] (float32) of its last ``keep`` tokens.
+            The logits [keep, vocabulary] (float32) of the last ``keep`` tokens.
         """
-        input_ids = torch.tensor([list(ids)], device=self._device)
-        embeddings = self._embed(input_ids, images)
-        positions, offset = self._positions(input_ids, images)
-        prefix = Prefix(DynamicCache(config=self._text_config), 0, offset)
-        last: list[torch.Tensor] = []
-        for start in range(0, len(ids), PREFILL_TOKENS):
+        reading.rewind(min(reading.common(ids), len(ids) - keep))
+        self._rewind_half_images(reading, images)
+        start = len(reading.ids)
+        embeddings, positions = self._rest(reading, ids, images)
+        hidden: list[torch.Tensor] = []
+        for at in range(0, len(ids) - start, PREFILL_TOKENS):
             check_stop()
-            end = start + PREFILL_TOKENS
-            hidden = self._forward(prefix, embeddings[:, start:end], positions[:, :, start:end])
-            last = [*last, hidden][-(keep // PREFILL_TOKENS + 2) :]
-        return prefix, self._logits(torch.cat(last, dim=1)[0, -keep:])
+            end = at + PREFILL_TOKENS
+            piece = ids[start + at : start + end]
+            hidden.append(self._forward(reading, piece, embeddings[:, at:end], positions[:, :, at:end]))
+            hidden = hidden[-(keep // PREFILL_TOKENS + 2) :]
+        return self._logits(torch.cat(hidden, dim=1)[0, -keep:])
 
     @torch.inference_mode()
-    def extend(self, prefix: Prefix, ids: Sequence[int]) -> torch.Tensor:
+    def extend(self, reading: Reading, ids: Sequence[int]) -> torch.Tensor:
         """Read on; logits [len(ids), vocabulary] (float32)."""
-        input_ids = torch.tensor([list(ids)], device=self._device)
-        start = prefix.length + prefix.offset
-        positions = torch.arange(start, start + len(ids), device=self._device).view(1, 1, -1).expand(3, 1, -1)
-        embeddings = self._model.get_input_embeddings()(input_ids)
-        return self._logits(self._forward(prefix, embeddings, positions)[0])
+        embeddings, positions = self._plain(len(reading.ids) + reading.offset, ids)
+        return self._logits(self._forward(reading, ids, embeddings, positions)[0])
 
-    def rewind(self, prefix: Prefix, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
-        prefix.cache.crop(length - prefix.length)
-        prefix.length = length
-
-    def _forward(self, prefix: Prefix, embeddings: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _forward(
+        self, reading: Reading, ids: Sequence[int], embeddings: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
         output = self._model.model.language_model(
-            inputs_embeds=embeddings, position_ids=positions, past_key_values=prefix.cache, use_cache=True
+            inputs_embeds=embeddings, position_ids=positions, past_key_values=reading.cache, use_cache=True
         )
-        prefix.length += embeddings.shape[1]
+        reading.ids += ids
         return cast(torch.Tensor, output.last_hidden_state)
+
+    def _rest(
+        self, reading: Reading, ids: Sequence[int], images: ImageFeatures | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings [1, rest, hidden] and positions [3, 1, rest] in time, height and width of what isn't read yet."""
+        start = len(reading.ids)
+        image_id = self._processor.image_token_id
+        expected = 0 if images is None else images.embeddings.shape[0]
+        seen = reading.ids.count(image_id)
+        if seen + ids[start:].count(image_id) != expected:
+            raise RuntimeError(f"{seen} and {ids[start:].count(image_id)} image tokens for {expected} image features")
+        if images is None or seen:
+            return self._plain(start + reading.offset, ids[start:])
+        input_ids = torch.tensor([list(ids)], device=self._device)
+        places = input_ids == image_id
+        positions, delta = self._model.model.get_rope_index(
+            input_ids, mm_token_type_ids=places.int(), image_grid_thw=images.grid.to(self._device)
+        )
+        reading.offset = int(delta)
+        embeddings = cast(torch.Tensor, self._model.get_input_embeddings()(input_ids[:, start:]))
+        features = images.embeddings.to(embeddings.dtype)
+        return embeddings.masked_scatter(places[:, start:].unsqueeze(-1), features), positions[:, :, start:]
+
+    def _rewind_half_images(self, reading: Reading, images: ImageFeatures | None) -> None:
+        """A cancelled audit may have read some of the images' tokens: all of them are read together."""
+        if images is not None and 0 < reading.ids.count(self._processor.image_token_id) < images.embeddings.shape[0]:
+            reading.rewind(reading.ids.index(self._processor.image_token_id))
+            reading.offset = 0
+
+    def _plain(self, position: int, ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings and positions of text from ``position`` on."""
+        positions = torch.arange(position, position + len(ids), device=self._device).view(1, 1, -1).expand(3, 1, -1)
+        input_ids = torch.tensor([list(ids)], device=self._device)
+        return cast(torch.Tensor, self._model.get_input_embeddings()(input_ids)), positions
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, self._model.lm_head(hidden)).float()
-
-    def _embed(self, input_ids: torch.Tensor, images: ImageFeatures | None) -> torch.Tensor:
-        embeddings = cast(torch.Tensor, self._model.get_input_embeddings()(input_ids))
-        places = input_ids == self._processor.image_token_id
-        expected = 0 if images is None else images.embeddings.shape[0]
-        if int(places.sum()) != expected:
-            raise RuntimeError(f"{int(places.sum())} image tokens in the prompt for {expected} image features")
-        if images is None:
-            return embeddings
-        features = images.embeddings.to(embeddings.dtype)
-        return embeddings.masked_scatter(places.unsqueeze(-1), features)
-
-    def _positions(self, input_ids: torch.Tensor, images: ImageFeatures | None) -> tuple[torch.Tensor, int]:
-        """Positions [3, 1, length] in time, height and width, and the offset of what follows."""
-        if images is None:
-            return torch.arange(input_ids.shape[1], device=self._device).view(1, 1, -1).expand(3, 1, -1), 0
-        positions, delta = self._model.model.get_rope_index(
-            input_ids,
-            mm_token_type_ids=(input_ids == self._processor.image_token_id).int(),
-            image_grid_thw=images.grid.to(self._device),
-        )
-        return positions, int(delta)

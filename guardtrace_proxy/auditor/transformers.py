@@ -1,14 +1,15 @@
 """The local auditor: a Qwen2.5-VL checkpoint run by transformers, on a CPU or a GPU.
 
-Audits run one at a time in one worker thread. Every audit reads its whole prompt; what is computed once a
-session is the images' features.
+Audits run one at a time in one worker thread. The system prompt is read once, the images and the query once a
+session, and of the trace each audit reads only what is new and the few tokens behind it.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import anyio
@@ -16,7 +17,8 @@ import anyio.to_thread
 import torch
 
 from guardtrace_proxy.auditor.checkpoint import NANO, Checkpoint, load_checkpoint
-from guardtrace_proxy.auditor.inference import ImageFeatures, Inference, Prefix
+from guardtrace_proxy.auditor.inference import CheckStop, ImageFeatures, Inference
+from guardtrace_proxy.auditor.kept import KeptReadings
 from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, likeliest
 from guardtrace_proxy.auditor.layout import Layout
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
@@ -28,6 +30,7 @@ from guardtrace_proxy.auditor.protocol import (
     DoesNotFit,
     FailureKind,
 )
+from guardtrace_proxy.auditor.reading import Reading
 from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, parse_reply
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.policy.levels import Probabilities, Verdict
@@ -39,6 +42,8 @@ REPLY_SHARE = 8
 """At most one eighth of the context is kept free for the reply."""
 TRACE_SHARE = 4
 """At least a quarter of what remains is kept free for the trace, whatever the query."""
+KV_CACHE_BYTES = 4 << 30
+"""Keys and values of all sessions together: some 115,000 tokens of the published model in bfloat16."""
 JOINT_TOKENS = 16
 """Slack for tokens that form where texts meet."""
 
@@ -54,10 +59,12 @@ class TransformersAuditor:
         *,
         annotate_max_tokens: int = 512,
         max_context: int | None = None,
+        kv_cache_bytes: int | None = None,
         system_prompt: str | None = None,
         warnings: Sequence[str] = (),
     ) -> None:
         self.name = model
+        self.kept = KeptReadings(KV_CACHE_BYTES if kv_cache_bytes is None else kv_cache_bytes)
         self.warnings: tuple[str, ...] = tuple(warnings)
         self.annotate_max_tokens = annotate_max_tokens
         self._max_context = max_context
@@ -90,6 +97,13 @@ class TransformersAuditor:
         if self.name == NANO or checkpoint.purpose == "demonstration":
             warning = f"auditor {self.name} is for demonstration and tests: it doesn't protect people"
             self.warnings += (f"{warning}. Set auditor.model to a real guard model",)
+
+        self._trunk = self.inference.begin()
+        self.inference.read(self._trunk, self.layout.prompt(self.system_prompt, "", []), None, 1, lambda: None)
+
+    def branch(self, ids: Sequence[int]) -> Reading:
+        """A new session's reading: what its prompt has in common with all others."""
+        return self._trunk.head(self._trunk.common(ids))
 
     @property
     def prompt_tokens(self) -> int:
@@ -141,6 +155,7 @@ class TransformersSession:
         room = auditor.prompt_tokens - self._size(self._query) - JOINT_TOKENS
         self.capacity = max(1, room // auditor.layout.most_tokens_per_byte)
         self._window = Window()
+        self._closed = False
 
     def _read_images(self, query: Query) -> ImageFeatures | None:
         if not query.images:
@@ -167,7 +182,25 @@ class TransformersSession:
         return await self._auditor.compute(lambda check_stop: audit(trace, check_stop))
 
     async def aclose(self) -> None:
+        self._closed = True
         self._images = None
+        self._auditor.kept.forget(self)
+
+    @contextmanager
+    def _reading(self, ids: Sequence[int]) -> Iterator[Reading]:
+        """What was read for earlier audits. If anything breaks it is lost, since a part may be missing then."""
+        kept = self._auditor.kept
+        reading = kept.take(self) or self._auditor.branch(ids)
+        try:
+            yield reading
+        except AuditorFailure:
+            kept.keep(self, reading)
+            raise
+        else:
+            kept.keep(self, reading)
+        finally:
+            if self._closed:
+                kept.forget(self)
 
     def _place(self, trace: Trace, opening: Sequence[int] | None) -> list[int]:
         def build(thinking: str, answer: str) -> list[int] | None:
@@ -176,19 +209,33 @@ class TransformersSession:
 
         return self._window.place(trace, build)
 
-    def _label(self, trace: Trace, check_stop: Callable[[], None]) -> Verdict:
+    def _label(self, trace: Trace, check_stop: CheckStop) -> Verdict:
         began = time.perf_counter()
-        labels = self._auditor.labels
+        auditor, labels = self._auditor, self._auditor.labels
         ids = self._place(trace, labels.opening)
-        _, logits = self._auditor.inference.prefill([*ids, labels.zero], self._images, 2, check_stop)
-        probabilities = self._read(self._first_read(logits[0]), logits[1])
+        with self._reading(ids) as reading:
+            logits = auditor.inference.read(reading, [*ids, labels.zero], self._images, 2, check_stop)
+            probabilities = self._read(self._first_read(logits[0]), logits[1])
         return Verdict(likeliest(probabilities), probabilities, depth=Depth.LABEL.value, milliseconds=_since(began))
 
-    def _annotate(self, trace: Trace, check_stop: Callable[[], None]) -> Verdict:
+    def _annotate(self, trace: Trace, check_stop: CheckStop) -> Verdict:
         began = time.perf_counter()
-        auditor = self._auditor
         ids = self._place(trace, None)
-        prefix, logits = auditor.inference.prefill(ids, self._images, 1, check_stop)
+        with self._reading(ids) as reading:
+            written, rows, ended = self._write(reading, ids, check_stop)
+            try:
+                reply = parse_reply(self._auditor.layout.decode(written), truncated=not ended)
+            except UnreadableReply as error:
+                raise AuditorFailure(FailureKind.UNREADABLE, str(error)) from error
+            probabilities = self._at_judgment(reading, len(ids), written, rows)
+        return Verdict(reply.level, probabilities, reply.analysis, milliseconds=_since(began))
+
+    def _write(
+        self, reading: Reading, ids: Sequence[int], check_stop: CheckStop
+    ) -> tuple[list[int], list[torch.Tensor], bool]:
+        """Greedily: the tokens, at each of them P(0), P(0.5) and P(1), and whether the model came to an end."""
+        auditor = self._auditor
+        logits = auditor.inference.read(reading, ids, self._images, 1, check_stop)
         written: list[int] = []
         rows: list[torch.Tensor] = []
         most = min(auditor.annotate_max_tokens, auditor.max_context - len(ids))
@@ -196,21 +243,15 @@ class TransformersSession:
             row = logits[-1]
             token = int(row.argmax())
             if token in auditor.checkpoint.end_ids:
-                break
+                return written, rows, True
             rows.append(self._first_read(row))
             written.append(token)
             check_stop()
-            logits = auditor.inference.extend(prefix, [token])
-        text = auditor.layout.decode(written)
-        try:
-            reply = parse_reply(text, truncated=len(written) >= most)
-        except UnreadableReply as error:
-            raise AuditorFailure(FailureKind.UNREADABLE, str(error)) from error
-        probabilities = self._at_judgment(prefix, len(ids), written, rows)
-        return Verdict(reply.level, probabilities, reply.analysis, milliseconds=_since(began))
+            logits = auditor.inference.extend(reading, [token])
+        return written, rows, False
 
     def _at_judgment(
-        self, prefix: Prefix, prompt: int, written: Sequence[int], rows: Sequence[torch.Tensor]
+        self, reading: Reading, prompt: int, written: Sequence[int], rows: Sequence[torch.Tensor]
     ) -> Probabilities | None:
         """The labels' probabilities where the written judgment stands; None where they can't be read
         there."""
@@ -220,8 +261,8 @@ class TransformersSession:
                 continue
             if not ends_at_judgment(self._auditor.layout.decode(written[:index])):
                 continue
-            self._auditor.inference.rewind(prefix, prompt + index)
-            after_zero = self._auditor.inference.extend(prefix, [labels.zero])[0]
+            reading.rewind(prompt + index)
+            after_zero = self._auditor.inference.extend(reading, [labels.zero])[0]
             try:
                 return self._read(rows[index], after_zero)
             except AuditorFailure:

@@ -129,6 +129,15 @@ class HoldQueue:
         if not replaced:
             kept.append(frames())
 
+    def drop_unsaid(self) -> None:
+        """Drop tokens whose text hasn't come: the upstream isn't read any more, so nobody will judge it."""
+        for held in [held for held in self._items if isinstance(held, HeldEvent)]:
+            for part in [part for part in held.parts if part.end + part.part.unsaid > part.choice.received]:
+                held.drop(part.choice)
+            if held.trimmed and not held.parts:
+                self.held_bytes -= len(held.event.raw)
+                self._items.remove(held)
+
     def pop_clear(self) -> bytes:
         """Take out what stands first and may leave."""
         items = self._items

@@ -228,6 +228,7 @@ class StreamGate:
         self._owes_usage = not self._saw_usage_chunk
         if not self._ended:
             self.wants_upstream = False
+            self._queue.drop_unsaid()
             self._end(self._writer.done())
 
     def _stop_all(self, choice: Choice) -> None:

@@ -260,7 +260,7 @@ def test_what_breaks_inside_is_a_failure_without_user_text(taught: Path, monkeyp
 
     async def run() -> None:
         session = await auditor.open(Query(ASKED))
-        monkeypatch.setattr(auditor.inference, "prefill", broken)
+        monkeypatch.setattr(auditor.inference, "read", broken)
         with pytest.raises(AuditorFailure, match="RuntimeError") as caught:
             await session.judge(TRACE, Depth.LABEL)
         assert caught.value.kind is FailureKind.BROKEN

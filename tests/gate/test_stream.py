@@ -449,6 +449,16 @@ def test_tokens_go_with_the_text_that_is_redacted_or_cut(verdict: Verdict) -> No
     assert b"TOKENS" not in driver.sent
 
 
+def test_tokens_behind_a_finish_wait_for_their_text_and_go_when_it_can_not_come() -> None:
+    driver = Driver(choices=2)
+    driver.receive(text("", finish="stop"), ahead(5), text("bad", index=1))
+    driver.tick(1)
+    assert driver.sent == text("", finish="stop").raw
+    driver.answer(HARMFUL)
+    assert driver.gate.finished
+    assert b"TOKENS" not in driver.sent
+
+
 def test_tokens_of_stripped_thinking_are_not_shown() -> None:
     driver = Driver(policy(reasoning_field="strip"))
     driver.receive(ahead(5), text("dark " * 16), text("", finish="stop"))

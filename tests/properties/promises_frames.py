@@ -52,7 +52,14 @@ def _may_alter(history: History, number: int, part: Part) -> bool:
         return True
     moves = history.goes is not ReasoningField.AS_IS and any(THINKING in each.phases for each in part.meant)
     tagged = history.goes is not ReasoningField.AS_IS and any("t" in each.phases for each in part.meant)
-    return moves or tagged or _has_hits(history, part)
+    return moves or tagged or _has_hits(history, part) or _text_never_came(history, part)
+
+
+def _text_never_came(history: History, part: Part) -> bool:
+    """Whether it has tokens whose text the proxy didn't read, since it cut all choices that were left."""
+    if part.ahead is None or not history.cuts:
+        return False
+    return all(other is not part.ahead for _, other in history.parts_of(part.index))
 
 
 def _has_hits(history: History, part: Part) -> bool:
