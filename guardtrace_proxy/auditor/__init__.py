@@ -16,6 +16,7 @@ def make_auditor(
     timeout_ms: int = 5000,
     annotate_max_tokens: int = 512,
     max_context: int | None = None,
+    kv_cache_bytes: int | None = None,
     system_prompt: str | None = None,
 ) -> Auditor:
     """The auditor that the settings name; nothing is loaded before its ``start``.
@@ -29,6 +30,7 @@ def make_auditor(
         timeout_ms: one audit's time. Callers keep to it themselves; here it bounds connecting.
         annotate_max_tokens: tokens that a reply may have.
         max_context: tokens of prompt and reply, 8192 if None; never more than the checkpoint's own.
+        kv_cache_bytes: of all open sessions together, 4 GiB if None; ``transformers`` only.
         system_prompt: in place of the checkpoint's own, the published one (where it was fetched) or ours.
 
     Raises:
@@ -61,6 +63,7 @@ def make_auditor(
         model,
         annotate_max_tokens=annotate_max_tokens,
         max_context=max_context,
+        kv_cache_bytes=kv_cache_bytes,
         system_prompt=system_prompt,
         warnings=warnings,
     )

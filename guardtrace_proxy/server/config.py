@@ -110,6 +110,7 @@ class AuditorSettings(Settings):
     annotate_timeout_ms: Milliseconds | None = None
     annotate_max_tokens: int = Field(512, ge=8, le=8192)
     max_context: int = Field(8192, ge=512)
+    kv_cache_bytes: Bytes | None = None
 
     @field_validator("base_url")
     @classmethod
@@ -234,6 +235,8 @@ def _references(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
         yield file.problem("auditor.base_url", "has no effect with backend transformers")
     if settings.auditor.backend == "transformers" and settings.auditor.api_key_env is not None:
         yield file.problem("auditor.api_key_env", "has no effect with backend transformers")
+    if settings.auditor.backend == "openai" and settings.auditor.kv_cache_bytes is not None:
+        yield file.problem("auditor.kv_cache_bytes", "has no effect with backend openai")
 
 
 def _environment(settings: ConfigFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:

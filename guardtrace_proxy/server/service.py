@@ -33,6 +33,7 @@ def auditor_from(settings: AuditorSettings, environ: Mapping[str, str]) -> Audit
         depth=Depth(settings.depth),
         annotate_max_tokens=settings.annotate_max_tokens,
         max_context=settings.max_context,
+        kv_cache_bytes=settings.kv_cache_bytes,
     )
 
 

@@ -145,6 +145,7 @@ AUDITORS = {
     "model": ("{base_url: 'http://a/v1', model: ''}", "auditor.model: string should have at least 1 character"),
     "timeout": ("{base_url: 'http://a/v1', timeout_ms: 0}", "auditor.timeout_ms: input should be greater than"),
     "tokens": ("{base_url: 'http://a/v1', annotate_max_tokens: 7}", "auditor.annotate_max_tokens: input should be"),
+    "KV cache": ("{base_url: 'http://a/v1', kv_cache_bytes: 2048}", "auditor.kv_cache_bytes: has no effect"),
     "context": ("{base_url: 'http://a/v1', max_context: 511}", "auditor.max_context: input should be"),
     "unknown": (
         "{base_url: 'http://a/v1', time_out: 5}",

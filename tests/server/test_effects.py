@@ -160,6 +160,13 @@ def depths(site: Site) -> set[str]:
     return {decided.verdict.depth for decided in site.decided if decided.verdict}
 
 
+def keeps_what_it_read(site: Site) -> bool:
+    with site.serve() as running:
+        running.raw(ask(stream=True))
+        auditor = running.app.service.auditor
+        return not auditor.kept.dropped  # type: ignore[attr-defined]
+
+
 def large_reply(site: Site) -> int:
     site.stage.upstream = lambda _: [completion("well", "word " * 1000)]
     return status(site)
@@ -287,6 +294,7 @@ EFFECTS = {
     "auditor.timeout_ms": Effect((20, 30_000), slowly_judged),
     "auditor.annotate_timeout_ms": Effect((None,), status, refused=(5000,)),
     "auditor.annotate_max_tokens": Effect((64, 512), asked_of_auditor("max_tokens")),
+    "auditor.kv_cache_bytes": Effect((1024, None), keeps_what_it_read, beside=IN_PROCESS),
     "auditor.max_context": Effect((4096, 8192), conversation_as_judged),
     "policies_dir": Effect(("policies", "rules"), said),
     "tenants.NAME.keys": Effect(([digest("gt-a")], [digest("gt-b")]), status_by_key),
@@ -302,7 +310,7 @@ EFFECTS = {
     "logging.level": Effect(("debug", "info", "warning", "error"), log_levels, beside=COMMAND),
 }
 OF_A_PROCESS = (addresses, log_levels, log_is_json)
-NEEDS_LOCAL = ("auditor.backend", "auditor.depth")
+NEEDS_LOCAL = ("auditor.backend", "auditor.depth", "auditor.kv_cache_bytes")
 
 
 def test_every_setting_and_every_value_of_an_enum_is_in_the_table() -> None:
