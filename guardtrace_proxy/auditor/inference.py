@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from guardtrace_proxy.auditor.checkpoint import Checkpoint
-from guardtrace_proxy.auditor.reading import Reading
+from guardtrace_proxy.auditor.reading import GrowingLayer, Reading
 from guardtrace_proxy.images.fitting import MAX_PIXELS
 
 PREFILL_TOKENS = 512
@@ -79,7 +79,7 @@ class Inference:
 
     def begin(self) -> Reading:
         """A reading of nothing."""
-        return Reading(self._text_config.num_hidden_layers)
+        return Reading([GrowingLayer() for _ in range(self._text_config.num_hidden_layers)])
 
     @torch.inference_mode()
     def read(

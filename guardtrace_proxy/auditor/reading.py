@@ -66,10 +66,10 @@ class Reading:
     ``offset`` is added to a token's index to give its position: images take fewer positions than tokens.
     """
 
-    def __init__(self, layers: int, offset: int = 0) -> None:
-        self.ids: list[int] = []
-        self.offset = offset
-        self.layers = [GrowingLayer() for _ in range(layers)]
+    def __init__(self, layers: Sequence[GrowingLayer], ids: Sequence[int] = ()) -> None:
+        self.ids = list(ids)
+        self.offset = 0
+        self.layers = list(layers)
         self.cache = Cache(layers=self.layers)
 
     @property
@@ -92,8 +92,4 @@ class Reading:
 
     def head(self, length: int) -> Reading:
         """A reading of the first ``length`` tokens, which stand before any image, in memory of its own."""
-        reading = Reading(0)
-        reading.ids = self.ids[:length]
-        reading.layers = [layer.head(length) for layer in self.layers]
-        reading.cache = Cache(layers=reading.layers)
-        return reading
+        return Reading([layer.head(length) for layer in self.layers], self.ids[:length])

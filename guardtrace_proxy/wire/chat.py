@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import msgspec
@@ -39,9 +40,8 @@ class ChatStream(ChatWriter):
 
     def __init__(self, thinking: ThinkingStyle, *, include_usage: bool, max_event_bytes: int, model: str = "") -> None:
         super().__init__(include_usage=include_usage, model=model)
-        self._thinking = thinking
         self._decoder = SSEDecoder(max_event_bytes)
-        self._readers: dict[int, ChoiceReader] = {}
+        self._readers: defaultdict[int, ChoiceReader] = defaultdict(lambda: ChoiceReader(thinking))
 
     def feed(self, data: bytes) -> list[Event]:
         """The events that are complete with ``data``."""
@@ -127,15 +127,11 @@ class ChatStream(ChatWriter):
                 span = Span((*path, "arguments"), call.function.arguments, SpanKind.ARGUMENTS)
                 found.append((Phase.ANSWERING, span))
         has_role = delta.role is not UNSET and delta.role is not None
-        reader = self._readers.get(choice.index) or self._new_reader(choice.index)
+        reader = self._readers[choice.index]
         finish, unsaid = choice.finish_reason or None, 0
         if choice.logprobs is not None or choice.token_ids or reader.ahead:
             unsaid = reader.follow(found, choice.logprobs, choice.token_ids, finish is not None)
         return reader.part(choice.index, found, finish, choice.token_ids, has_role, unsaid)
-
-    def _new_reader(self, index: int) -> ChoiceReader:
-        reader = self._readers[index] = ChoiceReader(self._thinking)
-        return reader
 
     # The slow path
 
@@ -176,7 +172,7 @@ class ChatStream(ChatWriter):
         except (TooDeep, RecursionError):
             return _malformed(raw, "The upstream sent an event that is nested too deeply.")
         if beside:
-            parts.append((self._readers.get(0) or self._new_reader(0)).part(0, beside))
+            parts.append(self._readers[0].part(0, beside))
         usage = content.get("usage")
         return Event(kind, raw, parts, usage if isinstance(usage, dict) else None)
 
@@ -195,7 +191,7 @@ class ChatStream(ChatWriter):
         has_role = isinstance(body, dict) and body.get("role") is not None
         found = spans_of_choice(choice, body_key) + beside
         ids = token_ids if isinstance(token_ids, list) else None
-        reader, unsaid = self._readers.get(index) or self._new_reader(index), 0
+        reader, unsaid = self._readers[index], 0
         if kind is EventKind.CHUNK or not found:
             unsaid = reader.follow(found, logprobs_of(choice), ids, finish is not None)
         return reader.part(index, found, finish, ids, has_role, unsaid)

@@ -5,15 +5,15 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
 from guardtrace_proxy.auditor.kept import KeptReadings  # noqa: E402
-from guardtrace_proxy.auditor.reading import LEAST_ROOM, Reading  # noqa: E402
+from guardtrace_proxy.auditor.reading import LEAST_ROOM, GrowingLayer, Reading  # noqa: E402
 
 SIZE = 2 * LEAST_ROOM * 4
 
 
 def reading() -> Reading:
-    reading = Reading(1)
-    one = torch.zeros(1, 1, 1, 1)
-    reading.layers[0].update(one, one)
+    layer, one = GrowingLayer(), torch.zeros(1, 1, 1, 1)
+    layer.update(one, one)
+    reading = Reading([layer])
     assert reading.nbytes == SIZE
     return reading
 

@@ -46,8 +46,6 @@ def test_a_layer_grows_by_doubling_and_a_branch_has_its_own_memory() -> None:
 
 @given(st.lists(st.integers(0, 2), max_size=6), st.lists(st.integers(0, 2), max_size=6))
 def test_what_is_common_is_the_longest_common_beginning(read: list[int], wanted: list[int]) -> None:
-    reading = Reading(0)
-    reading.ids = read
-    common = reading.common(wanted)
+    common = Reading([], read).common(wanted)
     assert read[:common] == wanted[:common]
     assert read[common : common + 1] != wanted[common : common + 1] or common == min(len(read), len(wanted))
