@@ -12,7 +12,6 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
 from guardtrace_proxy.auditor import labels as labels_module  # noqa: E402
-from guardtrace_proxy.auditor import make_auditor  # noqa: E402
 from guardtrace_proxy.auditor.labels import JUDGMENT_OPENING  # noqa: E402
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn, user_text  # noqa: E402
 from guardtrace_proxy.auditor.protocol import (  # noqa: E402
@@ -24,19 +23,13 @@ from guardtrace_proxy.auditor.protocol import (  # noqa: E402
 )
 from guardtrace_proxy.auditor.transformers import TransformersAuditor  # noqa: E402
 from guardtrace_proxy.images.fitting import CELL, MAX_TOKENS  # noqa: E402
-from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict  # noqa: E402
+from guardtrace_proxy.policy.levels import Level, Verdict  # noqa: E402
 from tests.auditor.checkpoints import make_checkpoint  # noqa: E402
 from tests.auditor.conftest import Picture  # noqa: E402
+from tests.auditor.local import started, triple  # noqa: E402
 
 ASKED = [Turn("user", "How do I bake bread?")]
 TRACE = Trace("The user wants bread. Flour and water, then.", "Mix flour and water.")
-
-
-def started(folder: Path, **settings: object) -> TransformersAuditor:
-    auditor = make_auditor("transformers", model=str(folder), **settings)  # type: ignore[arg-type]
-    assert isinstance(auditor, TransformersAuditor)
-    anyio.run(auditor.start)
-    return auditor
 
 
 def judge(auditor: TransformersAuditor, query: Query, trace: Trace, depth: Depth) -> Verdict:
@@ -78,11 +71,6 @@ def stock_probabilities(logits: object, auditor: TransformersAuditor) -> tuple[f
         float(first[id_of("1")]),
     ]
     return parts[0] / sum(parts), parts[1] / sum(parts), parts[2] / sum(parts)
-
-
-def triple(probabilities: Probabilities | None) -> tuple[float, float, float]:
-    assert probabilities is not None
-    return probabilities.safe, probabilities.potentially_harmful, probabilities.harmful
 
 
 @pytest.mark.parametrize("images", [0, 1, 2])
