@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from guardtrace_proxy.gate import choice, stream
@@ -139,6 +140,13 @@ FAULTS = [
         choice,
         "decide",
         instead(lambda *_: Decision(Level.SAFE, Action.PASS)),
+    ),
+    Fault(
+        "tokens leave before their text",
+        "nothing_leaves_without_its_verdict",
+        HeldPart,
+        "is_clear",
+        lambda original: lambda self: original(self._replace(part=msgspec.structs.replace(self.part, unsaid=0))),
     ),
     Fault("hidden thinking is shown", "hidden_thinking_stays_hidden", Overlay, "__init__", displaces_nothing),
     Fault("lag has no bound", "lag_keeps_its_bound", Clearance, "_may_run_ahead", instead(lambda *_: True)),

@@ -39,7 +39,8 @@ PICTURE = [image(picture(size=(40, 30)))]
 
 @dataclass
 class Stage:
-    """Two upstreams, two auditors, an image server and two free ports, by the names that settings use for them; what they answer."""
+    """Two upstreams, two auditors, an image server and two free ports, by the names that settings use for them; and
+    what they answer."""
 
     names: dict[str, Any] = field(default_factory=dict)
     servers: dict[str, Server] = field(default_factory=dict)
