@@ -41,7 +41,7 @@ def same(one: Batch, other: Batch) -> bool:
     known = [(e.known, e.asked, e.harm) for e in one.examples] == [(e.known, e.asked, e.harm) for e in other.examples]
     images = (one.images is None) == (other.images is None)
     if images and one.images is not None:
-        images = np.array_equal(one.images, other.images) and torch.equal(one.cells, other.cells)
+        images = np.array_equal(one.images, other.images)
     return all(alike) and known and images
 
 

@@ -26,7 +26,7 @@ from guardtrace_trainer.nano.vocabulary import read_embeddings  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
-PLAN = Plan(vision_steps=2, vision_batch=4, language_steps=2, pixels_steps=2)
+PLAN = Plan(vision_steps=2, vision_batch=4, language_steps=2)
 
 
 def quiet(_: str) -> None:
@@ -63,7 +63,7 @@ def test_another_seed_gives_others(trained):
     assert not all(torch.equal(tensor, other[name]) for name, tensor in weights(trained).items())
 
 
-@pytest.mark.parametrize("finished", [("vision", "language"), ("vision", "language", "pixels")])
+@pytest.mark.parametrize("finished", [("vision",), ("vision", "language")])
 def test_a_run_goes_on_from_kept_stages(trained, kept, tmp_path, finished):
     said: list[str] = []
     for name in finished:
@@ -72,7 +72,7 @@ def test_a_run_goes_on_from_kept_stages(trained, kept, tmp_path, finished):
     assert [line for line in said if "is read from" in line] == [
         f"{name} is read from {tmp_path / name}.pt" for name in finished
     ]
-    assert {path.stem for path in tmp_path.iterdir()} == {"vision", "language", "pixels"}
+    assert {path.stem for path in tmp_path.iterdir()} == {"vision", "language"}
 
 
 def test_every_stage_trains_its_part(trained, kept):
@@ -100,7 +100,7 @@ def test_the_exported_folder_is_small_and_says_what_it_is(folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 20_000_000
     settings = json.loads((folder / "guardtrace.json").read_text())
     assert (settings["system_prompt"], settings["max_context"]) == (SYSTEM_PROMPT, MAX_CONTEXT)
-    assert (settings["trained"]["seed"], settings["trained"]["steps"]) == (7, [2, 2, 2])
+    assert (settings["trained"]["seed"], settings["trained"]["steps"]) == (7, [2, 2])
 
 
 def test_the_exported_weights_are_the_trained_ones_rounded(trained, folder):

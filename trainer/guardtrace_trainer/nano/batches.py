@@ -44,13 +44,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded. ``ids`` [batch, length]; ``target`` bool [batch, length]; ``cells`` [batch, 16] or None."""
+    """Right-padded. ``ids`` [batch, length]; ``target`` bool [batch, length]; ``images`` uint8 or None."""
 
     examples: list[Example]
     ids: torch.Tensor
     target: torch.Tensor
     positions: torch.Tensor
-    cells: torch.Tensor | None
     images: np.ndarray | None
 
 
@@ -105,12 +104,9 @@ def collate(examples: list[Example]) -> Batch:
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
         target[row, example.prompt_length : len(example.ids)] = True
-    cells = images = None
     drawings = [example.drawing for example in examples if example.drawing is not None]
-    if drawings:
-        cells = torch.from_numpy(np.stack([drawing.cells.reshape(-1) for drawing in drawings]))
-        images = np.stack([drawing.pixels for drawing in drawings])
-    return Batch(examples, ids, target, positions(length, bool(drawings)), cells, images)
+    images = np.stack([drawing.pixels for drawing in drawings]) if drawings else None
+    return Batch(examples, ids, target, positions(length, bool(drawings)), images)
 
 
 class Pools(Dataset[list[Batch]]):

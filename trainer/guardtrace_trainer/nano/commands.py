@@ -30,7 +30,7 @@ def train(
     float32: Annotated[bool, typer.Option(help="For a CPU without bfloat16; gives another model.")] = False,
     quick: Annotated[bool, typer.Option(help="A few steps of each stage, to see that everything runs.")] = False,
 ) -> None:
-    """Train: vision, language, pixels."""
+    """Train: vision, then language."""
     from guardtrace_trainer.nano import vocabulary as words
     from guardtrace_trainer.nano.export import export
     from guardtrace_trainer.nano.train import Plan, Run
@@ -41,7 +41,7 @@ def train(
 
     plan = Plan(bfloat16=not float32)
     if quick:
-        plan = replace(plan, vision_steps=4, language_steps=4, pixels_steps=4, vision_batch=8)
+        plan = replace(plan, vision_steps=4, language_steps=4, vision_batch=8)
     began = time.monotonic()
     trainee = run(seed, plan, Run(device, workers, keep, _log))
     export(trainee, plan, seed, time.monotonic() - began, out)

@@ -50,7 +50,7 @@ def export(trainee: Trainee, plan: Plan, seed: int, seconds: float, folder: Path
         "purpose": "demonstration",
         "trained": {
             "seed": seed,
-            "steps": [plan.vision_steps, plan.language_steps, plan.pixels_steps],
+            "steps": [plan.vision_steps, plan.language_steps],
             "seconds": round(seconds),
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,

@@ -1,8 +1,7 @@
-"""Three stages, seeded and counted in steps, so that a seed gives the same model again on the same kind of device.
+"""Two stages, seeded and counted in steps, so that a seed gives the same model again on the same kind of device.
 
 ``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``language``: the language model
-alone learns the task on vision tokens that are simulated from the classes. ``pixels``: the same on what the tower,
-which learns no more, makes of real pixels.
+alone learns the task, on what the tower, which learns no more, makes of real pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from guardtrace_trainer.nano.batches import Batch, VisionBatches, batches, load
+from guardtrace_trainer.nano.batches import VisionBatches, batches, load
 from guardtrace_trainer.nano.model import (
     HIDDEN,
     Muon,
@@ -32,7 +31,7 @@ from guardtrace_trainer.nano.render import (
     any_picture,
     render,
 )
-from guardtrace_trainer.nano.trainee import LETTERS, Trainee, losses, read, simulated_tokens
+from guardtrace_trainer.nano.trainee import LETTERS, Trainee, losses, read
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS
 
 LAST_MERGER = "merger.mlp.2"
@@ -53,10 +52,8 @@ class Plan:
     vision_steps: int = 1500
     vision_batch: int = 48
     vision_lr: float = 5e-3
-    language_steps: int = 1000
+    language_steps: int = 4000
     language_lr: float = 2e-3
-    pixels_steps: int = 1500
-    pixels_lr: float = 1.5e-3
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def train(seed: int, plan: Plan, run: Run) -> Trainee:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     trainee = Trainee(seed, run.device)
-    for name, stage in (("vision", train_vision), ("language", train_language), ("pixels", train_pixels)):
+    for name, stage in (("vision", train_vision), ("language", train_language)):
         path = None if run.kept is None else run.kept / f"{name}.pt"
         if path is not None and path.exists():
             trainee.restore(torch.load(path, map_location=run.device, weights_only=True))
@@ -170,7 +167,8 @@ def _muon_precision(plan: Plan) -> torch.dtype:
     return torch.bfloat16 if plan.bfloat16 else torch.float32
 
 
-def _language_optimizers(trainee: Trainee, plan: Plan, lr: float) -> list[torch.optim.Optimizer]:
+def _language_optimizers(trainee: Trainee, plan: Plan) -> list[torch.optim.Optimizer]:
+    lr = plan.language_lr
     trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
     return [
         Muon([p for p in trained if p.ndim == 2], lr, _muon_precision(plan)),
@@ -182,45 +180,19 @@ def _language_optimizers(trainee: Trainee, plan: Plan, lr: float) -> list[torch.
 
 
 def train_language(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
-    """The language model on simulated vision tokens."""
-    rng = random.Random(4000 + seed)
-    optimizers = _language_optimizers(trainee, plan, plan.language_lr)
-    stream = batches(3000 + seed, plan.language_steps, run.workers)
-    for step, batch in enumerate(stream):
-        _set_rates(optimizers, _schedule(step, plan.language_steps, 0.7))
-        tokens = None if batch.cells is None else simulated_tokens(trainee, batch, rng)
-        _learn(trainee, plan, optimizers, batch, tokens, rng, "language", step, run.log)
-
-
-def train_pixels(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
-    """The language model on real pixels."""
+    """Replies, and harm and strength along the text."""
     rng = random.Random(6000 + seed)
-    optimizers = _language_optimizers(trainee, plan, plan.pixels_lr)
-    stream = batches(5000 + seed, plan.pixels_steps, run.workers)
+    optimizers = _language_optimizers(trainee, plan)
+    clipped = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
+    stream = batches(5000 + seed, plan.language_steps, run.workers)
     for step, batch in enumerate(stream):
-        _set_rates(optimizers, _schedule(step, plan.pixels_steps, 0.2))
+        _set_rates(optimizers, _schedule(step, plan.language_steps, 0.3))
         tokens = None
         if batch.images is not None:
             with torch.no_grad():
                 tokens = see(trainee.vision, patchify(batch.images).to(trainee.device), trainee.rotations)[1]
-        _learn(trainee, plan, optimizers, batch, tokens, rng, "pixels", step, run.log)
-
-
-def _learn(
-    trainee: Trainee,
-    plan: Plan,
-    optimizers: list[torch.optim.Optimizer],
-    batch: Batch,
-    tokens: torch.Tensor | None,
-    rng: random.Random,
-    stage: str,
-    step: int,
-    log: Log,
-) -> None:
-    """One step of the language model."""
-    with torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.bfloat16):
-        reply, along = losses(trainee, batch, read(trainee, batch, tokens, rng))
-    clipped = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
-    _step(optimizers, reply + 0.5 * along, clipped)
-    if step % 50 == 0:
-        log(f"{stage} {step}: reply loss {reply.item():.3f}, loss along the text {along.item():.3f}")
+        with torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.bfloat16):
+            reply, along = losses(trainee, batch, read(trainee, batch, tokens, rng))
+        _step(optimizers, reply + 0.5 * along, clipped)
+        if step % 50 == 0:
+            run.log(f"language {step}: reply loss {reply.item():.3f}, loss along the text {along.item():.3f}")

@@ -13,8 +13,8 @@ from torch import nn
 from guardtrace_trainer.nano.batches import IMAGE_TOKENS, Batch
 from guardtrace_trainer.nano.corpus import LABELS, STRENGTHS
 from guardtrace_trainer.nano.model import HIDDEN, VISION_HIDDEN, class_vectors, control_id, make_model, vision_rotations
-from guardtrace_trainer.nano.render import CLASSES, HARMFUL_PICTOGRAMS, HARMFUL_WORDS, SAFE_PICTOGRAMS, SAFE_WORDS
-from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, token_ids
+from guardtrace_trainer.nano.render import HARMFUL_PICTOGRAMS, HARMFUL_WORDS, SAFE_PICTOGRAMS, SAFE_WORDS
+from guardtrace_trainer.nano.vocabulary import token_ids
 
 LETTERS = 27
 TELLING_WEIGHT = 8.0
@@ -60,24 +60,6 @@ class Trainee:
         """Take over what :meth:`state` gave."""
         for name, part in state.items():
             getattr(self, name).load_state_dict(part)
-
-    def class_logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Vision tokens in units of the embeddings, against the fixed vectors."""
-        logits: torch.Tensor = (tokens / EMBEDDING_RMS) @ (self.classes / EMBEDDING_RMS).T / HIDDEN**0.5
-        return logits
-
-
-def simulated_tokens(trainee: Trainee, batch: Batch, rng: random.Random) -> torch.Tensor:
-    """What the tower would show: each cell's vector with noise, some cells lost, a few mistaken."""
-    assert batch.cells is not None
-    generator = torch.Generator().manual_seed(rng.getrandbits(30))
-    cells = batch.cells.clamp(min=0)
-    draw = torch.rand(cells.shape, generator=generator)
-    mistaken = torch.randint(0, len(CLASSES), cells.shape, generator=generator)
-    cells = torch.where(draw < 0.08, torch.zeros_like(cells), cells)
-    cells = torch.where(draw > 0.985, mistaken, cells)
-    noise = torch.randn(*cells.shape, HIDDEN, generator=generator) * EMBEDDING_RMS * 0.4
-    return trainee.classes[cells.to(trainee.device)] + noise.to(trainee.device)
 
 
 def read(trainee: Trainee, batch: Batch, tokens: torch.Tensor | None, rng: random.Random | None = None) -> torch.Tensor:
