@@ -66,6 +66,8 @@ def _load_network(source: str) -> Qwen2_5_VLForConditionalGeneration:
     config = AutoConfig.from_pretrained(source, local_files_only=offline)
     if not isinstance(config, Qwen2_5_VLConfig):
         raise TypeError(f"its model_type is {config.model_type}, expected qwen2_5_vl")
+    if set(config.get_text_config().layer_types) != {"full_attention"}:
+        raise ValueError("it has layers of sliding-window attention, which aren't supported")
     cuda = torch.cuda.is_available()
     bars = hub_logging.is_progress_bar_enabled()
     hub_logging.disable_progress_bar()  # two lines of it in the middle of a server's log

@@ -1,12 +1,12 @@
-"""Forward passes of one Qwen2.5-VL checkpoint: images, reading in pieces, greedy decoding.
+"""Forward passes of one Qwen2.5-VL checkpoint: images, and reading in pieces, several readings at once.
 
-A reading keeps its own cache and passes explicit positions, since the model's ``rope_deltas`` are shared
+A reading keeps its own keys and values and has explicit positions, since the model's ``rope_deltas`` are shared
 mutable state (transformers 5.23). Nothing here knows prompts or verdicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,14 +14,12 @@ import torch
 from PIL import Image
 
 from guardtrace_proxy.auditor.checkpoint import Checkpoint
+from guardtrace_proxy.auditor.packed import PACKED, PackedCache
 from guardtrace_proxy.auditor.reading import GrowingLayer, Reading
 from guardtrace_proxy.images.fitting import MAX_PIXELS
 
 PREFILL_TOKENS = 512
-"""Tokens of one forward pass: between two passes a cancelled audit is noticed."""
-
-CheckStop = Callable[[], None]
-"""Called between passes; raises where the caller doesn't want the result any more."""
+"""Tokens of one piece: between two passes a cancelled audit is noticed, and others get their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +36,37 @@ class ImageFeatures:
     """For each image how many tokens it takes in the prompt."""
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens that a reading is to take in one pass.
+
+    ``embeddings`` [1, tokens, hidden], ``positions`` [3, 1, tokens]; the logits of the last ``keep`` are wanted.
+    ``left`` counts the tokens from here to the end of what is to be read.
+    """
+
+    reading: Reading
+    ids: Sequence[int]
+    embeddings: torch.Tensor
+    positions: torch.Tensor
+    keep: int
+    left: int
+
+
+Steps = Generator[Piece, torch.Tensor, torch.Tensor]
+"""Yields pieces and is sent the logits [keep, vocabulary] (float32) of each."""
+
+
 class Inference:
-    """The forward passes of one checkpoint. Not thread-safe; its user takes turns."""
+    """The forward passes of one checkpoint. Not thread-safe: one worker uses it."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        self.tokens_read = 0
+        """Text and image tokens of all passes."""
         self._model = checkpoint.model
         self._processor = checkpoint.processor
         self._device = checkpoint.device
         self._text_config = checkpoint.model.config.get_text_config()
+        self._text_config._attn_implementation = PACKED
 
     def image_grid(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
         """Patches [n, channels x patch pixels] and grid [images, 3].
@@ -81,42 +102,57 @@ class Inference:
         """A reading of nothing."""
         return Reading([GrowingLayer() for _ in range(self._text_config.num_hidden_layers)])
 
-    @torch.inference_mode()
-    def read(
-        self, reading: Reading, ids: Sequence[int], images: ImageFeatures | None, keep: int, check_stop: CheckStop
-    ) -> torch.Tensor:
+    def read(self, reading: Reading, ids: Sequence[int], images: ImageFeatures | None, keep: int) -> Steps:
         """Make the reading one of ``ids``: what it has in common with them, from the beginning, isn't read again.
 
         Returns:
-            The logits [keep, vocabulary] (float32) of the last ``keep`` tokens.
+            The logits of the last ``keep`` tokens.
         """
         reading.rewind(min(reading.common(ids), len(ids) - keep))
         self._rewind_half_images(reading, images)
         start = len(reading.ids)
         embeddings, positions = self._rest(reading, ids, images)
-        hidden: list[torch.Tensor] = []
-        for at in range(0, len(ids) - start, PREFILL_TOKENS):
-            check_stop()
-            end = at + PREFILL_TOKENS
+        rest = len(ids) - start
+        at, logits = 0, torch.empty(0)
+        for end in (*range(PREFILL_TOKENS, rest - keep + 1, PREFILL_TOKENS), rest):
+            wanted = keep if end == rest else 0
             piece = ids[start + at : start + end]
-            hidden.append(self._forward(reading, piece, embeddings[:, at:end], positions[:, :, at:end]))
-            hidden = hidden[-(keep // PREFILL_TOKENS + 2) :]
-        return self._logits(torch.cat(hidden, dim=1)[0, -keep:])
+            logits = yield Piece(reading, piece, embeddings[:, at:end], positions[..., at:end], wanted, rest - at)
+            at = end
+        return logits
+
+    def extend(self, reading: Reading, ids: Sequence[int]) -> Steps:
+        """Read on; the logits of all ``ids``."""
+        embeddings, positions = self._plain(len(reading.ids) + reading.offset, ids)
+        return (yield Piece(reading, ids, embeddings, positions, len(ids), len(ids)))
 
     @torch.inference_mode()
-    def extend(self, reading: Reading, ids: Sequence[int]) -> torch.Tensor:
-        """Read on; logits [len(ids), vocabulary] (float32)."""
-        embeddings, positions = self._plain(len(reading.ids) + reading.offset, ids)
-        return self._logits(self._forward(reading, ids, embeddings, positions)[0])
+    def forward(self, pieces: Sequence[Piece]) -> list[torch.Tensor]:
+        """One pass over pieces of different readings; for each its logits [keep, vocabulary] (float32).
 
-    def _forward(
-        self, reading: Reading, ids: Sequence[int], embeddings: torch.Tensor, positions: torch.Tensor
-    ) -> torch.Tensor:
-        output = self._model.model.language_model(
-            inputs_embeds=embeddings, position_ids=positions, past_key_values=reading.cache, use_cache=True
-        )
-        reading.ids += ids
-        return cast(torch.Tensor, output.last_hidden_state)
+        Where it raises, the readings are as they were before.
+        """
+        lengths = [len(piece.ids) for piece in pieces]
+        cache = PackedCache([piece.reading for piece in pieces], lengths, self._device)
+        try:
+            output = self._model.model.language_model(
+                inputs_embeds=torch.cat([piece.embeddings for piece in pieces], dim=1),
+                position_ids=torch.cat([piece.positions for piece in pieces], dim=2),
+                past_key_values=cache,
+                attention_mask={"full_attention": None},  # packed_attention has its own
+                use_cache=True,
+            )
+            rows = torch.split(output.last_hidden_state[0], lengths)
+            wanted = [row[len(row) - piece.keep :] for row, piece in zip(rows, pieces, strict=True)]
+            logits = cast(torch.Tensor, self._model.lm_head(torch.cat(wanted))).float()
+        except BaseException:
+            for piece in pieces:
+                piece.reading.rewind(len(piece.reading.ids))
+            raise
+        for piece in pieces:
+            piece.reading.ids += piece.ids
+        self.tokens_read += sum(lengths)
+        return list(torch.split(logits, [piece.keep for piece in pieces]))
 
     def _rest(
         self, reading: Reading, ids: Sequence[int], images: ImageFeatures | None
@@ -151,6 +187,3 @@ class Inference:
         positions = torch.arange(position, position + len(ids), device=self._device).view(1, 1, -1).expand(3, 1, -1)
         input_ids = torch.tensor([list(ids)], device=self._device)
         return cast(torch.Tensor, self._model.get_input_embeddings()(input_ids)), positions
-
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self._model.lm_head(hidden)).float()

@@ -6,57 +6,63 @@ transformers' own cache copies everything at each step; an audit that reads sixt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
 LEAST_ROOM = 256
 """Tokens of the smallest buffer."""
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer, [1, heads, length, width]: views of a buffer that is longer than they are."""
+class GrowingLayer:
+    """Keys and values of one layer, [heads, length, width]: views of buffers that are longer than they are."""
 
-    _buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+    def __init__(self) -> None:
+        self.length = 0
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append [1, heads, new, width]; returns all of it."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        keys, values = self._with_room(end, key_states, value_states)
-        keys[..., start:end, :] = key_states
-        values[..., start:end, :] = value_states
-        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
-        return self.keys, self.values
+    @property
+    def keys(self) -> torch.Tensor:
+        assert self._buffers is not None
+        return self._buffers[0][:, : self.length]
 
-    def _with_room(self, end: int, like_keys: torch.Tensor, like_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if self._buffers is not None and self._buffers[0].shape[-2] >= end:
-            return self._buffers
-        room = max(LEAST_ROOM, 1 << (end - 1).bit_length())
-        keys, values = (like.new_empty(*like.shape[:-2], room, like.shape[-1]) for like in (like_keys, like_values))
-        start = self.get_seq_length()
-        if start:
-            keys[..., :start, :] = self.keys
-            values[..., :start, :] = self.values
-        self._buffers = keys, values
-        return self._buffers
+    @property
+    def values(self) -> torch.Tensor:
+        assert self._buffers is not None
+        return self._buffers[1][:, : self.length]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
         return sum(buffer.nbytes for buffer in self._buffers or ())
 
+    def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Take [heads, new, width] behind what is there."""
+        start, end = self.length, self.length + keys.shape[1]
+        buffers = self._with_room(end, keys, values)
+        buffers[0][:, start:end] = keys
+        buffers[1][:, start:end] = values
+        self.length = end
+
+    def _with_room(self, end: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._buffers is not None and self._buffers[0].shape[1] >= end:
+            return self._buffers
+        room = max(LEAST_ROOM, 1 << (end - 1).bit_length())
+        larger = tuple(like.new_empty(like.shape[0], room, like.shape[2]) for like in (keys, values))
+        if self.length:
+            larger[0][:, : self.length] = self.keys
+            larger[1][:, : self.length] = self.values
+        self._buffers = larger[0], larger[1]
+        return self._buffers
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens."""
+        self.length = min(self.length, length)
+
     def head(self, length: int) -> GrowingLayer:
         """The first ``length`` tokens, in buffers of their own."""
         layer = GrowingLayer()
         if length:
-            layer.update(self.keys[..., :length, :], self.values[..., :length, :])
+            layer.append(self.keys[:, :length], self.values[:, :length])
         return layer
 
 
@@ -70,7 +76,6 @@ class Reading:
         self.ids = list(ids)
         self.offset = 0
         self.layers = list(layers)
-        self.cache = Cache(layers=self.layers)
 
     @property
     def nbytes(self) -> int:
@@ -85,10 +90,10 @@ class Reading:
         return min(len(self.ids), len(ids))
 
     def rewind(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens."""
-        if length < len(self.ids):
-            self.cache.crop(length - len(self.ids))
-            del self.ids[length:]
+        """Forget all but the first ``length`` tokens, and what a broken pass left behind in some of the layers."""
+        del self.ids[length:]
+        for layer in self.layers:
+            layer.crop(len(self.ids))
 
     def head(self, length: int) -> Reading:
         """A reading of the first ``length`` tokens, which stand before any image, in memory of its own."""

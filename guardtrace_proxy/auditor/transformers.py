@@ -1,29 +1,27 @@
 """The local auditor: a Qwen2.5-VL checkpoint run by transformers, on a CPU or a GPU.
 
-Audits run one at a time in one worker thread. The system prompt is read once, the images and the query once a
+One worker thread reads for all sessions together. The system prompt is read once, the images and the query once a
 session, and of the trace each audit reads only what is new and the few tokens behind it.
 """
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-import anyio
 import anyio.to_thread
 import torch
 
 from guardtrace_proxy.auditor.checkpoint import NANO, Checkpoint, load_checkpoint
-from guardtrace_proxy.auditor.inference import CheckStop, ImageFeatures, Inference
+from guardtrace_proxy.auditor.inference import ImageFeatures, Inference, Piece
 from guardtrace_proxy.auditor.kept import KeptReadings
 from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, likeliest
 from guardtrace_proxy.auditor.layout import Layout
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
 from guardtrace_proxy.auditor.protocol import (
-    AuditorError,
     AuditorFailure,
     AuditorSettingsError,
     Depth,
@@ -33,6 +31,7 @@ from guardtrace_proxy.auditor.protocol import (
 from guardtrace_proxy.auditor.reading import Reading
 from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, parse_reply
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
+from guardtrace_proxy.auditor.worker import Audit, Worker
 from guardtrace_proxy.policy.levels import Probabilities, Verdict
 
 DEFAULT_CONTEXT = 8192
@@ -44,6 +43,8 @@ TRACE_SHARE = 4
 """At least a quarter of what remains is kept free for the trace, whatever the query."""
 KV_CACHE_BYTES = 4 << 30
 """Keys and values of all sessions together: some 115,000 tokens of the published model in bfloat16."""
+PASS_TOKENS = {"cpu": 512, "cuda": 4096}
+"""Tokens of one forward pass: beyond it more audits at once make all of them slower and none cheaper."""
 JOINT_TOKENS = 16
 """Slack for tokens that form where texts meet."""
 
@@ -69,11 +70,8 @@ class TransformersAuditor:
         self.annotate_max_tokens = annotate_max_tokens
         self._max_context = max_context
         self._system_prompt = system_prompt
-        self._closed = threading.Event()
-        self._turn = threading.Lock()
 
     async def start(self) -> None:
-        self._limiter = anyio.CapacityLimiter(1)
         await anyio.to_thread.run_sync(self._load)
 
     def _load(self) -> None:
@@ -98,12 +96,25 @@ class TransformersAuditor:
             warning = f"auditor {self.name} is for demonstration and tests: it doesn't protect people"
             self.warnings += (f"{warning}. Set auditor.model to a real guard model",)
 
-        self._trunk = self.inference.begin()
-        self.inference.read(self._trunk, self.layout.prompt(self.system_prompt, "", []), None, 1, lambda: None)
+        passes = PASS_TOKENS.get(checkpoint.device.type, PASS_TOKENS["cuda"])
+        self._worker = Worker(self.inference.forward, passes, lambda: not self.kept.is_full, self._make_room)
+        self._trunk = self._worker.submit(self._read_trunk()).result()
+
+    def _read_trunk(self) -> Audit[Reading]:
+        """What every prompt begins with."""
+        trunk = self.inference.begin()
+        yield from self.inference.read(trunk, self.layout.prompt(self.system_prompt, "", []), None, 1)
+        return trunk
 
     def branch(self, ids: Sequence[int]) -> Reading:
         """A new session's reading: what its prompt has in common with all others."""
         return self._trunk.head(self._trunk.common(ids))
+
+    def _make_room(self) -> None:
+        """After a pass that broke, perhaps for lack of memory."""
+        self.kept.clear()
+        if self.checkpoint.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @property
     def prompt_tokens(self) -> int:
@@ -111,36 +122,24 @@ class TransformersAuditor:
         return self.max_context - min(self.annotate_max_tokens, self.max_context // REPLY_SHARE)
 
     async def open(self, query: Query) -> TransformersSession:
-        return await self.compute(lambda check_stop: TransformersSession(self, query))
+        return await self.run(_at_once(lambda: TransformersSession(self, query)))
 
-    async def compute(self, work: Callable[[Callable[[], None]], T]) -> T:
-        """Run ``work`` in the worker thread. Cancelling returns at once; the thread stops at its next check.
+    async def run(self, audit: Audit[T]) -> T:
+        """Have the worker run it. Cancelling returns at once; the audit ends before its next pass.
 
         Raises:
-            AuditorFailure: ``work`` raised something that isn't an AuditorError.
+            AuditorFailure: it raised something that isn't an AuditorError.
         """
-        unwanted = threading.Event()
-
-        def check_stop() -> None:
-            if unwanted.is_set() or self._closed.is_set():
-                raise AuditorFailure(FailureKind.CANCELLED, "the auditor was closed during the audit")
-
-        def in_turn() -> T:
-            with self._turn:  # an abandoned audit may still be on its way out
-                check_stop()
-                return work(check_stop)
-
-        try:
-            return await anyio.to_thread.run_sync(in_turn, abandon_on_cancel=True, limiter=self._limiter)
-        except AuditorError:
-            raise
-        except Exception as error:
-            raise AuditorFailure(FailureKind.BROKEN, f"the auditor raised {type(error).__name__}") from error
-        finally:
-            unwanted.set()
+        return await asyncio.wrap_future(self._worker.submit(audit))
 
     async def aclose(self) -> None:
-        self._closed.set()
+        self._worker.close()
+
+
+def _at_once(work: Callable[[], T]) -> Generator[Piece, torch.Tensor, T]:
+    """An audit that reads nothing."""
+    return work()
+    yield
 
 
 class TransformersSession:
@@ -179,7 +178,7 @@ class TransformersSession:
 
     async def judge(self, trace: Trace, depth: Depth) -> Verdict:
         audit = self._label if depth is Depth.LABEL else self._annotate
-        return await self._auditor.compute(lambda check_stop: audit(trace, check_stop))
+        return await self._auditor.run(audit(trace))
 
     async def aclose(self) -> None:
         self._closed = True
@@ -188,17 +187,13 @@ class TransformersSession:
 
     @contextmanager
     def _reading(self, ids: Sequence[int]) -> Iterator[Reading]:
-        """What was read for earlier audits. If anything breaks it is lost, since a part may be missing then."""
+        """What was read for earlier audits."""
         kept = self._auditor.kept
-        reading = kept.take(self) or self._auditor.branch(ids)
+        reading = kept.borrow(self, lambda: self._auditor.branch(ids))
         try:
             yield reading
-        except AuditorFailure:
-            kept.keep(self, reading)
-            raise
-        else:
-            kept.keep(self, reading)
         finally:
+            kept.give_back(self)
             if self._closed:
                 kept.forget(self)
 
@@ -209,33 +204,31 @@ class TransformersSession:
 
         return self._window.place(trace, build)
 
-    def _label(self, trace: Trace, check_stop: CheckStop) -> Verdict:
+    def _label(self, trace: Trace) -> Audit[Verdict]:
         began = time.perf_counter()
         auditor, labels = self._auditor, self._auditor.labels
         ids = self._place(trace, labels.opening)
         with self._reading(ids) as reading:
-            logits = auditor.inference.read(reading, [*ids, labels.zero], self._images, 2, check_stop)
-            probabilities = self._read(self._first_read(logits[0]), logits[1])
+            logits = yield from auditor.inference.read(reading, [*ids, labels.zero], self._images, 2)
+        probabilities = self._read(self._first_read(logits[0]), logits[1])
         return Verdict(likeliest(probabilities), probabilities, depth=Depth.LABEL.value, milliseconds=_since(began))
 
-    def _annotate(self, trace: Trace, check_stop: CheckStop) -> Verdict:
+    def _annotate(self, trace: Trace) -> Audit[Verdict]:
         began = time.perf_counter()
         ids = self._place(trace, None)
         with self._reading(ids) as reading:
-            written, rows, ended = self._write(reading, ids, check_stop)
+            written, rows, ended = yield from self._write(reading, ids)
             try:
                 reply = parse_reply(self._auditor.layout.decode(written), truncated=not ended)
             except UnreadableReply as error:
                 raise AuditorFailure(FailureKind.UNREADABLE, str(error)) from error
-            probabilities = self._at_judgment(reading, len(ids), written, rows)
+            probabilities = yield from self._at_judgment(reading, len(ids), written, rows)
         return Verdict(reply.level, probabilities, reply.analysis, milliseconds=_since(began))
 
-    def _write(
-        self, reading: Reading, ids: Sequence[int], check_stop: CheckStop
-    ) -> tuple[list[int], list[torch.Tensor], bool]:
+    def _write(self, reading: Reading, ids: Sequence[int]) -> Audit[tuple[list[int], list[torch.Tensor], bool]]:
         """Greedily: the tokens, at each of them P(0), P(0.5) and P(1), and whether the model came to an end."""
         auditor = self._auditor
-        logits = auditor.inference.read(reading, ids, self._images, 1, check_stop)
+        logits = yield from auditor.inference.read(reading, ids, self._images, 1)
         written: list[int] = []
         rows: list[torch.Tensor] = []
         most = min(auditor.annotate_max_tokens, auditor.max_context - len(ids))
@@ -246,13 +239,12 @@ class TransformersSession:
                 return written, rows, True
             rows.append(self._first_read(row))
             written.append(token)
-            check_stop()
-            logits = auditor.inference.extend(reading, [token])
+            logits = yield from auditor.inference.extend(reading, [token])
         return written, rows, False
 
     def _at_judgment(
         self, reading: Reading, prompt: int, written: Sequence[int], rows: Sequence[torch.Tensor]
-    ) -> Probabilities | None:
+    ) -> Audit[Probabilities | None]:
         """The labels' probabilities where the written judgment stands; None where they can't be read
         there."""
         labels = self._auditor.labels
@@ -262,7 +254,7 @@ class TransformersSession:
             if not ends_at_judgment(self._auditor.layout.decode(written[:index])):
                 continue
             reading.rewind(prompt + index)
-            after_zero = self._auditor.inference.extend(reading, [labels.zero])[0]
+            [after_zero] = yield from self._auditor.inference.extend(reading, [labels.zero])
             try:
                 return self._read(rows[index], after_zero)
             except AuditorFailure:

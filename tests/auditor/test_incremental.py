@@ -35,13 +35,13 @@ def auditor(untaught: Path, monkeypatch: pytest.MonkeyPatch) -> TransformersAudi
 def counted(auditor: TransformersAuditor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each forward pass reads."""
     passes: list[int] = []
-    forward = auditor.inference._forward
+    forward = auditor._worker._forward
 
-    def counting(reading: object, ids: list[int], *rest: object) -> object:
-        passes.append(len(ids))
-        return forward(reading, ids, *rest)  # type: ignore[arg-type]
+    def counting(pieces: list[inference.Piece]) -> list[torch.Tensor]:
+        passes.append(sum(len(piece.ids) for piece in pieces))
+        return forward(pieces)
 
-    monkeypatch.setattr(auditor.inference, "_forward", counting)
+    monkeypatch.setattr(auditor._worker, "_forward", counting)
     return passes
 
 
@@ -79,6 +79,37 @@ def test_whatever_was_read_before_the_labels_are_those_of_a_full_prefill(
             assert triple(verdict.probabilities) == pytest.approx(await alone(auditor, query, trace), abs=1e-4)
 
     anyio.run(run)
+
+
+def test_sessions_that_are_read_together_get_what_each_gets_alone(
+    auditor: TransformersAuditor, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[int] = []
+    forward = auditor._worker._forward
+
+    def counting(batch: list[inference.Piece]) -> list[torch.Tensor]:
+        pieces.append(len(batch))
+        return forward(batch)
+
+    async def follow(images: int) -> None:
+        query = Query([Turn("user", "How do I bake bread? " * (1 + images))], pictures[: images % 3])
+        session = await auditor.open(query)
+        for trace in growing(random.Random(images)):
+            verdict = await session.judge(trace, Depth.LABEL)
+            seen.append((query, trace, triple(verdict.probabilities)))
+
+    async def run() -> None:
+        monkeypatch.setattr(auditor._worker, "_forward", counting)
+        async with anyio.create_task_group() as group:
+            for images in range(8):
+                group.start_soon(follow, images)
+        monkeypatch.setattr(auditor._worker, "_forward", forward)
+        for query, trace, probabilities in random.Random(0).sample(seen, 60):
+            assert probabilities == pytest.approx(await alone(auditor, query, trace), abs=1e-4)
+
+    seen: list[tuple[Query, Trace, tuple[float, float, float]]] = []
+    anyio.run(run)
+    assert max(pieces) > 4
 
 
 def test_annotations_and_labels_share_what_was_read(taught: Path, pictures: list[Picture]) -> None:
@@ -144,14 +175,11 @@ def test_an_audit_that_was_stopped_among_the_images_is_made_up_for(
             )
 
     def stop_after(session: TransformersSession, most: int) -> None:
-        left = iter(range(most))
-
-        def check_stop() -> None:
-            if next(left, None) is None:
-                raise AuditorFailure(FailureKind.CANCELLED, "stopped")
-
-        with pytest.raises(AuditorFailure):
-            session._label(Trace("Flour."), check_stop)
+        audit = session._label(Trace("Flour."))
+        piece = next(audit)
+        for _ in range(most):
+            piece = audit.send(*auditor.inference.forward([piece]))
+        audit.close()
 
     anyio.run(run)
 

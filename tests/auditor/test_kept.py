@@ -11,36 +11,59 @@ SIZE = 2 * LEAST_ROOM * 4
 
 
 def reading() -> Reading:
-    layer, one = GrowingLayer(), torch.zeros(1, 1, 1, 1)
-    layer.update(one, one)
+    layer, one = GrowingLayer(), torch.zeros(1, 1, 1)
+    layer.append(one, one)
     reading = Reading([layer])
     assert reading.nbytes == SIZE
     return reading
 
 
+def use(kept: KeptReadings, session: object) -> Reading:
+    borrowed = kept.borrow(session, reading)
+    kept.give_back(session)
+    return borrowed
+
+
 def test_the_coldest_go_first() -> None:
-    kept = KeptReadings(2 * SIZE)
-    for name in "abc":
-        kept.keep(name, reading())
-    assert (kept.take("a"), kept.dropped, kept.nbytes) == (None, 1, 2 * SIZE)
-    used = kept.take("b")
-    assert used is not None
-    kept.keep("b", used)
-    kept.keep("d", reading())
-    assert [name for name in "bcd" if kept.take(name) is not None] == ["b", "d"]
+    kept = KeptReadings(3 * SIZE)
+    a, b, c = (use(kept, name) for name in "abc")
+    assert use(kept, "a") is a
+    use(kept, "d")
+    assert (kept.dropped, kept.nbytes) == (1, 3 * SIZE)
+    assert use(kept, "c") is c
+    assert use(kept, "a") is a
+    assert use(kept, "b") is not b
 
 
-def test_what_is_in_use_or_over_is_not_kept() -> None:
+def test_what_is_in_use_stays_whatever_the_budget() -> None:
     kept = KeptReadings(2 * SIZE)
-    kept.keep("a", reading())
-    assert kept.take("a") is not None
-    assert (kept.take("a"), kept.nbytes) == (None, 0)
-    kept.keep("b", reading())
-    kept.forget("b")
+    a, b, c = (kept.borrow(name, reading) for name in "abc")
+    assert (kept.nbytes, kept.dropped, kept.is_full) == (3 * SIZE, 0, True)
+    kept.clear()
+    kept.give_back("b")
+    assert (kept.nbytes, kept.dropped, kept.is_full) == (2 * SIZE, 1, True)
+    kept.give_back("a")
+    assert (kept.dropped, kept.is_full) == (1, False)
+    assert kept.borrow("a", reading) is a
+    assert kept.borrow("c", reading) is c
+    assert kept.borrow("b", reading) is not b
+
+
+def test_a_session_that_is_over_is_forgotten_unless_in_use() -> None:
+    kept = KeptReadings(2 * SIZE)
+    kept.borrow("a", reading)
+    kept.forget("a")
+    assert kept.nbytes == SIZE
+    kept.give_back("a")
+    kept.forget("a")
     assert (kept.nbytes, kept.dropped) == (0, 0)
 
 
-def test_one_that_is_larger_than_the_budget_is_dropped_itself() -> None:
-    kept = KeptReadings(SIZE - 1)
-    kept.keep("a", reading())
-    assert (kept.take("a"), kept.dropped) == (None, 1)
+def test_all_that_is_not_in_use_can_go_at_once() -> None:
+    kept = KeptReadings(9 * SIZE)
+    for name in "abc":
+        use(kept, name)
+    b = kept.borrow("b", reading)
+    kept.clear()
+    assert (kept.nbytes, kept.dropped) == (SIZE, 2)
+    assert kept.borrow("b", reading) is b

@@ -57,8 +57,13 @@ def stock_logits(auditor: TransformersAuditor, query: str, trace: Trace, images:
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + begun
     inputs = processor(text=[text], images=[i.pixels for i in images] or None, return_tensors="pt")
     model.model.rope_deltas = None
-    with torch.inference_mode():
-        return model(**inputs, use_cache=False).logits[0].float()
+    config = model.config.get_text_config()
+    ours, config._attn_implementation = config._attn_implementation, "sdpa"
+    try:
+        with torch.inference_mode():
+            return model(**inputs, use_cache=False).logits[0].float()
+    finally:
+        config._attn_implementation = ours
 
 
 def stock_probabilities(logits: object, auditor: TransformersAuditor) -> tuple[float, float, float]:
@@ -197,14 +202,14 @@ def test_a_cancelled_audit_frees_the_worker_and_leaves_the_next_alone(
     taught: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     auditor = started(taught)
-    extend, slow = auditor.inference.extend, threading.Event()
+    forward, slow = auditor._worker._forward, threading.Event()
 
-    def slowly(prefix: object, ids: object) -> object:
+    def slowly(pieces: object) -> object:
         if slow.is_set():
             time.sleep(0.05)
-        return extend(prefix, ids)  # type: ignore[arg-type]
+        return forward(pieces)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(auditor.inference, "extend", slowly)
+    monkeypatch.setattr(auditor._worker, "_forward", slowly)
 
     async def run() -> None:
         session = await auditor.open(Query(ASKED))
