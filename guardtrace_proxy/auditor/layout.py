@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
+from guardtrace_proxy.auditor.growing import GrowingText, has_borders
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor
 
 _SYSTEM, _USER = "\ue000system\ue000", "\ue000user\ue000"
@@ -25,6 +26,10 @@ class Stretch(NamedTuple):
 
     text: str
     token: int | None
+
+
+Stretches = dict[int, GrowingText]
+"""What one session's last prompt looked like, for the next: the texts between control tokens, by their place."""
 
 
 class Layout:
@@ -38,6 +43,7 @@ class Layout:
         longest_first = sorted(self._added, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)))
         self._image_id: int = processor.image_token_id
+        self._can_grow = has_borders(self._plain)
         self._stretches: dict[int, list[Stretch]] = {}
         self.most_tokens_per_byte = 2 if tokenizer.normalizer is None else 3
         """Tokens that a UTF-8 byte of text makes at most: quoting adds to it, and so does NFC (three
@@ -53,7 +59,12 @@ class Layout:
         return str(self._processor.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def prompt(
-        self, system: str, user: str, image_tokens: Sequence[int], opening: Sequence[int] | None = None
+        self,
+        system: str,
+        user: str,
+        image_tokens: Sequence[int],
+        opening: Sequence[int] | None = None,
+        last: Stretches | None = None,
     ) -> list[int]:
         """Ids of the whole prompt, up to where the assistant's turn is to go on.
 
@@ -62,17 +73,23 @@ class Layout:
             user: the user turn's text.
             image_tokens: for each image how many tokens it takes.
             opening: ids that stand for the template's last stretch; see :meth:`opening`.
+            last: of the same session's last prompt; what this one has in common with it isn't encoded again.
         """
         ids: list[int] = []
         images = iter(image_tokens)
-        for text, token in self._template(len(image_tokens))[:-1]:
+        for place, (text, token) in enumerate(self._template(len(image_tokens))[:-1]):
             if token == self._image_id:
                 ids += [token] * next(images)
             elif token is not None:
                 ids.append(token)
             else:
-                ids += self.encode(text.replace(_SYSTEM, system).replace(_USER, user))
+                ids += self._encode_again(text.replace(_SYSTEM, system).replace(_USER, user), place, last)
         return ids + list(self.opening("") if opening is None else opening)
+
+    def _encode_again(self, text: str, place: int, last: Stretches | None) -> list[int]:
+        if last is None or not self._can_grow:
+            return self.encode(text)
+        return last.setdefault(place, GrowingText()).encode(self._plain, text)
 
     def opening(self, begun: str) -> list[int]:
         """Ids of the template's last stretch (``assistant`` and a line break) with ``begun`` after it."""

@@ -64,9 +64,9 @@ def packed_attention(
     for piece, layer, mask in zip(torch.split(query[0], cache.lengths, dim=1), layers, cache.masks, strict=True):
         heads, new, width = piece.shape
         shared = heads // layer.keys.shape[0]
-        rows = piece.reshape(-1, shared * new, width)
+        rows = piece.reshape(1, -1, shared * new, width)  # with a batch of one, since fused kernels want four axes
         seen = None if mask is None else mask.repeat(shared, 1)
-        out = F.scaled_dot_product_attention(rows, layer.keys, layer.values, attn_mask=seen, scale=scaling)
+        out = F.scaled_dot_product_attention(rows, layer.keys[None], layer.values[None], attn_mask=seen, scale=scaling)
         mixed.append(out.reshape(heads, new, width))
     return torch.cat(mixed, dim=1).transpose(0, 1)[None], None
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from guardtrace_proxy.auditor.growing import common_length
+
 LEAST_ROOM = 256
 """Tokens of the smallest buffer."""
 
@@ -84,10 +86,7 @@ class Reading:
 
     def common(self, ids: Sequence[int]) -> int:
         """How many of ``ids``, from the beginning, were read already."""
-        for at, (read, wanted) in enumerate(zip(self.ids, ids, strict=False)):
-            if read != wanted:
-                return at
-        return min(len(self.ids), len(ids))
+        return common_length(self.ids, ids)
 
     def rewind(self, length: int) -> None:
         """Forget all but the first ``length`` tokens, and what a broken pass left behind in some of the layers."""

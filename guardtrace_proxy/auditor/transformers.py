@@ -19,7 +19,7 @@ from guardtrace_proxy.auditor.checkpoint import NANO, Checkpoint, load_checkpoin
 from guardtrace_proxy.auditor.inference import ImageFeatures, Inference, Piece
 from guardtrace_proxy.auditor.kept import KeptReadings
 from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, likeliest
-from guardtrace_proxy.auditor.layout import Layout
+from guardtrace_proxy.auditor.layout import Layout, Stretches
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
 from guardtrace_proxy.auditor.protocol import (
     AuditorFailure,
@@ -76,9 +76,10 @@ class TransformersAuditor:
 
     def _load(self) -> None:
         checkpoint = load_checkpoint(self.name)
-        self._use(checkpoint)
+        self.use(checkpoint)
 
-    def _use(self, checkpoint: Checkpoint) -> None:
+    def use(self, checkpoint: Checkpoint) -> None:
+        """Run on a checkpoint that is loaded already."""
         self.checkpoint = checkpoint
         self.inference = Inference(checkpoint)
         self.layout = Layout(checkpoint.processor)
@@ -147,6 +148,7 @@ class TransformersSession:
 
     def __init__(self, auditor: TransformersAuditor, query: Query) -> None:
         self._auditor = auditor
+        self._stretches: Stretches = {}
         self._images = self._read_images(query)
         self._image_tokens = self._images.tokens if self._images else []
         limit = auditor.prompt_tokens - auditor.prompt_tokens // TRACE_SHARE
@@ -173,8 +175,8 @@ class TransformersSession:
         return len(self._prompt(query, GAP, GAP, self._auditor.labels.opening))
 
     def _prompt(self, query: str, thinking: str, answer: str, opening: Sequence[int] | None) -> list[int]:
-        user = user_text(query, thinking, answer)
-        return self._auditor.layout.prompt(self._auditor.system_prompt, user, self._image_tokens, opening)
+        layout, system = self._auditor.layout, self._auditor.system_prompt
+        return layout.prompt(system, user_text(query, thinking, answer), self._image_tokens, opening, self._stretches)
 
     async def judge(self, trace: Trace, depth: Depth) -> Verdict:
         audit = self._label if depth is Depth.LABEL else self._annotate

@@ -1,0 +1,142 @@
+"""What auditing one stream costs by its length: each token read once, beside reading all of it again at each audit.
+
+``python -m benchmarks.audit_cost [--json] [--quick]``. What is measured and how: ``benchmarks/README.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import facts
+from benchmarks.shapes import SHAPES, Shape, make_auditor, reasoning
+from guardtrace_proxy.auditor.prompt import Query, Trace, Turn, query_text, user_text
+from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind
+from guardtrace_proxy.auditor.transformers import TransformersAuditor, TransformersSession
+
+EVERY = 64
+QUERY = Query([Turn("user", "What should I do on Monday, and in which order?")])
+KEPT_BYTES = {"incremental": None, "reprefill": 0}
+"""The KV budget that makes each method: with none, nothing of a stream is kept but the system prompt."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stream. ``prefilled_tokens`` are those read for the trace, ``tail_tokens`` those behind it in each prompt."""
+
+    length: int
+    method: str
+    seconds: float
+    last_audit_seconds: float
+    prefilled_tokens: int
+    tail_tokens: int
+    reasoning_tokens: int
+
+
+async def judge(session: TransformersSession, trace: Trace) -> None:
+    """One label read; random weights give the labels no mass, which is found out when all is computed."""
+    try:
+        await session.judge(trace, Depth.LABEL)
+    except AuditorFailure as failure:
+        if failure.kind is not FailureKind.UNSURE:
+            raise
+
+
+async def follow(auditor: TransformersAuditor, length: int, method: str) -> Row:
+    """Audit one stream at every 64 tokens."""
+    session = await auditor.open(QUERY)
+    await judge(session, Trace(""))
+    traces = reasoning(auditor, length, EVERY)
+    before, seconds = auditor.inference.tokens_read, []
+    for number, thinking in enumerate(traces):
+        judged = len(traces[number - 1]) if number else 0
+        began = time.perf_counter()
+        await judge(session, Trace(thinking, judged_thinking=judged))
+        seconds.append(time.perf_counter() - began)
+    await session.aclose()
+    read = auditor.inference.tokens_read - before
+    head, tail = _around(auditor)
+    if method == "reprefill":
+        read -= head * len(traces)
+    return Row(
+        length, method, sum(seconds), seconds[-1], read - tail * len(traces), tail * len(traces), EVERY * len(traces)
+    )
+
+
+def _around(auditor: TransformersAuditor) -> tuple[int, int]:
+    """Tokens before a trace that aren't the system prompt's, which all sessions share, and tokens behind it."""
+
+    def prompt(query: str, thinking: str) -> list[int]:
+        user = user_text(query, thinking, "")
+        return [*auditor.layout.prompt(auditor.system_prompt, user, [], auditor.labels.opening), auditor.labels.zero]
+
+    query = query_text(QUERY.turns)
+    one, other = prompt(query, "Bread."), prompt(query, "Water!")
+    before, behind = _common(one, other), _common(one[::-1], other[::-1])
+    return before - _common(one, prompt("Another", "Bread.")), behind
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def measure(shape: Shape, lengths: Sequence[int], reprefill_to: int) -> Iterator[Row]:
+    """A row for each length and method; each method's first stream isn't counted."""
+    for method, kept in KEPT_BYTES.items():
+        auditor = make_auditor(shape, kv_cache_bytes=kept)
+        asyncio.run(follow(auditor, 4 * EVERY, method))
+        for length in lengths:
+            if method == "incremental" or length <= reprefill_to:
+                yield asyncio.run(follow(auditor, length, method))
+        asyncio.run(auditor.aclose())
+
+
+def print_table(rows: Sequence[Row], machine: dict[str, Any], console: Console) -> None:
+    """The same for a reader."""
+    table = Table(title=f"One stream, a label read every {EVERY} tokens", title_justify="left")
+    for column in ("tokens", "method", "all audits s", "last audit ms", "trace tokens read each", "tail tokens"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in rows:
+        table.add_row(
+            str(row.length),
+            row.method,
+            f"{row.seconds:.2f}",
+            f"{row.last_audit_seconds * 1000:.1f}",
+            f"{row.prefilled_tokens / row.reasoning_tokens:.2f}",
+            str(row.tail_tokens),
+        )
+    console.print(table)
+    console.print("; ".join(f"{name} {value}" for name, value in machine.items()), soft_wrap=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.audit_cost", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quick", action="store_true", help="two short lengths: whether it runs, not how fast")
+    parser.add_argument("--shape", choices=SHAPES, default="7.7M")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096, 16_384], metavar="TOKENS")
+    parser.add_argument("--reprefill-to", type=int, default=4096, metavar="TOKENS", help="the longest stream read anew")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    lengths = [256, 1024] if arguments.quick else arguments.lengths
+    rows = list(measure(SHAPES[arguments.shape], lengths, arguments.reprefill_to))
+    machine = {**facts(), "torch": torch.__version__, "threads": arguments.threads, "shape": arguments.shape}
+    if arguments.json:
+        print(json.dumps({"benchmark": "audit_cost", "machine": machine, "rows": [asdict(row) for row in rows]}))
+    else:
+        print_table(rows, machine, Console())
+
+
+if __name__ == "__main__":
+    main()
