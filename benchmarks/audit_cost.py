@@ -64,7 +64,7 @@ async def follow(auditor: TransformersAuditor, length: int, method: str) -> Row:
         seconds.append(time.perf_counter() - began)
     await session.aclose()
     read = auditor.inference.tokens_read - before
-    head, tail = _around(auditor)
+    head, tail = around(auditor)
     if method == "reprefill":
         read -= head * len(traces)
     return Row(
@@ -72,7 +72,7 @@ async def follow(auditor: TransformersAuditor, length: int, method: str) -> Row:
     )
 
 
-def _around(auditor: TransformersAuditor) -> tuple[int, int]:
+def around(auditor: TransformersAuditor) -> tuple[int, int]:
     """Tokens before a trace that aren't the system prompt's, which all sessions share, and tokens behind it."""
 
     def prompt(query: str, thinking: str) -> list[int]:

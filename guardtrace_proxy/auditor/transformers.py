@@ -98,8 +98,8 @@ class TransformersAuditor:
             self.warnings += (f"{warning}. Set auditor.model to a real guard model",)
 
         passes = PASS_TOKENS.get(checkpoint.device.type, PASS_TOKENS["cuda"])
-        self._worker = Worker(self.inference.forward, passes, lambda: not self.kept.is_full, self._make_room)
-        self._trunk = self._worker.submit(self._read_trunk()).result()
+        self.worker = Worker(self.inference.forward, passes, lambda: not self.kept.is_full, self._make_room)
+        self._trunk = self.worker.submit(self._read_trunk()).result()
 
     def _read_trunk(self) -> Audit[Reading]:
         """What every prompt begins with."""
@@ -131,10 +131,10 @@ class TransformersAuditor:
         Raises:
             AuditorFailure: it raised something that isn't an AuditorError.
         """
-        return await asyncio.wrap_future(self._worker.submit(audit))
+        return await asyncio.wrap_future(self.worker.submit(audit))
 
     async def aclose(self) -> None:
-        self._worker.close()
+        self.worker.close()
 
 
 def _at_once(work: Callable[[], T]) -> Generator[Piece, torch.Tensor, T]:

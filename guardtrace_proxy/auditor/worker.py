@@ -66,7 +66,7 @@ class Worker:
         make_room: Callable[[], None],
     ) -> None:
         self._forward = forward
-        self._pass_tokens = pass_tokens
+        self.pass_tokens = pass_tokens
         self._may_start = may_start
         self._make_room = make_room
         self._arrived: deque[Task] = deque()
@@ -104,7 +104,7 @@ class Worker:
                 self._drop_cancelled()
                 self._start_arrived()
                 if self._running:
-                    self._pass(choose(self._running, self._pass_tokens, time.monotonic()))
+                    self._pass(choose(self._running, self.pass_tokens, time.monotonic()))
         if self._closed:
             for task in (*self._running, *self._arrived):
                 self._fail(task, AuditorFailure(FailureKind.CANCELLED, "the auditor was closed during the audit"))

@@ -35,13 +35,13 @@ def auditor(untaught: Path, monkeypatch: pytest.MonkeyPatch) -> TransformersAudi
 def counted(auditor: TransformersAuditor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each forward pass reads."""
     passes: list[int] = []
-    forward = auditor._worker._forward
+    forward = auditor.worker._forward
 
     def counting(pieces: list[inference.Piece]) -> list[torch.Tensor]:
         passes.append(sum(len(piece.ids) for piece in pieces))
         return forward(pieces)
 
-    monkeypatch.setattr(auditor._worker, "_forward", counting)
+    monkeypatch.setattr(auditor.worker, "_forward", counting)
     return passes
 
 
@@ -85,7 +85,7 @@ def test_sessions_that_are_read_together_get_what_each_gets_alone(
     auditor: TransformersAuditor, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pieces: list[int] = []
-    forward = auditor._worker._forward
+    forward = auditor.worker._forward
 
     def counting(batch: list[inference.Piece]) -> list[torch.Tensor]:
         pieces.append(len(batch))
@@ -99,11 +99,11 @@ def test_sessions_that_are_read_together_get_what_each_gets_alone(
             seen.append((query, trace, triple(verdict.probabilities)))
 
     async def run() -> None:
-        monkeypatch.setattr(auditor._worker, "_forward", counting)
+        monkeypatch.setattr(auditor.worker, "_forward", counting)
         async with anyio.create_task_group() as group:
             for images in range(8):
                 group.start_soon(follow, images)
-        monkeypatch.setattr(auditor._worker, "_forward", forward)
+        monkeypatch.setattr(auditor.worker, "_forward", forward)
         for query, trace, probabilities in random.Random(0).sample(seen, 60):
             assert probabilities == pytest.approx(await alone(auditor, query, trace), abs=1e-4)
 

@@ -202,14 +202,14 @@ def test_a_cancelled_audit_frees_the_worker_and_leaves_the_next_alone(
     taught: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     auditor = started(taught)
-    forward, slow = auditor._worker._forward, threading.Event()
+    forward, slow = auditor.worker._forward, threading.Event()
 
     def slowly(pieces: object) -> object:
         if slow.is_set():
             time.sleep(0.05)
         return forward(pieces)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(auditor._worker, "_forward", slowly)
+    monkeypatch.setattr(auditor.worker, "_forward", slowly)
 
     async def run() -> None:
         session = await auditor.open(Query(ASKED))
