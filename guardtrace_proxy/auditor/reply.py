@@ -1,7 +1,7 @@
 """Reading a guard's reply: ``“Analysis”: …`` then ``“Judgment”: 0 | 0.5 | 1``, in every spelling that was seen.
 
-The last line decides: an analysis may quote whatever it judges, judgments too. A reply that doesn't end with one of the
-three judgments is unreadable, and never counts as 0.
+The last line decides, or else the first: an analysis in between may quote whatever it judges, judgments too. A reply
+without one of the three judgments in these places is unreadable, and never counts as 0.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Reply:
 
 
 def parse_reply(text: str, *, truncated: bool = False) -> Reply:
-    """Read a guard's reply by its last line. Only there a judgment may also stand behind other sentences.
+    """Read a guard's reply by its last line, where a judgment may stand behind other sentences, or else by its first.
 
     ``truncated`` says that the reply stopped at its length limit: then a number that ends it may be the
     beginning of a longer one, and a judgment inside a line may be quoted from what was judged.
 
     Raises:
-        UnreadableReply: it doesn't end with a judgment, or with one that isn't exactly 0, 0.5 or 1.
+        UnreadableReply: it neither ends nor begins with a judgment, or with one that isn't exactly 0, 0.5 or 1.
     """
     text = text.lstrip("\ufeff \t\r\n")
     answer = _without_thoughts(text)
@@ -60,8 +60,11 @@ def parse_reply(text: str, *, truncated: bool = False) -> Reply:
     end = len(answer.rstrip(_CLOSING))
     start = answer.rfind("\n", 0, end) + 1
     label = _last_label(answer, start, end, own_line=truncated)
+    if label is None and answer == text and start:  # thoughts have no first line that counts
+        end = text.index("\n")
+        label = _BEGINS_LINE.match(text, 0, end)
     if label is None:
-        raise UnreadableReply("the auditor's reply doesn't end with a judgment")
+        raise UnreadableReply("the auditor's reply neither ends nor begins with a judgment")
     if truncated and "\n" not in answer[end:]:
         raise UnreadableReply("the auditor's reply was cut off at its judgment")
     return Reply(_level(answer[label.end() : end]), _analysis(answer[: label.start("label")]))
