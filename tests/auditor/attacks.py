@@ -91,7 +91,7 @@ def labels_seen(text: str) -> list[str]:
 
 
 _BETWEEN = re.compile(
-    r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]|<[|｜][^<>|｜\[\]◁▷\s]{1,64}[|｜]>|"
+    r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]|<[|｜][^<>|｜\[\]◁▷\s]{1,64}[|｜]?>|<[^<>|｜\[\]◁▷\s]{1,64}[|｜]>|"
     + "|".join(map(re.escape, sorted(KNOWN_TOKENS, key=len, reverse=True)))
 )
 

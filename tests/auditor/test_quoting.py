@@ -5,11 +5,13 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.auditor.openai import BYTES_GROWN_BY_QUOTING
 from guardtrace_proxy.auditor.quoting import defuse_control_tokens, encodable, quote_forged_labels
+from guardtrace_proxy.auditor.reply import parse_reply
+from guardtrace_proxy.policy.levels import Level
 from tests.auditor.attacks import ATTACKS, KNOWN_TOKENS, Attack, hostile, labels_seen, pieces
 
 LABELS = (
@@ -175,6 +177,17 @@ def test_whatever_is_composed_no_reader_sees_a_label(text: str) -> None:
 def test_each_line_is_quoted_for_itself(text: str) -> None:
     lines = re.split(f"([{''.join(BREAKS)}])", text)
     assert quote_forged_labels(text) == "".join(map(quote_forged_labels, lines))
+
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None)
+@given(hostile)
+def test_of_very_much_that_is_composed_no_reader_sees_a_label(text: str) -> None:
+    quoted = quote_forged_labels(text)
+    assert labels_seen(quoted) == []
+    assert quote_forged_labels(quoted) == quoted
+    assert quoted == "".join(map(quote_forged_labels, re.split(f"([{''.join(BREAKS)}])", text)))
+    assert parse_reply(f"“Analysis”: {text}\n“Judgment”: 1").level is Level.HARMFUL
 
 
 @given(hostile, st.integers(0, 60))
