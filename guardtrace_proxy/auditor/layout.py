@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from guardtrace_proxy.auditor.growing import GrowingText, has_borders
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor
+from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 
 _SYSTEM, _USER = "\ue000system\ue000", "\ue000user\ue000"
 
@@ -33,7 +34,11 @@ Stretches = dict[int, GrowingText]
 
 
 class Layout:
-    """Builds prompts for one tokenizer and chat template."""
+    """Builds prompts for one tokenizer and chat template.
+
+    Raises:
+        AuditorSettingsError: the tokenizer makes control tokens of plain text.
+    """
 
     def __init__(self, processor: ImageOnlyProcessor) -> None:
         self._processor = processor
@@ -42,6 +47,12 @@ class Layout:
         self._added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
         longest_first = sorted(self._added, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)))
+        made = [token for token, number in self._added.items() if number in self.encode(token)]
+        if made:
+            raise AuditorSettingsError(
+                f"the auditor's tokenizer makes the control token {made[0]} of plain text, so any text could forge it: "
+                "use a tokenizer whose control tokens are added tokens alone"
+            )
         self._image_id: int = processor.image_token_id
         self._can_grow = has_borders(self._plain)
         self._stretches: dict[int, list[Stretch]] = {}

@@ -16,13 +16,7 @@ import aiohttp
 import anyio.to_thread
 import msgspec
 
-from guardtrace_proxy.auditor.prompt import (
-    SYSTEM_PROMPT,
-    Query,
-    Trace,
-    defuse_control_tokens,
-    user_text,
-)
+from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
 from guardtrace_proxy.auditor.protocol import (
     AuditorFailure,
     AuditorSettingsError,
@@ -30,6 +24,7 @@ from guardtrace_proxy.auditor.protocol import (
     DoesNotFit,
     FailureKind,
 )
+from guardtrace_proxy.auditor.quoting import defuse_control_tokens
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.images.fitting import fitted

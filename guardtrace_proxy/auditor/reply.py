@@ -1,7 +1,7 @@
-"""Reading a guard's reply: ``“Analysis”: …`` then ``“Judgment”: 0 | 0.5 | 1``, in every spelling that was
-seen.
+"""Reading a guard's reply: ``“Analysis”: …`` then ``“Judgment”: 0 | 0.5 | 1``, in every spelling that was seen.
 
-A reply that doesn't hold one of the three judgments is unreadable, and never counts as 0.
+The last line decides, or else the first: an analysis in between may quote whatever it judges, judgments too. A reply
+without one of the three judgments in these places is unreadable, and never counts as 0.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ from typing import Any
 
 from guardtrace_proxy.policy.levels import Level
 
-_DECORATION = r"[\s\"'“”„‟«»‘’‚‛`´＂＇「」『』*_#>{\[(\\-]*"
-_MARKS = r"[^\S\n]*[\"'“”„‟«»‘’‚‛`´＂＇「」『』*_\\]*[^\S\n]*"
+_QUOTES = r"\"'“”„‟«»‘’‚‛`´＂＇「」『』"
+_DECORATION = rf"[\s{_QUOTES}*_#>{{\[(\\-]*"
+_MARKS = rf"(?:[^\S\n]|[{_QUOTES}*_\\])*"
 _BEFORE_VALUE = rf"{_MARKS}[:：]{_MARKS}"
-_JUDGMENT = re.compile(rf"judge?ment{_BEFORE_VALUE}", re.IGNORECASE)
-_JUDGMENT_ENDS = re.compile(rf"judge?ment{_BEFORE_VALUE}\Z", re.IGNORECASE)
+_LABEL = rf"(?P<label>judge?ment{_BEFORE_VALUE})"
+_BEGINS_LINE = re.compile(_DECORATION + _LABEL, re.IGNORECASE)
+_BEGINS_SENTENCE = re.compile(
+    rf"(?:[.!?…。！？][\s{_QUOTES}*_#>{{}}\[\]()-]*|(?<!\\)[{_QUOTES}],\s*[{_QUOTES}]){_LABEL}", re.IGNORECASE
+)
+"""Or a key of JSON that is written wrongly."""
 _ANALYSIS = re.compile(rf"analysis{_BEFORE_VALUE}", re.IGNORECASE)
-_LINE_START = re.compile(_DECORATION)
+_DECORATED = re.compile(_DECORATION)
 _NUMBER = re.compile(r"0\.50*|[01](?:\.0+)?", re.ASCII)
-_AFTER_NUMBER = re.compile(r"[\s\"'“”„‟«»‘’‚‛`´＂＇「」『』*_\\}\])]*(?:$|[.,;(–—][^\d½¼¾¹²³]*$)")
+_AFTER_NUMBER = re.compile(rf"[\s{_QUOTES}*_\\}}\])]*(?:$|[.,;(–—][^\d½¼¾¹²³]*$)")
+_CLOSING = "\"'“”„‟«»‘’‚‛`´＂＇「」『』*_\\}]) \t\r\n"
 _FENCE = re.compile(r"\A```[a-z]*\s*\n?(.*?)\n?```\s*\Z", re.DOTALL | re.IGNORECASE)
 _THOUGHTS = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 
@@ -39,32 +45,43 @@ class Reply:
 
 
 def parse_reply(text: str, *, truncated: bool = False) -> Reply:
-    """Read a guard's reply; of several judgments the last one counts.
+    """Read a guard's reply by its last line, where a judgment may stand behind other sentences, or else by its first.
 
     ``truncated`` says that the reply stopped at its length limit: then a number that ends it may be the
     beginning of a longer one, and a judgment inside a line may be quoted from what was judged.
 
     Raises:
-        UnreadableReply: there is no judgment, or the last one isn't exactly 0, 0.5 or 1.
+        UnreadableReply: it neither ends nor begins with a judgment, or with one that isn't exactly 0, 0.5 or 1.
     """
-    text = _without_thoughts(text).lstrip("\ufeff \t\r\n")
-    if not truncated and (fields := _json_object(text)) is not None:
+    text = text.lstrip("\ufeff \t\r\n")
+    answer = _without_thoughts(text)
+    if not truncated and (fields := _json_object(text) or _json_object(answer)) is not None:
         return _from_json(fields)
-    labels = list(_JUDGMENT.finditer(text))
-    own_line = [label for label in labels if _begins_line(text, label.start())]
-    candidates = own_line or ([] if truncated else labels)
-    if not candidates:
-        raise UnreadableReply("the auditor's reply holds no judgment")
-    label = candidates[-1]
-    line, newline, _ = text[label.end() :].partition("\n")
-    if truncated and not newline:
+    end = len(answer.rstrip(_CLOSING))
+    start = answer.rfind("\n", 0, end) + 1
+    label = _last_label(answer, start, end, own_line=truncated)
+    if label is None and answer == text and start:  # thoughts have no first line that counts
+        end = text.index("\n")
+        label = _BEGINS_LINE.match(text, 0, end)
+    if label is None:
+        raise UnreadableReply("the auditor's reply neither ends nor begins with a judgment")
+    if truncated and "\n" not in answer[end:]:
         raise UnreadableReply("the auditor's reply was cut off at its judgment")
-    return Reply(_level(line), _analysis(text[: label.start()]))
+    return Reply(_level(answer[label.end() : end]), _analysis(answer[: label.start("label")]))
 
 
 def ends_at_judgment(text: str) -> bool:
     """Whether a reply, as far as it is written, goes on with the judgment's number."""
-    return _JUDGMENT_ENDS.search(text) is not None
+    label = _last_label(text, text.rfind("\n") + 1, len(text), own_line=False)
+    return label is not None and label.end() == len(text)
+
+
+def _last_label(text: str, start: int, end: int, *, own_line: bool) -> re.Match[str] | None:
+    """The judgment's label in a line: it begins the line, or (not if ``own_line``) the last sentence that has one."""
+    begins_line = _BEGINS_LINE.match(text, start, end)
+    if begins_line or own_line:
+        return begins_line
+    return max(_BEGINS_SENTENCE.finditer(text, start, end), key=re.Match.end, default=None)
 
 
 def _without_thoughts(text: str) -> str:
@@ -72,11 +89,6 @@ def _without_thoughts(text: str) -> str:
     rest = _THOUGHTS.sub("", text, count=1)
     _, closed, after = rest.rpartition("</think>")  # a template may have opened the block
     return after if closed else rest
-
-
-def _begins_line(text: str, position: int) -> bool:
-    start = text.rfind("\n", 0, position) + 1
-    return _LINE_START.fullmatch(text, start, position) is not None
 
 
 def _level(line: str) -> Level:
@@ -91,26 +103,25 @@ def _analysis(before: str) -> str | None:
     if label is None:
         return None
     end = len(before)
-    while end > label.end() and _LINE_START.fullmatch(before[end - 1]):
+    while end > label.end() and _DECORATED.fullmatch(before[end - 1]):
         end -= 1
     return before[label.end() : end].strip(" \t\r\n\",'”’*") or None
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
-    """The reply as a JSON object, with its keys in lower case, or None where it isn't one with a judgment."""
+    """The reply as a JSON object, with its keys in lower case, or None where it isn't one."""
     fence = _FENCE.match(text.strip())
     try:
-        value = json.loads(fence[1] if fence else text)
+        value = json.loads(fence[1] if fence else text, strict=False)  # models break lines in strings
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict):
         return None
-    fields = {key.strip(" \"'“”*").lower(): value for key, value in value.items()}
-    return fields if {"judgment", "judgement"} & fields.keys() else None
+    return {key.strip(" \"'“”*").lower().replace("judgement", "judgment"): value for key, value in value.items()}
 
 
 def _from_json(fields: dict[str, Any]) -> Reply:
-    judgment = fields.get("judgment", fields.get("judgement"))
+    judgment = fields.get("judgment")
     if isinstance(judgment, bool) or not isinstance(judgment, (int, float, str)):
         raise UnreadableReply("the auditor's judgment is none of 0, 0.5 and 1")
     if isinstance(judgment, str):

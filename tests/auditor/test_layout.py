@@ -15,7 +15,7 @@ from guardtrace_proxy.auditor.prompt import user_text
 from tests.auditor.checkpoints import CONTROL, make_processor
 
 SYSTEM = "You judge."
-texts = st.text(max_size=60)
+texts = st.text(max_size=60).filter(lambda text: "<|" not in text)  # Hypothesis also tries strings of our code
 forged = st.lists(st.sampled_from([*CONTROL, "<|im_", "end|>", "\n", "x ", "0", "é"]) | texts, max_size=8).map("".join)
 quick = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from aiohttp import web
 from PIL import Image
@@ -23,6 +24,7 @@ from guardtrace_proxy.auditor.protocol import (
 )
 from guardtrace_proxy.images import RequestImage
 from guardtrace_proxy.policy.levels import Level, Verdict
+from tests.auditor.attacks import ATTACKS, Attack
 
 ASKED = Query([Turn("user", "How do I bake bread?")])
 TRACE = Trace("Flour, then water.", "Mix them.")
@@ -329,3 +331,15 @@ def test_without_torch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(AuditorSettingsError, match=r"guardtrace-proxy\[local\]"):
         make_auditor("transformers", model="builtin:nano")
     assert isinstance(make_auditor("openai", model="guard", base_url="http://x/v1"), OpenAIAuditor)
+
+
+@pytest.mark.parametrize("attack", [attack for attack in ATTACKS if attack.kind in ("odd text", "invisible")], ids=str)
+def test_odd_text_reaches_the_server_in_a_request_that_it_can_read(attack: Attack) -> None:
+    async def run() -> None:
+        auditor = make_auditor("openai", model="guard", base_url="http://127.0.0.1:9/v1")
+        session = await auditor.open(Query([Turn("user", attack.text)]))
+        assert isinstance(session, OpenAISession)
+        asked = session._window.place(Trace(attack.text, attack.text), session._build)
+        assert json.loads(msgspec.json.encode(session._user(asked)))["content"] == asked
+
+    anyio.run(run)

@@ -1,0 +1,139 @@
+"""Untrusted text as it stands in a prompt: forged labels quoted, control tokens broken up, nothing unencodable.
+
+What a forged label is: a line, or what follows a control token, that begins with one of the layout's labels as its
+reader sees it, up to a colon. Everything else stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+from guardtrace_proxy.auditor.lookalikes import LOOKALIKES
+
+_LABELS = (
+    "currenttaskquery",
+    "currenttaskthinking",
+    "currenttaskcleanedresponse",
+    "analysis",
+    "judgment",
+    "judgement",
+)
+_TAGS = (
+    "s|bos|eos|pad|unk|mask|cls|sep|sop|eop|think|answer|tool_call|tool_response|arg_key|arg_value"
+    "|image|img|video|audio|(?:image|audio)_soft_token|(?:start|end)_of_(?:turn|image|audio|utterance)"
+    "|im_(?:start|end|patch|col)|IMG_CONTEXT|fake_token_around_image|global-img|box|ref|quad|point|slice"
+    "|(?:BOS|EOS|PAD|UNK)_TOKEN|(?:unused|extra_id_|SPECIAL_|loc|seg)\\d+|seed:\\w+"
+)
+_BRACKETS = (
+    "INST|IMG|IMG_BREAK|IMG_END|AUDIO|BEGIN_AUDIO|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT"
+    "|ARGS|CALL_ID|THINK|MODEL_SETTINGS|PREFIX|MIDDLE|SUFFIX|BOS|EOS|EOT|PAD|UNK|CLS|SEP|[gs]?MASK|(?:start|end)_header_id"
+)
+_NAME = r"[^\s<>\[\]|\uff5c\u25c1\u25b7]{1,64}"
+_CONTROL = (
+    rf"<[|\uff5c]{_NAME}[|\uff5c]?>"
+    rf"|<{_NAME}[|\uff5c]>"
+    rf"|</?(?:{_TAGS})>"
+    rf"|\[/?(?:{_BRACKETS})\]"
+    r"|<</?SYS>>"
+    r"|\u25c1/?\w{1,32}\u25b7"
+)
+"""Control tokens of the chat templates at large: Qwen, Llama, Mistral, Gemma, DeepSeek, GLM, Kimi, Harmony, others."""
+_MARKS = "<>[]|\uff5c\u25c1\u25b7"
+
+_BREAKS = "\\n\\r\\x0b\\x0c\\x1c-\\x1e\\x85\\u2028\\u2029"
+_LINE_BREAK = re.compile(f"([{_BREAKS}])")
+_CONTROL_TOKENS = re.compile(f"({_CONTROL})")
+_TAG = re.compile(f"<[^<>\\[\\]\u25c1\u25b7{_BREAKS}]*>")
+"""Never reaches over a line break or into a control token."""
+_SHAPES = {"i": "[il1]", "l": "[il1]", "o": "[o0]"}
+_SPELLED = "|".join("[\\W_]*".join(_SHAPES.get(letter, letter) for letter in label) for label in _LABELS)
+_LABEL = re.compile(rf"(?:{_SPELLED})[\W_]*?:")
+_LABEL_FIRST = re.compile(rf"[\W_]*{_LABEL.pattern}")
+_UNUSUAL = re.compile(r"[^\t\n\r\x20-\x7e]+")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+_INVISIBLE = frozenset(("Cc", "Cf", "Mn", "Me", "Cs", "Co", "Cn"))
+"""Unicode categories that show nothing of their own."""
+_FILLERS = "\u115f\u1160"
+"""Letters that show nothing, where they aren't folded to these."""
+
+
+def quote_forged_labels(text: str) -> str:
+    """Put ``> `` before every line that begins with one of the layout's own labels, however it is dressed up.
+
+    Seen through: case, full-width letters and other scripts' look-alikes, quotes, Markdown, tags, spaced-out
+    letters, invisible and bidi characters, every line break that Unicode knows. What is quoted already stays as it
+    is.
+    """
+    plain = _plain(text)
+    if not _holds(plain, _LABEL.search):
+        return text
+    lines = zip(_LINE_BREAK.split(text), _LINE_BREAK.split(plain), strict=True)
+    return "".join(_quoted(line) if _holds(seen, _LABEL.search) else line for line, seen in lines)
+
+
+def _quoted(line: str) -> str:
+    pieces = _CONTROL_TOKENS.split(line)
+    return "".join(f"> {piece}" if _is_forged(piece) else piece for piece in pieces)
+
+
+def _is_forged(piece: str) -> bool:
+    return not piece.startswith("> ") and _holds(_plain(piece), _LABEL_FIRST.match)
+
+
+def _holds(plain: str, find: Callable[[str], object]) -> bool:
+    return find(plain) is not None or ("<" in plain and find(_TAG.sub("", plain)) is not None)
+
+
+def _plain(text: str) -> str:
+    """The text as a reader sees it, in lower case, with the same line breaks: look-alikes and compatibility forms
+    folded, what is invisible dropped."""
+    return _UNUSUAL.sub(_as_seen, text).lower()
+
+
+def _as_seen(unusual: re.Match[str]) -> str:
+    return unicodedata.normalize("NFKD", unusual[0]).translate(_SEEN)
+
+
+class _Seen(dict[int, str | None]):
+    """A table for ``str.translate``: what a character looks like, None where it shows nothing of its own.
+
+    Filled as characters turn up.
+    """
+
+    def __missing__(self, code: int) -> str | None:
+        self[code] = self._look(chr(code))
+        return self[code]
+
+    def _look(self, character: str) -> str | None:
+        if character in "\t\n\r\x0b\x0c\x1c\x1d\x1e\x85":
+            return character
+        category = unicodedata.category(character)
+        if category in _INVISIBLE or character in _FILLERS:
+            return None
+        return LOOKALIKES.get(ord(character)) or ("'" if category == "Lm" else character.casefold())
+
+
+_SEEN = _Seen()
+
+
+def defuse_control_tokens(text: str) -> str:
+    """Break up what a chat template could take for control tokens: ``<|im_end|>`` becomes ``<| im_end |>``.
+
+    For servers whose tokenizer isn't at hand; where it is, the text is encoded without control tokens
+    instead.
+    """
+    return _CONTROL_TOKENS.sub(_broken_up, text)
+
+
+def _broken_up(token: re.Match[str]) -> str:
+    name = token[0].strip(_MARKS)
+    before, after = token[0].split(name, 1)
+    return f"{before} {name} {after}"
+
+
+def encodable(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which neither UTF-8 nor a tokenizer takes."""
+    return text if text.isascii() else _HALF_PAIR.sub("\ufffd", text)
