@@ -4,17 +4,19 @@ tests/server/test_replicas.py."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
-from structlog.testing import capture_logs
+from structlog.testing import LogCapture
 
-from guardtrace_proxy.auditor import make_auditor
+from guardtrace_proxy.auditor import make_auditor, replicas
 from guardtrace_proxy.auditor.openai import OpenAIAuditor
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, Depth, DoesNotFit, FailureKind
@@ -31,6 +33,15 @@ from guardtrace_proxy.policy.levels import Level, Verdict
 TRACE = Trace("Flour, then water.", "Mix them.")
 NAMES = ("a", "b", "c")
 Answer = Callable[[], Awaitable[None]]
+
+
+@contextmanager
+def logged() -> Iterator[list[MutableMapping[str, Any]]]:
+    """What the replicas log, whatever other tests have set up."""
+    capture = LogCapture()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replicas, "log", structlog.wrap_logger(None, [capture], structlog.BoundLogger))
+        yield capture.entries
 
 
 async def at_once() -> None:
@@ -353,7 +364,7 @@ def test_a_question_that_all_refuse_takes_none_of_them_out(kind: FailureKind) ->
         world = World()
         for replica in world.replicas.values():
             replica.answer = failing(kind)
-        with capture_logs() as logs:
+        with logged() as logs:
             assert await world.failure() is kind
         assert logs == []
         for replica in world.replicas.values():
@@ -372,7 +383,7 @@ def test_the_log_says_who_went_out_and_came_back_once() -> None:
     async def run() -> None:
         world = World()
         world.first.answer = failing(FailureKind.UNREACHABLE)
-        with capture_logs() as logs:
+        with logged() as logs:
             async with anyio.create_task_group() as group:
                 for _ in range(5):
                     group.start_soon(world.judge)
@@ -405,7 +416,7 @@ def test_a_replica_that_never_answers_is_survived_within_the_callers_time_and_le
     async def run() -> None:
         world = silent_world()
         session = await world.open()
-        with capture_logs() as logs:
+        with logged() as logs:
             assert await world.judge(session, seconds=3) == world.second.name
         assert [(entry["replica"], entry["why"]) for entry in logs] == [(world.first.name, "silent")]
         world.taken()
@@ -430,7 +441,7 @@ def test_a_slow_replica_may_still_be_the_first_to_answer_and_isnt_left_out() -> 
 
         world.first.answer, world.second.answer = until_told, tell_and_hang
         session = await world.open()
-        with capture_logs() as logs:
+        with logged() as logs:
             async with anyio.create_task_group() as group:
 
                 async def release() -> None:
@@ -456,7 +467,7 @@ def test_a_replica_that_answers_others_meanwhile_is_busy_not_silent() -> None:
             await never()
 
         world.first.answer = hang_once
-        with capture_logs() as logs:
+        with logged() as logs:
             async with anyio.create_task_group() as group:
 
                 async def keep_it_busy() -> None:
@@ -479,7 +490,7 @@ def test_where_all_hang_the_callers_time_bounds_it_and_all_are_left_out() -> Non
         world = silent_world()
         for replica in world.replicas.values():
             replica.answer = never
-        with capture_logs() as logs, pytest.raises(TimeoutError):
+        with logged() as logs, pytest.raises(TimeoutError):
             await world.judge(seconds=1)
         assert sorted(world.taken()) == sorted(NAMES)
         assert sorted(entry["replica"] for entry in logs) == sorted(NAMES)
@@ -491,7 +502,7 @@ def test_a_client_that_leaves_says_nothing_about_a_replica() -> None:
     async def run() -> None:
         world = silent_world()
         session = await world.open()
-        with capture_logs() as logs:
+        with logged() as logs:
             async with anyio.create_task_group() as group:
                 group.start_soon(world.judge, session)
                 await anyio.wait_all_tasks_blocked()
