@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorSettingsError
 from guardtrace_proxy.auditor.published import for_model
 
@@ -10,7 +12,7 @@ def make_auditor(
     backend: str,
     *,
     model: str,
-    base_url: str | None = None,
+    base_url: str | Sequence[str] | None = None,
     api_key: str | None = None,
     depth: str = "annotate",
     timeout_ms: int = 5000,
@@ -24,7 +26,7 @@ def make_auditor(
     Args:
         backend: ``openai`` (any OpenAI-compatible server) or ``transformers`` (in this process).
         model: the server's model name; or ``builtin:nano``, a folder or a hub id.
-        base_url: the server's, ending in ``/v1``; ``openai`` only.
+        base_url: the server's, ending in ``/v1``, or those of several that serve the same model; ``openai`` only.
         api_key: sent as a bearer token; ``openai`` only.
         depth: how audits are asked for: ``annotate``, or ``label`` with ``transformers``.
         timeout_ms: one audit's time. Callers keep to it themselves; here it bounds connecting.
@@ -40,18 +42,24 @@ def make_auditor(
     system_prompt, warnings = for_model(model, system_prompt)
     if backend == "openai":
         from guardtrace_proxy.auditor.openai import OpenAIAuditor
+        from guardtrace_proxy.auditor.replicas import ReplicatedAuditor
 
         assert base_url is not None
-        return OpenAIAuditor(
-            base_url,
-            model,
-            api_key=api_key,
-            timeout_ms=timeout_ms,
-            annotate_max_tokens=annotate_max_tokens,
-            max_context=max_context,
-            system_prompt=system_prompt,
-            warnings=warnings,
-        )
+        urls = [base_url] if isinstance(base_url, str) else base_url
+        replicas = {
+            url: OpenAIAuditor(
+                url,
+                model,
+                api_key=api_key,
+                timeout_ms=timeout_ms,
+                annotate_max_tokens=annotate_max_tokens,
+                max_context=max_context,
+                system_prompt=system_prompt,
+                warnings=warnings,
+            )
+            for url in urls
+        }
+        return ReplicatedAuditor(replicas) if len(replicas) > 1 else replicas[urls[0]]
     try:
         from guardtrace_proxy.auditor.transformers import TransformersAuditor
     except ImportError as error:
@@ -69,7 +77,7 @@ def make_auditor(
     )
 
 
-def _check(backend: str, depth: str, base_url: str | None) -> None:
+def _check(backend: str, depth: str, base_url: str | Sequence[str] | None) -> None:
     if backend == "vllm":
         raise AuditorSettingsError(
             "auditor.backend: vllm is not yet supported: use openai with the URL of a vLLM server"

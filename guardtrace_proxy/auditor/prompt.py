@@ -70,10 +70,14 @@ class RequestImage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What was asked: the conversation, newest turn last, and its images in order."""
+    """What was asked: the conversation, newest turn last, and its images in order.
+
+    ``stream`` names the request: of several replicas the same one audits all that carries the same name.
+    """
 
     turns: Sequence[Turn]
     images: Sequence[RequestImage] = field(default=())
+    stream: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 from pathlib import Path
 from typing import Annotated
 
+import anyio
 import typer
 
 from guardtrace_proxy.auditor import published
+from guardtrace_proxy.auditor.protocol import AuditorError
+from guardtrace_proxy.auditor.selftest import Report, self_test
+from guardtrace_proxy.cli.problems import fail
+from guardtrace_proxy.telemetry.logs import configure_logging
 
 app = typer.Typer(no_args_is_help=True, help="The guard model's own affairs.")
 
@@ -44,3 +52,49 @@ def fetch_prompt(
     typer.echo(f"wrote {target}")
     if target != published.prompt_path():
         typer.echo(f"the proxy reads it from {published.prompt_path()}: copy it there, or fetch without --out")
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="A hub id, a folder or builtin:nano; with --base-url a served model.")],
+    base_url: Annotated[
+        str | None, typer.Option(help="Of an OpenAI-compatible server, ending in /v1; without it, in this process.")
+    ] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="The variable that holds the server's key.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long each speed is measured.", min=0.1)] = 3.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Test a guard model before it serves: is it whole, does it see images, can its replies be read, how fast is it?
+
+    Exit status 1, with one sentence, at the first thing that is wrong. Its verdicts are shown, not held against it.
+    """
+    configure_logging("console", "error")
+    key = os.environ.get(api_key_env) if api_key_env else None
+    if api_key_env and not key:
+        fail(f"the environment variable {api_key_env} isn't set", 2)
+    try:
+        report = anyio.run(self_test, model, base_url, key, seconds)
+    except AuditorError as error:
+        fail(error)
+    typer.echo(json.dumps(dataclasses.asdict(report), ensure_ascii=False) if as_json else _told(report))
+
+
+def _told(report: Report) -> str:
+    lines = [
+        f"{name + ':':<15}{value:,}" if isinstance(value, int) else f"{name + ':':<15}{value}"
+        for name, value in {"model": report.model, **report.facts}.items()
+    ]
+    lines.append("")
+    for said in report.verdicts:
+        lines.append(
+            f"{said.depth:<10}{said.trace:<15}level {said.level:<5}risk {said.risk:.2f}  {said.milliseconds:,.0f} ms"
+        )
+    lines.append("")
+    for name, rate in (("prefill", report.prefill_tokens_per_second), ("decode", report.decode_tokens_per_second)):
+        lines.append(f"{name + ':':<15}{'not known' if rate is None else f'about {rate:,.0f} tokens a second'}")
+    for speed in report.speeds:
+        lines.append(
+            f"{speed.depth + ':':<15}{speed.audits_per_second:,.1f} audits a second, enough for about "
+            f"{speed.streams:,.1f} streams of 50 tokens a second, audited every 64"
+        )
+    return "\n".join([*lines, *(f"note: {note}" for note in report.notes)])

@@ -98,10 +98,10 @@ class UpstreamSettings(Settings):
 
 
 class AuditorSettings(Settings):
-    """The guard model and how it is asked."""
+    """The guard model and how it is asked. ``base_url`` is one URL in the file, or a list."""
 
     backend: Literal["openai", "transformers", "vllm"] = "openai"
-    base_url: str | None = None
+    base_url: list[Annotated[str, AfterValidator(_check_url)]] | None = None
     api_key_env: str | None = None
     model: str = Field("DloadingX/GuardTrace-VL-3B", min_length=1)
     depth: Literal["label", "annotate", "cascade"] = "annotate"
@@ -112,10 +112,16 @@ class AuditorSettings(Settings):
     max_context: int = Field(8192, ge=512)
     kv_cache_bytes: Bytes | None = None
 
-    @field_validator("base_url")
+    @field_validator("base_url", mode="before")
     @classmethod
-    def _url(cls, value: str | None) -> str | None:
-        return None if value is None else _check_url(value)
+    def _one_or_several(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [_check_url(value)]  # here, since a problem inside the list would be told as the list's
+        if value is not None and not isinstance(value, list):
+            raise ValueError("expected a URL, or a list of URLs")
+        if value == []:
+            raise ValueError("expected at least one URL")
+        return value
 
 
 class TenantSettings(Settings):
@@ -192,7 +198,12 @@ def load_config(path: Path, environ: Mapping[str, str]) -> Config:
         raise ConfigError([error.problem]) from None
     except ValidationError as error:
         raise ConfigError(problems_of(error, ConfigFile, file)) from None
-    problems = [*_references(settings, file), *_environment(settings, file, environ), *_not_yet(settings, file)]
+    problems = [
+        *_references(settings, file),
+        *_same_servers(settings, file),
+        *_environment(settings, file, environ),
+        *_not_yet(settings, file),
+    ]
     policies: dict[str, LoadedPolicy] = {}
     folder = path.parent / settings.policies_dir
     for name, tenant in settings.tenants.items():
@@ -237,6 +248,16 @@ def _references(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
         yield file.problem("auditor.api_key_env", "has no effect with backend transformers")
     if settings.auditor.backend == "openai" and settings.auditor.kv_cache_bytes is not None:
         yield file.problem("auditor.kv_cache_bytes", "has no effect with backend openai")
+
+
+def _same_servers(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for number, url in enumerate(settings.auditor.base_url or ()):
+        first = seen.setdefault(str(URL(url.rstrip("/"))), number)
+        if first != number:
+            yield file.problem(
+                f"auditor.base_url.{number}", f"the same server as auditor.base_url.{first}: name it once"
+            )
 
 
 def _environment(settings: ConfigFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:

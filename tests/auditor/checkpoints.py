@@ -6,9 +6,11 @@ Also used by other rooms' tests: ``make_checkpoint(folder)``.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -187,3 +189,76 @@ def as_published(folder: Path) -> Path:
         json.dumps({**json.loads(path.read_text("utf-8")), "processor_class": "Qwen2_5_VLProcessor"}), "utf-8"
     )
     return folder
+
+
+def _changed(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
+
+
+def _tokenizer_alone(folder: Path) -> None:
+    for path in folder.iterdir():
+        if not path.name.startswith(("tokenizer", "special_tokens", "chat_template")):
+            path.unlink()
+
+
+def _another_architecture(folder: Path) -> None:
+    _changed(folder / "config.json", model_type="llama", architectures=["LlamaForCausalLM"])
+
+
+def _weights(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor | None]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    changed = {name: change(name, weight) for name, weight in weights.items()}
+    kept = {name: weight for name, weight in changed.items() if weight is not None}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _weights_missing(folder: Path) -> None:
+    _weights(folder, lambda name, weight: None if "layers.1." in name else weight)
+
+
+def _weights_not_numbers(folder: Path) -> None:
+    _weights(folder, lambda name, weight: weight * float("nan") if "layers.1.mlp" in name else weight)
+
+
+def _blind(folder: Path) -> None:
+    """Its images become nothing, however many tokens they take."""
+    _weights(folder, lambda name, weight: weight * 0 if "merger" in name else weight)
+
+
+def _labels_in_pieces(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace("0", "zero")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _more_tokens_than_embeddings(folder: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([f"extra{number}" for number in range(9)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _template_without_images(folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text("utf-8").replace("<|image_pad|>", ""), "utf-8")
+
+
+def _processor(folder: Path, **changes: object) -> None:
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text("utf-8"))["image_processor"]
+    _changed(path, image_processor={**settings, **changes})
+
+
+BROKEN: dict[str, Callable[[Path], None]] = {
+    "tokenizer alone": _tokenizer_alone,
+    "another architecture": _another_architecture,
+    "weights missing": _weights_missing,
+    "weights not numbers": _weights_not_numbers,
+    "blind": _blind,
+    "labels in pieces": _labels_in_pieces,
+    "more tokens than embeddings": _more_tokens_than_embeddings,
+    "template without images": _template_without_images,
+    "another merge size": lambda folder: _processor(folder, merge_size=4),
+    "another patch size": lambda folder: _processor(folder, patch_size=16),
+    "another image token": lambda folder: _changed(folder / "config.json", image_token_id=7),
+}
+"""What can be wrong with a whole checkpoint, each done to a copy of one."""

@@ -17,7 +17,7 @@ from guardtrace_proxy.auditor import published
 from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.policy.loading import PRESETS
 from tests.cli.serving import run, write_config
-from tests.server.scripted import DONE, SSE_HEAD, chunk, http, model_server
+from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, http, judging, model_server
 
 
 def call(*arguments: object) -> Result:
@@ -35,7 +35,10 @@ def test_version_and_help_as_a_process():
         assert command in said.stdout
 
 
-@pytest.mark.parametrize("command", ["serve", "demo", "policy check", "policy explain", "keys new", "check upstream"])
+@pytest.mark.parametrize(
+    "command",
+    ["serve", "demo", "policy check", "policy explain", "keys new", "check upstream", "auditor check"],
+)
 def test_every_command_explains_itself(command):
     said = call(*command.split(), "--help")
     assert said.exit_code == 0
@@ -179,3 +182,51 @@ def test_fetch_prompt_offline_says_what_to_do(tmp_path, monkeypatch):
     assert "can't be reached" in said.stderr
     assert "Offline? Fetch it on another machine" in said.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_auditor_check_tells_verdicts_and_speeds(tmp_path):
+    pytest.importorskip("torch", reason="the embedded auditor needs the extra `local`")
+    said = call("auditor", "check", "builtin:nano", "--seconds", "0.1")
+    assert (said.exit_code, said.stderr) == (0, "")
+    assert re.search(r"^architecture: +Qwen2_5_VLForConditionalGeneration$", said.stdout, re.M)
+    assert re.search(r"^device: +(cpu|cuda)", said.stdout, re.M)
+    for depth in ("label", "annotate"):
+        for trace in ("benign", "harmful", "harmful image"):
+            assert re.search(rf"^{depth} +{trace} +level [\d.]+ +risk \d\.\d\d +\d+ ms$", said.stdout, re.M)
+        assert re.search(rf"^{depth}: +[\d.,]+ audits a second, enough for about [\d.,]+ streams", said.stdout, re.M)
+    assert re.search(
+        r"^prefill: +about [\d,]+ tokens a second\ndecode: +about [\d,]+ tokens a second$", said.stdout, re.M
+    )
+    assert "note: auditor builtin:nano is for demonstration and tests" in said.stdout
+
+
+def judging_server(body: dict[str, Any]) -> Iterable[bytes]:
+    return thinker(body) if not body else judging(by_word)(body)
+
+
+def test_auditor_check_of_a_served_model_as_json(monkeypatch):
+    monkeypatch.setenv("GUARD_KEY", "secret")
+    with model_server(judging_server) as server:
+        options = ["--base-url", server.url, "--api-key-env", "GUARD_KEY", "--seconds", "0.1", "--json"]
+        said = call("auditor", "check", "thinker-8b", *options)
+    assert said.exit_code == 0
+    told = json.loads(said.stdout)
+    assert told["model"] == "thinker-8b"
+    assert [one["level"] for one in told["verdicts"] if one["depth"] == "annotate"] == ["0"] * 3
+    assert told["speeds"][-1]["depth"] == "annotate"
+    assert told["prefill_tokens_per_second"] is None
+    assert server.requests[-1][1]["authorization"] == "Bearer secret"
+
+
+def test_auditor_check_says_what_is_wrong_in_one_sentence(tmp_path):
+    pytest.importorskip("torch", reason="the extra `local` isn't installed")
+    said = call("auditor", "check", tmp_path / "nothing")
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert "there is no such folder" in said.stderr
+    assert said.stderr.count("\n") == 1
+    said = call("auditor", "check", "x", "--base-url", "http://127.0.0.1:9/v1")
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert said.stderr.startswith("http://127.0.0.1:9/v1/models can't be reached")
+    said = call("auditor", "check", "x", "--api-key-env", "NOT_SET")
+    assert said.exit_code == 2
+    assert "NOT_SET isn't set" in said.stderr

@@ -138,6 +138,9 @@ AUDITORS = {
     "password": ("{base_url: 'http://:p@a/v1'}", "auditor.base_url: expected a URL without query"),
     "query": ("{base_url: 'http://a/v1?k=1'}", "auditor.base_url: expected a URL without query"),
     "user": ("{base_url: 'http://u:p@a/v1'}", "auditor.base_url: expected a URL without query"),
+    "number": ("{base_url: 9001}", "auditor.base_url: expected a URL, or a list of URLs"),
+    "no URLs": ("{base_url: []}", "auditor.base_url: expected at least one URL"),
+    "number among URLs": ("{base_url: ['http://a/v1', 1]}", "auditor.base_url.1: input should be a valid string"),
     "useless URL": (
         "{backend: transformers, base_url: 'http://a/v1'}",
         "auditor.base_url: has no effect with backend transformers",
@@ -168,6 +171,28 @@ def test_what_is_wrong_about_the_auditor(tmp_path, name):
     problems = refusal(tmp_path, UPSTREAMS + TENANTS + f"auditor: {text}\n")
     assert len(problems) == 1
     assert problems[0].startswith(f"3: {said}")
+
+
+def test_the_auditor_may_be_one_server_or_several(tmp_path):
+    def urls(text):
+        return load(tmp_path, f"{UPSTREAMS}{TENANTS}auditor: {{base_url: {text}}}\n").auditor.base_url
+
+    assert urls("'http://a/v1'") == urls("['http://a/v1']") == ["http://a/v1"]
+    assert urls("['http://a/v1', 'http://a:81/v1', 'http://a/v2']") == ["http://a/v1", "http://a:81/v1", "http://a/v2"]
+
+
+def test_each_of_several_auditors_is_checked_at_its_line(tmp_path):
+    lines = ["http://a/v1", "localhost:9001", "http://a/v1/", "http://u:hunter2@a/v1"]
+    text = UPSTREAMS + TENANTS + "auditor:\n  base_url:\n" + "".join(f"    - {line!r}\n" for line in lines)
+    assert refusal(tmp_path, text) == [
+        f"6: {URL.replace('base_url', 'base_url.1')}",
+        "8: auditor.base_url.3: expected a URL without query, fragment or user name",
+    ]
+    text = text.replace("localhost:9001", "http://A:80/v1").replace("u:hunter2@a", "b")
+    assert refusal(tmp_path, text) == [
+        f"{line}: auditor.base_url.{number}: the same server as auditor.base_url.0: name it once"
+        for line, number in ((6, 1), (7, 2))
+    ]
 
 
 def test_a_key_for_an_auditor_in_this_process_has_no_effect(tmp_path):

@@ -1,0 +1,281 @@
+"""Several auditors that do the same work, as one: a stream stays with one of them, another takes over at need.
+
+Affinity: rendezvous hashing (highest random weight, Thaler and Ravishankar 1998) says which replica a stream has. So
+the audits of one stream, and the choices of one request, find what was read before, and a replica that goes takes only
+its own streams with it.
+
+Moving on: where a replica fails (``MOVES_ON``), the same call opens the session on the next one, and that judges the
+whole trace. An audit asks each once at most, those that are left out last. The stream then stays where it is.
+
+Health: a replica that fell is left out for a pause that grows. Then one stream that belongs there tries it again, with
+its own audit, since a server may list its models while its engine hangs.
+
+Silence: a replica that takes connections and never answers would use up the caller's time. When half of what is left of
+it has passed without a reply of that replica, to this audit or any other, the next one is asked as well, and the first
+verdict counts. The silent one isn't given up until then, so a slow audit loses nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from secrets import token_hex
+
+import anyio
+import structlog
+
+from guardtrace_proxy.auditor.prompt import Query, Trace
+from guardtrace_proxy.auditor.protocol import (
+    Auditor,
+    AuditorError,
+    AuditorFailure,
+    Depth,
+    DoesNotFit,
+    FailureKind,
+    Session,
+)
+from guardtrace_proxy.policy.levels import Verdict
+
+log = structlog.get_logger("guardtrace")
+
+FALLS_AT_ONCE = frozenset((FailureKind.UNREACHABLE, FailureKind.TIMEOUT, FailureKind.OVERLOADED))
+"""The replica's own trouble. ``TIMEOUT`` is one of connecting; that of an audit is the caller's."""
+FALLS_IF_ANOTHER_ANSWERS = frozenset((FailureKind.REFUSED, FailureKind.BROKEN))
+"""May be the question's doing, so that a request could take out one replica after the other."""
+MOVES_ON = FALLS_AT_ONCE | FALLS_IF_ANOTHER_ANSWERS
+"""Not the others. ``UNREADABLE`` and ``UNSURE`` are what the model says: asking its copies until one says something
+else would not be judging. ``OUTGROWN`` is the text's doing; ``CANCELLED`` means that all of it was closed."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+"""How long a replica is left out, at least half of it (jitter); doubled each time that it is tried in vain."""
+
+
+def ranked(names: Sequence[str], stream: str) -> list[str]:
+    """The replicas' names in the order in which a stream wants them."""
+    return sorted(names, key=lambda name: (_weight(name, stream), name), reverse=True)
+
+
+def _weight(name: str, stream: str) -> bytes:
+    return blake2b(f"{name}\0{stream}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+class Replica:
+    """One auditor and how it is doing. Times are ``clock``'s seconds."""
+
+    def __init__(self, name: str, auditor: Auditor, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.auditor = auditor
+        self.heard = float("-inf")
+        """When it last replied to anything."""
+        self._clock = clock
+        self._pause = 0.0
+        self._fell_at = self._out_until = float("-inf")
+
+    @property
+    def is_ready(self) -> bool:
+        """Not left out."""
+        return self._clock() >= self._out_until
+
+    def asked(self) -> None:
+        """Where its pause was over, the next one begins: until it has answered, nobody else tries it."""
+        if self._pause and self.is_ready:
+            self._leave_out(min(2 * self._pause, LONGEST_PAUSE_SECONDS))
+
+    def answered(self, began: float) -> None:
+        """A reply to what was asked at ``began``: what was under way when it fell doesn't bring it back."""
+        self.heard = self._clock()
+        if self._pause and began > self._fell_at:
+            self._pause, self._out_until = 0.0, float("-inf")
+            log.info("auditor replica is back", replica=self.name)
+
+    def fell(self, why: str) -> None:
+        """What fails while it is left out already, failed for the same reason."""
+        if not self._pause:
+            self._fell_at = self._clock()
+            self._leave_out(FIRST_PAUSE_SECONDS)
+            log.warning("auditor replica left out", replica=self.name, why=why)
+
+    def _leave_out(self, pause: float) -> None:
+        self._pause = pause
+        self._out_until = self._clock() + pause * random.uniform(0.5, 1)
+
+
+class ReplicatedAuditor:
+    """Auditors that share the streams. See :class:`guardtrace_proxy.auditor.protocol.Auditor`."""
+
+    def __init__(self, replicas: Mapping[str, Auditor], clock: Callable[[], float] = anyio.current_time) -> None:
+        """``replicas`` by the names that logs call them, at least one; set up alike."""
+        self._replicas = {name: Replica(name, auditor, clock) for name, auditor in replicas.items()}
+        self.clock = clock
+        self.name = next(iter(replicas.values())).name
+        self.warnings: tuple[str, ...] = ()
+
+    async def start(self) -> None:
+        errors: list[AuditorError] = []
+
+        async def start_one(auditor: Auditor) -> None:
+            try:
+                await auditor.start()
+            except AuditorError as error:
+                errors.append(error)
+
+        auditors = [replica.auditor for replica in self._replicas.values()]
+        async with anyio.create_task_group() as group:
+            for auditor in auditors:
+                group.start_soon(start_one, auditor)
+        if errors:
+            await self.aclose()
+            raise errors[0]
+        self.warnings = tuple(dict.fromkeys(warning for auditor in auditors for warning in auditor.warnings))
+
+    async def open(self, query: Query) -> ReplicatedSession:
+        stream = query.stream or token_hex(8)
+        failure: AuditorFailure | None = None
+        for replica in self.order(stream):
+            try:
+                return ReplicatedSession(self, stream, query, replica, await replica.auditor.open(query))
+            except AuditorFailure as error:
+                if error.kind not in MOVES_ON:
+                    raise
+                failure = error
+        assert failure is not None
+        raise failure
+
+    def order(self, stream: str, first: Replica | None = None) -> list[Replica]:
+        """The replicas that an audit asks, one after the other: those that are left out at the end."""
+        wanted = [self._replicas[name] for name in ranked(list(self._replicas), stream)]
+        if first is not None:
+            wanted = [first, *(replica for replica in wanted if replica is not first)]
+        return sorted(wanted, key=lambda replica: not replica.is_ready)
+
+    async def aclose(self) -> None:
+        for replica in self._replicas.values():
+            await replica.auditor.aclose()
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One replica is asked. ``patience``: seconds of silence after which the next one is asked as well."""
+
+    replica: Replica
+    began: float
+    patience: float
+    verdict: Verdict | None = None
+    failure: AuditorFailure | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.verdict is not None or self.failure is not None
+
+    @property
+    def decides(self) -> bool:
+        """Nobody else needs to be asked."""
+        return self.verdict is not None or (self.failure is not None and self.failure.kind not in MOVES_ON)
+
+    def patience_left(self, now: float) -> float:
+        return self.patience - (now - max(self.began, self.replica.heard))
+
+
+class ReplicatedSession:
+    """One query under audit, at one replica at a time."""
+
+    def __init__(
+        self, auditor: ReplicatedAuditor, stream: str, query: Query, replica: Replica, session: Session
+    ) -> None:
+        self.capacity = session.capacity  # of the first; one that takes over and takes less says OUTGROWN
+        self._auditor = auditor
+        self._stream = stream
+        self._query = query
+        self._at = replica
+        self._sessions = {replica: session}
+        self._news = anyio.Event()
+
+    async def judge(self, trace: Trace, depth: Depth) -> Verdict:
+        waiting = self._auditor.order(self._stream, self._at)
+        attempts: list[Attempt] = []
+        try:
+            async with anyio.create_task_group() as group:
+                while not any(attempt.decides for attempt in attempts):
+                    if waiting and self._is_next_due(attempts, waiting[0]):
+                        attempts.append(self._begin(waiting))
+                        group.start_soon(self._attempt, attempts[-1], trace, depth)
+                    elif all(attempt.is_over for attempt in attempts):
+                        break
+                    else:
+                        await self._wait(attempts, waiting)
+                group.cancel_scope.cancel()
+        finally:
+            self._settle(attempts)
+        end = next((attempt for attempt in attempts if attempt.decides), attempts[-1])
+        if end.decides:
+            await self._stay_at(end.replica)
+        if end.verdict is None:
+            assert end.failure is not None
+            raise end.failure
+        return end.verdict
+
+    async def aclose(self) -> None:
+        while self._sessions:
+            _, session = self._sessions.popitem()
+            await session.aclose()
+
+    def _is_next_due(self, attempts: Sequence[Attempt], following: Replica) -> bool:
+        """Those that are left out are asked when everyone else has failed."""
+        if all(attempt.is_over for attempt in attempts):
+            return True
+        last = attempts[-1]
+        return following.is_ready and (last.is_over or last.patience_left(self._auditor.clock()) <= 0)
+
+    def _begin(self, waiting: list[Replica]) -> Attempt:
+        replica = waiting.pop(0)
+        replica.asked()
+        began = self._auditor.clock()
+        left = anyio.current_effective_deadline() - anyio.current_time()
+        has_another = bool(waiting) and waiting[0].is_ready
+        return Attempt(replica, began, left / 2 if has_another else left)
+
+    async def _attempt(self, attempt: Attempt, trace: Trace, depth: Depth) -> None:
+        replica = attempt.replica
+        try:
+            session = self._sessions.get(replica)
+            if session is None:
+                session = self._sessions[replica] = await replica.auditor.open(self._query)
+            attempt.verdict = await session.judge(trace, depth)
+        except AuditorFailure as failure:
+            attempt.failure = failure
+        except DoesNotFit:
+            told = "the replica that takes over takes less than the one before"
+            attempt.failure = AuditorFailure(FailureKind.OUTGROWN, told)
+        except Exception as error:
+            attempt.failure = AuditorFailure(FailureKind.BROKEN, f"the auditor raised {type(error).__name__}")
+        if attempt.decides:
+            replica.answered(attempt.began)
+        elif attempt.failure is not None and attempt.failure.kind in FALLS_AT_ONCE:
+            replica.fell(attempt.failure.kind.value)
+        self._news.set()
+
+    async def _wait(self, attempts: Sequence[Attempt], waiting: Sequence[Replica]) -> None:
+        """Until an attempt is over, or the last one may have been silent for too long."""
+        self._news = anyio.Event()
+        seconds = float("inf")
+        if waiting and waiting[0].is_ready:
+            seconds = max(0.0, attempts[-1].patience_left(self._auditor.clock()))
+        with anyio.move_on_after(seconds):
+            await self._news.wait()
+
+    def _settle(self, attempts: Sequence[Attempt]) -> None:
+        """Who fell, seen from the end: it was silent, or refused what another then answered."""
+        was_answered = any(attempt.verdict is not None for attempt in attempts)
+        now = self._auditor.clock()
+        for attempt in attempts:
+            if not attempt.is_over and attempt.patience_left(now) <= 0:
+                attempt.replica.fell("silent")
+            elif was_answered and attempt.failure is not None and attempt.failure.kind in FALLS_IF_ANOTHER_ANSWERS:
+                attempt.replica.fell(attempt.failure.kind.value)
+
+    async def _stay_at(self, replica: Replica) -> None:
+        """What other replicas hold for this stream isn't needed any more."""
+        self._at = replica
+        for other in [each for each in self._sessions if each is not replica]:
+            await self._sessions.pop(other).aclose()
