@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from guardtrace_proxy.auditor.calibration import tempered
 from guardtrace_proxy.auditor.layout import Layout
 from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, FailureKind
 from guardtrace_proxy.policy.levels import Level, Probabilities
@@ -66,11 +67,12 @@ class LabelRead:
     dot: float
     end: float
 
-    def probabilities(self, *, shared: bool) -> Probabilities:
-        """The three labels' probabilities, renormalised.
+    def probabilities(self, *, shared: bool, temperature: float = 1.0) -> Probabilities:
+        """The three labels' probabilities, renormalised, then tempered.
 
         Raises:
-            AuditorFailure: together they carry less than half of the mass (or the model gave no numbers).
+            AuditorFailure: together they carry less than half of the mass (or the model gave no numbers), as they were
+                before any temperature.
         """
         zero, half = (self.zero * self.end, self.zero * self.dot) if shared else (self.zero, self.half)
         mass = zero + half + self.one
@@ -79,7 +81,7 @@ class LabelRead:
                 FailureKind.UNSURE,
                 f"the three labels carry {mass:.2f} of the probability, {LEAST_MASS} is needed",
             )
-        return Probabilities(zero / mass, half / mass, self.one / mass)
+        return tempered(Probabilities(zero / mass, half / mass, self.one / mass), temperature)
 
 
 def likeliest(probabilities: Probabilities) -> Level:

@@ -68,6 +68,7 @@ class TransformersAuditor:
         self.warnings: tuple[str, ...] = tuple(warnings)
         self.annotate_max_tokens = annotate_max_tokens
         self._max_context = max_context
+        self.escalate_at: float | None = None
         self._system_prompt = system_prompt
         self._closed = threading.Event()
         self._turn = threading.Lock()
@@ -85,6 +86,9 @@ class TransformersAuditor:
         self.inference = Inference(checkpoint)
         self.layout = Layout(checkpoint.processor)
         self.labels = LabelTokens.of(self.layout)
+        calibration = checkpoint.calibration
+        self.temperature = 1.0 if calibration is None else calibration.temperature
+        self.escalate_at = None if calibration is None else calibration.escalate_at
         self.system_prompt = self._system_prompt or checkpoint.system_prompt or SYSTEM_PROMPT
         self.max_context = min(
             self._max_context or DEFAULT_CONTEXT,
@@ -215,7 +219,7 @@ class TransformersSession:
         ids = self._place(trace, labels.opening)
         with self._reading(ids) as reading:
             logits = auditor.inference.read(reading, [*ids, labels.zero], self._images, 2, check_stop)
-            probabilities = self._read(self._first_read(logits[0]), logits[1])
+            probabilities = self._read(self._first_read(logits[0]), logits[1], auditor.temperature)
         return Verdict(likeliest(probabilities), probabilities, depth=Depth.LABEL.value, milliseconds=_since(began))
 
     def _annotate(self, trace: Trace, check_stop: CheckStop) -> Verdict:
@@ -274,12 +278,13 @@ class TransformersSession:
         labels = self._auditor.labels
         return logits.softmax(-1)[[labels.zero, labels.half, labels.one]]
 
-    def _read(self, first: torch.Tensor, after_zero: torch.Tensor) -> Probabilities:
+    def _read(self, first: torch.Tensor, after_zero: torch.Tensor, temperature: float = 1.0) -> Probabilities:
         labels = self._auditor.labels
         zero, half, one = (float(value) for value in first)
         second = after_zero.softmax(-1)
         end = float(second[sorted(self._auditor.checkpoint.end_ids)].sum())
-        return LabelRead(zero, half, one, dot=float(second[labels.half]), end=end).probabilities(shared=labels.shared)
+        read = LabelRead(zero, half, one, dot=float(second[labels.half]), end=end)
+        return read.probabilities(shared=labels.shared, temperature=temperature)
 
 
 def _since(began: float) -> float:
