@@ -99,7 +99,7 @@ def guardtrace(mode: str) -> Callable[[Setting], Any]:
         settings = {
             "server": {"port": port},
             "upstreams": {"default": {"base_url": f"http://127.0.0.1:{setting.upstream}/v1"}},
-            "auditor": {"base_url": f"http://127.0.0.1:{setting.auditor}/v1", "model": "guard"},
+            "auditor": {"base_url": f"http://127.0.0.1:{setting.auditor}/v1", "model": "guard", "depth": "annotate"},
             "tenants": {"all": {"policy": "bench"}},
             "anonymous_tenant": "all",
         }

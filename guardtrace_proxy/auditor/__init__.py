@@ -28,7 +28,7 @@ def make_auditor(
         model: the server's model name; or ``builtin:nano``, a folder or a hub id.
         base_url: the server's, ending in ``/v1``, or those of several that serve the same model; ``openai`` only.
         api_key: sent as a bearer token; ``openai`` only.
-        depth: how audits are asked for: ``annotate``, or ``label`` with ``transformers``.
+        depth: how audits are asked for: ``label``, ``annotate`` or ``cascade``, which needs both.
         timeout_ms: one audit's time. Callers keep to it themselves; here it bounds connecting.
         annotate_max_tokens: tokens that a reply may have.
         max_context: tokens of prompt and reply, 8192 if None; never more than the checkpoint's own.
@@ -39,7 +39,7 @@ def make_auditor(
         AuditorSettingsError: a setting can't be used, with what to do about it.
     """
     _check(backend, depth, base_url)
-    system_prompt, warnings = for_model(model, system_prompt)
+    system_prompt, warnings = for_model(model, system_prompt, depth)
     if backend == "openai":
         from guardtrace_proxy.auditor.openai import OpenAIAuditor
         from guardtrace_proxy.auditor.replicas import ReplicatedAuditor
@@ -51,6 +51,7 @@ def make_auditor(
                 url,
                 model,
                 api_key=api_key,
+                depth=depth,
                 timeout_ms=timeout_ms,
                 annotate_max_tokens=annotate_max_tokens,
                 max_context=max_context,
@@ -84,11 +85,7 @@ def _check(backend: str, depth: str, base_url: str | Sequence[str] | None) -> No
         )
     if backend not in ("openai", "transformers"):
         raise AuditorSettingsError(f"auditor.backend: {backend!r} is none of openai, transformers, vllm")
-    if depth == "cascade":
-        raise AuditorSettingsError("auditor.depth: cascade is not yet supported: use annotate")
-    if depth not in ("annotate", "label"):
+    if depth not in ("label", "annotate", "cascade"):
         raise AuditorSettingsError(f"auditor.depth: {depth!r} is none of label, annotate, cascade")
-    if backend == "openai" and depth == "label":
-        raise AuditorSettingsError("auditor.depth: label is not yet supported over HTTP: use annotate")
     if backend == "openai" and not base_url:
         raise AuditorSettingsError("auditor.base_url: the openai backend needs the URL of a server, ending in /v1")

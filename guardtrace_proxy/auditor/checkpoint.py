@@ -13,6 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as hub_logging
 
+from guardtrace_proxy.auditor.calibration import CALIBRATION, Calibration, read_calibration
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 
@@ -31,6 +32,7 @@ class Checkpoint:
     system_prompt: str | None = None
     max_context: int | None = None
     purpose: str | None = None
+    calibration: Calibration | None = None
     end_ids: frozenset[int] = field(default=frozenset())
 
     @property
@@ -46,6 +48,8 @@ def load_checkpoint(model: str) -> Checkpoint:
     """
     source = str(Path(__file__).parent / "nano") if model == NANO else model
     own = _own_settings(source)
+    calibrated = _file_beside(source, CALIBRATION)
+    calibration = None if calibrated is None else read_calibration(calibrated, source)
     try:
         processor = load_processor(source, local_files_only=constants.HF_HUB_OFFLINE)
         network = _load_network(source)
@@ -57,7 +61,7 @@ def load_checkpoint(model: str) -> Checkpoint:
             f"auditor.model: {model} can't be loaded as a Qwen2.5-VL checkpoint: {problem}. Give a hub id, "
             "or a folder with config.json, model.safetensors and the tokenizer's and processor's files"
         ) from error
-    return Checkpoint(network, processor, **own, end_ids=_end_ids(network, processor))
+    return Checkpoint(network, processor, **own, calibration=calibration, end_ids=_end_ids(network, processor))
 
 
 def _load_network(source: str) -> Qwen2_5_VLForConditionalGeneration:
@@ -91,11 +95,11 @@ def _load_network(source: str) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def _own_settings(source: str) -> dict[str, Any]:
-    text = _own_settings_text(source)
-    if text is None:
+    content = _file_beside(source, OWN_SETTINGS)
+    if content is None:
         return {}
     try:
-        values = json.loads(text)
+        values = json.loads(content)
         prompt, context, purpose = (values.get(key) for key in ("system_prompt", "max_context", "purpose"))
     except (ValueError, AttributeError) as error:
         raise AuditorSettingsError(f"{source}: {OWN_SETTINGS} must hold one JSON object") from error
@@ -106,13 +110,14 @@ def _own_settings(source: str) -> dict[str, Any]:
     return {"system_prompt": prompt, "max_context": context, "purpose": purpose}
 
 
-def _own_settings_text(source: str) -> str | None:
+def _file_beside(source: str, name: str) -> bytes | None:
+    """A file of the checkpoint's own; None where it has none of that name."""
     folder = Path(source)
     if folder.is_dir():
-        path = folder / OWN_SETTINGS
-        return path.read_text("utf-8") if path.is_file() else None
+        path = folder / name
+        return path.read_bytes() if path.is_file() else None
     try:
-        return Path(hf_hub_download(source, OWN_SETTINGS)).read_text("utf-8")
+        return Path(hf_hub_download(source, name)).read_bytes()
     except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
         return None  # most checkpoints have none; whether the hub can be reached, loading the model says
 

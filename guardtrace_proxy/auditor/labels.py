@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from guardtrace_proxy.auditor.calibration import tempered
 from guardtrace_proxy.auditor.layout import Layout
 from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, FailureKind
 from guardtrace_proxy.policy.levels import Level, Probabilities
@@ -51,6 +52,11 @@ class LabelTokens:
             raise AuditorSettingsError("the auditor's tokenizer must spell the labels 0 and 1 in one token each")
         return cls(opening, zero[0], half[1] if shared else half[0], one[0], shared)
 
+    def first(self, level: Level) -> int:
+        """The token with which a level's label begins."""
+        half = self.zero if self.shared else self.half
+        return {Level.SAFE: self.zero, Level.POTENTIALLY_HARMFUL: half, Level.HARMFUL: self.one}[level]
+
 
 @dataclass(frozen=True, slots=True)
 class LabelRead:
@@ -66,11 +72,12 @@ class LabelRead:
     dot: float
     end: float
 
-    def probabilities(self, *, shared: bool) -> Probabilities:
-        """The three labels' probabilities, renormalised.
+    def probabilities(self, *, shared: bool, temperature: float = 1.0) -> Probabilities:
+        """The three labels' probabilities, renormalised, then tempered.
 
         Raises:
-            AuditorFailure: together they carry less than half of the mass (or the model gave no numbers).
+            AuditorFailure: together they carry less than half of the mass (or the model gave no numbers), as they were
+                before any temperature.
         """
         zero, half = (self.zero * self.end, self.zero * self.dot) if shared else (self.zero, self.half)
         mass = zero + half + self.one
@@ -79,7 +86,7 @@ class LabelRead:
                 FailureKind.UNSURE,
                 f"the three labels carry {mass:.2f} of the probability, {LEAST_MASS} is needed",
             )
-        return Probabilities(zero / mass, half / mass, self.one / mass)
+        return tempered(Probabilities(zero / mass, half / mass, self.one / mass), temperature)
 
 
 def likeliest(probabilities: Probabilities) -> Level:

@@ -73,6 +73,7 @@ class OpenAIAuditor:
         model: str,
         *,
         api_key: str | None = None,
+        depth: str = "annotate",
         timeout_ms: int = 5000,
         annotate_max_tokens: int = 512,
         max_context: int | None = None,
@@ -81,6 +82,8 @@ class OpenAIAuditor:
     ) -> None:
         self.name = model
         self.warnings = warnings
+        self.escalate_at: float | None = None
+        self.depth = depth
         self.annotate_max_tokens = annotate_max_tokens
         self.system_prompt = system_prompt or SYSTEM_PROMPT
         self.max_context = max_context or DEFAULT_CONTEXT

@@ -93,6 +93,8 @@ class Auditor(Protocol):
     """What logs and headers call it."""
     warnings: tuple[str, ...]
     """What an operator must know; complete after ``start``, shown then and in ``/readyz``."""
+    escalate_at: float | None
+    """The label risk from which on its calibration lets a cascade annotate; None without one. Known after ``start``."""
 
     async def start(self) -> None:
         """Load or connect.

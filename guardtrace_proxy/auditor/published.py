@@ -50,16 +50,24 @@ def published_prompt() -> str | None:
         return None
 
 
-def for_model(model: str, system_prompt: str | None) -> tuple[str | None, tuple[str, ...]]:
+def for_model(model: str, system_prompt: str | None, depth: str = "annotate") -> tuple[str | None, tuple[str, ...]]:
     """The system prompt for ``model`` (None: the checkpoint's own, or ours) and what to warn about."""
     if model.rstrip("/").rpartition("/")[2] != MODEL.rpartition("/")[2]:
         return system_prompt, ()
+    warnings = () if depth == "annotate" else (_untrained(model, depth),)
     published = published_prompt()
     if published is not None and system_prompt in (None, published):
-        return published, ()
+        return published, warnings
     remedy = f"run `{FETCH_COMMAND}`" if published is None else "leave auditor.system_prompt out"
     warning = f"{model} runs with another system prompt than the published one, so its published scores don't hold"
-    return system_prompt, (f"{warning}: {remedy}",)
+    return system_prompt, (f"{warning}: {remedy}", *warnings)
+
+
+def _untrained(model: str, depth: str) -> str:
+    return (
+        f"{model} runs with depth {depth}: nobody has trained it to judge without an analysis, and its label reads are "
+        "only as good as their training and calibration: see docs/auditor.md, or set auditor.depth to annotate"
+    )
 
 
 def fetch_prompt(out: Path, *, commit: str | None = COMMIT, sha256: str | None = SHA256, source: str = SOURCE) -> None:

@@ -110,6 +110,7 @@ class ReplicatedAuditor:
         self.clock = clock
         self.name = next(iter(replicas.values())).name
         self.warnings: tuple[str, ...] = ()
+        self.escalate_at: float | None = None
 
     async def start(self) -> None:
         errors: list[AuditorError] = []
@@ -128,6 +129,8 @@ class ReplicatedAuditor:
             await self.aclose()
             raise errors[0]
         self.warnings = tuple(dict.fromkeys(warning for auditor in auditors for warning in auditor.warnings))
+        calibrated = [auditor.escalate_at for auditor in auditors if auditor.escalate_at is not None]
+        self.escalate_at = min(calibrated, default=None)
 
     async def open(self, query: Query) -> ReplicatedSession:
         stream = query.stream or token_hex(8)

@@ -32,7 +32,7 @@ from guardtrace_proxy.auditor.reading import Reading
 from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, parse_reply
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.auditor.worker import Audit, Worker
-from guardtrace_proxy.policy.levels import Probabilities, Verdict
+from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
 
 DEFAULT_CONTEXT = 8192
 """Tokens; the published model's ``max_length``."""
@@ -69,6 +69,7 @@ class TransformersAuditor:
         self.warnings: tuple[str, ...] = tuple(warnings)
         self.annotate_max_tokens = annotate_max_tokens
         self._max_context = max_context
+        self.escalate_at: float | None = None
         self._system_prompt = system_prompt
 
     async def start(self) -> None:
@@ -84,6 +85,9 @@ class TransformersAuditor:
         self.inference = Inference(checkpoint)
         self.layout = Layout(checkpoint.processor)
         self.labels = LabelTokens.of(self.layout)
+        calibration = checkpoint.calibration
+        self.temperature = 1.0 if calibration is None else calibration.temperature
+        self.escalate_at = None if calibration is None else calibration.escalate_at
         self.system_prompt = self._system_prompt or checkpoint.system_prompt or SYSTEM_PROMPT
         self.max_context = min(
             self._max_context or DEFAULT_CONTEXT,
@@ -212,7 +216,7 @@ class TransformersSession:
         ids = self._place(trace, labels.opening)
         with self._reading(ids) as reading:
             logits = yield from auditor.inference.read(reading, [*ids, labels.zero], self._images, 2)
-        probabilities = self._read(self._first_read(logits[0]), logits[1])
+        probabilities = self._read(self._first_read(logits[0]), logits[1], auditor.temperature)
         return Verdict(likeliest(probabilities), probabilities, depth=Depth.LABEL.value, milliseconds=_since(began))
 
     def _annotate(self, trace: Trace) -> Audit[Verdict]:
@@ -224,7 +228,7 @@ class TransformersSession:
                 reply = parse_reply(self._auditor.layout.decode(written), truncated=not ended)
             except UnreadableReply as error:
                 raise AuditorFailure(FailureKind.UNREADABLE, str(error)) from error
-            probabilities = yield from self._at_judgment(reading, len(ids), written, rows)
+            probabilities = yield from self._at_judgment(reading, len(ids), written, rows, reply.level)
         return Verdict(reply.level, probabilities, reply.analysis, milliseconds=_since(began))
 
     def _write(self, reading: Reading, ids: Sequence[int]) -> Audit[tuple[list[int], list[torch.Tensor], bool]]:
@@ -245,13 +249,13 @@ class TransformersSession:
         return written, rows, False
 
     def _at_judgment(
-        self, reading: Reading, prompt: int, written: Sequence[int], rows: Sequence[torch.Tensor]
+        self, reading: Reading, prompt: int, written: Sequence[int], rows: Sequence[torch.Tensor], level: Level
     ) -> Audit[Probabilities | None]:
         """The labels' probabilities where the written judgment stands; None where they can't be read
         there."""
         labels = self._auditor.labels
         for index in reversed(range(len(written))):
-            if written[index] not in (labels.zero, labels.half, labels.one):
+            if written[index] != labels.first(level):
                 continue
             if not ends_at_judgment(self._auditor.layout.decode(written[:index])):
                 continue
@@ -268,12 +272,13 @@ class TransformersSession:
         labels = self._auditor.labels
         return logits.softmax(-1)[[labels.zero, labels.half, labels.one]]
 
-    def _read(self, first: torch.Tensor, after_zero: torch.Tensor) -> Probabilities:
+    def _read(self, first: torch.Tensor, after_zero: torch.Tensor, temperature: float = 1.0) -> Probabilities:
         labels = self._auditor.labels
         zero, half, one = (float(value) for value in first)
         second = after_zero.softmax(-1)
         end = float(second[sorted(self._auditor.checkpoint.end_ids)].sum())
-        return LabelRead(zero, half, one, dot=float(second[labels.half]), end=end).probabilities(shared=labels.shared)
+        read = LabelRead(zero, half, one, dot=float(second[labels.half]), end=end)
+        return read.probabilities(shared=labels.shared, temperature=temperature)
 
 
 def _since(began: float) -> float:

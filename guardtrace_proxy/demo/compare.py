@@ -87,6 +87,7 @@ class Comparison:
             "ttft_ms": _rounded(self.through.first_token_ms),
             "ttft_without_ms": _rounded(self.without.first_token_ms),
             "audits": len(self.timeline),
+            "annotated": sum(1 for entry in self.timeline if entry.verdict and entry.verdict.depth == "annotate"),
             "failed_audits": sum(1 for entry in self.timeline if entry.failure),
             "error": self.through.error,
         }

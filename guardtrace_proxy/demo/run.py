@@ -37,7 +37,7 @@ def write_config(folder: Path, upstream: str, keys: dict[str, str], preset: str,
         "upstreams": {
             name: {"base_url": f"{upstream}/v1", "thinking": thinking} for name, thinking in DIALECTS.items()
         },
-        "auditor": {"backend": "transformers", "model": model, "timeout_ms": 30_000},
+        "auditor": {"backend": "transformers", "model": model, "depth": "cascade", "timeout_ms": 30_000},
         "policies_dir": str(folder),
         "tenants": {
             name: {

@@ -56,8 +56,8 @@ def _tail(text: str) -> str:
 def timeline_table(timeline: Sequence[Decided]) -> Table:
     """One row an audit: where it stood, what it took and what came of it."""
     table = Table(title="verdicts", title_justify="left", expand=False, pad_edge=False, box=None)
-    for name in ("tokens", "new", "phase", "level", "P(0)", "P(0.5)", "P(1)", "audit ms", "held ms", "action"):
-        table.add_column(name, justify="left" if name in ("phase", "action") else "right")
+    for name in ("tokens", "new", "phase", "depth", "level", "P(0)", "P(0.5)", "P(1)", "audit ms", "held ms", "action"):
+        table.add_column(name, justify="left" if name in ("phase", "depth", "action") else "right")
     for decided in timeline:
         table.add_row(*_timeline_row(decided))
     return table
@@ -75,6 +75,7 @@ def _timeline_row(decided: Decided) -> list[str | Text]:
         str(decided.position),
         str(decided.tokens),
         decided.phase.value,
+        "" if verdict is None else verdict.depth,
         "failed" if verdict is None else verdict.level.label,
         *shares,
         "" if verdict is None else f"{verdict.milliseconds:.0f}",
@@ -87,7 +88,7 @@ def summary_table(comparisons: Sequence[Comparison]) -> Table:
     """The last table."""
     table = Table(title="what got through", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("trace", no_wrap=True)
-    for name in ("leaked", "held", "TTFT", "without", "audits"):
+    for name in ("leaked", "held", "TTFT", "without", "audits", "annotated"):
         table.add_column(name, justify="right")
     table.add_column("level", justify="right")
     table.add_column("action")
@@ -100,6 +101,7 @@ def summary_table(comparisons: Sequence[Comparison]) -> Table:
             _shown(row["ttft_ms"]),
             _shown(row["ttft_without_ms"]),
             str(row["audits"]),
+            str(row["annotated"]),
             "" if row["level"] is None else f"{row['level']:g}",
             Text(row["action"], COLOURS.get(row["action"], "yellow")),
         )

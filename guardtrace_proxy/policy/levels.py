@@ -43,7 +43,8 @@ class Verdict:
 
     ``probabilities`` is None where only an annotation was read: such a verdict is certain of its level.
     ``analysis`` quotes what was judged, so it is user text: never logged, never sent to a client.
-    ``milliseconds`` is the auditor's own time.
+    ``milliseconds`` is the auditor's own time. ``depth`` is what decided, ``label`` or ``annotate``; ``escalated`` says
+    that an annotation was asked for on suspicion, so with depth ``label`` it was lost.
     """
 
     level: Level
@@ -51,6 +52,7 @@ class Verdict:
     analysis: str | None = None
     depth: str = "annotate"
     milliseconds: float = 0.0
+    escalated: bool = False
 
     @property
     def risk(self) -> float:

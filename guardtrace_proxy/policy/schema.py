@@ -91,6 +91,11 @@ class Thresholds(Settings):
     potentially_harmful: Threshold = 0.5
     harmful: Threshold = 0.5
 
+    @property
+    def least(self) -> float:
+        """The lower of both: no P(0.5) + P(1) below it passes either test."""
+        return min(self.potentially_harmful, self.harmful)
+
 
 class Actions(Settings):
     """What is done about each level."""

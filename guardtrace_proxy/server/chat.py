@@ -16,7 +16,7 @@ from guardtrace_proxy.server.asgi_io import JSON, Send, respond
 from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.event_stream import EventStream
-from guardtrace_proxy.server.exchange import AuditPlan, Exchange
+from guardtrace_proxy.server.exchange import Exchange
 from guardtrace_proxy.server.record import ReplyRecord
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.tenants import Tenant
@@ -71,7 +71,6 @@ async def chat_completions(
         max_stream_bytes=service.config.server.max_stream_bytes,
         choices=request.n,
     )
-    plan = AuditPlan(open_session, service.depth, service.config.auditor.timeout_ms)
     record = ReplyRecord(
         tenant.name,
         tenant.policy,
@@ -84,7 +83,14 @@ async def chat_completions(
     out = EventStream(send, record.headers(), service.config.server.keepalive_ms)
     body = _body_for_upstream(body, request, images)
     async with out.kept_alive() if request.stream else nullcontext(), upstream.chat(body, forwarded) as reply:
-        exchange = Exchange(gate, plan, session, close_upstream=reply.close, on_decided=record.add)
+        exchange = Exchange(
+            gate,
+            service.plan_for(policy),
+            session,
+            open_session=open_session,
+            close_upstream=reply.close,
+            on_decided=record.add,
+        )
         with service.budget.counting(lambda: gate.held_bytes):
             try:
                 if request.stream:

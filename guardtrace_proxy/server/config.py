@@ -104,7 +104,7 @@ class AuditorSettings(Settings):
     base_url: list[Annotated[str, AfterValidator(_check_url)]] | None = None
     api_key_env: str | None = None
     model: str = Field("DloadingX/GuardTrace-VL-3B", min_length=1)
-    depth: Literal["label", "annotate", "cascade"] = "annotate"
+    depth: Literal["label", "annotate", "cascade"] = "cascade"
     escalate_at: float | None = Field(None, gt=0, le=1)
     timeout_ms: Milliseconds = 5000
     annotate_timeout_ms: Milliseconds | None = None
@@ -202,6 +202,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> Config:
         *_references(settings, file),
         *_same_servers(settings, file),
         *_environment(settings, file, environ),
+        *_of_depth(settings.auditor, file),
         *_not_yet(settings, file),
     ]
     policies: dict[str, LoadedPolicy] = {}
@@ -217,6 +218,7 @@ def load_config(path: Path, environ: Mapping[str, str]) -> Config:
             policies[tenant.policy] = load_policy(found)
         except PolicyError as error:
             problems += error.problems
+    problems += _late_escalation(settings.auditor, policies, file)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     fields: dict[str, Any] = {
@@ -260,6 +262,35 @@ def _same_servers(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
             )
 
 
+def _of_depth(auditor: AuditorSettings, file: YamlFile) -> Iterator[Problem]:
+    if auditor.escalate_at is not None and auditor.depth != "cascade":
+        yield file.problem("auditor.escalate_at", f"has no effect with depth {auditor.depth}")
+    if auditor.annotate_timeout_ms is None:
+        return
+    if auditor.depth == "label":
+        yield file.problem("auditor.annotate_timeout_ms", "has no effect with depth label")
+    elif auditor.annotate_timeout_ms < auditor.timeout_ms:
+        yield file.problem(
+            "auditor.annotate_timeout_ms",
+            f"is below timeout_ms ({auditor.timeout_ms}), but is there to give annotations longer: raise or drop it",
+        )
+
+
+def _late_escalation(
+    auditor: AuditorSettings, policies: Mapping[str, LoadedPolicy], file: YamlFile
+) -> Iterator[Problem]:
+    if auditor.escalate_at is None or auditor.depth != "cascade":
+        return
+    for name, loaded in policies.items():
+        least = loaded.policy.thresholds.least
+        if auditor.escalate_at > least:
+            yield file.problem(
+                "auditor.escalate_at",
+                f"is above {least:g}, the lower threshold of policy {name}, which would then act on label reads alone; "
+                "lower it, or leave it out",
+            )
+
+
 def _environment(settings: ConfigFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:
     named = {f"upstreams.{name}.api_key_env": upstream.api_key_env for name, upstream in settings.upstreams.items()}
     named["auditor.api_key_env"] = settings.auditor.api_key_env
@@ -270,16 +301,9 @@ def _environment(settings: ConfigFile, file: YamlFile, environ: Mapping[str, str
 
 def _not_yet(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
     """Values whose feature isn't built (ruling 17)."""
-    auditor = settings.auditor
     refused = {
         "server.passthrough": ("passthrough", bool(settings.server.passthrough)),
-        "auditor.backend": ("backend vllm", auditor.backend == "vllm"),
-        "auditor.depth": (
-            "depth cascade" if auditor.depth == "cascade" else "depth label over HTTP",
-            auditor.depth == "cascade" or (auditor.depth == "label" and auditor.backend == "openai"),
-        ),
-        "auditor.escalate_at": ("escalate_at, which depth cascade needs,", auditor.escalate_at is not None),
-        "auditor.annotate_timeout_ms": ("a timeout of its own", auditor.annotate_timeout_ms is not None),
+        "auditor.backend": ("backend vllm", settings.auditor.backend == "vllm"),
     }
     for key, (what, is_used) in refused.items():
         if is_used:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 import anyio
 import anyio.abc
 import structlog
 
+from guardtrace_proxy.auditor.cascade import AuditPlan, within
 from guardtrace_proxy.auditor.prompt import Trace
-from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind, Session
+from guardtrace_proxy.auditor.protocol import AuditorFailure, FailureKind, Session
 from guardtrace_proxy.gate import Decided, Reject, Release, StartAudit, StreamGate
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke
 from guardtrace_proxy.wire.events import Event, EventKind
@@ -32,18 +32,6 @@ BROKE_OFF = "The upstream's connection broke off before the reply was finished."
 Events = AsyncIterator[Sequence[Event]]
 
 
-@dataclass(frozen=True, slots=True)
-class AuditPlan:
-    """How this reply is audited.
-
-    ``open_session`` opens the auditor's session of one choice. ``timeout_ms`` bounds one audit, whatever its depth.
-    """
-
-    open_session: Callable[[], Awaitable[Session]]
-    depth: Depth
-    timeout_ms: int
-
-
 class Exchange:
     """One reply on its way through the gate."""
 
@@ -53,15 +41,17 @@ class Exchange:
         plan: AuditPlan,
         first_session: Session,
         *,
+        open_session: Callable[[], Awaitable[Session]],
         close_upstream: Callable[[], None],
         on_decided: Callable[[Decided], None],
     ) -> None:
-        """``on_decided`` is told of every decision."""
+        """``open_session`` opens the auditor's session of one more choice; ``on_decided`` is told of every decision."""
         self.rejected: bytes | None = None
         """The body of the HTTP 400 that a cut asks for, where the reply isn't streamed."""
         self._gate = gate
         self._plan = plan
         self._sessions = {0: first_session}
+        self._open_session = open_session
         self._close_upstream = close_upstream
         self._on_decided = on_decided
         self._tasks: anyio.abc.TaskGroup
@@ -123,14 +113,10 @@ class Exchange:
             judged_thinking=asked.judged_thinking,
             judged_answer=asked.judged_answer,
         )
+        sent = anyio.current_time()
         try:
-            with anyio.fail_after(self._plan.timeout_ms / 1000):
-                session = self._sessions.get(asked.choice)
-                if session is None:
-                    session = self._sessions[asked.choice] = await self._plan.open_session()
-                verdict = await session.judge(trace, self._plan.depth)
-        except TimeoutError:
-            failure = FailureKind.TIMEOUT
+            session = await self._session(asked.choice, sent)
+            verdict = await self._plan.judge(session, trace, sent)
         except AuditorFailure as error:
             failure = error.kind
             log.warning("audit failed", kind=error.kind.value, error=str(error))
@@ -143,6 +129,12 @@ class Exchange:
         else:
             self._gate.audit_failed(asked.id, failure.value, time.monotonic())
         self._carry_out()
+
+    async def _session(self, choice: int, sent: float) -> Session:
+        if choice not in self._sessions:
+            with within(self._plan.timeout_ms, sent):
+                self._sessions[choice] = await self._open_session()
+        return self._sessions[choice]
 
     async def _keep_time(self) -> None:
         while True:

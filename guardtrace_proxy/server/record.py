@@ -36,6 +36,7 @@ class ReplyRecord:
         self._log = log.bind(tenant=tenant, policy=policy_name, stream=stream, request_id=request_id)
         self._observer = observer
         self._audits = 0
+        self._escalated = 0
         self._failures = 0
         self._tokens = 0
         self._action = Action.PASS
@@ -54,6 +55,7 @@ class ReplyRecord:
             self._action = max(self._action, decision.action, key=SEVERITY.index)
         if verdict is not None:
             self._level = max(self._level, verdict.level.value)
+            self._escalated += verdict.escalated
         self._log.debug(
             "audit",
             choice=decided.choice,
@@ -62,6 +64,8 @@ class ReplyRecord:
             position=decided.position,
             verdict=None if verdict is None else verdict.level.value,
             risk=None if verdict is None else round(verdict.risk, 4),
+            depth=None if verdict is None else verdict.depth,
+            escalated=None if verdict is None else verdict.escalated,
             action=None if decision is None else decision.action.value,
             enforced=decided.enforced,
             failure=decided.failure,
@@ -90,6 +94,7 @@ class ReplyRecord:
             action=self._action.value,
             verdict=self._level,
             audits=self._audits,
+            escalated=self._escalated,
             failed_audits=self._failures,
             tokens=self._tokens,
             finished=gate.finished,

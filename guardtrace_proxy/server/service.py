@@ -8,10 +8,12 @@ import anyio
 import structlog
 
 from guardtrace_proxy.auditor import make_auditor
+from guardtrace_proxy.auditor.cascade import ESCALATE_AT, AuditPlan, within
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
-from guardtrace_proxy.auditor.protocol import Auditor, AuditorError, Depth
+from guardtrace_proxy.auditor.protocol import Auditor, AuditorError
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.images import AllowList, ImageFetcher
+from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.server.budget import HeldBytes
 from guardtrace_proxy.server.config import AuditorSettings, Config
 from guardtrace_proxy.server.upstream import Upstream
@@ -30,10 +32,21 @@ def auditor_from(settings: AuditorSettings, environ: Mapping[str, str]) -> Audit
         model=settings.model,
         base_url=settings.base_url,
         api_key=environ.get(settings.api_key_env) if settings.api_key_env else None,
-        depth=Depth(settings.depth),
+        depth=settings.depth,
         annotate_max_tokens=settings.annotate_max_tokens,
         max_context=settings.max_context,
         kv_cache_bytes=settings.kv_cache_bytes,
+    )
+
+
+def audit_plan(settings: AuditorSettings, calibrated: float | None, policy: Policy) -> AuditPlan:
+    """How replies under ``policy`` are audited. ``calibrated`` is the checkpoint's own ``escalate_at``.
+
+    A cascade escalates at the policy's own thresholds at the latest, so that no label read alone is ever acted on.
+    """
+    wanted = next(value for value in (settings.escalate_at, calibrated, ESCALATE_AT) if value is not None)
+    return AuditPlan(
+        settings.depth, settings.timeout_ms, settings.annotate_timeout_ms, min(wanted, policy.thresholds.least)
     )
 
 
@@ -58,7 +71,6 @@ class Service:
         self.image_fetcher = image_fetcher or ImageFetcher(
             AllowList(config.images.allow_urls), config.images.timeout_ms
         )
-        self.depth = Depth(config.auditor.depth)
         self.budget = HeldBytes(config.server.max_total_bytes)
         self.probed: str | None = None
         """None until one audit was tried, then ``ok`` or what went wrong."""
@@ -87,19 +99,26 @@ class Service:
             await upstream.start()
         await self.image_fetcher.start()
 
+    def plan_for(self, policy: Policy) -> AuditPlan:
+        """How replies under ``policy`` are audited."""
+        return audit_plan(self.config.auditor, self.auditor.escalate_at, policy)
+
     async def probe(self) -> None:
-        """Try one audit. A failure is told, not raised: every policy says what to do without an auditor."""
+        """Try one audit, with each kind of read that audits may need.
+
+        A failure is told, not raised: every policy says what to do without an auditor.
+        """
         query, trace = PROBE
+        settings, began = self.config.auditor, anyio.current_time()
+        plan = AuditPlan(settings.depth, settings.timeout_ms, settings.annotate_timeout_ms)
         try:
-            with anyio.fail_after(self.config.auditor.timeout_ms / 1000):
+            with within(plan.timeout_ms, began):
                 session = await self.auditor.open(query)
-                try:
-                    await session.judge(trace, self.depth)
-                finally:
-                    await session.aclose()
+            try:
+                await plan.try_out(session, trace, began)
+            finally:
+                await session.aclose()
             self.probed = "ok"
-        except TimeoutError:
-            self.probed = f"no answer within {self.config.auditor.timeout_ms} ms"
         except AuditorError as error:
             self.probed = str(error)
         log.info("auditor probed", auditor=self.auditor.name, result=self.probed)

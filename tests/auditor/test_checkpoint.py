@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
+from guardtrace_proxy.auditor.calibration import Calibration  # noqa: E402
 from guardtrace_proxy.auditor.checkpoint import load_checkpoint  # noqa: E402
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor  # noqa: E402
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError  # noqa: E402
@@ -60,6 +61,18 @@ def test_its_own_settings_are_read(folder: Path) -> None:
 def test_broken_settings_are_refused(folder: Path, text: str) -> None:
     (folder / "guardtrace.json").write_text(text, "utf-8")
     with pytest.raises(AuditorSettingsError, match=r"guardtrace\.json"):
+        load_checkpoint(str(folder))
+
+
+def test_its_calibration_is_read(folder: Path) -> None:
+    assert load_checkpoint(str(folder)).calibration is None
+    (folder / "calibration.json").write_text('{"temperature": 2, "escalate_at": 0.3}', "utf-8")
+    assert load_checkpoint(str(folder)).calibration == Calibration(temperature=2.0, escalate_at=0.3)
+
+
+def test_a_broken_calibration_is_refused(folder: Path) -> None:
+    (folder / "calibration.json").write_text('{"temperature": NaN, "escalate_at": 0.3}', "utf-8")
+    with pytest.raises(AuditorSettingsError, match=r"calibration\.json\.temperature"):
         load_checkpoint(str(folder))
 
 

@@ -27,10 +27,16 @@ def test_labels_of_one_token_need_no_second_read() -> None:
 
 
 @pytest.mark.parametrize("zero", [0.0, 0.39, math.nan])
-def test_too_little_mass_is_a_failure(zero: float) -> None:
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
+def test_too_little_mass_is_a_failure_at_any_temperature(zero: float, temperature: float) -> None:
     with pytest.raises(AuditorFailure) as caught:
-        LabelRead(zero, 0.0, 0.1, dot=0.5, end=0.5).probabilities(shared=True)
+        LabelRead(zero, 0.0, 0.1, dot=0.5, end=0.5).probabilities(shared=True, temperature=temperature)
     assert caught.value.kind is FailureKind.UNSURE
+
+
+def test_a_temperature_scales_what_was_renormalised() -> None:
+    read = LabelRead(zero=0.4, half=0.1, one=0.1, dot=0.0, end=0.0)
+    assert read.probabilities(shared=False, temperature=2.0).safe == pytest.approx(2 / (2 + 1 + 1))
 
 
 @given(shares, shares, shares, shares)

@@ -313,8 +313,6 @@ def test_capacity_holds_for_every_text(pending: str) -> None:
     [
         ({"backend": "vllm"}, "not yet"),
         ({"backend": "ollama"}, "none of"),
-        ({"depth": "cascade"}, "not yet"),
-        ({"depth": "label"}, "not yet"),
         ({"depth": "both"}, "none of"),
         ({"base_url": None}, "base_url"),
     ],

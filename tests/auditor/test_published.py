@@ -107,6 +107,11 @@ def test_the_published_prompt_is_used_for_the_published_weights_alone() -> None:
     expected = TEXT.decode().strip()
     assert for_model(published.MODEL, None) == (expected, ())
     assert for_model("/models/GuardTrace-VL-3B/", expected) == (expected, ())
+    for depth in ("label", "cascade"):
+        prompt, (warning,) = for_model(published.MODEL, None, depth)
+        assert prompt == expected
+        assert f"depth {depth}: nobody has trained it to judge without an analysis" in warning
+        assert for_model("other/model", None, depth) == (None, ())
     prompt, warnings = for_model(published.MODEL, "Mine.")
     assert prompt == "Mine."
     assert "published scores" in warnings[0]

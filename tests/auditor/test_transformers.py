@@ -12,6 +12,7 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
 from guardtrace_proxy.auditor import labels as labels_module  # noqa: E402
+from guardtrace_proxy.auditor.calibration import tempered  # noqa: E402
 from guardtrace_proxy.auditor.labels import JUDGMENT_OPENING  # noqa: E402
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn, user_text  # noqa: E402
 from guardtrace_proxy.auditor.protocol import (  # noqa: E402
@@ -108,6 +109,19 @@ def test_label_depth_agrees_with_what_was_taught(taught: Path) -> None:
     verdict = judge(started(taught), Query(ASKED), TRACE, Depth.LABEL)
     assert verdict.level is Level.POTENTIALLY_HARMFUL
     assert verdict.milliseconds > 0
+
+
+def test_a_calibration_tempers_label_reads_and_nothing_else(taught: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(taught, tmp_path / "calibrated")
+    (folder / "calibration.json").write_text('{"temperature": 3, "escalate_at": 0.2}', "utf-8")
+    plain, calibrated = started(taught), started(folder)
+    assert (plain.escalate_at, calibrated.escalate_at) == (None, 0.2)
+    before, after = (judge(auditor, Query(ASKED), TRACE, Depth.LABEL) for auditor in (plain, calibrated))
+    assert before.probabilities is not None
+    assert triple(after.probabilities) == pytest.approx(triple(tempered(before.probabilities, 3.0)), abs=1e-5)
+    assert abs(after.risk - before.risk) > 1e-4
+    before, after = (judge(auditor, Query(ASKED), TRACE, Depth.ANNOTATE) for auditor in (plain, calibrated))
+    assert triple(after.probabilities) == pytest.approx(triple(before.probabilities), abs=1e-6)
 
 
 def test_too_little_label_mass_and_an_unreadable_reply_are_failures(untaught: Path) -> None:

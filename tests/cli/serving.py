@@ -48,7 +48,7 @@ def write_config(folder: Path, upstream: str, auditor: str, **more: Any) -> Path
     """A tenant that needs no key, audited every few tokens."""
     settings = {
         "upstreams": {"default": {"base_url": upstream}},
-        "auditor": {"base_url": auditor, "model": "guard", "timeout_ms": 3000},
+        "auditor": {"base_url": auditor, "model": "guard", "depth": "annotate", "timeout_ms": 3000},
         "tenants": {"all": {"policy": "test"}},
         "anonymous_tenant": "all",
         **more,

@@ -19,9 +19,9 @@ def harmful(thinking: str = "Let me think. Then HARM is done so.", answer: str =
     return a_trace(thinking, answer, name="harmful", thinking_onset=thinking.index("Then"), **more)
 
 
-def verdict(level: Level = Level.SAFE) -> Verdict:
-    shares = {Level.SAFE: (0.9, 0.1, 0.0), Level.HARMFUL: (0.0, 0.1, 0.9)}[level]
-    return Verdict(level, Probabilities(*shares), milliseconds=1.0)
+def verdict(level: Level = Level.SAFE, depth: Depth = Depth.LABEL) -> Verdict:
+    shares = {Level.SAFE: (0.95, 0.05, 0.0), Level.HARMFUL: (0.0, 0.1, 0.9)}[level]
+    return Verdict(level, Probabilities(*shares), depth=depth.value, milliseconds=1.0)
 
 
 class WordAuditor:
@@ -29,6 +29,7 @@ class WordAuditor:
 
     name = "words"
     warnings: tuple[str, ...] = ()
+    escalate_at: float | None = None
     capacity = 100_000
 
     async def start(self) -> None:
@@ -38,7 +39,7 @@ class WordAuditor:
         return self
 
     async def judge(self, trace: Trace, depth: Depth) -> Verdict:
-        return verdict(Level.HARMFUL if "HARM" in trace.thinking + trace.answer else Level.SAFE)
+        return verdict(Level.HARMFUL if "HARM" in trace.thinking + trace.answer else Level.SAFE, depth)
 
     async def aclose(self) -> None:
         pass

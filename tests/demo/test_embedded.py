@@ -41,6 +41,7 @@ def test_four_traces_and_nothing_leaks():
         assert rows[name]["leaked_tokens"] == 0
         assert rows[name]["finish_reason"] == "content_filter"
         assert rows[name]["failed_audits"] == 0
+        assert 0 < rows[name]["annotated"] < rows[name]["audits"]
 
 
 def test_what_leaks_is_counted_and_told_by_the_exit_status():

@@ -95,6 +95,7 @@ def test_the_command_prints_one_object_and_status_0_without_a_leak(tmp_path):
     assert told["leaked_tokens"] == 0
     assert [row["action"] for row in told["traces"]] == ["pass", "cut"]
     assert [row["leaked_tokens"] for row in told["traces"]] == [None, 0]
+    assert [row["annotated"] for row in told["traces"]] == [0, 1]
     assert {"name", "action", "level", "leaked_tokens", "held_tokens", "ttft_ms"} <= set(told["traces"][0])
 
 

@@ -42,8 +42,8 @@ def test_both_sides_and_the_verdicts_are_shown():
     assert "finish_reason: content_filter" in text
     assert "base64" not in text
     rows = [line.split() for line in text.splitlines()[-3:]]
-    assert rows[0] == "16 16 thinking 0 0.900 0.100 0.000 1 13 pass".split()
-    assert rows[1] == "23 7 thinking 1 0 3 cut".split()
+    assert rows[0] == "16 16 thinking label 0 0.950 0.050 0.000 1 13 pass".split()
+    assert rows[1] == "23 7 thinking annotate 1 0 3 cut".split()
     assert rows[2] == "28 5 answering failed 1 timeout".split()
 
 
@@ -77,6 +77,6 @@ def test_the_last_table():
     benign = Comparison(a_trace())
     text = shown(lambda console: print_summary(console, [a_comparison(), benign]))
     (row,) = [line for line in text.splitlines() if line.split()[:1] == ["harmful"] and "cut" in line]
-    assert row.split() == ["harmful", "0", "16", "62", "4", "3", "1", "cut"]
+    assert row.split() == ["harmful", "0", "16", "62", "4", "3", "1", "1", "cut"]
     assert "–" in text
     assert "leaked: tokens from the first unsafe" in text

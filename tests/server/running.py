@@ -16,6 +16,7 @@ import httpx
 import openai
 import yaml
 
+from guardtrace_proxy.auditor.protocol import Auditor
 from guardtrace_proxy.demo.serving import served
 from guardtrace_proxy.images import ImageFetcher
 from guardtrace_proxy.server.app import GuardTraceApp
@@ -77,15 +78,16 @@ def proxy(
     config: dict[str, Any] | None = None,
     environ: dict[str, str] | None = None,
     image_fetcher: ImageFetcher | None = None,
+    own_auditor: Auditor | None = None,
 ) -> Iterator[Running]:
-    """Serve; ``config`` and ``policy`` are merged over small defaults."""
+    """Serve; ``config`` and ``policy`` are merged over small defaults. ``own_auditor`` is asked in the server's place."""
     with ExitStack() as stack:
         upstream_server = stack.enter_context(model_server(upstream))
         auditor_server = stack.enter_context(model_server(auditor or judging(by_word)))
         folder = Path(stack.enter_context(TemporaryDirectory()))
         settings: dict[str, Any] = {
             "upstreams": {"default": {"base_url": upstream_server.url}},
-            "auditor": {"base_url": auditor_server.url, "model": "guard", "timeout_ms": 3000},
+            "auditor": {"base_url": auditor_server.url, "model": "guard", "depth": "annotate", "timeout_ms": 3000},
             "tenants": {"all": {"policy": "test"}},
             "anonymous_tenant": "all",
             "logging": {"level": "error"},
@@ -98,6 +100,6 @@ def proxy(
         (folder / "policies" / "test.yaml").write_text(yaml.safe_dump(content), "utf-8")
         (folder / "guardtrace.yaml").write_text(yaml.safe_dump(settings), "utf-8")
         loaded = load_config(folder / "guardtrace.yaml", environ or {})
-        app = GuardTraceApp(loaded, environ=environ or {}, image_fetcher=image_fetcher)
+        app = GuardTraceApp(loaded, auditor=own_auditor, environ=environ or {}, image_fetcher=image_fetcher)
         url = stack.enter_context(served(app))
         yield Running(url, upstream_server, auditor_server, app)

@@ -91,7 +91,7 @@ class Site:
     def load(self) -> Config:
         base = {
             "upstreams": {"default": {"base_url": "{upstream}"}, "other": {"base_url": "{other upstream}"}},
-            "auditor": {"base_url": "{auditor}", "model": "guard", "timeout_ms": 30_000},
+            "auditor": {"base_url": "{auditor}", "model": "guard", "depth": "annotate", "timeout_ms": 30_000},
             "tenants": {"default": {"policy": "test"}},
             "anonymous_tenant": "default",
             "logging": {"level": "error"},

@@ -42,10 +42,11 @@ def test_the_least_file_gets_the_documented_defaults(tmp_path):
     assert (config.images.allow_urls, config.images.timeout_ms) == ([], 3000)
     assert (config.auditor.backend, config.auditor.model) == ("openai", "DloadingX/GuardTrace-VL-3B")
     assert (config.auditor.depth, config.auditor.timeout_ms, config.auditor.annotate_max_tokens) == (
-        "annotate",
+        "cascade",
         5000,
         512,
     )
+    assert (config.auditor.escalate_at, config.auditor.annotate_timeout_ms) == (None, None)
     assert config.upstreams["default"].thinking.style == "auto"
     assert config.anonymous_tenant is None
     assert list(config.policies) == ["balanced"]
@@ -155,12 +156,28 @@ AUDITORS = {
         'auditor.time_out: unknown key; did you mean "timeout_ms"?',
     ),
     "vllm": ("{backend: vllm}", "auditor.backend: backend vllm is not yet supported"),
-    "cascade": ("{base_url: 'http://a/v1', depth: cascade}", "auditor.depth: depth cascade is not yet supported"),
-    "label": ("{base_url: 'http://a/v1', depth: label}", "auditor.depth: depth label over HTTP is not yet supported"),
-    "escalate": ("{base_url: 'http://a/v1', escalate_at: 0.1}", "auditor.escalate_at: escalate_at, which"),
+    "depth": ("{base_url: 'http://a/v1', depth: both}", "auditor.depth: input should be 'label', 'annotate' or"),
+    "escalate": (
+        "{base_url: 'http://a/v1', depth: annotate, escalate_at: 0.1}",
+        "auditor.escalate_at: has no effect with depth annotate",
+    ),
+    "escalate label": (
+        "{base_url: 'http://a/v1', depth: label, escalate_at: 0.1}",
+        "auditor.escalate_at: has no effect with depth label",
+    ),
+    "never escalate": ("{base_url: 'http://a/v1', escalate_at: 1.1}", "auditor.escalate_at: input should be less than"),
+    "always escalate": ("{base_url: 'http://a/v1', escalate_at: 0}", "auditor.escalate_at: input should be greater"),
+    "late": (
+        "{base_url: 'http://a/v1', escalate_at: 0.51}",
+        "auditor.escalate_at: is above 0.5, the lower threshold of policy balanced, which would then act on label reads",
+    ),
     "own timeout": (
-        "{base_url: 'http://a/v1', annotate_timeout_ms: 9}",
-        "auditor.annotate_timeout_ms: a timeout of its own is not yet supported",
+        "{base_url: 'http://a/v1', depth: label, annotate_timeout_ms: 9000}",
+        "auditor.annotate_timeout_ms: has no effect with depth label",
+    ),
+    "short annotations": (
+        "{base_url: 'http://a/v1', annotate_timeout_ms: 4999}",
+        "auditor.annotate_timeout_ms: is below timeout_ms (5000), but is there to give annotations longer: raise or",
     ),
 }  # fmt: skip
 
@@ -202,9 +219,24 @@ def test_a_key_for_an_auditor_in_this_process_has_no_effect(tmp_path):
     ]
 
 
-def test_label_is_for_the_local_backend(tmp_path):
-    config = load(tmp_path, UPSTREAMS + TENANTS + "auditor: {backend: transformers, depth: label}\n")
-    assert config.auditor.depth == "label"
+@pytest.mark.parametrize("backend", ["{backend: transformers, ", "{base_url: 'http://a/v1', "])
+@pytest.mark.parametrize("depth", ["depth: label}", "depth: annotate, annotate_timeout_ms: 5000}", "escalate_at: 0.5}"])
+def test_every_depth_is_for_every_backend(tmp_path, backend, depth):
+    config = load(tmp_path, UPSTREAMS + TENANTS + f"auditor: {backend}{depth}\n")
+    assert config.auditor.depth in depth or config.auditor.depth == "cascade"
+
+
+def test_every_policy_that_would_be_escalated_too_late_is_named_at_its_line(tmp_path):
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    for name, thresholds in (("early", "{harmful: 0.2}"), ("early-too", "{potentially_harmful: 0.3}"), ("late", "{}")):
+        (folder / f"{name}.yaml").write_text(f"version: 1\nthresholds: {thresholds}\n")
+    tenants = "tenants: {a: {policy: early}, b: {policy: early-too}, c: {policy: late}}\n"
+    text = UPSTREAMS + tenants + "auditor:\n  base_url: http://a/v1\n  escalate_at: 0.4\n"
+    first, second = refusal(tmp_path, text)
+    assert first.startswith("5: auditor.escalate_at: is above 0.2, the lower threshold of policy early, ")
+    assert second.startswith("5: auditor.escalate_at: is above 0.3, the lower threshold of policy early-too, ")
+    assert load(tmp_path, text.replace("0.4", "0.2")).auditor.escalate_at == 0.2
 
 
 OTHERS = {
@@ -284,7 +316,7 @@ def test_three_sections_are_required(tmp_path, section):
 
 
 def test_all_problems_are_told_at_once(tmp_path):
-    auditor = "auditor: {base_url: 'http://b/v1', escalate_at: 0.1}\n"
+    auditor = "auditor: {base_url: 'http://b/v1', escalate_at: 0.9}\n"
     text = UPSTREAMS + auditor + TENANTS + "anonymous_tenant: ghost\nserver: {passthrough: [/x]}\n"
     assert len(refusal(tmp_path, text)) == 3
 

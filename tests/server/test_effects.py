@@ -155,9 +155,10 @@ def while_another_is_held(site: Site) -> int:
     return found
 
 
-def depths(site: Site) -> set[str]:
+def depths(site: Site) -> set[tuple[str, bool]]:
+    """What decided, and whether it took an escalation."""
     status(site)
-    return {decided.verdict.depth for decided in site.decided if decided.verdict}
+    return {(decided.verdict.depth, decided.verdict.escalated) for decided in site.decided if decided.verdict}
 
 
 def keeps_what_it_read(site: Site) -> bool:
@@ -252,6 +253,7 @@ def digest(key: str) -> str:
 
 NANO = {"auditor.model": "builtin:nano", "auditor.annotate_max_tokens": 8}
 IN_PROCESS = {**NANO, "auditor.backend": "transformers", "auditor.base_url": None}
+CASCADE = {**IN_PROCESS, "auditor.annotate_max_tokens": 64, "auditor.depth": "cascade"}
 CUSTOM = {"upstreams.NAME.thinking.style": "custom"}
 COMMAND = {"server.port": "{port}"}
 
@@ -289,10 +291,17 @@ EFFECTS = {
     "auditor.base_url": Effect(("{auditor}", "{other auditor}"), asked, refused=(None,)),
     "auditor.api_key_env": Effect(("KEY_A", "KEY_B", None), auditor_key, refused=("KEY_C",)),
     "auditor.model": Effect(("guard", "another"), asked_of_auditor("model")),
-    "auditor.depth": Effect(("annotate", "label"), depths, beside=IN_PROCESS, refused=("cascade",)),
-    "auditor.escalate_at": Effect((None,), status, refused=(0.1,)),
+    "auditor.depth": Effect(
+        ("label", "annotate", "cascade"),
+        depths,
+        beside={**IN_PROCESS, "auditor.annotate_max_tokens": 64},
+        along={"cascade": {"auditor.escalate_at": 1e-9}},
+    ),
+    "auditor.escalate_at": Effect((1e-9, 0.5), depths, beside=CASCADE, refused=(0.6,)),
     "auditor.timeout_ms": Effect((20, 30_000), slowly_judged),
-    "auditor.annotate_timeout_ms": Effect((None,), status, refused=(5000,)),
+    "auditor.annotate_timeout_ms": Effect(
+        (100, 30_000), slowly_judged, beside={"auditor.timeout_ms": 100}, refused=(99,)
+    ),
     "auditor.annotate_max_tokens": Effect((64, 512), asked_of_auditor("max_tokens")),
     "auditor.kv_cache_bytes": Effect((1024, None), keeps_what_it_read, beside=IN_PROCESS),
     "auditor.max_context": Effect((4096, 8192), conversation_as_judged),
@@ -310,7 +319,7 @@ EFFECTS = {
     "logging.level": Effect(("debug", "info", "warning", "error"), log_levels, beside=COMMAND),
 }
 OF_A_PROCESS = (addresses, log_levels, log_is_json)
-NEEDS_LOCAL = ("auditor.backend", "auditor.depth", "auditor.kv_cache_bytes")
+NEEDS_LOCAL = ("auditor.backend", "auditor.depth", "auditor.escalate_at", "auditor.kv_cache_bytes")
 
 
 def test_every_setting_and_every_value_of_an_enum_is_in_the_table() -> None:

@@ -25,6 +25,7 @@ class Auditor:
 
     name = "words"
     warnings: tuple[str, ...] = ()
+    escalate_at: float | None = None
 
     def __init__(self, capacity: int = 100_000, failure: Exception | None = None) -> None:
         self.capacity = capacity

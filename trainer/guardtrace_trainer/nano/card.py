@@ -39,6 +39,8 @@ TITLES = {
 ROWS = (
     *(Row(f"macro-F1, {title}", _at("annotate", name, "macro_f1")) for name, title in TITLES.items()),
     *(Row(f"macro-F1 at depth `label`, {title}", _at("label", name, "macro_f1")) for name, title in TITLES.items()),
+    Row("recall of the label tier at `escalate_at`", _at("label_tier", "recall")),
+    Row("safe traces escalated", _at("label_tier", "safe_escalated"), False),
     *(
         Row(f"false alarms on safe prefixes, {title}", _at("prefixes", name, "false_alarm_rate"), False)
         for name, title in TITLES.items()

@@ -72,15 +72,33 @@ def evaluate(
 ) -> None:
     """Macro-F1 by cue, prefixes, controls, hand-written wording, and real benign traces."""
     from guardtrace_trainer.nano.benign_share import benign_share
+    from guardtrace_trainer.nano.calibrate import measure
     from guardtrace_trainer.nano.evaluate import evaluate as run
 
     result = run(checkpoint, count=count, halves=("dev", "test") if final else ("dev",), log=_log)
+    result["label_tier"] = measure(checkpoint, count=count, log=_log)
     if benign:
         result["benign"] = benign_share(checkpoint, _log)
     text = json.dumps(result, indent=None if as_json else 1, ensure_ascii=False)
     typer.echo(text)
     if out is not None:
         out.write_text(text + "\n", "utf-8")
+
+
+@app.command()
+def calibrate(
+    out: Annotated[
+        Path, typer.Option(help="Write it there; as calibration.json in the checkpoint's folder it counts.")
+    ],
+    checkpoint: Annotated[str, typer.Argument(help="A folder, or builtin:nano.")] = "builtin:nano",
+    count: Annotated[int, typer.Option(min=20, help="Held-out traces a set, for fitting; as many to measure.")] = 200,
+) -> None:
+    """Fit the temperature of label reads and where a cascade escalates, on held-out templates."""
+    from guardtrace_trainer.nano.calibrate import calibrate as run
+
+    text = run(checkpoint, count=count, log=_log).model_dump_json(indent=1)
+    typer.echo(text)
+    out.write_text(text + "\n", "utf-8")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from guardtrace_proxy.auditor import make_auditor
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth
 from guardtrace_proxy.images import RequestImage
+from guardtrace_proxy.policy.levels import Verdict
 from guardtrace_trainer.nano import render
 from guardtrace_trainer.nano.corpus import CUES, Excerpt, Sample, make_sample, prefix, whole
 from guardtrace_trainer.nano.wording import Wording
@@ -57,19 +58,24 @@ def case_of(excerpt: Excerpt, rng: random.Random, pixels: Image.Image | None = N
     return Case(excerpt.sample.question, shown, excerpt.thinking, excerpt.answer, excerpt.level)
 
 
-async def judge_all(auditor: Auditor, cases: Iterable[Case], depth: Depth) -> list[int]:
-    """The level of each, -1 where the auditor gave none."""
-    levels = []
+async def verdicts_of(auditor: Auditor, cases: Iterable[Case], depth: Depth) -> list[Verdict | None]:
+    """The verdict on each, None where the auditor gave none."""
+    verdicts: list[Verdict | None] = []
     for case in cases:
         session = await auditor.open(Query([Turn("user", case.question)], [case.image] if case.image else []))
         try:
-            verdict = await session.judge(Trace(case.thinking, case.answer), depth)
-            levels.append(LEVELS.index(verdict.level.value))
+            verdicts.append(await session.judge(Trace(case.thinking, case.answer), depth))
         except AuditorFailure:
-            levels.append(-1)
+            verdicts.append(None)
         finally:
             await session.aclose()
-    return levels
+    return verdicts
+
+
+async def judge_all(auditor: Auditor, cases: Iterable[Case], depth: Depth) -> list[int]:
+    """The level of each, -1 where the auditor gave none."""
+    verdicts = await verdicts_of(auditor, cases, depth)
+    return [-1 if verdict is None else LEVELS.index(verdict.level.value) for verdict in verdicts]
 
 
 def scores(right: Sequence[int], judged: Sequence[int]) -> dict[str, Any]:
@@ -110,12 +116,17 @@ def held_out(name: str, count: int, seed: int) -> list[Sample]:
     return [make_sample(rng, held_out=True, cue=cue, seen_goals=seen_goals, wording=wording) for _ in range(count)]
 
 
+def cases_of(name: str, count: int, seed: int) -> list[Case]:
+    """Whole traces of a set."""
+    rng = random.Random(seed + 1)
+    return [case_of(whole(sample), rng) for sample in held_out(name, count, seed)]
+
+
 async def by_set(auditor: Auditor, count: int, depth: Depth) -> dict[str, Any]:
     """Whole traces, a row a set."""
     result = {}
     for name in SETS:
-        rng = random.Random(71)
-        cases = [case_of(whole(sample), rng) for sample in held_out(name, count, 70)]
+        cases = cases_of(name, count, 70)
         result[name] = scores([case.level for case in cases], await judge_all(auditor, cases, depth))
     return result
 
