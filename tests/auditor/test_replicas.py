@@ -68,6 +68,7 @@ class Scripted:
     answer: Answer = at_once
     start_error: str | None = None
     warnings: tuple[str, ...] = ()
+    escalate_at: float | None = None
     capacity: int = 100
     does_not_fit: bool = False
     open_answer: Answer = at_once
@@ -545,7 +546,9 @@ def test_names_warnings_and_ends_are_those_of_all() -> None:
         world = World()
         for name, warnings in (("a", ("one",)), ("b", ("one", "two")), ("c", ())):
             world.replicas[name].warnings = warnings
+        world.replicas["b"].escalate_at, world.replicas["c"].escalate_at = 0.3, 0.2
         await world.auditor.start()
+        assert world.auditor.escalate_at == 0.2
         assert world.auditor.name == "a"
         assert world.auditor.warnings == ("one", "two")
         await world.auditor.aclose()
