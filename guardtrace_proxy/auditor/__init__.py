@@ -26,7 +26,7 @@ def make_auditor(
         model: the server's model name; or ``builtin:nano``, a folder or a hub id.
         base_url: the server's, ending in ``/v1``; ``openai`` only.
         api_key: sent as a bearer token; ``openai`` only.
-        depth: how audits are asked for: ``annotate``, or ``label`` with ``transformers``.
+        depth: how audits are asked for: ``annotate`` or ``label``.
         timeout_ms: one audit's time. Callers keep to it themselves; here it bounds connecting.
         annotate_max_tokens: tokens that a reply may have.
         max_context: tokens of prompt and reply, 8192 if None; never more than the checkpoint's own.
@@ -46,6 +46,7 @@ def make_auditor(
             base_url,
             model,
             api_key=api_key,
+            depth=depth,
             timeout_ms=timeout_ms,
             annotate_max_tokens=annotate_max_tokens,
             max_context=max_context,
@@ -80,7 +81,5 @@ def _check(backend: str, depth: str, base_url: str | None) -> None:
         raise AuditorSettingsError("auditor.depth: cascade is not yet supported: use annotate")
     if depth not in ("annotate", "label"):
         raise AuditorSettingsError(f"auditor.depth: {depth!r} is none of label, annotate, cascade")
-    if backend == "openai" and depth == "label":
-        raise AuditorSettingsError("auditor.depth: label is not yet supported over HTTP: use annotate")
     if backend == "openai" and not base_url:
         raise AuditorSettingsError("auditor.base_url: the openai backend needs the URL of a server, ending in /v1")

@@ -88,10 +88,14 @@ class RequestImage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What was asked: the conversation, newest turn last, and its images in order."""
+    """What was asked: the conversation, newest turn last, and its images in order.
+
+    ``tenant`` says who asked, so that what a server keeps of one tenant's prompts is never used for another's.
+    """
 
     turns: Sequence[Turn]
     images: Sequence[RequestImage] = field(default=())
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
