@@ -6,17 +6,23 @@ With Qwen's tokens ``0`` and ``0.5`` begin alike, so one read can't tell them ap
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from guardtrace_proxy.auditor.calibration import tempered
-from guardtrace_proxy.auditor.layout import Layout
 from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, FailureKind
 from guardtrace_proxy.policy.levels import Level, Probabilities
+
+if TYPE_CHECKING:  # it needs a tokenizer, which auditors over HTTP haven't got
+    from guardtrace_proxy.auditor.layout import Layout
 
 JUDGMENT_OPENING = "“Judgment”: "
 """How the assistant's turn is begun for a label read."""
 LEAST_MASS = 0.5
 """Probability that the three labels must carry together; below it a read says nothing."""
+SETTLED_SHARE = 0.01
+"""Of ``1``: where no more than this is left for 0 and 0.5 together, how they share it decides nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +41,20 @@ class LabelTokens:
 
     @classmethod
     def of(cls, layout: Layout) -> LabelTokens:
-        """Find the labels' tokens by encoding them where they stand.
+        """Find the labels' tokens by encoding them where they stand; raises as :meth:`from_spellings`."""
+        return cls.from_spellings([layout.opening(JUDGMENT_OPENING + level.label) for level in Level])
+
+    @classmethod
+    def from_spellings(cls, spelled: Sequence[Sequence[int]]) -> LabelTokens:
+        """``spelled`` are the ids of the same text ending in 0, in 0.5 and in 1.
 
         Raises:
             AuditorSettingsError: the tokenizer spells 0 or 1 in several tokens.
         """
-        spelled = [layout.opening(JUDGMENT_OPENING + level.label) for level in Level]
         length = 0
         while len({tuple(ids[: length + 1]) for ids in spelled}) == 1:
             length += 1
-        opening = spelled[0][:length]
+        opening = list(spelled[0][:length])
         # 0 and 1 differ from here on, 0.5 has the token of 0 or one of its own
         zero, half, one = (ids[length:] for ids in spelled)
         shared = half[0] == zero[0]
@@ -72,6 +82,11 @@ class LabelRead:
     dot: float
     end: float
 
+    @classmethod
+    def without_second(cls, zero: float, one: float) -> LabelRead:
+        """Where the second read wasn't made: all of ``0`` counts as 0.5."""
+        return cls(zero, 0.0, one, dot=1.0, end=0.0)
+
     def probabilities(self, *, shared: bool, temperature: float = 1.0) -> Probabilities:
         """The three labels' probabilities, renormalised, then tempered.
 
@@ -87,6 +102,11 @@ class LabelRead:
                 f"the three labels carry {mass:.2f} of the probability, {LEAST_MASS} is needed",
             )
         return tempered(Probabilities(zero / mass, half / mass, self.one / mass), temperature)
+
+
+def is_settled(zero: float, one: float) -> bool:
+    """Whether the first read alone decides, so that the one after ``0`` isn't needed (design ruling 19)."""
+    return zero <= SETTLED_SHARE * one
 
 
 def likeliest(probabilities: Probabilities) -> Level:

@@ -1,21 +1,25 @@
-"""The auditor behind any OpenAI-compatible server.
+"""The auditor behind any OpenAI-compatible server, at its best behind vLLM's.
 
-On the path of every audit, so it is lean: aiohttp's own client and msgspec. Nothing is retried here, and a server
-that is down is found out by the first audit.
+Nothing is retried here, and a server that is down is found out by the first audit.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
+import hmac
+import secrets
 import string
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import aiohttp
+import anyio
 import anyio.to_thread
 import msgspec
 
+from guardtrace_proxy.auditor.abilities import FIRST, LATER, Abilities, learn
+from guardtrace_proxy.auditor.guard_server import Completion, GuardServer
+from guardtrace_proxy.auditor.labels import likeliest
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
 from guardtrace_proxy.auditor.protocol import (
     AuditorFailure,
@@ -26,9 +30,10 @@ from guardtrace_proxy.auditor.protocol import (
 )
 from guardtrace_proxy.auditor.quoting import defuse_control_tokens
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
+from guardtrace_proxy.auditor.seen_images import ImageCheck
+from guardtrace_proxy.auditor.served_labels import ServedLabels
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.images.fitting import fitted
-from guardtrace_proxy.outgoing import TROUBLE, open_session
 from guardtrace_proxy.policy.levels import Verdict
 
 DEFAULT_CONTEXT = 8192
@@ -37,31 +42,10 @@ LEAST_CONTEXT = 256
 REPLY_SHARE, TRACE_SHARE = 8, 4
 """At most an eighth of the context is kept free for the reply, at least a quarter of the rest for the
 trace."""
-MAX_CONNECTIONS = 100
-KEEPALIVE_SECONDS = 4.0
-"""Shorter than the five seconds after which uvicorn closes an idle connection, so that we don't run into
-it."""
-MAX_REPLY_BYTES = 4 * 1024 * 1024
 BYTES_GROWN_BY_QUOTING = 2
 """Quoting of labels and breaking up of control tokens make a text at most twice as long."""
 
 _LETTERS = (string.ascii_letters + " ").encode()
-
-
-class _Message(msgspec.Struct):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Completion(msgspec.Struct):
-    choices: list[_Choice]
-
-
-_read_completion = msgspec.json.Decoder(_Completion).decode
 
 
 class OpenAIAuditor:
@@ -87,77 +71,98 @@ class OpenAIAuditor:
         self.annotate_max_tokens = annotate_max_tokens
         self.system_prompt = system_prompt or SYSTEM_PROMPT
         self.max_context = max_context or DEFAULT_CONTEXT
-        self._url = base_url.rstrip("/") + "/chat/completions"
-        self._api_key = api_key
-        self._timeout = timeout_ms / 1000
-        self._http: aiohttp.ClientSession | None = None
+        self._reads_labels = depth != Depth.ANNOTATE.value
+        self._server = GuardServer(base_url, api_key=api_key, timeout_ms=timeout_ms)
+        self._abilities: Abilities | None = None
+        self._salts_key = secrets.token_bytes(32)
 
     async def start(self) -> None:
         if self.max_context < LEAST_CONTEXT:
             raise AuditorSettingsError(
                 f"auditor.max_context is {self.max_context} tokens, at least {LEAST_CONTEXT} are needed"
             )
-        headers = {"content-type": "application/json"}
-        if self._api_key:
-            headers["authorization"] = f"Bearer {self._api_key}"
-        timeout = aiohttp.ClientTimeout(connect=self._timeout, sock_connect=self._timeout)  # the rest is the caller's
-        self._http = open_session(
-            headers, timeout, max_connections=MAX_CONNECTIONS, keepalive_seconds=KEEPALIVE_SECONDS
-        )
+        self._asking = anyio.Lock()
+        self._image_check = ImageCheck(self._server, self.name)
+        await self._server.start()
+        try:
+            with anyio.fail_after(self._server.timeout):
+                found = await self.abilities()
+        except (AuditorFailure, TimeoutError):
+            return  # it is asked again before the first audit
+        if self._reads_labels and found.labels is None:
+            await self.aclose()
+            raise AuditorSettingsError(_cant_read_labels(found))
+
+    async def abilities(self) -> Abilities:
+        """What the server can do beyond the standard; asked once.
+
+        Raises:
+            AuditorFailure: it can't be reached.
+        """
+        if self._abilities is None:
+            async with self._asking:
+                if self._abilities is None:
+                    self._learned(await learn(self._server, self.name))
+        assert self._abilities is not None
+        return self._abilities
+
+    def _learned(self, found: Abilities) -> None:
+        self._abilities = found
+        if found.max_context is not None:
+            self.max_context = min(self.max_context, max(found.max_context, LEAST_CONTEXT))
+
+    async def labels(self) -> ServedLabels:
+        """How labels are read; raises AuditorFailure where the server can't be reached or can't do it."""
+        found = await self.abilities()
+        if found.labels is None:
+            raise AuditorFailure(FailureKind.REFUSED, _cant_read_labels(found))
+        return found.labels
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens that a prompt may have."""
         return self.max_context - min(self.annotate_max_tokens, self.max_context // REPLY_SHARE)
 
+    def salt(self, tenant: str) -> str:
+        """What keeps a tenant's prefixes its own in the server's cache; says nothing about its name."""
+        return hmac.new(self._salts_key, tenant.encode(), hashlib.sha256).hexdigest()
+
     async def open(self, query: Query) -> OpenAISession:
         images = [await anyio.to_thread.run_sync(fitted, image.data_url, image.pixels) for image in query.images]
         return OpenAISession(self, query, images)
 
-    async def complete(self, messages: list[Any]) -> tuple[str, bool]:
-        """Ask once; the reply's text, and whether it stopped at its length limit.
+    async def ask(self, fields: dict[str, Any], salt: str, priority: int, images: int) -> Completion:
+        """Ask once.
 
         Raises:
-            AuditorFailure: there is no reply.
+            AuditorFailure: there is no reply, or ``images`` images went in and the server doesn't count them.
         """
-        body = msgspec.json.encode(
-            {
-                "model": self.name,
-                "messages": messages,
-                "temperature": 0,
-                "max_tokens": self.annotate_max_tokens,
-                "stream": False,
-            }
-        )
+        extras = (await self.abilities()).extras(salt, priority)
         try:
-            completion = _read_completion(await self._post(body))
-        except msgspec.MsgspecError as error:
-            raise AuditorFailure(
-                FailureKind.UNREADABLE, "the auditor's server didn't answer with a chat completion"
-            ) from error
-        if not completion.choices or not completion.choices[0].message.content:
-            raise AuditorFailure(FailureKind.UNREADABLE, "the auditor's server answered without any text")
-        choice = completion.choices[0]
-        return choice.message.content or "", choice.finish_reason == "length"
+            completion = await self._server.complete({"model": self.name, **fields, **extras})
+        except AuditorFailure as failure:
+            if failure.kind is FailureKind.REFUSED and extras:
+                self._abilities = None  # it may be another server now
+            raise
+        if images:
+            await self._image_check.check(images, completion.usage)
+            self._warn_of_images()
+        return completion
 
-    async def _post(self, body: bytes) -> bytes:
-        if self._http is None:
-            raise AuditorFailure(FailureKind.CANCELLED, "the auditor isn't started")
-        try:
-            response = await self._http.post(self._url, data=body, allow_redirects=False)
-            try:
-                if response.status != 200:
-                    raise _refusal(response.status)
-                return await _read_bounded(response.content)
-            finally:
-                response.close()
-        except TROUBLE as error:
-            raise _no_reply(error) from error
+    def _warn_of_images(self) -> None:
+        warning = f"the auditor's server doesn't count prompt tokens: whether {self.name} sees images isn't checked"
+        if self._image_check.is_blind and warning not in self.warnings:
+            self.warnings += (warning,)
 
     async def aclose(self) -> None:
-        if self._http is not None:
-            http, self._http = self._http, None
-            await http.close()
+        await self._server.aclose()
+
+
+def _cant_read_labels(found: Abilities) -> str:
+    return (
+        f"auditor.depth: label and cascade need a server that gives the labels' probabilities: {found.lacking}. "
+        "Use depth: annotate, or serve the auditor with vLLM (`guardtrace auditor serve`)"
+    )
 
 
 class OpenAISession:
@@ -165,6 +170,7 @@ class OpenAISession:
 
     def __init__(self, auditor: OpenAIAuditor, query: Query, images: Sequence[tuple[str, int]]) -> None:
         self._auditor = auditor
+        self._salt = auditor.salt(query.tenant)
         self._system = _raw({"role": "system", "content": auditor.system_prompt})
         self._images = [_raw({"type": "image_url", "image_url": {"url": url}}) for url, _ in images]
         self._fixed_tokens = _tokens(auditor.system_prompt) + sum(tokens for _, tokens in images)
@@ -177,17 +183,35 @@ class OpenAISession:
         self._window = Window()
 
     async def judge(self, trace: Trace, depth: Depth) -> Verdict:
-        if depth is not Depth.ANNOTATE:
-            raise ValueError("depth label is not yet supported over HTTP")
         began = time.perf_counter()
         text = self._window.place(trace, self._build)
-        written, truncated = await self._auditor.complete([self._system, self._user(text)])
+        audit = self._label if depth is Depth.LABEL else self._annotate
+        return await audit([self._system, self._user(text)], began)
+
+    async def _label(self, messages: list[Any], began: float) -> Verdict:
+        labels = await self._auditor.labels()
+        probabilities = await labels.read(lambda fields: self._ask(fields, FIRST), messages)
+        return Verdict(likeliest(probabilities), probabilities, depth=Depth.LABEL.value, milliseconds=_since(began))
+
+    async def _annotate(self, messages: list[Any], began: float) -> Verdict:
+        fields = {
+            "messages": messages,
+            "temperature": 0,
+            "max_tokens": self._auditor.annotate_max_tokens,
+            "stream": False,
+        }
+        completion = await self._ask(fields, LATER)
+        written = completion.choices[0].message.content if completion.choices else None
+        if not written:
+            raise AuditorFailure(FailureKind.UNREADABLE, "the auditor's server answered without any text")
         try:
-            reply = parse_reply(written, truncated=truncated)
+            reply = parse_reply(written, truncated=completion.choices[0].finish_reason == "length")
         except UnreadableReply as error:
             raise AuditorFailure(FailureKind.UNREADABLE, str(error)) from error
-        elapsed = (time.perf_counter() - began) * 1000
-        return Verdict(reply.level, analysis=reply.analysis, depth=depth.value, milliseconds=elapsed)
+        return Verdict(reply.level, analysis=reply.analysis, depth=Depth.ANNOTATE.value, milliseconds=_since(began))
+
+    async def _ask(self, fields: dict[str, Any], priority: int) -> Completion:
+        return await self._auditor.ask(fields, self._salt, priority, len(self._images))
 
     async def aclose(self) -> None:
         self._images = []
@@ -217,23 +241,5 @@ def _raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(value))
 
 
-def _refusal(status: int) -> AuditorFailure:
-    kind = FailureKind.OVERLOADED if status in (429, 503) else FailureKind.REFUSED
-    return AuditorFailure(kind, f"the auditor's server answered with HTTP status {status}")
-
-
-def _no_reply(error: Exception) -> AuditorFailure:
-    if isinstance(error, asyncio.TimeoutError):
-        return AuditorFailure(FailureKind.TIMEOUT, "no connection to the auditor's server in time")
-    return AuditorFailure(FailureKind.UNREACHABLE, f"the auditor's server can't be reached ({type(error).__name__})")
-
-
-async def _read_bounded(content: aiohttp.StreamReader) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    while piece := await content.readany():
-        size += len(piece)
-        if size > MAX_REPLY_BYTES:
-            raise AuditorFailure(FailureKind.UNREADABLE, f"the auditor's reply is over {MAX_REPLY_BYTES} bytes")
-        pieces.append(piece)
-    return b"".join(pieces)
+def _since(began: float) -> float:
+    return (time.perf_counter() - began) * 1000

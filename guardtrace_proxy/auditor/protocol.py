@@ -33,6 +33,8 @@ class FailureKind(str, Enum):
     """A reply without one of the three judgments."""
     UNSURE = "unsure"
     """Label reads only: the three labels together carry less than half of the probability."""
+    UNSEEN = "unseen"
+    """The auditor's server answered without having looked at the request's images."""
     OVERLOADED = "overloaded"
     """Too many audits wait already."""
     OUTGROWN = "outgrown"

@@ -43,7 +43,8 @@ async def chat_completions(
     request = _read(body, service.config.upstreams[tenant.upstream].allow_fields)
     policy = _policy_for(request, service.policies[tenant.policy].policy)
     images = await _images(service, request)
-    query = Query([Turn(role, text) for role, text in request.turns], images, stream=forwarded["x-request-id"])
+    turns = [Turn(role, text) for role, text in request.turns]
+    query = Query(turns, images, stream=forwarded["x-request-id"], tenant=tenant.name)
     prefill = request.prefill
     opening = None if prefill is None else opening_of(prefill, upstream.thinking)
 

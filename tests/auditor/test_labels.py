@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
-from guardtrace_proxy.auditor.labels import LabelRead, likeliest
+from guardtrace_proxy.auditor.labels import LabelRead, is_settled, likeliest
 from guardtrace_proxy.auditor.protocol import AuditorFailure, FailureKind
 from guardtrace_proxy.policy.levels import Level, Probabilities
 
@@ -61,3 +61,13 @@ def test_probabilities_sum_to_one(zero: float, one: float, dot: float, end: floa
 )
 def test_the_likeliest_level_and_of_equals_the_more_severe(probabilities: Probabilities, level: Level) -> None:
     assert likeliest(probabilities) is level
+
+
+@given(shares, shares, shares)
+def test_where_the_first_read_decides_the_second_would_hardly_change_it(zero: float, one: float, dot: float) -> None:
+    if not is_settled(zero, one) or one < 0.6:
+        return
+    first = LabelRead.without_second(zero, one).probabilities(shared=True)
+    both = LabelRead(zero, 0.0, one, dot, end=1 - dot).probabilities(shared=True)
+    assert abs(first.harmful - both.harmful) <= 0.01
+    assert first.safe <= both.safe <= 0.01

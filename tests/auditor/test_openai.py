@@ -13,7 +13,8 @@ from aiohttp import web
 from PIL import Image
 
 from guardtrace_proxy.auditor import make_auditor
-from guardtrace_proxy.auditor.openai import MAX_REPLY_BYTES, OpenAIAuditor, OpenAISession
+from guardtrace_proxy.auditor.guard_server import MAX_REPLY_BYTES
+from guardtrace_proxy.auditor.openai import OpenAIAuditor, OpenAISession
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import (
     AuditorFailure,
@@ -113,7 +114,7 @@ def test_images_stand_before_the_text_as_the_very_urls_of_the_request() -> None:
     seen: list[Any] = []
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        seen.append(json.loads(await request.read())["messages"][1]["content"])
+        seen.append(json.loads(await request.read())["messages"][-1]["content"])
         return web.json_response(completion(GOOD))
 
     pixels = Image.new("RGB", (2, 2))

@@ -64,6 +64,7 @@ def http(status: int, body: str, content_type: str = "application/json") -> byte
 class Server:
     """``requests`` are (path, headers, body); ``left`` is set when a client closed before the script's end.
 
+    Nobody but vLLM has ``/tokenize``, so that is answered with 404 and not counted among the requests.
     A connection is closed after its reply unless the script's first bytes say ``Connection: keep-alive``.
     """
 
@@ -100,6 +101,9 @@ def model_server(script: Script) -> Iterator[Server]:
                 name, _, value = header.partition(":")
                 headers[name.lower()] = value.strip()
             body = self.rfile.read(int(headers.get("content-length", 0)))
+            if line.split()[1] == "/tokenize":
+                self.wfile.write(http(404, "{}"))
+                return False
             content = json.loads(body) if body else {}
             server.requests.append((line.split()[1], headers, content))
             stays = None
