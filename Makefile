@@ -69,6 +69,9 @@ types: $(STAMP) ## Check types
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.proxy_cpu
+	$(BIN)/python -m benchmarks.audit_cost
+	$(BIN)/python -m benchmarks.audit_throughput
+	$(BIN)/python -m benchmarks.audit_streams
 
 fuzz: $(STAMP) ## Fuzz the readers of replies, for SECONDS=60 (see docs/dialects.md)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --only-binary :all: atheris \
