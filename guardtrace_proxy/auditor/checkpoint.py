@@ -45,7 +45,7 @@ def load_checkpoint(model: str) -> Checkpoint:
         AuditorSettingsError: it isn't there, or isn't a whole Qwen2.5-VL checkpoint.
     """
     source = str(Path(__file__).parent / "nano") if model == NANO else model
-    own = _own_settings(source)
+    own = own_settings(source)
     try:
         processor = load_processor(source, local_files_only=constants.HF_HUB_OFFLINE)
         network = _load_network(source)
@@ -88,7 +88,8 @@ def _load_network(source: str) -> Qwen2_5_VLForConditionalGeneration:
     return network
 
 
-def _own_settings(source: str) -> dict[str, Any]:
+def own_settings(source: str) -> dict[str, Any]:
+    """What a checkpoint says of itself; raises AuditorSettingsError where that can't be read."""
     text = _own_settings_text(source)
     if text is None:
         return {}

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from guardtrace_proxy.auditor import published
+from guardtrace_proxy.cli.auditor_serve import serve
 
 app = typer.Typer(no_args_is_help=True, help="The guard model's own affairs.")
 
@@ -15,6 +16,9 @@ app = typer.Typer(no_args_is_help=True, help="The guard model's own affairs.")
 @app.callback()
 def _group() -> None:
     """The guard model's own affairs."""
+
+
+app.command("serve")(serve)
 
 
 @app.command("fetch-prompt")

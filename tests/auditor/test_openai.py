@@ -310,7 +310,6 @@ def test_capacity_holds_for_every_text(pending: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"backend": "vllm"}, "not yet"),
         ({"backend": "ollama"}, "none of"),
         ({"depth": "cascade"}, "not yet"),
         ({"depth": "both"}, "none of"),
@@ -329,3 +328,10 @@ def test_without_torch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(AuditorSettingsError, match=r"guardtrace-proxy\[local\]"):
         make_auditor("transformers", model="builtin:nano")
     assert isinstance(make_auditor("openai", model="guard", base_url="http://x/v1"), OpenAIAuditor)
+
+
+def test_without_vllm_the_error_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="the extra `local` isn't installed")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(AuditorSettingsError, match=r"vllm needs vllm, .*guardtrace-proxy\[vllm\]"):
+        make_auditor("vllm", model="a/guard")

@@ -151,7 +151,7 @@ AUDITORS = {
         "{base_url: 'http://a/v1', time_out: 5}",
         'auditor.time_out: unknown key; did you mean "timeout_ms"?',
     ),
-    "vllm": ("{backend: vllm}", "auditor.backend: backend vllm is not yet supported"),
+    "vllm": ("{backend: vllm, kv_cache_bytes: 4096}", "auditor.kv_cache_bytes: has no effect with backend vllm"),
     "cascade": ("{base_url: 'http://a/v1', depth: cascade}", "auditor.depth: depth cascade is not yet supported"),
     "label": ("{base_url: 'http://a/v1', depth: label}", "auditor.depth: depth label over HTTP is not yet supported"),
     "escalate": ("{base_url: 'http://a/v1', escalate_at: 0.1}", "auditor.escalate_at: escalate_at, which"),
