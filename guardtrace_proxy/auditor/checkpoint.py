@@ -47,9 +47,8 @@ def load_checkpoint(model: str) -> Checkpoint:
         AuditorSettingsError: it isn't there, or isn't a whole Qwen2.5-VL checkpoint.
     """
     source = str(Path(__file__).parent / "nano") if model == NANO else model
-    own = _own_settings(source)
-    calibrated = _file_beside(source, CALIBRATION)
-    calibration = None if calibrated is None else read_calibration(calibrated, source)
+    own = own_settings(source)
+    calibration = own_calibration(source)
     try:
         processor = load_processor(source, local_files_only=constants.HF_HUB_OFFLINE)
         network = _load_network(source)
@@ -94,7 +93,14 @@ def _load_network(source: str) -> Qwen2_5_VLForConditionalGeneration:
     return network
 
 
-def _own_settings(source: str) -> dict[str, Any]:
+def own_calibration(source: str) -> Calibration | None:
+    """How a checkpoint's label reads are calibrated; raises AuditorSettingsError where that can't be read."""
+    content = _file_beside(source, CALIBRATION)
+    return None if content is None else read_calibration(content, source)
+
+
+def own_settings(source: str) -> dict[str, Any]:
+    """What a checkpoint says of itself; raises AuditorSettingsError where that can't be read."""
     content = _file_beside(source, OWN_SETTINGS)
     if content is None:
         return {}

@@ -44,6 +44,8 @@ REPLY_SHARE, TRACE_SHARE = 8, 4
 trace."""
 BYTES_GROWN_BY_QUOTING = 2
 """Quoting of labels and breaking up of control tokens make a text at most twice as long."""
+RELEARN_SECONDS = 10.0
+"""A server that refuses an audit is asked again what it can do, but not more often than this."""
 
 _LETTERS = (string.ascii_letters + " ").encode()
 
@@ -74,6 +76,7 @@ class OpenAIAuditor:
         self._reads_labels = depth != Depth.ANNOTATE.value
         self._server = GuardServer(base_url, api_key=api_key, timeout_ms=timeout_ms)
         self._abilities: Abilities | None = None
+        self._learned_at = 0.0
         self._salts_key = secrets.token_bytes(32)
 
     async def start(self) -> None:
@@ -108,6 +111,7 @@ class OpenAIAuditor:
 
     def _learned(self, found: Abilities) -> None:
         self._abilities = found
+        self._learned_at = time.monotonic()
         if found.max_context is not None:
             self.max_context = min(self.max_context, max(found.max_context, LEAST_CONTEXT))
 
@@ -141,7 +145,8 @@ class OpenAIAuditor:
         try:
             completion = await self._server.complete({"model": self.name, **fields, **extras})
         except AuditorFailure as failure:
-            if failure.kind is FailureKind.REFUSED and extras:
+            asked_lately = time.monotonic() - self._learned_at < RELEARN_SECONDS
+            if failure.kind is FailureKind.REFUSED and extras and not asked_lately:
                 self._abilities = None  # it may be another server now
             raise
         if images:

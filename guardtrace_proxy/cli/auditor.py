@@ -14,6 +14,7 @@ import typer
 from guardtrace_proxy.auditor import published
 from guardtrace_proxy.auditor.protocol import AuditorError
 from guardtrace_proxy.auditor.selftest import Report, self_test
+from guardtrace_proxy.cli.auditor_serve import serve
 from guardtrace_proxy.cli.problems import fail
 from guardtrace_proxy.telemetry.logs import configure_logging
 
@@ -23,6 +24,9 @@ app = typer.Typer(no_args_is_help=True, help="The guard model's own affairs.")
 @app.callback()
 def _group() -> None:
     """The guard model's own affairs."""
+
+
+app.command("serve")(serve)
 
 
 @app.command("fetch-prompt")

@@ -19,14 +19,21 @@ def image_tokens(width: int, height: int) -> int:
     return max(4, -(-width // CELL) * -(-height // CELL)) + 2
 
 
-def fitted(data_url: str, pixels: Image.Image) -> tuple[str, int]:
-    """The image's own URL, or that of a smaller copy, and how many tokens it takes. Takes CPU time for large ones."""
+def smaller(pixels: Image.Image) -> Image.Image:
+    """The image itself, or a copy that takes ``MAX_TOKENS`` at most. Takes CPU time for large ones."""
     width, height = pixels.size
     if image_tokens(width, height) <= MAX_TOKENS + 2:
-        return data_url, image_tokens(width, height)
+        return pixels
     scale = (MAX_PIXELS / (width * height)) ** 0.5
     size = tuple(max(CELL, int(side * scale) // CELL * CELL) for side in (width, height))
-    copy = pixels.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    return pixels.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+
+
+def fitted(data_url: str, pixels: Image.Image) -> tuple[str, int]:
+    """The image's own URL, or that of a smaller copy, and how many tokens it takes. Takes CPU time for large ones."""
+    copy = smaller(pixels)
+    if copy is pixels:
+        return data_url, image_tokens(*pixels.size)
     data = io.BytesIO()
     copy.save(data, "JPEG", quality=95, subsampling=0)
     return f"data:image/jpeg;base64,{b64encode(data.getvalue()).decode()}", image_tokens(*copy.size)

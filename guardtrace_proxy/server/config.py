@@ -244,12 +244,13 @@ def _references(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
         yield file.problem("anonymous_tenant", f"there is no tenant {anonymous!r}")
     if settings.auditor.backend == "openai" and settings.auditor.base_url is None:
         yield file.problem("auditor.base_url", "required by backend openai: the URL of a server, ending in /v1")
-    if settings.auditor.backend == "transformers" and settings.auditor.base_url is not None:
-        yield file.problem("auditor.base_url", "has no effect with backend transformers")
-    if settings.auditor.backend == "transformers" and settings.auditor.api_key_env is not None:
-        yield file.problem("auditor.api_key_env", "has no effect with backend transformers")
-    if settings.auditor.backend == "openai" and settings.auditor.kv_cache_bytes is not None:
-        yield file.problem("auditor.kv_cache_bytes", "has no effect with backend openai")
+    backend = settings.auditor.backend
+    if backend != "openai" and settings.auditor.base_url is not None:
+        yield file.problem("auditor.base_url", f"has no effect with backend {backend}")
+    if backend != "openai" and settings.auditor.api_key_env is not None:
+        yield file.problem("auditor.api_key_env", f"has no effect with backend {backend}")
+    if backend != "transformers" and settings.auditor.kv_cache_bytes is not None:
+        yield file.problem("auditor.kv_cache_bytes", f"has no effect with backend {backend}")
 
 
 def _same_servers(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
@@ -303,7 +304,6 @@ def _not_yet(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
     """Values whose feature isn't built (ruling 17)."""
     refused = {
         "server.passthrough": ("passthrough", bool(settings.server.passthrough)),
-        "auditor.backend": ("backend vllm", settings.auditor.backend == "vllm"),
     }
     for key, (what, is_used) in refused.items():
         if is_used:

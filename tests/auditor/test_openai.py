@@ -312,7 +312,6 @@ def test_capacity_holds_for_every_text(pending: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"backend": "vllm"}, "not yet"),
         ({"backend": "ollama"}, "none of"),
         ({"depth": "both"}, "none of"),
         ({"base_url": None}, "base_url"),
@@ -342,3 +341,10 @@ def test_odd_text_reaches_the_server_in_a_request_that_it_can_read(attack: Attac
         assert json.loads(msgspec.json.encode(session._user(asked)))["content"] == asked
 
     anyio.run(run)
+
+
+def test_without_vllm_the_error_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch", reason="the extra `local` isn't installed")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(AuditorSettingsError, match=r"vllm needs vllm, .*guardtrace-proxy\[vllm\]"):
+        make_auditor("vllm", model="a/guard")

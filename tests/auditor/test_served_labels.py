@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -222,18 +222,25 @@ def test_what_a_server_can_do_is_asked_once_however_many_audits_wait() -> None:
     anyio.run(run)
 
 
-def test_a_server_that_refuses_what_it_took_before_is_asked_again() -> None:
+@pytest.mark.parametrize(("pause", "asked_again"), [(0.0, True), (60.0, False)])
+def test_a_server_that_refuses_what_it_took_before_is_asked_again_but_not_at_once(
+    pause: float, asked_again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guardtrace_proxy.auditor.openai.RELEARN_SECONDS", pause)
     server = VllmLike()
 
-    async def run() -> Verdict:
+    async def run() -> int:
         async with started(server) as auditor:
             session = await auditor.open(ASKED)
             server.takes_priority = False  # restarted without --scheduling-policy priority
             with pytest.raises(AuditorFailure):
                 await session.judge(TRACE, Depth.ANNOTATE)
-            return await session.judge(TRACE, Depth.ANNOTATE)
+            before = server.tokenized
+            with suppress(AuditorFailure):
+                assert (await session.judge(TRACE, Depth.ANNOTATE)).level is Level.HARMFUL
+            return server.tokenized - before
 
-    assert anyio.run(run).level is Level.HARMFUL
+    assert (anyio.run(run) > 0) is asked_again
 
 
 @pytest.mark.parametrize("depth", list(Depth))

@@ -244,3 +244,18 @@ def test_many_streams_at_once_stay_apart():
 
     with proxy(echo) as running, ThreadPoolExecutor(16) as pool:
         assert all(pool.map(one, range(48)))
+
+
+def test_the_auditor_is_told_which_tenant_asks():
+    asked = []
+    with proxy(lambda _: [SSE_HEAD, *stream("a b", "c")]) as running:
+        auditor = running.app.service.auditor
+        opened = auditor.open
+
+        async def open_and_note(query):
+            asked.append(query.tenant)
+            return await opened(query)
+
+        auditor.open = open_and_note
+        assert running.raw(ask(stream=True)).status_code == 200
+    assert asked == ["all"]

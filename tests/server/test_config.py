@@ -155,7 +155,7 @@ AUDITORS = {
         "{base_url: 'http://a/v1', time_out: 5}",
         'auditor.time_out: unknown key; did you mean "timeout_ms"?',
     ),
-    "vllm": ("{backend: vllm}", "auditor.backend: backend vllm is not yet supported"),
+    "vllm": ("{backend: vllm, kv_cache_bytes: 4096}", "auditor.kv_cache_bytes: has no effect with backend vllm"),
     "depth": ("{base_url: 'http://a/v1', depth: both}", "auditor.depth: input should be 'label', 'annotate' or"),
     "escalate": (
         "{base_url: 'http://a/v1', depth: annotate, escalate_at: 0.1}",

@@ -1,0 +1,301 @@
+"""The local auditor on vLLM's engine, in this process's charge: concurrent audits share batches and read prefixes once.
+
+Prompts go in as token ids, so text of a request or a reply never becomes a control token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import itertools
+import math
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import anyio.to_thread
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from transformers import GenerationConfig
+from vllm import SamplingParams, TokensPrompt
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from guardtrace_proxy.auditor.abilities import FIRST, LATER
+from guardtrace_proxy.auditor.checkpoint import NANO, own_calibration, own_settings
+from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, is_settled, likeliest
+from guardtrace_proxy.auditor.layout import Layout, Stretches
+from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor
+from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
+from guardtrace_proxy.auditor.protocol import (
+    AuditorFailure,
+    AuditorSettingsError,
+    Depth,
+    DoesNotFit,
+    FailureKind,
+)
+from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, parse_reply
+from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
+from guardtrace_proxy.images.fitting import smaller
+from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
+
+DEFAULT_CONTEXT = 8192
+LEAST_CONTEXT = 256
+REPLY_SHARE, TRACE_SHARE = 8, 4
+"""As with the other local backend."""
+JOINT_TOKENS = 16
+MAX_IMAGES = 64
+"""The engine's own limit; the request's is ``images.max_count``."""
+ON_A_CPU = {"dtype": "float32", "block_size": 32, "enforce_eager": True}
+Positions = Sequence[dict[int, Any]]
+"""Of each written token the log probabilities that were asked for, by token id."""
+
+
+class VllmAuditor:
+    """A checkpoint on vLLM's engine. See :class:`guardtrace_proxy.auditor.protocol.Auditor`."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        annotate_max_tokens: int = 512,
+        max_context: int | None = None,
+        system_prompt: str | None = None,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        self.name = model
+        self.warnings: tuple[str, ...] = tuple(warnings)
+        self.annotate_max_tokens = annotate_max_tokens
+        self.max_context = max_context or DEFAULT_CONTEXT
+        self.escalate_at: float | None = None
+        self.temperature = 1.0
+        self._system_prompt = system_prompt
+        self._salts_key = secrets.token_bytes(32)
+        self._numbers = itertools.count()
+        self._engine: Any = None
+
+    async def start(self) -> None:
+        if self.name == NANO:
+            raise AuditorSettingsError(f"auditor.model: {NANO} runs with backend transformers alone")
+        own = own_settings(self.name)
+        self.max_context = min(self.max_context, own.get("max_context") or self.max_context)
+        if (calibration := own_calibration(self.name)) is not None:
+            self.temperature, self.escalate_at = calibration.temperature, calibration.escalate_at
+        if self.max_context < LEAST_CONTEXT:
+            raise AuditorSettingsError(
+                f"auditor.max_context is {self.max_context} tokens, at least {LEAST_CONTEXT} are needed"
+            )
+        try:
+            self._use(load_processor(self.name, local_files_only=constants.HF_HUB_OFFLINE))
+            # in the event loop's own thread, since vLLM sets signal handlers; nothing is served before it is up
+            self._engine = AsyncLLM.from_engine_args(self._engine_settings())
+        except AuditorSettingsError:
+            raise
+        except Exception as error:
+            problem = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise AuditorSettingsError(f"auditor.model: {self.name} can't be run by vLLM: {problem}") from error
+        self.system_prompt = self._system_prompt or own.get("system_prompt") or SYSTEM_PROMPT
+        if own.get("purpose") == "demonstration":
+            self.warnings += (f"auditor {self.name} is for demonstration and tests: it doesn't protect people",)
+
+    def _use(self, processor: ImageOnlyProcessor) -> None:
+        self.layout = Layout(processor)
+        self.labels = LabelTokens.of(self.layout)
+        self.processor = processor
+        self.ends = _end_ids(self.name, processor)
+
+    def _engine_settings(self) -> AsyncEngineArgs:
+        settings: dict[str, Any] = {} if torch.cuda.is_available() else dict(ON_A_CPU)
+        return AsyncEngineArgs(
+            model=self.name,
+            max_model_len=self.max_context,
+            limit_mm_per_prompt={"image": MAX_IMAGES, "video": 0},
+            enable_prefix_caching=True,
+            scheduling_policy="priority",
+            enable_log_requests=False,
+            **settings,
+        )
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that a prompt may have."""
+        return self.max_context - min(self.annotate_max_tokens, self.max_context // REPLY_SHARE)
+
+    def salt(self, tenant: str) -> str:
+        """What keeps a tenant's prefixes its own in the engine's cache."""
+        return hmac.new(self._salts_key, tenant.encode(), hashlib.sha256).hexdigest()
+
+    def image_tokens(self, image: Image.Image) -> int:
+        """Tokens that the model makes of it."""
+        made = self.processor.image_processor
+        try:
+            patches = made.get_number_of_image_patches(image.height, image.width, {})
+        except ValueError as error:
+            raise DoesNotFit("messages", "an image is more than 200 times as long as wide") from error
+        return int(patches) // int(made.merge_size) ** 2
+
+    async def open(self, query: Query) -> VllmSession:
+        images = [await anyio.to_thread.run_sync(smaller, image.pixels) for image in query.images]
+        return VllmSession(self, query, images)
+
+    async def generate(self, prompt: dict[str, Any], most: int, priority: int) -> Any:
+        """The engine's output for at most ``most`` tokens, greedily. Cancelling aborts the request.
+
+        Raises:
+            AuditorFailure: the engine failed.
+        """
+        if self._engine is None:
+            raise AuditorFailure(FailureKind.CANCELLED, "the auditor isn't started")
+        labels = self.labels
+        parameters = SamplingParams(
+            temperature=0,
+            max_tokens=most,
+            logprob_token_ids=sorted({labels.zero, labels.half, labels.one, *self.ends}),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        number = f"audit-{next(self._numbers)}"
+        stream = self._engine.generate(TokensPrompt(**prompt), parameters, number, priority=priority)
+        try:
+            outputs = [output async for output in stream]
+        except Exception as error:
+            raise AuditorFailure(FailureKind.BROKEN, f"vLLM raised {type(error).__name__}") from error
+        if not outputs or not outputs[-1].outputs:
+            raise AuditorFailure(FailureKind.BROKEN, "vLLM ended an audit without any output")
+        return outputs[-1]
+
+    async def aclose(self) -> None:
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await anyio.to_thread.run_sync(engine.shutdown)
+
+
+class VllmSession:
+    """One query under audit."""
+
+    def __init__(self, auditor: VllmAuditor, query: Query, images: Sequence[Image.Image]) -> None:
+        self._auditor = auditor
+        self._images = list(images)
+        self._image_tokens = [auditor.image_tokens(image) for image in images]
+        self._stretches: Stretches = {}
+        self._salt = auditor.salt(query.tenant)
+        if sum(self._image_tokens) > auditor.prompt_tokens // 2:
+            raise DoesNotFit("messages", "the images are more than the auditor's context takes: send fewer")
+        limit = auditor.prompt_tokens - auditor.prompt_tokens // TRACE_SHARE
+        self._query = fit_turns(query.turns, lambda text: self._size(text) <= limit)
+        room = auditor.prompt_tokens - self._size(self._query) - JOINT_TOKENS
+        self.capacity = max(1, room // auditor.layout.most_tokens_per_byte)
+        self._window = Window()
+
+    async def judge(self, trace: Trace, depth: Depth) -> Verdict:
+        began = time.perf_counter()
+        if depth is Depth.LABEL:
+            probabilities = await self._label(trace)
+            return Verdict(likeliest(probabilities), probabilities, depth=depth.value, milliseconds=_since(began))
+        ids = self._place(trace, None)
+        most = min(self._auditor.annotate_max_tokens, self._auditor.max_context - self._length(ids))
+        written = await self._generate(ids, most, LATER)
+        text = self._auditor.layout.decode(written.token_ids)
+        try:
+            reply = parse_reply(text, truncated=written.finish_reason == "length")
+        except UnreadableReply as error:
+            raise AuditorFailure(FailureKind.UNREADABLE, str(error)) from error
+        probabilities_there = await self._at_judgment(ids, list(written.token_ids), written.logprobs, reply.level)
+        return Verdict(reply.level, probabilities_there, reply.analysis, milliseconds=_since(began))
+
+    async def aclose(self) -> None:
+        self._images = []
+
+    async def _label(self, trace: Trace) -> Probabilities:
+        labels = self._auditor.labels
+        ids = self._place(trace, labels.opening)
+        written = await self._generate(ids, 2 if labels.shared else 1, FIRST)
+        read = await self._read(ids, list(written.token_ids), written.logprobs)
+        return read.probabilities(shared=labels.shared, temperature=self._auditor.temperature)
+
+    async def _at_judgment(
+        self, prompt: Sequence[int], written: list[int], positions: Positions, level: Level
+    ) -> Probabilities | None:
+        """The labels' probabilities where the written judgment stands; None where they can't be read there."""
+        labels = self._auditor.labels
+        for index in reversed(range(len(written))):
+            if written[index] != labels.first(level):
+                continue
+            if not ends_at_judgment(self._auditor.layout.decode(written[:index])):
+                continue
+            try:
+                read = await self._read([*prompt, *written[:index]], written[index:], positions[index:])
+                return read.probabilities(shared=labels.shared)
+            except AuditorFailure as failure:
+                if failure.kind is FailureKind.UNSURE:
+                    return None
+                raise
+        return None
+
+    async def _read(self, ids: Sequence[int], written: list[int], positions: Positions) -> LabelRead:
+        """From what was written behind ``ids``; one more token is asked for only where 0 and 0.5 stay open."""
+        labels = self._auditor.labels
+        zero, half, one = (_share(positions[0], token) for token in (labels.zero, labels.half, labels.one))
+        if not labels.shared:
+            return LabelRead(zero, half, one, dot=0.0, end=1.0)
+        if is_settled(zero, one):
+            return LabelRead.without_second(zero, one)
+        if written[0] == labels.zero and len(positions) > 1:
+            second = positions[1]
+        else:
+            second = (await self._generate([*ids, labels.zero], 1, FIRST)).logprobs[0]
+        end = sum(_share(second, token) for token in self._auditor.ends)
+        return LabelRead(zero, 0.0, one, dot=_share(second, labels.half), end=end)
+
+    async def _generate(self, ids: Sequence[int], most: int, priority: int) -> Any:
+        """What the engine wrote behind ``ids``, its images seen."""
+        prompt: dict[str, Any] = {"prompt_token_ids": list(ids), "cache_salt": self._salt}
+        if self._images:
+            prompt["multi_modal_data"] = {"image": self._images}
+        output = await self._auditor.generate(prompt, most, priority)
+        if len(output.prompt_token_ids) != self._length(ids):
+            raise AuditorFailure(FailureKind.UNSEEN, "vLLM made another number of tokens of the images than expected")
+        return output.outputs[0]
+
+    def _place(self, trace: Trace, opening: Sequence[int] | None) -> list[int]:
+        def build(thinking: str, answer: str) -> list[int] | None:
+            ids = self._prompt(self._query, thinking, answer, opening)
+            return ids if self._length(ids) <= self._auditor.prompt_tokens else None
+
+        return self._window.place(trace, build)
+
+    def _prompt(self, query: str, thinking: str, answer: str, opening: Sequence[int] | None) -> list[int]:
+        """One token an image: vLLM puts in the rest."""
+        layout, user = self._auditor.layout, user_text(query, thinking, answer)
+        return layout.prompt(self._auditor.system_prompt, user, [1] * len(self._images), opening, self._stretches)
+
+    def _size(self, query: str) -> int:
+        """Tokens of the prompt before any trace."""
+        return self._length(self._prompt(query, GAP, GAP, self._auditor.labels.opening))
+
+    def _length(self, ids: Sequence[int]) -> int:
+        return len(ids) + sum(self._image_tokens) - len(self._image_tokens)
+
+
+def _end_ids(source: str, processor: ImageOnlyProcessor) -> frozenset[int]:
+    """Tokens that end a reply, from the generation settings and the tokenizer."""
+    found = {int(processor.tokenizer.eos_token_id)}
+    try:
+        ends = GenerationConfig.from_pretrained(source, local_files_only=constants.HF_HUB_OFFLINE).eos_token_id
+    except OSError:
+        return frozenset(found)
+    found.update([ends] if isinstance(ends, int) else ends or [])
+    return frozenset(found)
+
+
+def _share(position: dict[int, Any], token: int) -> float:
+    if token not in position:
+        raise AuditorFailure(FailureKind.UNREADABLE, "vLLM answered without the labels' probabilities")
+    return math.exp(position[token].logprob)
+
+
+def _since(began: float) -> float:
+    return (time.perf_counter() - began) * 1000
