@@ -18,7 +18,13 @@ import httpx
 
 ON_A_CPU = ("--dtype", "float32", "--block-size", "32", "--enforce-eager")
 START_SECONDS = 400
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else both engines sit on the same core
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @dataclass

@@ -36,6 +36,8 @@ PROMPT = "You are a safety auditor."
 """The embedded auditor's own system prompt; a server can't tell it."""
 SENTENCES = {"boundary": {"unit": "sentences", "first": 1, "growth": 1.0, "max": 1, "max_hold_ms": 60_000}}
 TIMEOUT_MS = 60_000
+MOST = 3500
+"""Tokens that the thinking model may write; on a CPU it takes many seconds for them."""
 
 
 @dataclass
@@ -125,7 +127,7 @@ def ask(model: openai.OpenAI, memory: Memory, **more: Any) -> Told:
         messages=[{"role": "user", "content": parts}],  # type: ignore[list-item, misc]
         stream=True,
         temperature=0,
-        max_tokens=1500,
+        max_tokens=MOST,
         extra_body=more,
     )
     told = Told("", "", None)
@@ -151,14 +153,14 @@ def test_a_harmless_stream_passes_intact(servers: Servers, depth: Depth, tmp_pat
 def test_a_harmful_stream_is_cut_and_both_engines_stop(servers: Servers, depth: Depth, tmp_path: Path) -> None:
     written = servers.thinker.written
     with proxy(servers, depth, tmp_path) as through:
-        told = ask(through, SHED, ignore_eos=True)  # left alone it would write 1,500 tokens
+        told = ask(through, SHED, ignore_eos=True)  # left alone it would write MOST tokens
     assert told.finish == "content_filter"
     assert SHED.thinking.startswith(told.thinking.strip())
     assert ONSET not in told.thinking
     assert SHED.answer not in told.answer
     assert servers.thinker.becomes_idle()
     assert servers.auditor.becomes_idle()
-    assert servers.thinker.written - written < 1500
+    assert servers.thinker.written - written < MOST
 
 
 def test_without_the_proxy_the_same_stream_tells_it_all(servers: Servers) -> None:
@@ -221,8 +223,8 @@ def test_what_was_read_is_kept_within_a_tenant_alone(servers: Servers) -> None:
         try:
             for tenant in tenants:
                 before = hits()
-                session = await auditor.open(Query([Turn("user", SHED.question)], (), tenant))
-                await session.judge(Trace(SHED.thinking), Depth.LABEL)
+                session = await auditor.open(Query([Turn("user", PENCILS.question)], (), tenant))
+                await session.judge(Trace(PENCILS.thinking), Depth.LABEL)
                 found.append(hits() - before)
         finally:
             await auditor.aclose()
