@@ -139,6 +139,7 @@ class TransformersAuditor:
 
     async def aclose(self) -> None:
         self.worker.close()
+        await anyio.to_thread.run_sync(self.worker.join)
 
 
 def _at_once(work: Callable[[], T]) -> Generator[Piece, torch.Tensor, T]:

@@ -21,8 +21,9 @@ from guardtrace_proxy.auditor.protocol import AuditorError, AuditorFailure, Fail
 
 AGEING = 4000
 """Tokens by which an audit moves up in a second of waiting."""
-IDLE_SECONDS = 10.0
-"""After so long without work the thread ends; the next audit starts another."""
+IDLE_SECONDS = 1.0
+"""After so long without work the thread ends; the next audit starts another. A program's end waits for it, since torch
+aborts the process if it is cut off."""
 
 T = TypeVar("T")
 Audit = Generator[Piece, torch.Tensor, T]
@@ -87,7 +88,7 @@ class Worker:
                 raise AuditorFailure(FailureKind.CANCELLED, "the auditor is closed")
             self._arrived.append(task)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="guardtrace-auditor", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="guardtrace-auditor")
                 self._thread.start()
             self._news.notify()
         return task.future
@@ -97,6 +98,12 @@ class Worker:
         with self._news:
             self._closed = True
             self._news.notify()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        thread = self._thread
+        if thread is not None:
+            thread.join()
 
     def _run(self) -> None:
         with torch.inference_mode():

@@ -153,7 +153,10 @@ def test_a_server_that_doesnt_count_tokens_passes_with_a_note() -> None:
         (serving(reading_data), "so their data is read as text: expected as many; serve a vision-language model"),
         (serving(seeing, names=["other"]), "the server serves other, expected guard: give the name that it serves"),
         (serving(seeing, names=[]), "the server serves nothing, expected guard"),
-        (serving(seeing, reply="It looks fine."), "unreadable, the auditor's reply holds no judgment; expected"),
+        (
+            serving(seeing, reply="It looks fine."),
+            "unreadable, the auditor's reply neither ends nor begins with a judg",
+        ),
         (lambda _: [http(500, "{}")], "answered with HTTP status 500, expected 200: look at the server's log"),
         (lambda _: [http(200, "<html>")], "didn't answer with JSON: expected an OpenAI-compatible server"),
         (lambda _: [http(200, "[]")], "didn't answer with a JSON object"),

@@ -18,10 +18,10 @@ from guardtrace_proxy.images import RequestImage
 from guardtrace_proxy.policy.levels import Level, Verdict
 from tests.auditor.vllm_like import END, VllmLike, serving
 
-ASKED = Query([Turn("user", "How do I bake bread?")], (), "acme")
+ASKED = Query([Turn("user", "How do I bake bread?")], tenant="acme")
 TRACE = Trace("Flour, then water.", "Mix them.")
 PICTURE = RequestImage("data:image/png;base64,AAAA", "image/png", Image.new("RGB", (112, 112)))
-WITH_IMAGE = Query(ASKED.turns, [PICTURE], "acme")
+WITH_IMAGE = Query(ASKED.turns, [PICTURE], tenant="acme")
 
 
 @asynccontextmanager
@@ -106,7 +106,7 @@ def test_the_opening_ends_where_the_tokenizer_ends_a_token() -> None:
 
 def test_salts_tell_tenants_apart_and_not_who_they_are() -> None:
     server, another = VllmLike(), VllmLike()
-    others = [ASKED, ASKED, Query(ASKED.turns, (), "other"), Query(ASKED.turns)]
+    others = [ASKED, ASKED, Query(ASKED.turns, tenant="other"), Query(ASKED.turns)]
     judged(server, others)
     judged(another)
     salts = [body["cache_salt"] for body in server.requests]

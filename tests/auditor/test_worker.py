@@ -183,6 +183,8 @@ def test_closing_ends_what_runs_and_what_waits(worker: Worker, device: Device) -
         assert caught.value.kind is FailureKind.CANCELLED
     with pytest.raises(AuditorFailure):
         worker.submit(audit(4))
+    worker.join()
+    assert worker._thread is None
 
 
 def test_an_idle_thread_ends_and_another_takes_its_place(

@@ -171,7 +171,7 @@ def test_without_the_proxy_the_same_stream_tells_it_all(servers: Servers) -> Non
 @pytest.mark.parametrize("memory", [PENCILS, SHED], ids=["safe", "harmful"])
 def test_label_reads_are_those_of_the_auditor_in_this_process(servers: Servers, memory: Memory) -> None:
     assert memory.image is not None
-    query = Query([Turn("user", memory.question)], [request_image(memory.image)], "acme")
+    query = Query([Turn("user", memory.question)], [request_image(memory.image)], tenant="acme")
 
     async def read(auditor: Any) -> Verdict:
         await auditor.start()
