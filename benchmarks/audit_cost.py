@@ -1,6 +1,7 @@
 """What auditing one stream costs by its length: each token read once, beside reading all of it again at each audit.
 
-``python -m benchmarks.audit_cost [--json] [--quick]``. What is measured and how: ``benchmarks/README.md``.
+``python -m benchmarks.audit_cost [--json] [--quick]``; with ``--vllm``, in vLLM's environment, on its engine. What is
+measured and how: ``benchmarks/README.md``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,16 +18,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import facts
+from benchmarks.machine import AUDITOR_PACKAGES, facts
 from benchmarks.shapes import SHAPES, Shape, make_auditor, reasoning
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn, query_text, user_text
-from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind
-from guardtrace_proxy.auditor.transformers import TransformersAuditor, TransformersSession
+from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind, Session
 
 EVERY = 64
 QUERY = Query([Turn("user", "What should I do on Monday, and in which order?")])
-KEPT_BYTES = {"incremental": None, "reprefill": 0}
-"""The KV budget that makes each method: with none, nothing of a stream is kept but the system prompt."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,33 @@ class Row:
     reasoning_tokens: int
 
 
-async def judge(session: TransformersSession, trace: Trace) -> None:
+@dataclass(frozen=True)
+class Method:
+    """An auditor, how many tokens it has read, and whether each audit reads what stands before the trace again."""
+
+    name: str
+    auditor: Any
+    tokens_read: Callable[[], int]
+    rereads: int = 0
+
+    async def follow(self, length: int) -> Row:
+        """Audit one stream at every 64 tokens."""
+        session = await self.auditor.open(QUERY)
+        await judge(session, Trace(""))
+        traces = reasoning(self.auditor, length, EVERY)
+        before, seconds = self.tokens_read(), []
+        for number, thinking in enumerate(traces):
+            judged = len(traces[number - 1]) if number else 0
+            began = time.perf_counter()
+            await judge(session, Trace(thinking, judged_thinking=judged))
+            seconds.append(time.perf_counter() - began)
+        await session.aclose()
+        tail = around(self.auditor)[1] * len(traces)
+        read = self.tokens_read() - before - self.rereads * len(traces) - tail
+        return Row(length, self.name, sum(seconds), seconds[-1], read, tail, EVERY * len(traces))
+
+
+async def judge(session: Session, trace: Trace) -> None:
     """One label read; random weights give the labels no mass, which is found out when all is computed."""
     try:
         await session.judge(trace, Depth.LABEL)
@@ -51,29 +75,8 @@ async def judge(session: TransformersSession, trace: Trace) -> None:
             raise
 
 
-async def follow(auditor: TransformersAuditor, length: int, method: str) -> Row:
-    """Audit one stream at every 64 tokens."""
-    session = await auditor.open(QUERY)
-    await judge(session, Trace(""))
-    traces = reasoning(auditor, length, EVERY)
-    before, seconds = auditor.inference.tokens_read, []
-    for number, thinking in enumerate(traces):
-        judged = len(traces[number - 1]) if number else 0
-        began = time.perf_counter()
-        await judge(session, Trace(thinking, judged_thinking=judged))
-        seconds.append(time.perf_counter() - began)
-    await session.aclose()
-    read = auditor.inference.tokens_read - before
-    head, tail = around(auditor)
-    if method == "reprefill":
-        read -= head * len(traces)
-    return Row(
-        length, method, sum(seconds), seconds[-1], read - tail * len(traces), tail * len(traces), EVERY * len(traces)
-    )
-
-
-def around(auditor: TransformersAuditor) -> tuple[int, int]:
-    """Tokens before a trace that aren't the system prompt's, which all sessions share, and tokens behind it."""
+def around(auditor: Any) -> tuple[int, int]:
+    """Tokens before a trace that aren't the system prompt's, and tokens behind it."""
 
     def prompt(query: str, thinking: str) -> list[int]:
         user = user_text(query, thinking, "")
@@ -90,15 +93,22 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def measure(shape: Shape, lengths: Sequence[int], reprefill_to: int) -> Iterator[Row]:
+async def measure(methods: Sequence[Method], lengths: Sequence[int], reprefill_to: int) -> AsyncIterator[Row]:
     """A row for each length and method; each method's first stream isn't counted."""
-    for method, kept in KEPT_BYTES.items():
-        auditor = make_auditor(shape, kv_cache_bytes=kept)
-        asyncio.run(follow(auditor, 4 * EVERY, method))
+    for method in methods:
+        await method.follow(4 * EVERY)
         for length in lengths:
-            if method == "incremental" or length <= reprefill_to:
-                yield asyncio.run(follow(auditor, length, method))
-        asyncio.run(auditor.aclose())
+            if not method.name.endswith("reprefill") or length <= reprefill_to:
+                yield await method.follow(length)
+
+
+def local_methods(shape: Shape) -> list[Method]:
+    """With no budget for keys and values nothing of a stream is kept, the system prompt all the same."""
+    incremental, reprefill = make_auditor(shape), make_auditor(shape, kv_cache_bytes=0)
+    return [
+        Method("incremental", incremental, lambda: incremental.inference.tokens_read),
+        Method("reprefill", reprefill, lambda: reprefill.inference.tokens_read, rereads=around(reprefill)[0]),
+    ]
 
 
 def print_table(rows: Sequence[Row], machine: dict[str, Any], console: Console) -> None:
@@ -119,19 +129,30 @@ def print_table(rows: Sequence[Row], machine: dict[str, Any], console: Console) 
     console.print("; ".join(f"{name} {value}" for name, value in machine.items()), soft_wrap=True)
 
 
+async def run(arguments: argparse.Namespace) -> list[Row]:
+    """All rows."""
+    lengths = [256, 1024] if arguments.quick else arguments.lengths
+    if not arguments.vllm:
+        return [row async for row in measure(local_methods(SHAPES[arguments.shape]), lengths, arguments.reprefill_to)]
+    from benchmarks.on_vllm import vllm_methods
+
+    async with vllm_methods(SHAPES[arguments.shape], max(lengths)) as methods:
+        return [row async for row in measure(methods, lengths, arguments.reprefill_to)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.audit_cost", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="two short lengths: whether it runs, not how fast")
+    parser.add_argument("--vllm", action="store_true", help="on vLLM's engine, with its prefix cache and without")
     parser.add_argument("--shape", choices=SHAPES, default="7.7M")
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096, 16_384], metavar="TOKENS")
     parser.add_argument("--reprefill-to", type=int, default=4096, metavar="TOKENS", help="the longest stream read anew")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    lengths = [256, 1024] if arguments.quick else arguments.lengths
-    rows = list(measure(SHAPES[arguments.shape], lengths, arguments.reprefill_to))
-    machine = {**facts(), "torch": torch.__version__, "threads": arguments.threads, "shape": arguments.shape}
+    rows = asyncio.run(run(arguments))
+    machine = {**facts(packages=AUDITOR_PACKAGES), "threads": arguments.threads, "shape": arguments.shape}
     if arguments.json:
         print(json.dumps({"benchmark": "audit_cost", "machine": machine, "rows": [asdict(row) for row in rows]}))
     else:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.audit_cost import EVERY, QUERY, around, judge
-from benchmarks.machine import facts
+from benchmarks.machine import AUDITOR_PACKAGES, facts
 from benchmarks.shapes import SHAPES, make_auditor, parameters, reasoning
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.transformers import TransformersAuditor
@@ -170,7 +170,7 @@ def main() -> None:
     )
     roof = roofline(auditor)
     rows = list(search(auditor, most, seconds, start))
-    machine = {**facts(), "torch": torch.__version__, "threads": arguments.threads, "shape": shape}
+    machine = {**facts(packages=AUDITOR_PACKAGES), "threads": arguments.threads, "shape": shape}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     if arguments.json:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.audit_cost import EVERY, QUERY, judge
-from benchmarks.machine import facts
+from benchmarks.machine import AUDITOR_PACKAGES, facts
 from benchmarks.shapes import SHAPES, make_auditor, reasoning
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.transformers import TransformersAuditor
@@ -103,7 +103,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     sessions, audits = ([1, 4], 4) if arguments.quick else (arguments.sessions, arguments.audits)
     rows = list(measure(arguments.shape, sessions, audits))
-    machine = {**facts(), "torch": torch.__version__, "threads": arguments.threads, "shape": arguments.shape}
+    machine = {**facts(packages=AUDITOR_PACKAGES), "threads": arguments.threads, "shape": arguments.shape}
     if arguments.json:
         print(json.dumps({"benchmark": "audit_throughput", "machine": machine, "rows": [asdict(row) for row in rows]}))
     else:

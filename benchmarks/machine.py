@@ -7,14 +7,17 @@ import platform
 import re
 import shutil
 import subprocess
-from importlib.metadata import version
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("uvicorn", "uvloop", "httptools", "httpx", "aiohttp", "msgspec", "starlette")
+AUDITOR_PACKAGES = ("torch", "transformers", "tokenizers", "vllm")
 
 
-def facts(nginx: str | None = None) -> dict[str, str | float]:
-    """The machine, the interpreter and the versions."""
+def facts(nginx: str | None = None, packages: Sequence[str] = PACKAGES) -> dict[str, str | float]:
+    """The machine, the interpreter and the versions of what is installed."""
     found: dict[str, str | float] = {
         "cpu": _cpu_model(),
         "cores": os.cpu_count() or 1,
@@ -22,9 +25,11 @@ def facts(nginx: str | None = None) -> dict[str, str | float]:
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
     }
-    found.update({name: version(name) for name in PACKAGES})
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
     binary = shutil.which(nginx or "nginx")
-    if binary is not None:
+    if binary is not None and packages is PACKAGES:
         said = subprocess.run([binary, "-v"], capture_output=True, text=True, check=False).stderr
         found["nginx"] = said.strip().rpartition("/")[2] or "unknown"
     return found

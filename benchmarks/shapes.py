@@ -70,10 +70,17 @@ SHAPES = {
 def make_auditor(shape: Shape, *, kv_cache_bytes: int | None = None) -> TransformersAuditor:
     """A started auditor: float32 on a CPU, bfloat16 on a GPU."""
     nano = load_checkpoint(NANO)
+    auditor = TransformersAuditor("random weights", max_context=CONTEXT, kv_cache_bytes=kv_cache_bytes)
+    auditor.use(Checkpoint(make_model(shape, nano), nano.processor, end_ids=nano.end_ids))
+    return auditor
+
+
+def make_model(shape: Shape, nano: Checkpoint) -> Qwen2_5_VLForConditionalGeneration:
+    """Random weights, for the embedded auditor's tokens."""
     own = nano.model.config
     text = {"vocab_size": own.get_text_config().vocab_size, **shape.text}
     config = Qwen2_5_VLConfig(
-        text_config={**text, "max_position_embeddings": CONTEXT},
+        text_config={**text, "max_position_embeddings": CONTEXT, "bos_token_id": None, "eos_token_id": None},
         vision_config={
             "out_hidden_size": text["hidden_size"],
             "patch_size": 14,
@@ -96,9 +103,7 @@ def make_auditor(shape: Shape, *, kv_cache_bytes: int | None = None) -> Transfor
     torch.set_default_dtype(torch.float32)
     model.train(False)
     model.requires_grad_(False)
-    auditor = TransformersAuditor("random weights", max_context=CONTEXT, kv_cache_bytes=kv_cache_bytes)
-    auditor.use(Checkpoint(model, nano.processor, end_ids=nano.end_ids))
-    return auditor
+    return model
 
 
 def parameters(auditor: TransformersAuditor) -> int:
@@ -107,9 +112,8 @@ def parameters(auditor: TransformersAuditor) -> int:
     return sum(each.numel() for each in language.parameters()) - language.embed_tokens.weight.numel()
 
 
-def reasoning(auditor: TransformersAuditor, tokens: int, every: int) -> list[str]:
+def reasoning(auditor: Any, tokens: int, every: int) -> list[str]:
     """The beginnings of a trace of so many tokens, one each ``every`` tokens."""
     text = "".join(SENTENCES) * (tokens // 50 + 1)
-    encoded = auditor.checkpoint.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ends = [end for _, end in encoded["offset_mapping"]]
+    ends = [end for _, end in auditor.layout.offsets(text)]
     return [text[: ends[count - 1]] for count in range(every, tokens + 1, every)]

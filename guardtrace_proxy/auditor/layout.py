@@ -65,6 +65,11 @@ class Layout:
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each of a text's tokens begins and ends, in characters."""
+        found: list[tuple[int, int]] = self._plain.encode(text, add_special_tokens=False).offsets
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of what the model wrote, without control tokens."""
         return str(self._processor.tokenizer.decode(list(ids), skip_special_tokens=True))

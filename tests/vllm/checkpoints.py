@@ -66,7 +66,7 @@ def write_nano(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
     weights = {name: _widened(name, weight.float()) for name, weight in load_file(NANO / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    _write_processor(folder, PreTrainedTokenizerFast.from_pretrained(NANO))
+    write_processor(folder, PreTrainedTokenizerFast.from_pretrained(NANO))
     return folder
 
 
@@ -108,7 +108,7 @@ def write_thinker(folder: Path, memories: Sequence[Memory], *, steps: int = 260)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(NANO)
     tokenizer.add_tokens(list(THINK))
     shutil.copy(NANO / "chat_template.jinja", folder / "chat_template.jinja")
-    processor = _write_processor(folder, tokenizer)
+    processor = write_processor(folder, tokenizer)
     torch.set_num_threads(1)  # faster than two, for so small a model
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(_thinker_config(tokenizer))
@@ -178,7 +178,7 @@ def _thinker_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     )
 
 
-def _write_processor(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Any:
+def write_processor(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Any:
     """The stock processor, which vLLM insists on, with the embedded auditor's image settings."""
     settings = json.loads((NANO / "processor_config.json").read_text("utf-8"))["image_processor"]
     settings.pop("image_processor_type")

@@ -25,7 +25,7 @@ from tests.vllm.test_served import request_image, shares
 
 def query(memory: Memory, image: bool = True, tenant: str = "acme") -> Query:
     assert memory.image is not None
-    return Query([Turn("user", memory.question)], [request_image(memory.image)] if image else (), tenant)
+    return Query([Turn("user", memory.question)], [request_image(memory.image)] if image else (), tenant=tenant)
 
 
 async def judge(auditor: Auditor, memory: Memory, depth: Depth, image: bool = True) -> Verdict:
