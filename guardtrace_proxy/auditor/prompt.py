@@ -78,8 +78,8 @@ class Query:
 
     turns: Sequence[Turn]
     images: Sequence[RequestImage] = field(default=())
-    stream: str = ""
-    tenant: str = ""
+    stream: str = field(default="", kw_only=True)
+    tenant: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

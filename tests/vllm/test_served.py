@@ -223,7 +223,7 @@ def test_what_was_read_is_kept_within_a_tenant_alone(servers: Servers) -> None:
         try:
             for tenant in tenants:
                 before = hits()
-                session = await auditor.open(Query([Turn("user", PENCILS.question)], (), tenant))
+                session = await auditor.open(Query([Turn("user", PENCILS.question)], tenant=tenant))
                 await session.judge(Trace(PENCILS.thinking), Depth.LABEL)
                 found.append(hits() - before)
         finally:
