@@ -21,8 +21,14 @@ class KeptReadings:
         self._lock = threading.Lock()
 
     def borrow(self, session: object, make: Callable[[], Reading]) -> Reading:
-        """A session's reading, made where there is none; it is in use until it is given back."""
+        """A session's reading, made where there is none; it is in use until it is given back.
+
+        Raises:
+            RuntimeError: it is in use.
+        """
         with self._lock:
+            if session in self._in_use:
+                raise RuntimeError("two audits of one session at once")
             if session not in self._readings:
                 self._readings[session] = make()
             self._readings.move_to_end(session)

@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import msgspec
+import structlog
 
 from guardtrace_proxy.auditor.abilities import FIRST, LATER, Abilities, learn
 from guardtrace_proxy.auditor.guard_server import Completion, GuardServer
@@ -36,12 +37,16 @@ from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.images.fitting import fitted
 from guardtrace_proxy.policy.levels import Verdict
 
+log = structlog.get_logger("guardtrace")
+
 DEFAULT_CONTEXT = 8192
 """Tokens; the published model's ``max_length``."""
 LEAST_CONTEXT = 256
 REPLY_SHARE, TRACE_SHARE = 8, 4
 """At most an eighth of the context is kept free for the reply, at least a quarter of the rest for the
 trace."""
+LONG_QUERY = 100_000
+"""Characters from which on a query is fitted in a thread: it takes milliseconds."""
 BYTES_GROWN_BY_QUOTING = 2
 """Quoting of labels and breaking up of control tokens make a text at most twice as long."""
 RELEARN_SECONDS = 10.0
@@ -76,6 +81,7 @@ class OpenAIAuditor:
         self._reads_labels = depth != Depth.ANNOTATE.value
         self._server = GuardServer(base_url, api_key=api_key, timeout_ms=timeout_ms)
         self._abilities: Abilities | None = None
+        self._was_vllm = False
         self._learned_at = 0.0
         self._salts_key = secrets.token_bytes(32)
 
@@ -102,14 +108,23 @@ class OpenAIAuditor:
         Raises:
             AuditorFailure: it can't be reached.
         """
-        if self._abilities is None:
+        if self._abilities is None or self._should_ask_again():
             async with self._asking:
-                if self._abilities is None:
+                if self._abilities is None or self._should_ask_again():
                     self._learned(await learn(self._server, self.name))
         assert self._abilities is not None
         return self._abilities
 
+    def _should_ask_again(self) -> bool:
+        """What was found may have been a server that was still starting, or a gateway's word for one that was away."""
+        assert self._abilities is not None
+        lacks = self._abilities.labels is None if self._reads_labels else self._was_vllm and not self._abilities.is_vllm
+        return lacks and time.monotonic() - self._learned_at >= RELEARN_SECONDS
+
     def _learned(self, found: Abilities) -> None:
+        if self._was_vllm and not found.is_vllm:
+            log.warning("auditor server doesn't answer as vLLM any more", auditor=self.name, why=found.lacking)
+        self._was_vllm |= found.is_vllm
         self._abilities = found
         self._learned_at = time.monotonic()
         if found.max_context is not None:
@@ -133,7 +148,9 @@ class OpenAIAuditor:
 
     async def open(self, query: Query) -> OpenAISession:
         images = [await anyio.to_thread.run_sync(fitted, image.data_url, image.pixels) for image in query.images]
-        return OpenAISession(self, query, images)
+        if sum(len(turn.text) for turn in query.turns) < LONG_QUERY:
+            return OpenAISession(self, query, images)
+        return await anyio.to_thread.run_sync(OpenAISession, self, query, images)
 
     async def ask(self, fields: dict[str, Any], salt: str, priority: int, images: int) -> Completion:
         """Ask once.
@@ -182,8 +199,8 @@ class OpenAISession:
         limit = auditor.prompt_tokens - auditor.prompt_tokens // TRACE_SHARE
         if self._fixed_tokens > limit:
             raise DoesNotFit("messages", "the images are more than the auditor's context takes: send fewer")
-        self._query = fit_turns(query.turns, lambda text: self._size(user_text(text, GAP, GAP)) <= limit)
-        room = auditor.prompt_tokens - self._size(user_text(self._query, GAP, GAP))
+        self._query = fit_turns(query.turns, lambda text: self._size(self._text(text, GAP, GAP)) <= limit)
+        room = auditor.prompt_tokens - self._size(self._text(self._query, GAP, GAP))
         self.capacity = max(1, room // BYTES_GROWN_BY_QUOTING)
         self._window = Window()
 
@@ -210,7 +227,7 @@ class OpenAISession:
         if not written:
             raise AuditorFailure(FailureKind.UNREADABLE, "the auditor's server answered without any text")
         try:
-            reply = parse_reply(written, truncated=completion.choices[0].finish_reason == "length")
+            reply = parse_reply(written, truncated=completion.choices[0].finish_reason not in ("stop", None))
         except UnreadableReply as error:
             raise AuditorFailure(FailureKind.UNREADABLE, str(error)) from error
         return Verdict(reply.level, analysis=reply.analysis, depth=Depth.ANNOTATE.value, milliseconds=_since(began))
@@ -222,8 +239,11 @@ class OpenAISession:
         self._images = []
 
     def _build(self, thinking: str, answer: str) -> str | None:
-        text = defuse_control_tokens(user_text(self._query, thinking, answer))
+        text = self._text(self._query, thinking, answer)
         return text if self._size(text) <= self._auditor.prompt_tokens else None
+
+    def _text(self, query: str, thinking: str, answer: str) -> str:
+        return defuse_control_tokens(user_text(query, thinking, answer))
 
     def _size(self, text: str) -> int:
         return self._fixed_tokens + _tokens(text)

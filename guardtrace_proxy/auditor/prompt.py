@@ -73,7 +73,7 @@ class Query:
     """What was asked: the conversation, newest turn last, and its images in order.
 
     ``stream`` names the request: of several replicas the same one audits all that carries the same name.
-    ``tenant`` says who asked, so that what a server keeps of one tenant's prompts is never used for another's.
+    ``tenant`` says who asked, so that what vLLM keeps of one tenant's prompts is never used for another's.
     """
 
     turns: Sequence[Turn]

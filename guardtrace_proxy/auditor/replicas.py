@@ -180,6 +180,13 @@ class Attempt:
         return self.patience - (now - max(self.began, self.replica.heard))
 
 
+def _is_decided(attempts: Sequence[Attempt]) -> bool:
+    """There is a verdict; or a failure that is final, and nobody who could still do better."""
+    if any(attempt.verdict is not None for attempt in attempts):
+        return True
+    return any(attempt.decides for attempt in attempts) and all(attempt.is_over for attempt in attempts)
+
+
 class ReplicatedSession:
     """One query under audit, at one replica at a time."""
 
@@ -199,7 +206,7 @@ class ReplicatedSession:
         attempts: list[Attempt] = []
         try:
             async with anyio.create_task_group() as group:
-                while not any(attempt.decides for attempt in attempts):
+                while not _is_decided(attempts):
                     if waiting and self._is_next_due(attempts, waiting[0]):
                         attempts.append(self._begin(waiting))
                         group.start_soon(self._attempt, attempts[-1], trace, depth)
@@ -210,7 +217,8 @@ class ReplicatedSession:
                 group.cancel_scope.cancel()
         finally:
             self._settle(attempts)
-        end = next((attempt for attempt in attempts if attempt.decides), attempts[-1])
+        attempts.sort(key=lambda attempt: (attempt.verdict is None, not attempt.decides))
+        end = attempts[0] if attempts[0].decides else attempts[-1]
         if end.decides:
             await self._stay_at(end.replica)
         if end.verdict is None:
@@ -227,6 +235,8 @@ class ReplicatedSession:
         """Those that are left out are asked when everyone else has failed."""
         if all(attempt.is_over for attempt in attempts):
             return True
+        if any(attempt.decides for attempt in attempts):
+            return False
         last = attempts[-1]
         return following.is_ready and (last.is_over or last.patience_left(self._auditor.clock()) <= 0)
 

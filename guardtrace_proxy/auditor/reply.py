@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +39,12 @@ class UnreadableReply(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the guard said. ``analysis`` quotes what it judged: user text."""
+    """What the guard said. ``analysis`` quotes what it judged: user text. ``judged_first``: the judgment stands before
+    the analysis."""
 
     level: Level
     analysis: str | None
+    judged_first: bool = False
 
 
 def parse_reply(text: str, *, truncated: bool = False) -> Reply:
@@ -60,6 +63,7 @@ def parse_reply(text: str, *, truncated: bool = False) -> Reply:
     end = len(answer.rstrip(_CLOSING))
     start = answer.rfind("\n", 0, end) + 1
     label = _last_label(answer, start, end, own_line=truncated)
+    judged_first = label is None
     if label is None and answer == text and start:  # thoughts have no first line that counts
         end = text.index("\n")
         label = _BEGINS_LINE.match(text, 0, end)
@@ -67,13 +71,23 @@ def parse_reply(text: str, *, truncated: bool = False) -> Reply:
         raise UnreadableReply("the auditor's reply neither ends nor begins with a judgment")
     if truncated and "\n" not in answer[end:]:
         raise UnreadableReply("the auditor's reply was cut off at its judgment")
-    return Reply(_level(answer[label.end() : end]), _analysis(answer[: label.start("label")]))
+    return Reply(_level(answer[label.end() : end]), _analysis(answer[: label.start("label")]), judged_first)
 
 
 def ends_at_judgment(text: str) -> bool:
     """Whether a reply, as far as it is written, goes on with the judgment's number."""
     label = _last_label(text, text.rfind("\n") + 1, len(text), own_line=False)
     return label is not None and label.end() == len(text)
+
+
+def judgment_places(
+    written: Sequence[int], reply: Reply, label: int, decode: Callable[[Sequence[int]], str]
+) -> Iterator[int]:
+    """Where in the tokens of a reply its judgment may begin with the token ``label``, the likeliest place first."""
+    places = [index for index, token in enumerate(written) if token == label]
+    for index in places if reply.judged_first else reversed(places):
+        if ends_at_judgment(decode(written[:index])):
+            yield index
 
 
 def _last_label(text: str, start: int, end: int, *, own_line: bool) -> re.Match[str] | None:
@@ -131,4 +145,4 @@ def _from_json(fields: dict[str, Any]) -> Reply:
     else:
         raise UnreadableReply("the auditor's judgment is none of 0, 0.5 and 1")
     analysis = fields.get("analysis")
-    return Reply(level, analysis if isinstance(analysis, str) else None)
+    return Reply(level, analysis if isinstance(analysis, str) else None, next(iter(fields)) == "judgment")

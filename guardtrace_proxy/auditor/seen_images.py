@@ -41,13 +41,13 @@ class ImageCheck:
         return self._sight is not None and self._sight.seen is None
 
     async def check(self, images: int, usage: Usage | None) -> None:
-        """Raise AuditorFailure where fewer than ``images`` images were read for a reply with this usage."""
+        """Raise AuditorFailure where a reply's usage counts fewer tokens than so many images have at least."""
         counted = _counted(usage)
         if counted is None:
             sight = await self._try()
             seen = sight.seen is not False and not sight.counted
         else:
-            seen = counted >= images
+            seen = counted >= images * LEAST_IMAGE_TOKENS
         if not seen:
             raise AuditorFailure(FailureKind.UNSEEN, "the auditor's server doesn't count the tokens of the images")
 

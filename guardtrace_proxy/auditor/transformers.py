@@ -22,6 +22,7 @@ from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, likeliest
 from guardtrace_proxy.auditor.layout import Layout, Stretches
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
 from guardtrace_proxy.auditor.protocol import (
+    AuditorError,
     AuditorFailure,
     AuditorSettingsError,
     Depth,
@@ -29,10 +30,10 @@ from guardtrace_proxy.auditor.protocol import (
     FailureKind,
 )
 from guardtrace_proxy.auditor.reading import Reading
-from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, parse_reply
+from guardtrace_proxy.auditor.reply import Reply, UnreadableReply, judgment_places, parse_reply
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.auditor.worker import Audit, Worker
-from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
+from guardtrace_proxy.policy.levels import Probabilities, Verdict
 
 DEFAULT_CONTEXT = 8192
 """Tokens; the published model's ``max_length``."""
@@ -127,7 +128,14 @@ class TransformersAuditor:
         return self.max_context - min(self.annotate_max_tokens, self.max_context // REPLY_SHARE)
 
     async def open(self, query: Query) -> TransformersSession:
-        return await self.run(_at_once(lambda: TransformersSession(self, query)))
+        try:
+            session = await anyio.to_thread.run_sync(TransformersSession, self, query, abandon_on_cancel=True)
+            await session.see()
+        except AuditorError:
+            raise
+        except Exception as error:
+            raise AuditorFailure(FailureKind.BROKEN, f"the auditor raised {type(error).__name__}") from error
+        return session
 
     async def run(self, audit: Audit[T]) -> T:
         """Have the worker run it. Cancelling returns at once; the audit ends before its next pass.
@@ -149,13 +157,15 @@ def _at_once(work: Callable[[], T]) -> Generator[Piece, torch.Tensor, T]:
 
 
 class TransformersSession:
-    """One query under audit; made in the worker thread."""
+    """One query under audit. Made in a thread of its own, since encoding a long conversation takes a while; then it has
+    to see its images."""
 
     def __init__(self, auditor: TransformersAuditor, query: Query) -> None:
         self._auditor = auditor
         self._stretches: Stretches = {}
-        self._images = self._read_images(query)
-        self._image_tokens = self._images.tokens if self._images else []
+        self._images: ImageFeatures | None = None
+        self._pixels = self._prepare_images(query)
+        self._image_tokens = auditor.inference.token_counts(self._pixels[1]) if self._pixels else []
         limit = auditor.prompt_tokens - auditor.prompt_tokens // TRACE_SHARE
         self._query = fit_turns(query.turns, lambda text: self._size(text) <= limit)
         room = auditor.prompt_tokens - self._size(self._query) - JOINT_TOKENS
@@ -163,7 +173,15 @@ class TransformersSession:
         self._window = Window()
         self._closed = False
 
-    def _read_images(self, query: Query) -> ImageFeatures | None:
+    async def see(self) -> None:
+        """Encode the images; before the first audit."""
+        if self._pixels is not None:
+            (pixels, grid), self._pixels = self._pixels, None
+            self._images = await self._auditor.run(
+                _at_once(lambda: self._auditor.inference.encode_images(pixels, grid))
+            )
+
+    def _prepare_images(self, query: Query) -> tuple[torch.Tensor, torch.Tensor] | None:
         if not query.images:
             return None
         inference = self._auditor.inference
@@ -173,7 +191,7 @@ class TransformersSession:
             raise DoesNotFit("messages", "an image is more than 200 times as long as wide") from error
         if sum(inference.token_counts(grid)) > self._auditor.prompt_tokens // 2:
             raise DoesNotFit("messages", "the images are more than the auditor's context takes: send fewer")
-        return inference.encode_images(pixels, grid)
+        return pixels, grid
 
     def _size(self, query: str) -> int:
         """Tokens of the prompt before any trace."""
@@ -229,7 +247,7 @@ class TransformersSession:
                 reply = parse_reply(self._auditor.layout.decode(written), truncated=not ended)
             except UnreadableReply as error:
                 raise AuditorFailure(FailureKind.UNREADABLE, str(error)) from error
-            probabilities = yield from self._at_judgment(reading, len(ids), written, rows, reply.level)
+            probabilities = yield from self._at_judgment(reading, len(ids), written, rows, reply)
         return Verdict(reply.level, probabilities, reply.analysis, milliseconds=_since(began))
 
     def _write(self, reading: Reading, ids: Sequence[int]) -> Audit[tuple[list[int], list[torch.Tensor], bool]]:
@@ -250,22 +268,19 @@ class TransformersSession:
         return written, rows, False
 
     def _at_judgment(
-        self, reading: Reading, prompt: int, written: Sequence[int], rows: Sequence[torch.Tensor], level: Level
+        self, reading: Reading, prompt: int, written: Sequence[int], rows: Sequence[torch.Tensor], reply: Reply
     ) -> Audit[Probabilities | None]:
-        """The labels' probabilities where the written judgment stands; None where they can't be read
-        there."""
-        labels = self._auditor.labels
-        for index in reversed(range(len(written))):
-            if written[index] != labels.first(level):
-                continue
-            if not ends_at_judgment(self._auditor.layout.decode(written[:index])):
-                continue
+        """The labels' probabilities where the written judgment stands; None where they can't be read there, or say
+        something else: then it was a place where a judgment is quoted."""
+        auditor = self._auditor
+        for index in judgment_places(written, reply, auditor.labels.first(reply.level), auditor.layout.decode):
             reading.rewind(prompt + index)
-            [after_zero] = yield from self._auditor.inference.extend(reading, [labels.zero])
+            [after_zero] = yield from auditor.inference.extend(reading, [auditor.labels.zero])
             try:
-                return self._read(rows[index], after_zero)
+                probabilities = self._read(rows[index], after_zero)
             except AuditorFailure:
                 return None
+            return probabilities if likeliest(probabilities) is reply.level else None
         return None
 
     def _first_read(self, logits: torch.Tensor) -> torch.Tensor:

@@ -37,10 +37,10 @@ from guardtrace_proxy.auditor.protocol import (
     DoesNotFit,
     FailureKind,
 )
-from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, parse_reply
+from guardtrace_proxy.auditor.reply import Reply, UnreadableReply, judgment_places, parse_reply
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.images.fitting import smaller
-from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
+from guardtrace_proxy.policy.levels import Probabilities, Verdict
 
 DEFAULT_CONTEXT = 8192
 LEAST_CONTEXT = 256
@@ -139,7 +139,7 @@ class VllmAuditor:
 
     async def open(self, query: Query) -> VllmSession:
         images = [await anyio.to_thread.run_sync(smaller, image.pixels) for image in query.images]
-        return VllmSession(self, query, images)
+        return await anyio.to_thread.run_sync(VllmSession, self, query, images)
 
     async def generate(self, prompt: dict[str, Any], most: int, priority: int) -> Any:
         """The engine's output for at most ``most`` tokens, greedily. Cancelling aborts the request.
@@ -200,10 +200,10 @@ class VllmSession:
         written = await self._generate(ids, most, LATER)
         text = self._auditor.layout.decode(written.token_ids)
         try:
-            reply = parse_reply(text, truncated=written.finish_reason == "length")
+            reply = parse_reply(text, truncated=written.finish_reason != "stop")
         except UnreadableReply as error:
             raise AuditorFailure(FailureKind.UNREADABLE, str(error)) from error
-        probabilities_there = await self._at_judgment(ids, list(written.token_ids), written.logprobs, reply.level)
+        probabilities_there = await self._at_judgment(ids, list(written.token_ids), written.logprobs, reply)
         return Verdict(reply.level, probabilities_there, reply.analysis, milliseconds=_since(began))
 
     async def aclose(self) -> None:
@@ -217,22 +217,20 @@ class VllmSession:
         return read.probabilities(shared=labels.shared, temperature=self._auditor.temperature)
 
     async def _at_judgment(
-        self, prompt: Sequence[int], written: list[int], positions: Positions, level: Level
+        self, prompt: Sequence[int], written: list[int], positions: Positions, reply: Reply
     ) -> Probabilities | None:
-        """The labels' probabilities where the written judgment stands; None where they can't be read there."""
+        """The labels' probabilities where the written judgment stands; None where they can't be read there, or say
+        something else: then it was a place where a judgment is quoted."""
         labels = self._auditor.labels
-        for index in reversed(range(len(written))):
-            if written[index] != labels.first(level):
-                continue
-            if not ends_at_judgment(self._auditor.layout.decode(written[:index])):
-                continue
+        for index in judgment_places(written, reply, labels.first(reply.level), self._auditor.layout.decode):
             try:
                 read = await self._read([*prompt, *written[:index]], written[index:], positions[index:])
-                return read.probabilities(shared=labels.shared)
+                probabilities = read.probabilities(shared=labels.shared)
             except AuditorFailure as failure:
                 if failure.kind is FailureKind.UNSURE:
                     return None
                 raise
+            return probabilities if likeliest(probabilities) is reply.level else None
         return None
 
     async def _read(self, ids: Sequence[int], written: list[int], positions: Positions) -> LabelRead:

@@ -40,14 +40,18 @@ class Task:
 
 
 def choose(tasks: Sequence[Task], most_tokens: int, now: float) -> list[Task]:
-    """The tasks of the next pass: the best one, and more as long as their pieces make ``most_tokens`` together."""
+    """The tasks of the next pass: the best one, and more as long as their pieces make ``most_tokens`` together.
+
+    Single tokens, which annotations write, aren't counted: a prefill fits beside them.
+    """
     ranked = sorted(tasks, key=lambda task: task.piece.left - AGEING * (now - task.since))
     chosen: list[Task] = []
     tokens = 0
     for task in ranked:
-        tokens += len(task.piece.ids)
-        if chosen and tokens > most_tokens:
-            break
+        size = len(task.piece.ids)
+        if size > 1 and tokens and tokens + size > most_tokens:
+            continue
+        tokens += size if size > 1 else 0
         chosen.append(task)
     return chosen
 
@@ -86,10 +90,11 @@ class Worker:
         with self._news:
             if self._closed:
                 raise AuditorFailure(FailureKind.CANCELLED, "the auditor is closed")
-            self._arrived.append(task)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="guardtrace-auditor")
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="guardtrace-auditor")
+                thread.start()  # it may raise; it waits for the lock
+                self._thread = thread
+            self._arrived.append(task)
             self._news.notify()
         return task.future
 
@@ -133,6 +138,7 @@ class Worker:
     def _start_arrived(self) -> None:
         while self._arrived and (not self._running or self._may_start()):
             task = self._arrived.popleft()
+            self._drop_cancelled()  # meanwhile the last audit of the same session may have been
             if not task.future.cancelled():
                 self._running.append(task)
                 self._go_on(task, None)

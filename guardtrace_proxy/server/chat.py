@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 
+import anyio
 import structlog
 
+from guardtrace_proxy.auditor.cascade import within
 from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, Session
 from guardtrace_proxy.gate import StreamGate
@@ -58,7 +60,7 @@ async def chat_completions(
             await session.aclose()
             raise
 
-    session = await _first_session(open_session)
+    session = await _first_session(open_session, service.config.auditor.timeout_ms)
     dialect = ChatStream(
         upstream.thinking if opening is None else opening.style,
         include_usage=request.include_usage,
@@ -135,9 +137,10 @@ async def _images(service: Service, request: ChatRequest) -> Sequence[RequestIma
         raise ApiError(400, str(error), param=error.field, code="invalid_image") from None
 
 
-async def _first_session(open_session: Callable[[], Awaitable[Session]]) -> Session:
+async def _first_session(open_session: Callable[[], Awaitable[Session]], timeout_ms: int) -> Session:
     try:
-        return await open_session()
+        with within(timeout_ms, anyio.current_time()):
+            return await open_session()
     except DoesNotFit as error:
         raise ApiError(400, str(error), param=error.field, code="does_not_fit_auditor") from None
     except AuditorFailure as failure:

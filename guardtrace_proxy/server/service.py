@@ -121,6 +121,8 @@ class Service:
             self.probed = "ok"
         except AuditorError as error:
             self.probed = str(error)
+        except Exception as error:  # an auditor that raises what it shouldn't fails audits, not the server
+            self.probed = f"the auditor raised {type(error).__name__}"
         log.info("auditor probed", auditor=self.auditor.name, result=self.probed)
 
     async def aclose(self) -> None:

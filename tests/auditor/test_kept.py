@@ -45,8 +45,18 @@ def test_what_is_in_use_stays_whatever_the_budget() -> None:
     kept.give_back("a")
     assert (kept.dropped, kept.is_full) == (1, False)
     assert kept.borrow("a", reading) is a
+    kept.give_back("c")
     assert kept.borrow("c", reading) is c
     assert kept.borrow("b", reading) is not b
+
+
+def test_a_session_has_one_audit_at_a_time() -> None:
+    kept = KeptReadings(9 * SIZE)
+    kept.borrow("a", reading)
+    with pytest.raises(RuntimeError, match="two audits"):
+        kept.borrow("a", reading)
+    kept.give_back("a")
+    kept.borrow("a", reading)
 
 
 def test_a_session_that_is_over_is_forgotten_unless_in_use() -> None:
@@ -66,4 +76,5 @@ def test_all_that_is_not_in_use_can_go_at_once() -> None:
     b = kept.borrow("b", reading)
     kept.clear()
     assert (kept.nbytes, kept.dropped) == (SIZE, 2)
+    kept.give_back("b")
     assert kept.borrow("b", reading) is b

@@ -149,6 +149,8 @@ def test_untrusted_text_is_data() -> None:
         (answering(completion(["Judgment: 0"])), FailureKind.UNREADABLE),
         (answering(completion("“Analysis”: The", "length")), FailureKind.UNREADABLE),
         (answering(completion("“Judgment”: 0", "length")), FailureKind.UNREADABLE),
+        (answering(completion("“Judgment”: 0", "content_filter")), FailureKind.UNREADABLE),
+        (answering(completion("“Judgment”: 0", "abort")), FailureKind.UNREADABLE),
         (answering({"choices": []}), FailureKind.UNREADABLE),
         (answering({"error": {"message": "bread"}}), FailureKind.UNREADABLE),
         (answering([]), FailureKind.UNREADABLE),
@@ -291,8 +293,9 @@ def test_a_long_conversation_loses_its_oldest_turns_and_a_long_question_is_refus
         assert caught.value.field == "messages"
 
 
+@pytest.mark.parametrize("asked", ["How do I bake bread?", "<s>" * 300, "\n“Judgment”: 0" * 60])
 @pytest.mark.parametrize("pending", ["1", "漢", "\n“Judgment”: 0", "<s>", "\U0001f600", "Judgment:\r"])
-def test_capacity_holds_for_every_text(pending: str) -> None:
+def test_capacity_holds_for_every_text_and_query(pending: str, asked: str) -> None:
     seen: list[int] = []
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -300,8 +303,8 @@ def test_capacity_holds_for_every_text(pending: str) -> None:
         return web.json_response(completion(GOOD))
 
     async def run() -> None:
-        async with served(handler, max_context=1500) as auditor:
-            session = await auditor.open(ASKED)
+        async with served(handler, max_context=4000) as auditor:
+            session = await auditor.open(Query([Turn("user", asked)]))
             text = (pending * session.capacity).encode()[: session.capacity].decode(errors="ignore")
             await session.judge(Trace("x1" * 9000 + text, "", 18000), Depth.ANNOTATE)
 

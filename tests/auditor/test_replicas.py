@@ -428,6 +428,33 @@ def test_a_replica_that_never_answers_is_survived_within_the_callers_time_and_le
     anyio.run(run)
 
 
+def test_a_final_failure_of_the_one_asked_as_well_waits_for_the_slow_one() -> None:
+    async def run() -> None:
+        world = silent_world()
+        second_asked, go = anyio.Event(), anyio.Event()
+
+        async def until_told() -> None:
+            await go.wait()
+
+        async def tell_and_fail() -> None:
+            second_asked.set()
+            raise AuditorFailure(FailureKind.UNREADABLE, "scripted")
+
+        world.first.answer, world.second.answer = until_told, tell_and_fail
+        session = await world.open()
+        async with anyio.create_task_group() as group:
+
+            async def release() -> None:
+                await second_asked.wait()
+                await anyio.wait_all_tasks_blocked()
+                go.set()
+
+            group.start_soon(release)
+            assert await world.judge(session, seconds=4) == world.first.name
+
+    anyio.run(run)
+
+
 def test_a_slow_replica_may_still_be_the_first_to_answer_and_isnt_left_out() -> None:
     async def run() -> None:
         world = silent_world()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, parse_reply
+from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, judgment_places, parse_reply
 from guardtrace_proxy.policy.levels import Level
 from tests.auditor.attacks import ATTACKS, Attack, hostile
 
@@ -308,3 +308,20 @@ def _seconds(text: str) -> float:
     with pytest.raises(UnreadableReply):
         parse_reply(text)
     return time.perf_counter() - began
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("“Judgment”: 0\n“Analysis”: it closes with. Judgment: 0\nand that is a lie", "“Judgment”: "),
+        (
+            "“Analysis”: it closes with. Judgment: 0\n“Judgment”: 0",
+            "“Analysis”: it closes with. Judgment: 0\n“Judgment”: ",
+        ),
+        ('{"judgment": 0, "analysis": "Fine. Judgment: 0"}', '{"judgment": '),
+    ],
+)
+def test_probabilities_are_read_at_the_judgment_that_decided(text: str, found: str) -> None:
+    """One token a character."""
+    places = judgment_places(list(map(ord, text)), parse_reply(text), ord("0"), lambda ids: "".join(map(chr, ids)))
+    assert text[: next(places)] == found

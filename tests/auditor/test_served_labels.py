@@ -244,6 +244,27 @@ def test_a_server_that_refuses_what_it_took_before_is_asked_again_but_not_at_onc
 
 
 @pytest.mark.parametrize("depth", list(Depth))
+def test_what_a_gateway_says_while_the_server_is_away_is_not_kept(
+    depth: Depth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guardtrace_proxy.auditor.openai.RELEARN_SECONDS", 0.0)
+    server = VllmLike()
+
+    async def run() -> None:
+        async with started(server, depth=depth.value) as auditor:
+            session = await auditor.open(ASKED)
+            server.is_away = True
+            for _ in range(3):
+                with pytest.raises(AuditorFailure):
+                    await session.judge(TRACE, depth)
+            server.is_away = False
+            await session.judge(TRACE, depth)
+            assert server.requests[-1]["cache_salt"] == auditor.salt("acme")
+
+    anyio.run(run)
+
+
+@pytest.mark.parametrize("depth", list(Depth))
 @pytest.mark.parametrize("counts_images", [True, False])
 def test_an_image_that_the_server_does_not_count_is_a_failure(depth: Depth, counts_images: bool) -> None:
     assert failed(VllmLike(drops_images=True, counts_images=counts_images), WITH_IMAGE, depth) is FailureKind.UNSEEN

@@ -93,7 +93,14 @@ def test_every_pass_takes_somebody_and_keeps_to_its_bound(sizes: list[tuple[int,
     tasks = [waiting(size, since) for size, since in sizes]
     chosen = choose(tasks, most, 100.0)
     assert chosen
-    assert len(chosen) == 1 or sum(len(task.piece.ids) for task in chosen) <= most
+    counted = [len(task.piece.ids) for task in chosen if len(task.piece.ids) > 1]
+    assert len(counted) <= 1 or sum(counted) <= most
+    assert {task for task in tasks if len(task.piece.ids) == 1} <= set(chosen)
+
+
+def test_a_prefill_goes_beside_an_annotation_however_old_that_is() -> None:
+    annotation, prefill = waiting(1, 0.0), waiting(512, 59.0, left=5000)
+    assert set(choose([annotation, prefill], 512, 60.0)) == {annotation, prefill}
 
 
 def test_what_arrives_during_a_pass_is_read_together(worker: Worker, device: Device) -> None:
@@ -126,6 +133,55 @@ def test_a_cancelled_audit_is_not_read_any_further(worker: Worker, device: Devic
     assert device.passes == [[5], [9]]
     with pytest.raises(CancelledError):
         first.result()
+
+
+def test_a_cancelled_audit_is_gone_before_the_next_of_its_session_begins(worker: Worker, device: Device) -> None:
+    """Even where the worker is busy with another's beginning when one is cancelled and the other arrives."""
+    under_way: set[str] = set()
+    seen: list[set[str]] = []
+    busy, go_on = threading.Event(), threading.Event()
+
+    def of_one_session(name: str) -> Audit[int]:
+        under_way.add(name)
+        seen.append(set(under_way))
+        try:
+            return (yield from audit(5, 1))
+        finally:
+            under_way.discard(name)
+
+    def beginning() -> Audit[int]:
+        busy.set()
+        assert go_on.wait(10)
+        return (yield from audit(2))
+
+    first = worker.submit(of_one_session("first"))
+    assert device.began.wait(10)
+    other = worker.submit(beginning())
+    device.let_go.set()
+    if busy.wait(10) and first.cancel():
+        second = worker.submit(of_one_session("second"))
+        go_on.set()
+        assert second.result(10) == 6
+    go_on.set()
+    assert first.cancelled()
+    assert other.result(10) == 2
+    assert all(len(names) == 1 for names in seen)
+
+
+def test_a_thread_that_cant_be_started_is_no_trap_for_the_next(
+    worker: Worker, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.let_go.set()
+
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            worker.submit(audit(1))
+    assert worker.submit(audit(2)).result(10) == 2
+    assert device.passes == [[2]]
 
 
 def test_whoever_breaks_breaks_alone_and_memory_is_freed_first(freed: list[str]) -> None:

@@ -29,6 +29,8 @@ class VllmLike:
     counts_images: bool = True
     counts_tokens: bool = True
     status: int = 200
+    is_away: bool = False
+    """A gateway answers in its place."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     tokenized: int = 0
 
@@ -48,12 +50,16 @@ class VllmLike:
 
     async def tokenize(self, request: web.Request) -> web.Response:
         self.tokenized += 1
+        if self.is_away:
+            return web.json_response({"error": {"message": "no such route"}}, status=404)
         ids = self.tokens(json.loads(await request.read()))
         return web.json_response({"count": len(ids), "max_model_len": 4096, "tokens": ids})
 
     async def chat(self, request: web.Request) -> web.Response:
         body = json.loads(await request.read())
         self.requests.append(body)
+        if self.is_away:
+            return web.json_response({"error": {"message": "bad gateway"}}, status=502)
         if self.status != 200:
             return web.json_response({"error": {"message": "no"}}, status=self.status)
         if body.get("priority") and not self.takes_priority:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 import structlog
@@ -199,3 +200,30 @@ def test_the_embedded_auditor_cascades_on_a_stream():
     assert told(decided)[0] == ("label", False)
     assert told(decided)[-1] == ("annotate", True)
     assert all(json.loads(line[6:])["choices"] for line in text.splitlines() if line.startswith("data: {"))
+
+
+class Stuck(TwoTiers):
+    """Its sessions never open."""
+
+    async def open(self, query: Query) -> TwoTiers:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+
+class Odd(TwoTiers):
+    """Raises what an auditor shouldn't."""
+
+    async def judge(self, trace: Trace, depth: Depth) -> Verdict:
+        raise KeyError("bread")
+
+
+@pytest.mark.parametrize(("auditor", "told"), [(Stuck(), "no answer within 400 ms"), (Odd(), "KeyError")])
+def test_an_auditor_that_never_opens_or_raises_anything_is_the_policys_business(auditor, told):
+    config = {"auditor": {"depth": "label", "timeout_ms": 400}}
+    with proxy(lambda _: [SSE_HEAD, *stream("All is fine.", "Four.")], config=config, own_auditor=auditor) as running:
+        ready = httpx.get(running.url + "/readyz", trust_env=False)
+        reply = running.raw(ask(stream=True)).text
+    assert told in ready.text
+    assert "bread" not in ready.text
+    assert CUT in reply
+    assert "fine" not in reply
