@@ -221,8 +221,10 @@ class Odd(TwoTiers):
 def test_an_auditor_that_never_opens_or_raises_anything_is_the_policys_business(auditor, told):
     config = {"auditor": {"depth": "label", "timeout_ms": 400}}
     with proxy(lambda _: [SSE_HEAD, *stream("All is fine.", "Four.")], config=config, own_auditor=auditor) as running:
-        ready = httpx.get(running.url + "/readyz", trust_env=False)
         reply = running.raw(ask(stream=True)).text
+        while running.app.service.probed is None:
+            time.sleep(0.01)
+        ready = httpx.get(running.url + "/readyz", trust_env=False)
     assert told in ready.text
     assert "bread" not in ready.text
     assert CUT in reply
