@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from guardtrace_proxy.auditor.abilities import FIRST, LATER, Abilities, learn
+from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT, LEAST_CONTEXT, check_context, prompt_tokens, query_tokens
 from guardtrace_proxy.auditor.guard_server import Completion, GuardServer
 from guardtrace_proxy.auditor.labels import likeliest
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
@@ -39,12 +40,6 @@ from guardtrace_proxy.policy.levels import Verdict
 
 log = structlog.get_logger("guardtrace")
 
-DEFAULT_CONTEXT = 8192
-"""Tokens; the published model's ``max_length``."""
-LEAST_CONTEXT = 256
-REPLY_SHARE, TRACE_SHARE = 8, 4
-"""At most an eighth of the context is kept free for the reply, at least a quarter of the rest for the
-trace."""
 LONG_QUERY = 100_000
 """Characters from which on a query is fitted in a thread: it takes milliseconds."""
 BYTES_GROWN_BY_QUOTING = 2
@@ -86,10 +81,7 @@ class OpenAIAuditor:
         self._salts_key = secrets.token_bytes(32)
 
     async def start(self) -> None:
-        if self.max_context < LEAST_CONTEXT:
-            raise AuditorSettingsError(
-                f"auditor.max_context is {self.max_context} tokens, at least {LEAST_CONTEXT} are needed"
-            )
+        check_context(self.max_context)
         self._asking = anyio.Lock()
         self._image_check = ImageCheck(self._server, self.name)
         await self._server.start()
@@ -140,7 +132,7 @@ class OpenAIAuditor:
     @property
     def prompt_tokens(self) -> int:
         """Tokens that a prompt may have."""
-        return self.max_context - min(self.annotate_max_tokens, self.max_context // REPLY_SHARE)
+        return prompt_tokens(self.max_context, self.annotate_max_tokens)
 
     def salt(self, tenant: str) -> str:
         """What keeps a tenant's prefixes its own in the server's cache; says nothing about its name."""
@@ -196,7 +188,7 @@ class OpenAISession:
         self._system = _raw({"role": "system", "content": auditor.system_prompt})
         self._images = [_raw({"type": "image_url", "image_url": {"url": url}}) for url, _ in images]
         self._fixed_tokens = _tokens(auditor.system_prompt) + sum(tokens for _, tokens in images)
-        limit = auditor.prompt_tokens - auditor.prompt_tokens // TRACE_SHARE
+        limit = query_tokens(auditor.prompt_tokens)
         if self._fixed_tokens > limit:
             raise DoesNotFit("messages", "the images are more than the auditor's context takes: send fewer")
         self._query = fit_turns(query.turns, lambda text: self._size(self._text(text, GAP, GAP)) <= limit)

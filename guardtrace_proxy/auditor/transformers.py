@@ -16,6 +16,7 @@ import anyio.to_thread
 import torch
 
 from guardtrace_proxy.auditor.checkpoint import NANO, Checkpoint, load_checkpoint
+from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT, JOINT_TOKENS, check_context, prompt_tokens, query_tokens
 from guardtrace_proxy.auditor.inference import ImageFeatures, Inference, Piece
 from guardtrace_proxy.auditor.kept import KeptReadings
 from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, likeliest
@@ -24,7 +25,6 @@ from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_te
 from guardtrace_proxy.auditor.protocol import (
     AuditorError,
     AuditorFailure,
-    AuditorSettingsError,
     Depth,
     DoesNotFit,
     FailureKind,
@@ -35,19 +35,10 @@ from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.auditor.worker import Audit, Worker
 from guardtrace_proxy.policy.levels import Probabilities, Verdict
 
-DEFAULT_CONTEXT = 8192
-"""Tokens; the published model's ``max_length``."""
-LEAST_CONTEXT = 256
-REPLY_SHARE = 8
-"""At most one eighth of the context is kept free for the reply."""
-TRACE_SHARE = 4
-"""At least a quarter of what remains is kept free for the trace, whatever the query."""
 KV_CACHE_BYTES = 4 << 30
 """Keys and values of all sessions together: some 115,000 tokens of the published model in bfloat16."""
 PASS_TOKENS = {"cpu": 512, "cuda": 4096}
 """Tokens of one forward pass: beyond it more audits at once make all of them slower and none cheaper."""
-JOINT_TOKENS = 16
-"""Slack for tokens that form where texts meet."""
 
 T = TypeVar("T")
 
@@ -94,10 +85,7 @@ class TransformersAuditor:
             self._max_context or DEFAULT_CONTEXT,
             checkpoint.max_context or checkpoint.model.config.get_text_config().max_position_embeddings,
         )
-        if self.max_context < LEAST_CONTEXT:
-            raise AuditorSettingsError(
-                f"auditor.max_context is {self.max_context} tokens, at least {LEAST_CONTEXT} are needed"
-            )
+        check_context(self.max_context)
         if self.name == NANO or checkpoint.purpose == "demonstration":
             warning = f"auditor {self.name} is for demonstration and tests: it doesn't protect people"
             self.warnings += (f"{warning}. Set auditor.model to a real guard model",)
@@ -125,7 +113,7 @@ class TransformersAuditor:
     @property
     def prompt_tokens(self) -> int:
         """Tokens that a prompt may have."""
-        return self.max_context - min(self.annotate_max_tokens, self.max_context // REPLY_SHARE)
+        return prompt_tokens(self.max_context, self.annotate_max_tokens)
 
     async def open(self, query: Query) -> TransformersSession:
         try:
@@ -166,7 +154,7 @@ class TransformersSession:
         self._images: ImageFeatures | None = None
         self._pixels = self._prepare_images(query)
         self._image_tokens = auditor.inference.token_counts(self._pixels[1]) if self._pixels else []
-        limit = auditor.prompt_tokens - auditor.prompt_tokens // TRACE_SHARE
+        limit = query_tokens(auditor.prompt_tokens)
         self._query = fit_turns(query.turns, lambda text: self._size(text) <= limit)
         room = auditor.prompt_tokens - self._size(self._query) - JOINT_TOKENS
         self.capacity = max(1, room // auditor.layout.most_tokens_per_byte)

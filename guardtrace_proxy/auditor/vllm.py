@@ -26,6 +26,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from guardtrace_proxy.auditor.abilities import FIRST, LATER
 from guardtrace_proxy.auditor.checkpoint import NANO, own_calibration, own_settings
+from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT, JOINT_TOKENS, check_context, prompt_tokens, query_tokens
 from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, is_settled, likeliest
 from guardtrace_proxy.auditor.layout import Layout, Stretches
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor
@@ -42,11 +43,6 @@ from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.images.fitting import smaller
 from guardtrace_proxy.policy.levels import Probabilities, Verdict
 
-DEFAULT_CONTEXT = 8192
-LEAST_CONTEXT = 256
-REPLY_SHARE, TRACE_SHARE = 8, 4
-"""As with the other local backend."""
-JOINT_TOKENS = 16
 MAX_IMAGES = 64
 """The engine's own limit; the request's is ``images.max_count``."""
 ON_A_CPU = {"dtype": "float32", "block_size": 32, "enforce_eager": True}
@@ -84,10 +80,7 @@ class VllmAuditor:
         self.max_context = min(self.max_context, own.get("max_context") or self.max_context)
         if (calibration := own_calibration(self.name)) is not None:
             self.temperature, self.escalate_at = calibration.temperature, calibration.escalate_at
-        if self.max_context < LEAST_CONTEXT:
-            raise AuditorSettingsError(
-                f"auditor.max_context is {self.max_context} tokens, at least {LEAST_CONTEXT} are needed"
-            )
+        check_context(self.max_context)
         try:
             self._use(load_processor(self.name, local_files_only=constants.HF_HUB_OFFLINE))
             # in the event loop's own thread, since vLLM sets signal handlers; nothing is served before it is up
@@ -122,7 +115,7 @@ class VllmAuditor:
     @property
     def prompt_tokens(self) -> int:
         """Tokens that a prompt may have."""
-        return self.max_context - min(self.annotate_max_tokens, self.max_context // REPLY_SHARE)
+        return prompt_tokens(self.max_context, self.annotate_max_tokens)
 
     def salt(self, tenant: str) -> str:
         """What keeps a tenant's prefixes its own in the engine's cache."""
@@ -184,7 +177,7 @@ class VllmSession:
         self._salt = auditor.salt(query.tenant)
         if sum(self._image_tokens) > auditor.prompt_tokens // 2:
             raise DoesNotFit("messages", "the images are more than the auditor's context takes: send fewer")
-        limit = auditor.prompt_tokens - auditor.prompt_tokens // TRACE_SHARE
+        limit = query_tokens(auditor.prompt_tokens)
         self._query = fit_turns(query.turns, lambda text: self._size(text) <= limit)
         room = auditor.prompt_tokens - self._size(self._query) - JOINT_TOKENS
         self.capacity = max(1, room // auditor.layout.most_tokens_per_byte)
