@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from guardtrace_proxy.auditor.checkpoint import Checkpoint
-from guardtrace_proxy.auditor.packed import PACKED, PackedCache
+from guardtrace_proxy.auditor.packed import CACHE_ARGUMENT, PACKED, PackedCache
 from guardtrace_proxy.auditor.reading import GrowingLayer, Reading
 from guardtrace_proxy.images.fitting import MAX_PIXELS
 
@@ -138,8 +138,8 @@ class Inference:
             output = self._model.model.language_model(
                 inputs_embeds=torch.cat([piece.embeddings for piece in pieces], dim=1),
                 position_ids=torch.cat([piece.positions for piece in pieces], dim=2),
-                past_key_values=cache,
                 attention_mask={"full_attention": None},  # packed_attention has its own
+                **{CACHE_ARGUMENT: cache},
                 use_cache=True,
             )
             rows = torch.split(output.last_hidden_state[0], lengths)

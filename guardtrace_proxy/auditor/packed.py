@@ -7,17 +7,23 @@ kept keys to one length instead would copy all of them at each pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from guardtrace_proxy.auditor.reading import GrowingLayer, Reading
 
 PACKED = "guardtrace_packed"
 """The name under which transformers finds :func:`packed_attention`."""
+
+
+CACHE_ARGUMENT = "cache" if "cache" in signature(Qwen2_5_VLTextModel.forward).parameters else "past_key_values"
+"""What the model's forward calls its cache: renamed in transformers 5.24."""
 
 
 class PackedCache:
@@ -30,7 +36,7 @@ class PackedCache:
             _causal(new, len(reading.ids) + new, device) for reading, new in zip(readings, lengths, strict=True)
         ]
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any) -> Any:
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         """Append [1, heads, all new tokens, width], piece by piece; :func:`packed_attention` gets the layers."""
         layers = [reading.layers[layer_idx] for reading in self._readings]
         keys = torch.split(key_states[0], self.lengths, dim=1)
