@@ -90,7 +90,7 @@ async def _try_label_read(server: GuardServer, model: str, labels: ServedLabels)
     if status != 200:
         raise _answered("POST /v1/chat/completions with logprob_token_ids", status, reply)
     try:
-        labels.probabilities(positions_of(completion_of(reply))[0])
+        labels.shares(positions_of(completion_of(reply))[0])
     except AuditorFailure:
         raise _CantDo("it answered without the logprobs of the tokens it was asked about (logprob_token_ids)") from None
     return takes_priority

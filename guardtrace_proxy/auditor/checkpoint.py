@@ -60,7 +60,13 @@ def load_checkpoint(model: str) -> Checkpoint:
             f"auditor.model: {model} can't be loaded as a Qwen2.5-VL checkpoint: {problem}. Give a hub id, "
             "or a folder with config.json, model.safetensors and the tokenizer's and processor's files"
         ) from error
-    return Checkpoint(network, processor, **own, calibration=calibration, end_ids=_end_ids(network, processor))
+    return Checkpoint(
+        network,
+        processor,
+        **own,
+        calibration=calibration,
+        end_ids=end_ids(network.generation_config, network.config, processor),
+    )
 
 
 def _load_network(source: str) -> Qwen2_5_VLForConditionalGeneration:
@@ -128,14 +134,11 @@ def _file_beside(source: str, name: str) -> bytes | None:
         return None  # most checkpoints have none; whether the hub can be reached, loading the model says
 
 
-def _end_ids(network: Qwen2_5_VLForConditionalGeneration, processor: ImageOnlyProcessor) -> frozenset[int]:
-    """Tokens that end a reply, from the generation settings, the config and the tokenizer."""
+def end_ids(generation: Any, config: Any, processor: ImageOnlyProcessor) -> frozenset[int]:
+    """Tokens that end a reply, from the generation settings (None without), the config and the tokenizer."""
     found: set[int] = set()
-    for value in (
-        getattr(network.generation_config, "eos_token_id", None),
-        getattr(network.config, "eos_token_id", None),
-        processor.tokenizer.eos_token_id,
-    ):
+    for settings in (generation, config, processor.tokenizer):
+        value = getattr(settings, "eos_token_id", None)
         found.update([value] if isinstance(value, int) else value or [])
     return frozenset(found)
 

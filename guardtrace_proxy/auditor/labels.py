@@ -6,7 +6,7 @@ With Qwen's tokens ``0`` and ``0.5`` begin alike, so one read can't tell them ap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,9 @@ LEAST_MASS = 0.5
 """Probability that the three labels must carry together; below it a read says nothing."""
 SETTLED_SHARE = 0.01
 """Of ``1``: where no more than this is left for 0 and 0.5 together, how they share it decides nothing."""
+
+Shares = Mapping[int, float]
+"""Probabilities by token id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +107,22 @@ class LabelRead:
         return tempered(Probabilities(zero / mass, half / mass, self.one / mass), temperature)
 
 
+async def read_in_steps(
+    labels: LabelTokens, ends: Iterable[int], first: Shares, behind_zero: Callable[[], Awaitable[Shares]]
+) -> LabelRead:
+    """One read from the shares at the label's place; those behind a ``0`` are asked for only where 0 and 0.5 stay open
+    (design ruling 19). ``ends`` are the tokens that end a reply."""
+    zero, one = first[labels.zero], first[labels.one]
+    if not labels.shared:
+        return LabelRead(zero, first[labels.half], one, dot=0.0, end=1.0)
+    if is_settled(zero, one):
+        return LabelRead.without_second(zero, one)
+    second = await behind_zero()
+    return LabelRead(zero, 0.0, one, dot=second[labels.half], end=sum(second[token] for token in ends))
+
+
 def is_settled(zero: float, one: float) -> bool:
-    """Whether the first read alone decides, so that the one after ``0`` isn't needed (design ruling 19)."""
+    """Whether the first read alone decides, so that the one after ``0`` isn't needed."""
     return zero <= SETTLED_SHARE * one
 
 

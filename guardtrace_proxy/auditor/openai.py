@@ -5,9 +5,6 @@ Nothing is retried here, and a server that is down is found out by the first aud
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
 import string
 import time
 from collections.abc import Sequence
@@ -32,6 +29,7 @@ from guardtrace_proxy.auditor.protocol import (
 )
 from guardtrace_proxy.auditor.quoting import defuse_control_tokens
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
+from guardtrace_proxy.auditor.salts import Salts
 from guardtrace_proxy.auditor.seen_images import ImageCheck
 from guardtrace_proxy.auditor.served_labels import ServedLabels
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
@@ -78,7 +76,7 @@ class OpenAIAuditor:
         self._abilities: Abilities | None = None
         self._was_vllm = False
         self._learned_at = 0.0
-        self._salts_key = secrets.token_bytes(32)
+        self.salt = Salts().of
 
     async def start(self) -> None:
         check_context(self.max_context)
@@ -133,10 +131,6 @@ class OpenAIAuditor:
     def prompt_tokens(self) -> int:
         """Tokens that a prompt may have."""
         return prompt_tokens(self.max_context, self.annotate_max_tokens)
-
-    def salt(self, tenant: str) -> str:
-        """What keeps a tenant's prefixes its own in the server's cache; says nothing about its name."""
-        return hmac.new(self._salts_key, tenant.encode(), hashlib.sha256).hexdigest()
 
     async def open(self, query: Query) -> OpenAISession:
         images = [await anyio.to_thread.run_sync(fitted, image.data_url, image.pixels) for image in query.images]

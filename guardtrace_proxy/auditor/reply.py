@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,14 +80,13 @@ def ends_at_judgment(text: str) -> bool:
     return label is not None and label.end() == len(text)
 
 
-def judgment_places(
+def judgment_place(
     written: Sequence[int], reply: Reply, label: int, decode: Callable[[Sequence[int]], str]
-) -> Iterator[int]:
-    """Where in the tokens of a reply its judgment may begin with the token ``label``, the likeliest place first."""
+) -> int | None:
+    """Where in the tokens of a reply its judgment begins with the token ``label``; None where that isn't found."""
     places = [index for index, token in enumerate(written) if token == label]
-    for index in places if reply.judged_first else reversed(places):
-        if ends_at_judgment(decode(written[:index])):
-            yield index
+    ordered = places if reply.judged_first else reversed(places)
+    return next((index for index in ordered if ends_at_judgment(decode(written[:index]))), None)
 
 
 def _last_label(text: str, start: int, end: int, *, own_line: bool) -> re.Match[str] | None:

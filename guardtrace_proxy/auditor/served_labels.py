@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardtrace_proxy.auditor.guard_server import Completion, Position
-from guardtrace_proxy.auditor.labels import JUDGMENT_OPENING, LabelRead, LabelTokens, is_settled
+from guardtrace_proxy.auditor.labels import JUDGMENT_OPENING, LabelTokens, Shares, read_in_steps
 from guardtrace_proxy.auditor.protocol import AuditorFailure, FailureKind
 from guardtrace_proxy.policy.levels import Level, Probabilities
 
@@ -54,22 +54,17 @@ class ServedLabels:
         Raises:
             AuditorFailure: from ``ask``, or the reply can't be read.
         """
-        labels = self.tokens
         positions = positions_of(await ask(self.request(messages)))
-        first = self.probabilities(positions[0])
-        zero, one = first[labels.zero], first[labels.one]
-        if not labels.shared:
-            return LabelRead(zero, first[labels.half], one, dot=0.0, end=1.0).probabilities(shared=False)
-        if is_settled(zero, one):
-            return LabelRead.without_second(zero, one).probabilities(shared=True)
-        if len(positions) > 1 and positions[0].token == _name(labels.zero):
-            second = self.probabilities(positions[1])
-        else:
-            second = self.probabilities(positions_of(await ask(self.request(messages, begun=AFTER_ZERO)))[0])
-        read = LabelRead(zero, 0.0, one, dot=second[labels.half], end=second[self.end])
-        return read.probabilities(shared=True)
 
-    def probabilities(self, position: Position) -> dict[int, float]:
+        async def behind_zero() -> Shares:
+            if len(positions) > 1 and positions[0].token == _name(self.tokens.zero):
+                return self.shares(positions[1])
+            return self.shares(positions_of(await ask(self.request(messages, begun=AFTER_ZERO)))[0])
+
+        read = await read_in_steps(self.tokens, [self.end], self.shares(positions[0]), behind_zero)
+        return read.probabilities(shared=self.tokens.shared)
+
+    def shares(self, position: Position) -> Shares:
         """By token id, of the four tokens that were asked for."""
         found = {entry.token: math.exp(entry.logprob) for entry in position.top_logprobs}
         wanted = (self.tokens.zero, self.tokens.half, self.tokens.one, self.end)

@@ -30,7 +30,7 @@ from guardtrace_proxy.auditor.protocol import (
     FailureKind,
 )
 from guardtrace_proxy.auditor.reading import Reading
-from guardtrace_proxy.auditor.reply import Reply, UnreadableReply, judgment_places, parse_reply
+from guardtrace_proxy.auditor.reply import Reply, UnreadableReply, judgment_place, parse_reply
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.auditor.worker import Audit, Worker
 from guardtrace_proxy.policy.levels import Probabilities, Verdict
@@ -261,15 +261,16 @@ class TransformersSession:
         """The labels' probabilities where the written judgment stands; None where they can't be read there, or say
         something else: then it was a place where a judgment is quoted."""
         auditor = self._auditor
-        for index in judgment_places(written, reply, auditor.labels.first(reply.level), auditor.layout.decode):
-            reading.rewind(prompt + index)
-            [after_zero] = yield from auditor.inference.extend(reading, [auditor.labels.zero])
-            try:
-                probabilities = self._read(rows[index], after_zero)
-            except AuditorFailure:
-                return None
-            return probabilities if likeliest(probabilities) is reply.level else None
-        return None
+        index = judgment_place(written, reply, auditor.labels.first(reply.level), auditor.layout.decode)
+        if index is None:
+            return None
+        reading.rewind(prompt + index)
+        [after_zero] = yield from auditor.inference.extend(reading, [auditor.labels.zero])
+        try:
+            probabilities = self._read(rows[index], after_zero)
+        except AuditorFailure:
+            return None
+        return probabilities if likeliest(probabilities) is reply.level else None
 
     def _first_read(self, logits: torch.Tensor) -> torch.Tensor:
         """P(0), P(0.5) and P(1) as the next token: [3]."""

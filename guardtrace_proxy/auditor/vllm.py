@@ -5,11 +5,8 @@ Prompts go in as token ids, so text of a request or a reply never becomes a cont
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import itertools
 import math
-import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,16 +15,16 @@ import anyio.to_thread
 import torch
 from huggingface_hub import constants
 from PIL import Image
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 from vllm import SamplingParams, TokensPrompt
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from guardtrace_proxy.auditor.abilities import FIRST, LATER
-from guardtrace_proxy.auditor.checkpoint import NANO, own_calibration, own_settings
+from guardtrace_proxy.auditor.checkpoint import NANO, end_ids, own_calibration, own_settings
 from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT, JOINT_TOKENS, check_context, prompt_tokens, query_tokens
-from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, is_settled, likeliest
+from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, Shares, likeliest, read_in_steps
 from guardtrace_proxy.auditor.layout import Layout, Stretches
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
@@ -38,7 +35,8 @@ from guardtrace_proxy.auditor.protocol import (
     DoesNotFit,
     FailureKind,
 )
-from guardtrace_proxy.auditor.reply import Reply, UnreadableReply, judgment_places, parse_reply
+from guardtrace_proxy.auditor.reply import Reply, UnreadableReply, judgment_place, parse_reply
+from guardtrace_proxy.auditor.salts import Salts
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.images.fitting import smaller
 from guardtrace_proxy.policy.levels import Probabilities, Verdict
@@ -69,7 +67,7 @@ class VllmAuditor:
         self.escalate_at: float | None = None
         self.temperature = 1.0
         self._system_prompt = system_prompt
-        self._salts_key = secrets.token_bytes(32)
+        self.salt = Salts().of
         self._numbers = itertools.count()
         self._engine: Any = None
 
@@ -98,7 +96,13 @@ class VllmAuditor:
         self.layout = Layout(processor)
         self.labels = LabelTokens.of(self.layout)
         self.processor = processor
-        self.ends = _end_ids(self.name, processor)
+        offline = constants.HF_HUB_OFFLINE
+        config = AutoConfig.from_pretrained(self.name, local_files_only=offline)
+        try:
+            generation = GenerationConfig.from_pretrained(self.name, local_files_only=offline)
+        except OSError:  # most of one's own have none
+            generation = None
+        self.ends = end_ids(generation, config, processor)
 
     def _engine_settings(self) -> AsyncEngineArgs:
         settings: dict[str, Any] = {} if torch.cuda.is_available() else dict(ON_A_CPU)
@@ -116,10 +120,6 @@ class VllmAuditor:
     def prompt_tokens(self) -> int:
         """Tokens that a prompt may have."""
         return prompt_tokens(self.max_context, self.annotate_max_tokens)
-
-    def salt(self, tenant: str) -> str:
-        """What keeps a tenant's prefixes its own in the engine's cache."""
-        return hmac.new(self._salts_key, tenant.encode(), hashlib.sha256).hexdigest()
 
     def image_tokens(self, image: Image.Image) -> int:
         """Tokens that the model makes of it."""
@@ -215,31 +215,33 @@ class VllmSession:
         """The labels' probabilities where the written judgment stands; None where they can't be read there, or say
         something else: then it was a place where a judgment is quoted."""
         labels = self._auditor.labels
-        for index in judgment_places(written, reply, labels.first(reply.level), self._auditor.layout.decode):
-            try:
-                read = await self._read([*prompt, *written[:index]], written[index:], positions[index:])
-                probabilities = read.probabilities(shared=labels.shared)
-            except AuditorFailure as failure:
-                if failure.kind is FailureKind.UNSURE:
-                    return None
-                raise
-            return probabilities if likeliest(probabilities) is reply.level else None
-        return None
+        index = judgment_place(written, reply, labels.first(reply.level), self._auditor.layout.decode)
+        if index is None:
+            return None
+        read = await self._read([*prompt, *written[:index]], written[index:], positions[index:])
+        try:
+            probabilities = read.probabilities(shared=labels.shared)
+        except AuditorFailure:
+            return None
+        return probabilities if likeliest(probabilities) is reply.level else None
 
     async def _read(self, ids: Sequence[int], written: list[int], positions: Positions) -> LabelRead:
-        """From what was written behind ``ids``; one more token is asked for only where 0 and 0.5 stay open."""
+        """From what was written behind ``ids``."""
         labels = self._auditor.labels
-        zero, half, one = (_share(positions[0], token) for token in (labels.zero, labels.half, labels.one))
-        if not labels.shared:
-            return LabelRead(zero, half, one, dot=0.0, end=1.0)
-        if is_settled(zero, one):
-            return LabelRead.without_second(zero, one)
-        if written[0] == labels.zero and len(positions) > 1:
-            second = positions[1]
-        else:
-            second = (await self._generate([*ids, labels.zero], 1, FIRST)).logprobs[0]
-        end = sum(_share(second, token) for token in self._auditor.ends)
-        return LabelRead(zero, 0.0, one, dot=_share(second, labels.half), end=end)
+
+        async def behind_zero() -> Shares:
+            if written[0] == labels.zero and len(positions) > 1:
+                return self._shares(positions[1])
+            return self._shares((await self._generate([*ids, labels.zero], 1, FIRST)).logprobs[0])
+
+        return await read_in_steps(labels, self._auditor.ends, self._shares(positions[0]), behind_zero)
+
+    def _shares(self, position: dict[int, Any]) -> Shares:
+        labels = self._auditor.labels
+        wanted = {labels.zero, labels.half, labels.one, *self._auditor.ends}
+        if not wanted <= position.keys():
+            raise AuditorFailure(FailureKind.UNREADABLE, "vLLM answered without the labels' probabilities")
+        return {token: math.exp(position[token].logprob) for token in wanted}
 
     async def _generate(self, ids: Sequence[int], most: int, priority: int) -> Any:
         """What the engine wrote behind ``ids``, its images seen."""
@@ -269,23 +271,6 @@ class VllmSession:
 
     def _length(self, ids: Sequence[int]) -> int:
         return len(ids) + sum(self._image_tokens) - len(self._image_tokens)
-
-
-def _end_ids(source: str, processor: ImageOnlyProcessor) -> frozenset[int]:
-    """Tokens that end a reply, from the generation settings and the tokenizer."""
-    found = {int(processor.tokenizer.eos_token_id)}
-    try:
-        ends = GenerationConfig.from_pretrained(source, local_files_only=constants.HF_HUB_OFFLINE).eos_token_id
-    except OSError:
-        return frozenset(found)
-    found.update([ends] if isinstance(ends, int) else ends or [])
-    return frozenset(found)
-
-
-def _share(position: dict[int, Any], token: int) -> float:
-    if token not in position:
-        raise AuditorFailure(FailureKind.UNREADABLE, "vLLM answered without the labels' probabilities")
-    return math.exp(position[token].logprob)
 
 
 def _since(began: float) -> float:

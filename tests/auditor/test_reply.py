@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, judgment_places, parse_reply
+from guardtrace_proxy.auditor.reply import UnreadableReply, ends_at_judgment, judgment_place, parse_reply
 from guardtrace_proxy.policy.levels import Level
 from tests.auditor.attacks import ATTACKS, Attack, hostile
 
@@ -323,5 +323,5 @@ def _seconds(text: str) -> float:
 )
 def test_probabilities_are_read_at_the_judgment_that_decided(text: str, found: str) -> None:
     """One token a character."""
-    places = judgment_places(list(map(ord, text)), parse_reply(text), ord("0"), lambda ids: "".join(map(chr, ids)))
-    assert text[: next(places)] == found
+    place = judgment_place(list(map(ord, text)), parse_reply(text), ord("0"), lambda ids: "".join(map(chr, ids)))
+    assert text[:place] == found
