@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import AUDITOR_PACKAGES, facts
+from benchmarks.command import parser, tell
 from benchmarks.shapes import SHAPES, Shape, make_auditor, reasoning
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn, query_text, user_text
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind, Session
@@ -111,7 +110,7 @@ def local_methods(shape: Shape) -> list[Method]:
     ]
 
 
-def print_table(rows: Sequence[Row], machine: dict[str, Any], console: Console) -> None:
+def print_table(rows: Sequence[Row], console: Console) -> None:
     """The same for a reader."""
     table = Table(title=f"One stream, a label read every {EVERY} tokens", title_justify="left")
     for column in ("tokens", "method", "all audits s", "last audit ms", "trace tokens read each", "tail tokens"):
@@ -126,7 +125,6 @@ def print_table(rows: Sequence[Row], machine: dict[str, Any], console: Console) 
             str(row.tail_tokens),
         )
     console.print(table)
-    console.print("; ".join(f"{name} {value}" for name, value in machine.items()), soft_wrap=True)
 
 
 async def run(arguments: argparse.Namespace) -> list[Row]:
@@ -141,22 +139,14 @@ async def run(arguments: argparse.Namespace) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.audit_cost", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="two short lengths: whether it runs, not how fast")
-    parser.add_argument("--vllm", action="store_true", help="on vLLM's engine, with its prefix cache and without")
-    parser.add_argument("--shape", choices=SHAPES, default="7.7M")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096, 16_384], metavar="TOKENS")
-    parser.add_argument("--reprefill-to", type=int, default=4096, metavar="TOKENS", help="the longest stream read anew")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
-    arguments = parser.parse_args()
+    made = parser("audit_cost", __doc__)
+    made.add_argument("--vllm", action="store_true", help="on vLLM's engine, with its prefix cache and without")
+    made.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096, 16_384], metavar="TOKENS")
+    made.add_argument("--reprefill-to", type=int, default=4096, metavar="TOKENS", help="the longest stream read anew")
+    arguments = made.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = asyncio.run(run(arguments))
-    machine = {**facts(packages=AUDITOR_PACKAGES), "threads": arguments.threads, "shape": arguments.shape}
-    if arguments.json:
-        print(json.dumps({"benchmark": "audit_cost", "machine": machine, "rows": [asdict(row) for row in rows]}))
-    else:
-        print_table(rows, machine, Console())
+    tell("audit_cost", arguments, {"rows": [asdict(row) for row in rows]}, lambda console: print_table(rows, console))
 
 
 if __name__ == "__main__":

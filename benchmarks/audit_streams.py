@@ -5,22 +5,19 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.audit_cost import EVERY, QUERY, around, judge
-from benchmarks.machine import AUDITOR_PACKAGES, facts
+from benchmarks.command import parser, tell
 from benchmarks.shapes import SHAPES, make_auditor, parameters, reasoning
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.transformers import TransformersAuditor
@@ -28,6 +25,7 @@ from guardtrace_proxy.auditor.transformers import TransformersAuditor
 TOKENS_PER_SECOND = 50
 P99_SECONDS = 0.3
 PERIOD = EVERY / TOKENS_PER_SECOND
+GPU_KV_BYTES = 48 << 30
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def search(auditor: TransformersAuditor, most: int, seconds: float, start_tokens
         good, bad = (count, bad) if row.sustained else (good, count)
 
 
-def print_table(rows: Sequence[Row], roof: Roofline, machine: dict[str, Any], console: Console) -> None:
+def print_table(rows: Sequence[Row], roof: Roofline, console: Console) -> None:
     """The same for a reader."""
     table = Table(title=f"Streams of {TOKENS_PER_SECOND} tokens/s, a label read every {EVERY}", title_justify="left")
     for column in ("streams", "p50 ms", "p99 ms", "audits/s", "tokens read/s", "sustained"):
@@ -148,36 +146,23 @@ def print_table(rows: Sequence[Row], roof: Roofline, machine: dict[str, Any], co
         f"roofline: {roof.matmul_tflops:.2f} TFLOP/s measured, {roof.gflop_per_token:.3f} GFLOP a token, "
         f"{roof.tokens_per_audit} tokens an audit: {roof.streams:.0f} streams"
     )
-    console.print("; ".join(f"{name} {value}" for name, value in machine.items()), soft_wrap=True)
 
 
 def main() -> None:
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.audit_streams", description=description)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="two short runs: whether it runs, not how fast")
-    parser.add_argument("--shape", choices=SHAPES, help="3B on a GPU, 7.7M on a CPU, if not given")
-    parser.add_argument("--most", type=int, default=2048, help="streams tried at most")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each run")
-    parser.add_argument("--start-tokens", type=int, default=1024, help="reasoning that each stream has already")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
-    arguments = parser.parse_args()
+    made = parser("audit_streams", __doc__)
+    made.add_argument("--most", type=int, default=2048, help="streams tried at most")
+    made.add_argument("--seconds", type=float, default=20.0, help="of each run")
+    made.add_argument("--start-tokens", type=int, default=1024, help="reasoning that each stream has already")
+    arguments = made.parse_args()
     torch.set_num_threads(arguments.threads)
-    shape = arguments.shape or ("3B" if torch.cuda.is_available() else "7.7M")
-    auditor = make_auditor(SHAPES[shape], kv_cache_bytes=48 << 30 if torch.cuda.is_available() else None)
+    auditor = make_auditor(SHAPES[arguments.shape], kv_cache_bytes=GPU_KV_BYTES if torch.cuda.is_available() else None)
     most, seconds, start = (
         (2, 3.0, 64) if arguments.quick else (arguments.most, arguments.seconds, arguments.start_tokens)
     )
     roof = roofline(auditor)
     rows = list(search(auditor, most, seconds, start))
-    machine = {**facts(packages=AUDITOR_PACKAGES), "threads": arguments.threads, "shape": shape}
-    if torch.cuda.is_available():
-        machine["gpu"] = torch.cuda.get_device_name()
-    if arguments.json:
-        content = {"rows": [asdict(row) for row in rows], "roofline": asdict(roof)}
-        print(json.dumps({"benchmark": "audit_streams", "machine": machine, **content}))
-    else:
-        print_table(rows, roof, machine, Console())
+    content = {"rows": [asdict(row) for row in rows], "roofline": asdict(roof)}
+    tell("audit_streams", arguments, content, lambda console: print_table(rows, roof, console))
 
 
 if __name__ == "__main__":

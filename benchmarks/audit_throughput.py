@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.audit_cost import EVERY, QUERY, judge
-from benchmarks.machine import AUDITOR_PACKAGES, facts
+from benchmarks.command import parser, tell
 from benchmarks.shapes import SHAPES, make_auditor, reasoning
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.transformers import TransformersAuditor
@@ -78,7 +75,7 @@ def measure(shape: str, sessions: Sequence[int], audits: int) -> Iterator[Row]:
             yield asyncio.run(load(auditor, count, audits, method))
 
 
-def print_table(rows: Sequence[Row], machine: dict[str, Any], console: Console) -> None:
+def print_table(rows: Sequence[Row], console: Console) -> None:
     """The same for a reader."""
     table = Table(title=f"Label reads, {EVERY} new tokens each", title_justify="left")
     for column in ("sessions", "method", "audits/s", "p50 ms", "p99 ms"):
@@ -87,27 +84,18 @@ def print_table(rows: Sequence[Row], machine: dict[str, Any], console: Console) 
         figures = (f"{row.audits_per_second:.1f}", f"{row.p50:.0f}", f"{row.p99:.0f}")
         table.add_row(str(row.sessions), row.method, *figures)
     console.print(table)
-    console.print("; ".join(f"{name} {value}" for name, value in machine.items()), soft_wrap=True)
 
 
 def main() -> None:
-    description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.audit_throughput", description=description)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="few sessions and audits: whether it runs, not how fast")
-    parser.add_argument("--shape", choices=SHAPES, default="7.7M")
-    parser.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--audits", type=int, default=16, help="of each session")
-    parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
-    arguments = parser.parse_args()
+    made = parser("audit_throughput", __doc__)
+    made.add_argument("--sessions", type=int, nargs="+", default=[1, 4, 16, 64])
+    made.add_argument("--audits", type=int, default=16, help="of each session")
+    arguments = made.parse_args()
     torch.set_num_threads(arguments.threads)
     sessions, audits = ([1, 4], 4) if arguments.quick else (arguments.sessions, arguments.audits)
     rows = list(measure(arguments.shape, sessions, audits))
-    machine = {**facts(packages=AUDITOR_PACKAGES), "threads": arguments.threads, "shape": arguments.shape}
-    if arguments.json:
-        print(json.dumps({"benchmark": "audit_throughput", "machine": machine, "rows": [asdict(row) for row in rows]}))
-    else:
-        print_table(rows, machine, Console())
+    content = {"rows": [asdict(row) for row in rows]}
+    tell("audit_throughput", arguments, content, lambda console: print_table(rows, console))
 
 
 if __name__ == "__main__":
