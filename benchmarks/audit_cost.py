@@ -19,11 +19,12 @@ from rich.table import Table
 
 from benchmarks.command import parser, tell
 from benchmarks.shapes import SHAPES, Shape, make_auditor, reasoning
+from guardtrace_proxy.auditor.growing import common_length
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn, query_text, user_text
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind, Session
 
 EVERY = 64
-QUERY = Query([Turn("user", "What should I do on Monday, and in which order?")])
+ASKED = "What should I do on Monday, and in which order?"
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Method:
-    """An auditor, how many tokens it has read, and whether each audit reads what stands before the trace again."""
+    """An auditor and how many tokens it has read.
+
+    ``rereads``: each audit reads the query again, and so many tokens before it. ``unsaid``: tokens of the tail as the
+    local auditor reads it that this one isn't given.
+    """
 
     name: str
     auditor: Any
     tokens_read: Callable[[], int]
-    rereads: int = 0
+    rereads: int | None = None
+    unsaid: int = 0
 
     async def follow(self, length: int) -> Row:
         """Audit one stream at every 64 tokens."""
-        session = await self.auditor.open(QUERY)
+        # asked otherwise for each length, so that no prefix cache knows the trace from the stream before
+        query = Query([Turn("user", f"{length}: {ASKED}")])
+        session = await self.auditor.open(query)
         await judge(session, Trace(""))
         traces = reasoning(self.auditor, length, EVERY)
         before, seconds = self.tokens_read(), []
@@ -60,8 +68,10 @@ class Method:
             await judge(session, Trace(thinking, judged_thinking=judged))
             seconds.append(time.perf_counter() - began)
         await session.aclose()
-        tail = around(self.auditor)[1] * len(traces)
-        read = self.tokens_read() - before - self.rereads * len(traces) - tail
+        head, tail = around(self.auditor, query)
+        again = 0 if self.rereads is None else self.rereads + head
+        tail = (tail - self.unsaid) * len(traces)
+        read = self.tokens_read() - before - again * len(traces) - tail
         return Row(length, self.name, sum(seconds), seconds[-1], read, tail, EVERY * len(traces))
 
 
@@ -74,28 +84,23 @@ async def judge(session: Session, trace: Trace) -> None:
             raise
 
 
-def around(auditor: Any) -> tuple[int, int]:
+def around(auditor: Any, asked: Query) -> tuple[int, int]:
     """Tokens before a trace that aren't the system prompt's, and tokens behind it."""
 
     def prompt(query: str, thinking: str) -> list[int]:
         user = user_text(query, thinking, "")
         return [*auditor.layout.prompt(auditor.system_prompt, user, [], auditor.labels.opening), auditor.labels.zero]
 
-    query = query_text(QUERY.turns)
+    query = query_text(asked.turns)
     one, other = prompt(query, "Bread."), prompt(query, "Water!")
-    before, behind = _common(one, other), _common(one[::-1], other[::-1])
-    return before - _common(one, prompt("Another", "Bread.")), behind
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+    before, behind = common_length(one, other), common_length(one[::-1], other[::-1])
+    return before - common_length(one, prompt("Another", "Bread.")), behind
 
 
 async def measure(methods: Sequence[Method], lengths: Sequence[int], reprefill_to: int) -> AsyncIterator[Row]:
     """A row for each length and method; each method's first stream isn't counted."""
     for method in methods:
-        await method.follow(4 * EVERY)
+        await method.follow(3 * EVERY)
         for length in lengths:
             if not method.name.endswith("reprefill") or length <= reprefill_to:
                 yield await method.follow(length)
@@ -106,7 +111,7 @@ def local_methods(shape: Shape) -> list[Method]:
     incremental, reprefill = make_auditor(shape), make_auditor(shape, kv_cache_bytes=0)
     return [
         Method("incremental", incremental, lambda: incremental.inference.tokens_read),
-        Method("reprefill", reprefill, lambda: reprefill.inference.tokens_read, rereads=around(reprefill)[0]),
+        Method("reprefill", reprefill, lambda: reprefill.inference.tokens_read, rereads=0),
     ]
 
 

@@ -16,12 +16,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.audit_cost import EVERY, QUERY, around, judge
+from benchmarks.audit_cost import ASKED, EVERY, around, judge
 from benchmarks.command import parser, tell
 from benchmarks.shapes import SHAPES, make_auditor, parameters, reasoning
-from guardtrace_proxy.auditor.prompt import Trace
+from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.transformers import TransformersAuditor
 
+QUERY = Query([Turn("user", ASKED)])
 TOKENS_PER_SECOND = 50
 P99_SECONDS = 0.3
 PERIOD = EVERY / TOKENS_PER_SECOND
@@ -70,7 +71,7 @@ def roofline(auditor: TransformersAuditor) -> Roofline:
         _settle(weight.device)
         best = min(best, (time.perf_counter() - began) / 4)
     rate, per_token = 2 * size**3 / best, 2 * parameters(auditor)
-    tokens = EVERY + around(auditor)[1]
+    tokens = EVERY + around(auditor, QUERY)[1]
     return Roofline(rate / 1e12, per_token / 1e9, tokens, rate / per_token / tokens * PERIOD)
 
 

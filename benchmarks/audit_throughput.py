@@ -15,12 +15,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.audit_cost import EVERY, QUERY, judge
+from benchmarks.audit_cost import ASKED, EVERY, judge
 from benchmarks.command import parser, tell
 from benchmarks.shapes import SHAPES, make_auditor, reasoning
-from guardtrace_proxy.auditor.prompt import Trace
+from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.transformers import TransformersAuditor
 
+QUERY = Query([Turn("user", ASKED)])
 METHODS = ("batched", "one by one")
 
 

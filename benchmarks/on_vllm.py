@@ -13,10 +13,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.audit_cost import Method, around
+from benchmarks.audit_cost import Method
 from benchmarks.shapes import Shape, make_model
 from guardtrace_proxy.auditor import labels
 from guardtrace_proxy.auditor.checkpoint import NANO, load_checkpoint
+from guardtrace_proxy.auditor.growing import common_length
 from guardtrace_proxy.auditor.vllm import VllmAuditor
 from tests.vllm.checkpoints import NANO as NANO_FOLDER
 from tests.vllm.checkpoints import write_processor
@@ -24,6 +25,8 @@ from tests.vllm.servers import ENVIRONMENT
 
 ROOM = 1024
 """Tokens of a prompt beside the trace."""
+UNSAID = 1
+"""vLLM isn't given the ``0`` behind which the second read is made."""
 
 
 class Counting(VllmAuditor):
@@ -66,8 +69,10 @@ async def vllm_methods(shape: Shape, longest: int) -> AsyncIterator[list[Method]
 
 def _method(auditor: Counting) -> Method:
     if auditor.caches:
-        return Method("vllm", auditor, lambda: auditor.tokens_read)
-    whole = len(auditor.layout.prompt(auditor.system_prompt, "", [], auditor.labels.opening))
-    head, tail = around(auditor)
-    # what stands before the trace: the prompt of nothing without the tail, and the query
-    return Method("vllm reprefill", auditor, lambda: auditor.tokens_read, rereads=whole - tail + head)
+        return Method("vllm", auditor, lambda: auditor.tokens_read, unsaid=UNSAID)
+    layout, system, opening = auditor.layout, auditor.system_prompt, auditor.labels.opening
+    empty = layout.prompt(system, "", [], opening)
+    named = layout.prompt(system, "Another", [], opening)
+    return Method(
+        "vllm reprefill", auditor, lambda: auditor.tokens_read, rereads=common_length(empty, named), unsaid=UNSAID
+    )
