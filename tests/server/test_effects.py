@@ -173,7 +173,8 @@ def depths(site: Site) -> set[tuple[str, bool]]:
 
 def keeps_what_it_read(site: Site) -> bool:
     with site.serve() as running:
-        running.raw(ask(stream=True))
+        running.raw(ask())
+        assert site.decided
         auditor = running.app.service.auditor
         return not auditor.kept.dropped  # type: ignore[attr-defined]
 
