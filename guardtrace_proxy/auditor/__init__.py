@@ -1,4 +1,13 @@
-"""The auditor: how a guard model is asked about a partial trace, and how its reply is read."""
+"""The auditor: how a guard model is asked about a partial trace, and how its reply is read.
+
+- What every backend needs, without torch: ``protocol``, ``prompt``, ``quoting``, ``window``, ``context``, ``labels``,
+  ``calibration``, ``reply``, ``cascade``, ``published``, ``salts``, ``selftest``.
+- Behind a server, without torch: ``openai``, its ``guard_server``, ``abilities``, ``served_labels`` and ``seen_images``;
+  ``replicas`` of any backend; ``selftest_served``.
+- In this process, with the extra ``local``: ``transformers``, its ``worker``, ``inference``, ``packed``, ``reading`` and
+  ``kept``; ``checkpoint``, ``processor``, ``layout``, ``growing``, ``selftest_checkpoint``.
+- On vLLM's engine, with the extra ``vllm``: ``vllm``, with ``processor``, ``layout`` and ``checkpoint`` from above.
+"""
 
 from __future__ import annotations
 

@@ -67,7 +67,6 @@ class OpenAIAuditor:
         self.name = model
         self.warnings = warnings
         self.escalate_at: float | None = None
-        self.depth = depth
         self.annotate_max_tokens = annotate_max_tokens
         self.system_prompt = system_prompt or SYSTEM_PROMPT
         self.max_context = max_context or DEFAULT_CONTEXT
