@@ -2,9 +2,9 @@
 
 - What every backend needs, without torch: ``protocol``, ``prompt``, ``quoting``, ``window``, ``context``, ``labels``,
   ``calibration``, ``reply``, ``cascade``, ``published``, ``salts``, ``selftest``.
-- Behind a server, without torch: ``openai``, its ``guard_server``, ``abilities``, ``served_labels`` and ``seen_images``;
+- Behind a server, without torch: ``openai`` with ``guard_server``, ``abilities``, ``served_labels``, ``seen_images``;
   ``replicas`` of any backend; ``selftest_served``.
-- In this process, with the extra ``local``: ``transformers``, its ``worker``, ``inference``, ``packed``, ``reading`` and
+- In this process, with the extra ``local``: ``transformers`` with ``worker``, ``inference``, ``packed``, ``reading``,
   ``kept``; ``checkpoint``, ``processor``, ``layout``, ``growing``, ``selftest_checkpoint``.
 - On vLLM's engine, with the extra ``vllm``: ``vllm``, with ``processor``, ``layout`` and ``checkpoint`` from above.
 """
