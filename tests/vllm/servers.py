@@ -79,8 +79,11 @@ def eventually(holds: object, seconds: float = 20) -> bool:
 
 
 @contextmanager
-def vllm_server(name: str, command: Sequence[str], folder: Path) -> Iterator[VllmServer]:
-    """Start one, with ``command`` from the environment's ``bin``; ``{port}`` in it is filled in. Wait for it yourself."""
+def vllm_server(name: str, command: Sequence[str], folder: Path, *, gives_way: bool = False) -> Iterator[VllmServer]:
+    """Start one, with ``command`` from the environment's ``bin``; ``{port}`` in it is filled in. Wait for it yourself.
+
+    ``gives_way``: to all other processes, where cores are few. vLLM's own wait for each other without sleeping.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,10 +97,20 @@ def vllm_server(name: str, command: Sequence[str], folder: Path) -> Iterator[Vll
             env={**os.environ, **ENVIRONMENT},
             start_new_session=True,
         )
+        if gives_way:
+            give_way(process.pid)
         try:
             yield VllmServer(f"http://127.0.0.1:{port}/v1", process, log, time.monotonic())
         finally:
             stop(process)
+
+
+def give_way(pid: int) -> None:
+    """The process, what it starts, and (where Linux shares time out by session) its session come last."""
+    os.setpriority(os.PRIO_PROCESS, pid, 19)
+    session = Path(f"/proc/{pid}/autogroup")
+    if session.exists():
+        session.write_text("19")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

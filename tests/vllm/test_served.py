@@ -55,7 +55,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         model = write_thinker(folder / "thinker", [PENCILS, SHED])
         thinking = ["vllm", "serve", str(model), "--served-model-name", "thinker", "--port", "{port}", *ON_A_CPU]
         thinking += ["--max-model-len", "4096", "--reasoning-parser", "qwen3"]
-        with vllm_server("thinker", thinking, folder) as thinker:
+        with vllm_server("thinker", thinking, folder, gives_way=True) as thinker:
             auditor.wait()
             thinker.wait()
             yield Servers(thinker, auditor)
