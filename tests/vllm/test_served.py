@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +118,8 @@ class Told:
     finish: str | None
 
 
-def ask(model: openai.OpenAI, memory: Memory, **more: Any) -> Told:
+def ask(model: openai.OpenAI, memory: Memory, on_thinking: Callable[[], None] = lambda: None, **more: Any) -> Told:
+    """``on_thinking`` is called each time that some has come."""
     assert memory.image is not None
     parts = [
         {"type": "image_url", "image_url": {"url": data_url(memory.image)}},
@@ -133,7 +136,10 @@ def ask(model: openai.OpenAI, memory: Memory, **more: Any) -> Told:
     told = Told("", "", None)
     for chunk in stream:
         for choice in chunk.choices:
-            told.thinking += getattr(choice.delta, "reasoning", None) or ""
+            thought = getattr(choice.delta, "reasoning", None) or ""
+            told.thinking += thought
+            if thought:
+                on_thinking()
             told.answer += choice.delta.content or ""
             told.finish = choice.finish_reason or told.finish
     return told
@@ -233,3 +239,23 @@ def test_what_was_read_is_kept_within_a_tenant_alone(servers: Servers) -> None:
     first, again, another = anyio.run(judge, ["acme", "acme", "other"])
     assert (first, another) == (0, 0)
     assert again > 64
+
+
+def test_an_auditor_that_is_killed_in_mid_stream_ends_it_as_the_policy_says(servers: Servers, tmp_path: Path) -> None:
+    """The last test: no server comes back."""
+
+    def kill() -> None:
+        if servers.auditor.process.poll() is None:
+            os.killpg(servers.auditor.process.pid, signal.SIGKILL)
+            servers.auditor.process.wait(20)
+
+    written = servers.thinker.written
+    with proxy(servers, Depth.LABEL, tmp_path) as through:
+        told = ask(through, PENCILS, kill, ignore_eos=True)  # left alone it would write MOST tokens
+    assert servers.auditor.process.returncode == -signal.SIGKILL
+    assert told.finish == "content_filter"
+    assert told.thinking.strip()
+    assert PENCILS.thinking.startswith(told.thinking.strip())
+    assert PENCILS.answer not in told.answer
+    assert servers.thinker.becomes_idle()
+    assert servers.thinker.written - written < MOST
