@@ -67,8 +67,8 @@ class VllmServer:
         return eventually(self.is_idle)
 
 
-def eventually(holds: object, seconds: float = 90) -> bool:
-    """Ask again until it holds. The metrics are a step behind, and a first step may compile for twenty seconds."""
+def eventually(holds: object, seconds: float = 20) -> bool:
+    """Ask again until it holds; the metrics are some steps behind."""
     assert callable(holds)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
