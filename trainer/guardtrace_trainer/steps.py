@@ -1,0 +1,216 @@
+"""A step of the pipeline: from files to files, with a manifest, and safe to run again.
+
+A step whose inputs and settings are those of its manifest, and whose outputs are as it left them, is passed over. One
+that was interrupted goes on from its journal, to which each row is appended as soon as it is known: nothing is paid
+twice. A journal made from other inputs or settings is refused, never mixed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Generic, TypeVar
+
+import msgspec
+
+from guardtrace_trainer.rows import Row, write_rows
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+VERSIONS_OF = ("guardtrace-proxy", "torch", "transformers", "trl", "peft", "accelerate", "pillow")
+
+
+class StepError(Exception):
+    """A step can't run, or not go on. The message says what to do."""
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """What a step was made from and what it made. Files are named relative to the manifest, hashes are SHA-256."""
+
+    step: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: dict[str, str] = {}
+    counts: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    seconds: float | None = None
+    """None while the step isn't finished."""
+
+    def same_work(self, other: Manifest) -> bool:
+        """Whether both were made from the same inputs with the same settings."""
+        return (self.step, self.settings, self.inputs) == (other.step, other.settings, other.inputs)
+
+
+class Step:
+    """One step in ``folder``: its manifest is ``NAME.manifest.json`` there.
+
+    Use as a context manager; :meth:`finish` is called at its end, by hand, with what was counted.
+    ``settings`` must hold all that changes the result, and no secrets.
+
+    Raises:
+        StepError: the folder holds another state of this step, and ``again`` isn't given, which begins anew.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        inputs: Sequence[Path] = (),
+        settings: Mapping[str, Any] | None = None,
+        again: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.name = name
+        folder.mkdir(parents=True, exist_ok=True)
+        self.manifest_path = folder / f"{name}.manifest.json"
+        plain = msgspec.json.decode(msgspec.json.encode(dict(settings or {})))
+        hashes = {_relative(path, folder): file_hash(path) for path in inputs}
+        self.manifest = Manifest(step=name, settings=plain, inputs=hashes, versions=versions())
+        earlier = None if again else self._earlier()
+        if earlier is not None and not earlier.same_work(self.manifest):
+            raise StepError(
+                f"{self.manifest_path}: {name} was begun or done with {_difference(earlier, self.manifest)}; "
+                "give --again to begin anew (what it made will go), or take another folder"
+            )
+        self.done = earlier is not None and earlier.seconds is not None and self._outputs_stand(earlier)
+        """Nothing is left to do: the outputs stand as they were made."""
+        self.resumed = earlier is not None and not self.done
+        if self.done and earlier is not None:
+            self.manifest = earlier
+        else:
+            if not self.resumed:
+                for journal in folder.glob(f"{name}.*.journal"):
+                    journal.unlink()
+            self._write()
+        self._began = time.monotonic()
+
+    def journal(self, name: str, type: type[AnyRow]) -> Journal[AnyRow]:
+        """The rows ``name`` of this step as far as they are known; to be opened by ``with``."""
+        return Journal(self.folder / f"{self.name}.{name}.journal", type)
+
+    def finish(self, outputs: Mapping[str, Iterable[msgspec.Struct]], **counts: Any) -> None:
+        """Write the outputs (file names relative to the folder), the manifest, and drop the journals."""
+        for name, rows in outputs.items():
+            write_rows(self.folder / name, rows)
+        self.made([self.folder / name for name in outputs], **counts)
+
+    def made(self, outputs: Iterable[Path], **counts: Any) -> None:
+        """As :meth:`finish`, for outputs that stand already. Those that are folders are hashed file by file."""
+        files = [file for path in outputs for file in _files(path)]
+        self.manifest.outputs = {_relative(path, self.folder): file_hash(path) for path in files}
+        self.manifest.counts = counts
+        self.manifest.seconds = round(time.monotonic() - self._began, 1)
+        self._write()
+        for journal in self.folder.glob(f"{self.name}.*.journal"):
+            journal.unlink()
+        self.done = True
+
+    def _earlier(self) -> Manifest | None:
+        try:
+            return msgspec.json.decode(self.manifest_path.read_bytes(), type=Manifest)
+        except FileNotFoundError:
+            return None
+        except msgspec.DecodeError as error:
+            raise StepError(f"{self.manifest_path} is no manifest ({error}); give --again to begin anew") from error
+
+    def _outputs_stand(self, earlier: Manifest) -> bool:
+        paths = {self.folder / name: digest for name, digest in earlier.outputs.items()}
+        return all(path.is_file() and file_hash(path) == digest for path, digest in paths.items())
+
+    def _write(self) -> None:
+        part = self.manifest_path.with_name(self.manifest_path.name + ".new")
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(self.manifest), indent=1) + b"\n")
+        part.replace(self.manifest_path)
+
+
+class Journal(Generic[AnyRow]):
+    """An append-only file of rows, by id. A last line that a crash tore is dropped."""
+
+    def __init__(self, path: Path, type: type[AnyRow]) -> None:
+        self.path = path
+        self.rows: dict[str, AnyRow] = {}
+        self._decoder = msgspec.json.Decoder(type)
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Journal[AnyRow]:
+        content = self.path.read_bytes() if self.path.exists() else b""
+        whole = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                row = self._decoder.decode(line)
+            except msgspec.DecodeError as error:
+                raise StepError(f"{self.path}, line {number}: {error}; give --again to begin anew") from error
+            self.rows[row.id] = row
+        self._file = self.path.open("r+b" if content else "w+b")
+        self._file.truncate(whole)
+        self._file.seek(whole)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __contains__(self, id: str) -> bool:
+        return id in self.rows
+
+    def add(self, row: AnyRow) -> None:
+        """Keep a row; it outlives a crash of this process."""
+        assert self._file is not None
+        self._file.write(msgspec.json.encode(row) + b"\n")
+        self._file.flush()
+        self.rows[row.id] = row
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        StepError: it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return digest.hexdigest()
+    except OSError as error:
+        raise StepError(f"{path}: can't be read ({error.strerror}); which step should have made it?") from error
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that matter here, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return path.resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        return path.as_posix()
+
+
+def _difference(earlier: Manifest, now: Manifest) -> str:
+    if earlier.settings != now.settings:
+        return f"other settings ({', '.join(_unequal(earlier.settings, now.settings))})"
+    return f"other inputs ({', '.join(_unequal(earlier.inputs, now.inputs))})"
+
+
+def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {*one, *other} if one.get(key) != other.get(key))
