@@ -129,13 +129,12 @@ def test_causal_attention_is_torchs_own():
     torch.testing.assert_close(mixed, own.transpose(1, 2))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_muon_goes_downhill_with_even_steps(dtype):
+def test_muon_goes_downhill_with_even_steps():
     torch.manual_seed(0)
     target = torch.randn(6, 4)
     weight = torch.nn.Parameter(torch.zeros(6, 4))
     frozen = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = Muon([weight, frozen], 0.1, dtype)
+    optimizer = Muon([weight, frozen], 0.1)
     losses = []
     for _ in range(60):
         loss = (weight - target).pow(2).sum()

@@ -27,7 +27,6 @@ def train(
     ] = 0,
     keep: Annotated[Path | None, typer.Option(help="Keep finished stages there; an interrupted run goes on.")] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="Tokenizer and embeddings, from `nano derive`.")] = None,
-    float32: Annotated[bool, typer.Option(help="For a CPU without bfloat16; gives another model.")] = False,
     quick: Annotated[bool, typer.Option(help="A few steps of each stage, to see that everything runs.")] = False,
 ) -> None:
     """Train: vision, then language."""
@@ -39,7 +38,7 @@ def train(
     if vocabulary is not None:
         words.use(vocabulary)
 
-    plan = Plan(bfloat16=not float32)
+    plan = Plan()
     if quick:
         plan = replace(plan, vision_steps=4, language_steps=4, vision_batch=8)
     began = time.monotonic()

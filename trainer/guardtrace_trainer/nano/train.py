@@ -1,7 +1,9 @@
-"""Two stages, seeded and counted in steps, so that a seed gives the same model again on the same kind of device.
+"""The warm-up, which stands for a pre-trained base: seeded and counted in steps, so that a seed gives the same model
+again on the same kind of device.
 
 ``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``language``: the language model
-alone learns the task, on what the tower, which learns no more, makes of real pixels.
+alone learns to foretell plain traces and descriptions, on what the tower, which learns no more, makes of real pixels.
+Neither ever sees an analysis or a judgment: those come from SFT, DPO and OGDPO.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from guardtrace_trainer.nano.render import (
     any_picture,
     render,
 )
-from guardtrace_trainer.nano.trainee import LETTERS, Trainee, losses, read
+from guardtrace_trainer.nano.trainee import LETTERS, Trainee, foretelling, read
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS
 
 LAST_MERGER = "merger.mlp.2"
@@ -42,17 +44,12 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps, peak learning rates, and whether the language model computes its products in bfloat16.
+    """Steps and peak learning rates. Everything is computed in float32, which every CPU has."""
 
-    That halves the time on a CPU that has it (AVX512-BF16, AMX); on one that hasn't, it is very slow. Parameters stay
-    float32, and so does the vision tower, which doesn't learn in bfloat16.
-    """
-
-    bfloat16: bool = True
     vision_steps: int = 1500
     vision_batch: int = 48
     vision_lr: float = 5e-3
-    language_steps: int = 4000
+    language_steps: int = 800
     language_lr: float = 2e-3
 
 
@@ -134,7 +131,7 @@ def train_vision(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
     parameters = list(vision.parameters())
     others = [parameter for parameter in parameters if parameter.ndim != 2]
     optimizers: list[torch.optim.Optimizer] = [
-        Muon([parameter for parameter in parameters if parameter.ndim == 2], plan.vision_lr, _muon_precision(plan)),
+        Muon([parameter for parameter in parameters if parameter.ndim == 2], plan.vision_lr),
         torch.optim.AdamW(others, lr=VISION_OTHERS_LR, betas=(0.9, 0.95), weight_decay=0.0),
         torch.optim.AdamW(trainee.letters.parameters(), lr=VISION_OTHERS_LR),
     ]
@@ -163,24 +160,17 @@ def train_vision(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
                 parameter.mul_(EMBEDDING_RMS)
 
 
-def _muon_precision(plan: Plan) -> torch.dtype:
-    return torch.bfloat16 if plan.bfloat16 else torch.float32
-
-
 def _language_optimizers(trainee: Trainee, plan: Plan) -> list[torch.optim.Optimizer]:
     lr = plan.language_lr
     trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
     return [
-        Muon([p for p in trained if p.ndim == 2], lr, _muon_precision(plan)),
+        Muon([p for p in trained if p.ndim == 2], lr),
         torch.optim.AdamW([p for p in trained if p.ndim != 2], lr=lr * 1.5, betas=(0.9, 0.95), weight_decay=0.0),
-        torch.optim.AdamW(
-            [*trainee.strength.parameters(), *trainee.own.parameters(), *trainee.harm.parameters()], lr=lr
-        ),
     ]
 
 
 def train_language(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
-    """Replies, and harm and strength along the text."""
+    """Every next token of plain traces and descriptions."""
     rng = random.Random(6000 + seed)
     optimizers = _language_optimizers(trainee, plan)
     clipped = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
@@ -191,8 +181,7 @@ def train_language(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
         if batch.images is not None:
             with torch.no_grad():
                 tokens = see(trainee.vision, patchify(batch.images).to(trainee.device), trainee.rotations)[1]
-        with torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.bfloat16):
-            reply, along = losses(trainee, batch, read(trainee, batch, tokens, rng))
-        _step(optimizers, reply + 0.5 * along, clipped)
+        loss = foretelling(trainee, batch, read(trainee, batch, tokens, rng))
+        _step(optimizers, loss, clipped)
         if step % 50 == 0:
-            run.log(f"language {step}: reply loss {reply.item():.3f}, loss along the text {along.item():.3f}")
+            run.log(f"language {step}: loss {loss.item():.3f}")
