@@ -181,7 +181,7 @@ def train_language(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
         if batch.images is not None:
             with torch.no_grad():
                 tokens = see(trainee.vision, patchify(batch.images).to(trainee.device), trainee.rotations)[1]
-        loss = foretelling(trainee, batch, read(trainee, batch, tokens, rng))
+        loss = foretelling(trainee, batch, read(trainee, batch, tokens, rng), rng)
         _step(optimizers, loss, clipped)
         if step % 50 == 0:
             run.log(f"language {step}: loss {loss.item():.3f}")
