@@ -7,18 +7,15 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from guardtrace_trainer.nano.corpus import SYSTEM_PROMPT, Sample, described, make_sample, random_excerpt
 from guardtrace_trainer.nano.model import control_id, patch_order, patchify
 from guardtrace_trainer.nano.render import CELLS, Drawing, Picture, any_picture, render
 from guardtrace_trainer.nano.vocabulary import token_ids
 
-Item = TypeVar("Item")
 HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE_TOKENS = CELLS**2
@@ -40,13 +37,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded. ``ids`` [batch, length]; ``target`` bool [batch, length]; ``images`` uint8 or None."""
+    """Right-padded. ``ids`` [batch, length]; ``target`` bool [batch, length]; ``cells`` [batch, 16], the
+    classes of the images' cells, or None."""
 
     examples: list[Example]
     ids: torch.Tensor
     target: torch.Tensor
     positions: torch.Tensor
-    images: np.ndarray | None
+    cells: torch.Tensor | None
 
 
 def document(rng: random.Random) -> tuple[str, Picture | None]:
@@ -99,58 +97,39 @@ def collate(examples: list[Example]) -> Batch:
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
         target[row, example.read_from : len(example.ids)] = True
     drawings = [example.drawing for example in examples if example.drawing is not None]
-    images = np.stack([drawing.pixels for drawing in drawings]) if drawings else None
-    return Batch(examples, ids, target, positions(length, bool(drawings)), images)
+    cells = torch.from_numpy(np.stack([drawing.cells.reshape(-1) for drawing in drawings])) if drawings else None
+    return Batch(examples, ids, target, positions(length, bool(drawings)), cells)
 
 
-class Pools(Dataset[list[Batch]]):
-    """Pool ``number`` of a seed: two hundred examples in batches of like length, with images or without."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __getitem__(self, number: int) -> list[Batch]:
-        rng = random.Random(f"{self.seed} {number}")
-        pool: list[Example] = []
-        while len(pool) < 200:
-            example = encode(*document(rng), rng)
-            if len(example.ids) <= LONGEST:
-                pool.append(example)
-        groups: list[list[Example]] = []
-        for has_image in (False, True):
-            alike = sorted((e for e in pool if (e.drawing is not None) is has_image), key=lambda e: len(e.ids))
-            while alike:
-                size = max(1, min(28, TOKENS_PER_BATCH // len(alike[-1].ids)))
-                groups.append(alike[-size:])
-                del alike[-size:]
-        rng.shuffle(groups)
-        return [collate(group) for group in groups if len(group) > 1]
+def pool(seed: int, number: int) -> list[Batch]:
+    """Two hundred documents in batches of like length, with images or without."""
+    rng = random.Random(f"{seed} {number}")
+    examples: list[Example] = []
+    while len(examples) < 200:
+        example = encode(*document(rng), rng)
+        if len(example.ids) <= LONGEST:
+            examples.append(example)
+    groups: list[list[Example]] = []
+    for has_image in (False, True):
+        alike = sorted((e for e in examples if (e.drawing is not None) is has_image), key=lambda e: len(e.ids))
+        while alike:
+            size = max(1, min(28, TOKENS_PER_BATCH // len(alike[-1].ids)))
+            groups.append(alike[-size:])
+            del alike[-size:]
+    rng.shuffle(groups)
+    return [collate(group) for group in groups if len(group) > 1]
 
 
-class VisionBatches(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
-    """Batch ``step`` of a seed: (patches [batch, 64, 1176], cells [batch, 16], letters [batch, 64])."""
-
-    def __init__(self, seed: int, size: int) -> None:
-        self.seed, self.size = seed, size
-
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rng = random.Random(f"{self.seed} {step}")
-        drawings = [render(any_picture(rng), rng) for _ in range(self.size)]
-        cells = torch.from_numpy(np.stack([drawing.cells.reshape(-1) for drawing in drawings]))
-        letters = torch.from_numpy(np.stack([patch_order(drawing.letters) for drawing in drawings]))
-        return patchify(np.stack([drawing.pixels for drawing in drawings])), cells, letters
-
-
-def load(dataset: Dataset[Item], count: int, workers: int) -> Iterator[Item]:
-    """Items 0 to count - 1 in order, made by ``workers`` processes; their number changes nothing but the pace."""
-    return iter(
-        DataLoader(
-            dataset, batch_size=None, sampler=range(count), num_workers=workers, prefetch_factor=2 if workers else None
-        )
-    )
-
-
-def batches(seed: int, count: int, workers: int) -> Iterator[Batch]:
+def batches(seed: int, count: int) -> Iterator[Batch]:
     """``count`` batches for the language model."""
-    pools = load(Pools(seed), count, workers)
+    pools = (pool(seed, number) for number in itertools.count())
     return itertools.islice(itertools.chain.from_iterable(pools), count)
+
+
+def vision_batch(seed: int, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Patches [size, 64, 1176], classes of cells [size, 16], letters [size, 64]."""
+    rng = random.Random(f"{seed} {step}")
+    drawings = [render(any_picture(rng), rng) for _ in range(size)]
+    cells = torch.from_numpy(np.stack([drawing.cells.reshape(-1) for drawing in drawings]))
+    letters = torch.from_numpy(np.stack([patch_order(drawing.letters) for drawing in drawings]))
+    return patchify(np.stack([drawing.pixels for drawing in drawings])), cells, letters
