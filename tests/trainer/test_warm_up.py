@@ -53,9 +53,9 @@ def trained(kept) -> Trainee:
     return warm_up(7, PLAN, kept, quiet)
 
 
-def test_two_runs_give_the_same_weights(trained, tmp_path):
+def test_two_runs_give_the_same_weights_side_by_side_or_not(trained, tmp_path):
     torch.rand(17)
-    assert_same(trained, warm_up(7, PLAN, tmp_path, quiet))
+    assert_same(trained, warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
 
 
 def test_another_seed_gives_others(trained):
@@ -66,7 +66,7 @@ def test_another_seed_gives_others(trained):
 def test_a_run_goes_on_from_kept_parts(trained, kept, tmp_path):
     (tmp_path / "vision.pt").write_bytes((kept / "vision.pt").read_bytes())
     written = (tmp_path / "vision.pt").stat().st_mtime_ns
-    assert_same(trained, warm_up(7, PLAN, tmp_path, quiet))
+    assert_same(trained, warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
     assert (tmp_path / "vision.pt").stat().st_mtime_ns == written
     assert {path.name for path in tmp_path.iterdir()} == {"vision.pt", "language.pt"}
 

@@ -45,18 +45,25 @@ class Plan(Settings):
     language_lr: float = Field(2e-3, gt=0)
 
 
-def warm_up(seed: int, plan: Plan, kept: Path, log: Log, vocabulary: Path | None = None) -> Trainee:
-    """Both parts for one seed, side by side, each on one thread: more would change the order of sums.
+def warm_up(
+    seed: int, plan: Plan, kept: Path, log: Log, vocabulary: Path | None = None, *, side_by_side: bool = True
+) -> Trainee:
+    """Both parts for one seed, each on one thread: more would change the order of sums.
 
-    A part that was finished earlier under ``kept`` is read from there.
+    A part that was finished earlier under ``kept`` is read from there. Unless ``side_by_side`` they are trained in this
+    process, one after the other, with the same result.
     """
     parts = {"vision": kept / "vision.pt", "language": kept / "language.pt"}
     kept.mkdir(parents=True, exist_ok=True)
     missing = [name for name, path in parts.items() if not path.exists()]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
-        running = [processes.submit(_train_part, name, seed, plan, parts[name], log, vocabulary) for name in missing]
-        for part in running:
-            part.result()
+    if side_by_side:
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+            work = [processes.submit(_train_part, name, seed, plan, parts[name], log, vocabulary) for name in missing]
+            for part in work:
+                part.result()
+    else:
+        for name in missing:
+            _train_part(name, seed, plan, parts[name], log, vocabulary)
     trainee = Trainee(seed)
     trainee.vision.load_state_dict(torch.load(parts["vision"], weights_only=True))
     trainee.language.load_state_dict(torch.load(parts["language"], weights_only=True))
