@@ -8,6 +8,7 @@ first.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, query_text, user_text
 from guardtrace_proxy.auditor.published import published_prompt
@@ -32,7 +33,7 @@ class JudgeGuard:
 
     async def judge(self, item: Item) -> GuardVerdict:
         text = defuse_control_tokens(user_text(query_text(item.query.turns), item.thinking, item.answer))
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": "system", "content": self.system_prompt},
             {"role": "user", "content": with_image(text, item.image)},
         ]
