@@ -180,6 +180,12 @@ def test_what_can_not_be_is_said_in_one_line(data: Path, args: tuple[str, ...], 
     assert message in refused(*args, "--data", data)
 
 
+def test_a_server_without_probabilities_can_only_annotate(data: Path) -> None:
+    with Served(auditor_says(by_thinking)) as served:
+        message = refused("--auditor", "m", "--base-url", served.url, "--data", data, "--depth", "all")
+    assert "label and cascade need a server that gives the labels' probabilities" in message
+
+
 def test_the_same_items_twice_are_refused(data: Path) -> None:
     assert "'set/item-000' comes twice" in refused("--auditor", "m", "--data", data, "--data", data)
 
