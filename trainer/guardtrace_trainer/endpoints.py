@@ -10,8 +10,10 @@ import asyncio
 import base64
 import os
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,14 +21,18 @@ from typing import Any
 import aiohttp
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from yarl import URL
 
 from guardtrace_proxy.outgoing import TROUBLE, open_session
 from guardtrace_proxy.wire.chat import ChatStream
-from guardtrace_proxy.wire.events import Event, EventKind, Phase
+from guardtrace_proxy.wire.events import Event, EventKind, Phase, SpanKind
 from guardtrace_proxy.wire.tags import ThinkingStyle
+from guardtrace_trainer.rows import UNREADABLE
 
 MAX_EVENT_BYTES = 8 << 20
 MAX_ERROR_BYTES = 4096
+MAX_SHOWN = 300
+"""Characters of a server's own message that go into ours."""
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 LONGEST_PAUSE_SECONDS = 60.0
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
@@ -73,7 +79,11 @@ class Endpoint(BaseModel):
     @field_validator("base_url")
     @classmethod
     def _is_url(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
+        try:
+            usable = value.startswith(("http://", "https://")) and URL(value).host is not None
+        except ValueError:
+            usable = False
+        if not usable:
             raise ValueError("expected a URL that begins with http:// or https:// and, mostly, ends in /v1")
         return value.rstrip("/")
 
@@ -87,13 +97,23 @@ class Endpoint(BaseModel):
 
     @model_validator(mode="after")
     def _tags_fit(self) -> Endpoint:
-        if (self.thinking.style == "custom") != (self.thinking.close is not None):
-            raise ValueError("thinking: close is for style custom, which needs it")
+        thinking = self.thinking
+        if "" in (thinking.open, thinking.close):
+            raise ValueError("thinking: a tag can't be empty")
+        if thinking.style == "custom" and thinking.close is None:
+            raise ValueError("thinking: style custom needs close, and open unless thinking starts open")
+        if thinking.style == "custom" and thinking.open is None and not thinking.starts_open:
+            raise ValueError("thinking: style custom needs open, or starts_open: true where only a closing tag comes")
+        if thinking.style != "custom" and (thinking.open is not None or thinking.close is not None):
+            raise ValueError("thinking: open and close are for style custom")
+        if thinking.style == "field" and thinking.starts_open:
+            raise ValueError("thinking: starts_open has no effect with style field")
         return self
 
     def settings(self) -> dict[str, Any]:
-        """What of it changes its replies: for a step's manifest."""
-        return self.model_dump(mode="json", exclude={"api_key_env", "concurrency", "attempts", "timeout_s", "price"})
+        """What of it changes its replies: for a step's manifest. Where the model is served isn't part of it, so that
+        a run can go on after its server has moved."""
+        return self.model_dump(mode="json", include={"name", "model", "thinking", "request"})
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Of so many tokens, in the price's currency."""
@@ -122,7 +142,7 @@ class Client:
     async def __aenter__(self) -> Client:
         headers = {"content-type": "application/json"}
         if self.endpoint.api_key_env is not None:
-            key = os.environ.get(self.endpoint.api_key_env)
+            key = os.environ.get(self.endpoint.api_key_env, "").strip()
             if not key:
                 raise EndpointFailure(
                     f"{self.endpoint.name}: the environment variable {self.endpoint.api_key_env} holds no key",
@@ -176,20 +196,19 @@ class Client:
                     reading.end()
                 else:
                     reading.whole(await response.read())
-        except TROUBLE as error:  # a timeout is an OSError, too, from Python 3.11 on
-            raise self._failure(f"no whole reply ({type(error).__name__})", temporary=True) from error
-        except asyncio.TimeoutError as error:
+        except asyncio.TimeoutError as error:  # before the others: from Python 3.11 on it is an OSError, too
             raise self._failure(f"no whole reply in {self.endpoint.timeout_s:g} s", temporary=True) from error
+        except TROUBLE as error:
+            raise self._failure(f"no whole reply ({type(error).__name__}: {error})", temporary=True) from error
         if reading.trouble is not None:
-            raise self._failure(reading.trouble, temporary=True)
+            raise self._failure(reading.trouble, temporary=reading.is_temporary)
         return reading.reply()
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> EndpointFailure:
         said = (await response.content.read(MAX_ERROR_BYTES)).decode("utf-8", "replace")
-        wanted = response.headers.get("retry-after", "")
-        pause = min(float(wanted), LONGEST_PAUSE_SECONDS) if wanted.isdecimal() else None
+        pause = _wanted_pause(response.headers.get("retry-after", ""))
         temporary = response.status in RETRIED
-        return self._failure(f"HTTP {response.status}: {said[:300]}", temporary=temporary, pause=pause)
+        return self._failure(f"HTTP {response.status}: {said[:MAX_SHOWN]}", temporary=temporary, pause=pause)
 
     def _failure(self, message: str, *, temporary: bool, pause: float | None = None) -> EndpointFailure:
         return EndpointFailure(f"{self.endpoint.name}: {message}", temporary=temporary, pause=pause)
@@ -204,6 +223,7 @@ class _Reading:
         self._usage: dict[str, Any] = {}
         self._finish: str | None = None
         self.trouble: str | None = None
+        self.is_temporary = True
 
     def feed(self, data: bytes) -> None:
         for event in self._stream.feed(data):
@@ -217,6 +237,8 @@ class _Reading:
 
     def whole(self, body: bytes) -> None:
         self._take(self._stream.completion(body))
+        if self.trouble is None and self._finish is None:
+            self.trouble = "the reply has no choice"
 
     def reply(self) -> ModelReply:
         """What came in."""
@@ -230,14 +252,30 @@ class _Reading:
         )
 
     def _take(self, event: Event) -> None:
-        if event.kind in (EventKind.ERROR, EventKind.MALFORMED):
-            self.trouble = event.detail or "the server sent an error in mid-stream"
+        if self.trouble is None and event.kind in (EventKind.ERROR, EventKind.MALFORMED):
+            self.trouble, self.is_temporary = _trouble(event)
         self._usage = event.usage or self._usage
         for part in event.parts:
             self._finish = part.finish_reason or self._finish
+            unknown = [span.text for span in part.spans if span.kind is SpanKind.OTHER]
             for segment in part.segments:
-                if not segment.tag:
+                if segment.text in unknown:  # a vendor's own field, which the gate audits: no word of the model's
+                    unknown.remove(segment.text)
+                elif not segment.tag:
                     self._parts[segment.phase].append(segment.text)
+
+
+def _trouble(event: Event) -> tuple[str, bool]:
+    """What an error or unreadable event says, and whether asking again may help."""
+    detail = event.detail or "the server sent an error in mid-stream"
+    try:
+        error = msgspec.json.decode(event.raw.removeprefix(b"data: "))["error"]
+    except (*UNREADABLE, TypeError, KeyError):
+        return detail, True
+    fields = error if isinstance(error, dict) else {"message": error}
+    code = str(fields.get("code"))
+    is_refusal = code.isdecimal() and 400 <= int(code) < 500 and int(code) not in RETRIED
+    return f"the server sent an error ({code}): {str(fields.get('message'))[:MAX_SHOWN]}", not is_refusal
 
 
 def message(role: str, text: str, image: Path | None = None) -> dict[str, Any]:
@@ -249,11 +287,32 @@ def message(role: str, text: str, image: Path | None = None) -> dict[str, Any]:
     """
     if image is None:
         return {"role": role, "content": text}
-    mime = MIME.get(image.suffix.lower())
-    if mime is None:
-        raise ValueError(f"{image}: expected one of {', '.join(MIME)}")
-    url = f"data:{mime};base64,{base64.b64encode(image.read_bytes()).decode()}"
+    url = f"data:{mime_type(image)};base64,{base64.b64encode(image.read_bytes()).decode()}"
     return {"role": role, "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]}
+
+
+def mime_type(image: Path) -> str:
+    """Of an image, by its name.
+
+    Raises:
+        ValueError: it is of no kind that chat APIs take.
+    """
+    found = MIME.get(image.suffix.lower())
+    if found is None:
+        raise ValueError(f"{image}: expected one of {', '.join(MIME)}")
+    return found
+
+
+def _wanted_pause(retry_after: str) -> float | None:
+    """Seconds, from a number of them or a date; None where the header says nothing that can be used."""
+    if retry_after.isdecimal():
+        seconds = float(retry_after)
+    else:
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return min(seconds, LONGEST_PAUSE_SECONDS) if seconds > 0 else None
 
 
 def _pause(attempt: int) -> float:
