@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from guardtrace_proxy.policy.errors import SettingsError
-from guardtrace_trainer.annotation.review import Reject
 from guardtrace_trainer.rows import RowError, Split
 from guardtrace_trainer.steps import Manifest, StepError
 from guardtrace_trainer.terminal import printable
+
+if TYPE_CHECKING:
+    from guardtrace_trainer.annotation.review import Reject
 
 app = typer.Typer(help="From requests to labelled traces.", no_args_is_help=True)
 
