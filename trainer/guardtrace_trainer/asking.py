@@ -210,9 +210,21 @@ def image_path(folder: Path, row: Row, image: str | None, file: str) -> Path | N
     return path
 
 
-@lru_cache(maxsize=200_000)
 def image_hash(path: Path) -> str:
-    """SHA-256 of an image; read once a process."""
+    """SHA-256 of an image; read again only where the file has changed.
+
+    Raises:
+        StepError: it can't be read.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise StepError(f"{path}: can't be read ({error.strerror})") from error
+    return _hash(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=200_000)
+def _hash(path: Path, changed: int, size: int) -> str:
     return file_hash(path)
 
 

@@ -28,7 +28,7 @@ _BROKEN = re.compile("\ufffd|[\x00-\x08\x0b\x0c\x0e-\x1f]|[\u00c2\u00c3][\u0080-
 
 
 class Screening(Settings):
-    """``screening`` of ``jury.yaml``: bounds of the rules. None turns a rule off."""
+    """``screening`` of ``jury.yaml``: bounds of the rules. None turns a rule off; a least of one word takes any text."""
 
     cut_thinking: bool = True
     cut_answer: bool = False
@@ -78,7 +78,7 @@ def _rules_of_trace(trace: Trace, screening: Screening) -> Iterator[str]:
     ):
         if least is not None and not text.strip():
             yield f"empty {name}"
-        if least is not None and _too_short(text, least):
+        if least is not None and least > 1 and _too_short(text, least):
             yield f"short {name}"
         if _loops(text, screening.max_repeats):
             yield f"looping {name}"
