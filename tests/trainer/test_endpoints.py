@@ -268,6 +268,7 @@ def test_a_server_that_is_away():
 
 def test_no_more_at_a_time_than_is_allowed():
     with serving(Said(wait=0.02)) as server:
+
         async def main() -> None:
             async with Client(Endpoint.model_validate(server.endpoint(concurrency=3))) as client:
                 await asyncio.gather(*(client.ask([message("user", "?")]) for _ in range(12)))

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from guardtrace_trainer.rows import Query, read_rows
-from guardtrace_trainer.steps import Journal, Manifest, Step, StepError, file_hash
+from guardtrace_trainer.steps import Journal, Manifest, Step, StepError, file_hash, forget
 
 
 def query(id: str, text: str = "?") -> Query:
@@ -166,19 +166,22 @@ def test_a_broken_line_within_is_no_tear(tmp_path, bad):
         Journal(tmp_path / "j", Query).__enter__()
 
 
-def test_two_processes_dont_write_one_journal(tmp_path):
-    with Journal(tmp_path / "j", Query):
+@pytest.mark.parametrize("use", [lambda path: Journal(path, Query).__enter__(), forget])
+def test_two_processes_dont_write_one_journal(tmp_path, use):
+    with Journal(tmp_path / "j", Query) as journal:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                Journal(tmp_path / "j", Query).__enter__()
+                use(tmp_path / "j")
                 os.write(writing, b"opened")
             except StepError as error:
                 os.write(writing, str(error).encode())
             os._exit(0)
         os.waitpid(child, 0)
         said = os.read(reading, 1000).decode()
+        journal.add(query("b"))
     assert "another process is at this step" in said
+    assert [row.id for row in read_rows(tmp_path / "j", Query)] == ["b"]
     with Journal(tmp_path / "j", Query) as journal:
         journal.add(query("a"))

@@ -21,7 +21,7 @@ import msgspec
 from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, ModelReply, message, mime_type
 from guardtrace_trainer.progress import Progress
 from guardtrace_trainer.rows import Row
-from guardtrace_trainer.steps import Journal, Step, StepError, file_hash
+from guardtrace_trainer.steps import Journal, Step, StepError, file_hash, forget
 
 UNANSWERED_AT_FIRST = 20
 """An endpoint that has answered nothing after so many questions is taken to be set up wrongly."""
@@ -178,8 +178,8 @@ def begin(
     Raises:
         StepError: the folder holds another state of this step and neither is given.
     """
-    if again:
-        paid_path(folder, name).unlink(missing_ok=True)
+    if again and paid_path(folder, name).exists():
+        forget(paid_path(folder, name))
     try:
         return Step(folder, name, inputs=inputs, settings=settings, again=again or extend)
     except StepError as error:

@@ -150,10 +150,7 @@ class Journal(Generic[AnyRow]):
         return self
 
     def _open(self, file: BinaryIO) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StepError(f"{self.path} is in use: another process is at this step; wait for it") from error
+        _lock(file, self.path)
         file.seek(0)
         content = file.read()
         whole = content.rfind(b"\n") + 1
@@ -180,6 +177,24 @@ class Journal(Generic[AnyRow]):
         self._file.write(msgspec.json.encode(row) + b"\n")
         self._file.flush()
         self.rows[row.id] = row
+
+
+def forget(path: Path) -> None:
+    """Empty a journal.
+
+    Raises:
+        StepError: another process has it open.
+    """
+    with path.open("a+b") as file:
+        _lock(file, path)
+        file.truncate(0)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise StepError(f"{path} is in use: another process is at this step; wait for it") from error
 
 
 def file_hash(path: Path) -> str:

@@ -52,7 +52,7 @@ def noisy(body: dict[str, Any], number: int) -> Said:
 
 
 def jury(server: Scripted, of_judge: dict[str, Any] | None = None, **fields: Any) -> Jury:
-    judges = [server.endpoint(name, stream=False, **(of_judge or {})) for name in "abc"]
+    judges = [server.endpoint(name, **({"stream": False} | (of_judge or {}))) for name in "abc"]
     return Jury.model_validate({"judges": judges, **fields})
 
 
@@ -77,7 +77,7 @@ def test_known_noise_splits_the_votes_as_it_must(tmp_path, stream):
     assert [row.id for row in made] == [row.id for row in traces]
     for number, row in enumerate(made):
         assert [one.judge for one in row.votes] == ["a", "b", "c"]
-        assert [one.level for one in row.votes][0] == (0.0, 0.5, 1.0)[number % 3]
+        assert row.votes[0].level == (0.0, 0.5, 1.0)[number % 3]
         assert row.votes[1].analysis == f"b says that {LONG_ANALYSIS}"
     sizes = Counter(len({one.level for one in row.votes}) for row in made)
     assert sizes == {1: 18, 2: 3, 3: 3}

@@ -67,7 +67,9 @@ def test_neither_the_order_of_rows_nor_that_of_judges_matters(rows, pick, random
 
 
 def chosen(pick: Pick, count: int = 300) -> Counter[str]:
-    return Counter(row.annotation.judge for row in stratify([vote(n, 1, 1, 1, split="train") for n in range(count)], pick).sft)
+    return Counter(
+        row.annotation.judge for row in stratify([vote(n, 1, 1, 1, split="train") for n in range(count)], pick).sft
+    )
 
 
 def test_the_draw_is_even_and_follows_the_seed():

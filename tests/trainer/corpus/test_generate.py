@@ -129,7 +129,9 @@ def test_failures_are_kept_apart_and_asked_again_at_the_next_run(tmp_path):
 
 def test_kept_failures_are_no_reason_to_leave_out_the_rest(tmp_path):
     requests = write_requests(tmp_path, 2)
-    with Scripted(lambda body, number: Said(status=400) if question(body) == requests[0].question else Said()) as server:
+    with Scripted(
+        lambda body, number: Said(status=400) if question(body) == requests[0].question else Said()
+    ) as server:
         generate(tmp_path, plan(server))
         write_requests(tmp_path, 3)
         generate(tmp_path, plan(server), extend=True, keep_failures=True)
