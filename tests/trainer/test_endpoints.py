@@ -16,7 +16,8 @@ import pytest
 from pydantic import ValidationError
 
 from guardtrace_trainer import endpoints
-from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, ModelReply, message
+from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, message
+from guardtrace_trainer.replies import ModelReply
 from tests.trainer.scripted import Said, Scripted
 
 THINKING = "Hm, a < b? I think so; “ja”."

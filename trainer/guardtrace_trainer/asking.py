@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, ModelReply, message, mime_type
+from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, message, mime_type
 from guardtrace_trainer.progress import Progress
+from guardtrace_trainer.replies import ModelReply
 from guardtrace_trainer.rows import Row
 from guardtrace_trainer.steps import Journal, Step, StepError, file_hash, forget
 

@@ -28,7 +28,7 @@ _BROKEN = re.compile("\ufffd|[\x00-\x08\x0b\x0c\x0e-\x1f]|[\u00c2\u00c3][\u0080-
 
 
 class Screening(Settings):
-    """``screening`` of ``jury.yaml``: bounds of the rules. None turns a rule off; a least of 1 takes any text at all."""
+    """``screening`` of ``jury.yaml``: bounds of the rules. None turns one off; a least of 1 takes any text at all."""
 
     cut_thinking: bool = True
     cut_answer: bool = False
