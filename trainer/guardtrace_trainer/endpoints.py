@@ -10,11 +10,11 @@ import asyncio
 import base64
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -25,6 +25,7 @@ from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import Event, EventKind, Phase
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
+AnyReply = TypeVar("AnyReply")
 MAX_EVENT_BYTES = 8 << 20
 MAX_ERROR_BYTES = 4096
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -33,12 +34,16 @@ MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp
 
 
 class EndpointFailure(Exception):
-    """A question got no reply. ``temporary``: asking again may help, after ``pause`` seconds if the server said so."""
+    """A question got no reply. ``temporary``: asking again may help, after ``pause`` seconds if the server said so.
 
-    def __init__(self, message: str, *, temporary: bool, pause: float | None = None) -> None:
+    ``status`` is that of HTTP where the server answered with one.
+    """
+
+    def __init__(self, message: str, *, temporary: bool, pause: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
         self.temporary = temporary
         self.pause = pause
+        self.status = status
 
 
 class Price(BaseModel):
@@ -151,15 +156,20 @@ class Client:
         if endpoint.stream:
             request |= {"stream": True, "stream_options": {"include_usage": True}}
         body = msgspec.json.encode(request)
+        return await self._persist(lambda: self._try(body))
+
+    async def _persist(self, attempt: Callable[[], Awaitable[AnyReply]]) -> AnyReply:
+        """Try, in one of the places, until it works or can't."""
+        endpoint = self.endpoint
         async with self._places:
-            for attempt in range(1, endpoint.attempts + 1):
+            for number in range(1, endpoint.attempts + 1):
                 try:
-                    return await self._try(body)
+                    return await attempt()
                 except EndpointFailure as failure:
-                    if not failure.temporary or attempt == endpoint.attempts:
+                    if not failure.temporary or number == endpoint.attempts:
                         raise
                     pause = failure.pause
-                await asyncio.sleep(_pause(attempt) if pause is None else pause)
+                await asyncio.sleep(_pause(number) if pause is None else pause)
         raise AssertionError("unreachable")
 
     async def _try(self, body: bytes) -> ModelReply:
@@ -189,10 +199,13 @@ class Client:
         wanted = response.headers.get("retry-after", "")
         pause = min(float(wanted), LONGEST_PAUSE_SECONDS) if wanted.isdecimal() else None
         temporary = response.status in RETRIED
-        return self._failure(f"HTTP {response.status}: {said[:300]}", temporary=temporary, pause=pause)
+        message = f"HTTP {response.status}: {said[:300]}"
+        return self._failure(message, temporary=temporary, pause=pause, status=response.status)
 
-    def _failure(self, message: str, *, temporary: bool, pause: float | None = None) -> EndpointFailure:
-        return EndpointFailure(f"{self.endpoint.name}: {message}", temporary=temporary, pause=pause)
+    def _failure(
+        self, message: str, *, temporary: bool, pause: float | None = None, status: int | None = None
+    ) -> EndpointFailure:
+        return EndpointFailure(f"{self.endpoint.name}: {message}", temporary=temporary, pause=pause, status=status)
 
 
 class _Reading:
