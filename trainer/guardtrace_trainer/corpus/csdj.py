@@ -2,8 +2,8 @@
 last three show a request in three parts, as coloured lettering.
 
 Two things differ from the paper. The distractions are drawn by seed, not chosen by CLIP to be unlike the request. The
-parts are sub-questions where a language model can be asked for them, and else the request's own words cut in three runs.
-A composite has 768 × 1120 pixels, which is what an auditor sees of one without making it smaller.
+parts are sub-questions where a language model can be asked for them, and else the request's own words, cut in three
+runs. A composite has 768 × 1120 pixels, which is what an auditor sees of one without making it smaller.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import random
 import re
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
@@ -46,7 +47,7 @@ def three_runs(query: str) -> tuple[str, ...] | None:
     if len(words) < PARTS:
         return None
     borders = [round(len(words) * part / PARTS) for part in range(PARTS + 1)]
-    return tuple(" ".join(words[start:end]) for start, end in zip(borders, borders[1:], strict=False))
+    return tuple(" ".join(words[start:end]) for start, end in pairwise(borders))
 
 
 def sub_questions(reply: str) -> tuple[str, ...] | None:

@@ -139,11 +139,11 @@ def _drawn(query: Query, variants: Sequence[Made], per_query: int, seed: int) ->
 
 def _known(maker: Maker, journal: Journal[Drawn], query: Query, variant: Made) -> Drawn:
     """From the journal if its image still stands, else made now."""
-    id = f"{query.id}-{variant}"
-    row = journal.rows.get(id)
+    name = f"{query.id}-{variant}"
+    row = journal.rows.get(name)
     if row is not None and (row.image is None or _stands(maker.corpus / row.image, row.sha256)):
         return row
-    row = maker.make(query, variant, id)
+    row = maker.make(query, variant, name)
     journal.add(row)
     return row
 

@@ -29,9 +29,10 @@ QUESTION = (
 )
 
 _POLITE = r"(?:please\s+)?(?:(?:can|could|would|will) you\s+)?(?:please\s+)?"
+_WHO, _MAY = "(?:i|we|you|one|someone|somebody|people|a person)", "(?:can|do|should|could|would|might)"
 _HOW = (
-    r"(?:(?:explain|describe|show|tell|teach|guide)(?: to)?(?: me| us)?(?: on)?\s+)?how (?:to|"
-    r"(?:can|do|should|could|would|might) (?:i|we|you|one|someone|somebody|people|a person))\s"
+    r"(?:(?:explain|describe|show|tell|teach|guide)(?: to)?(?: me| us)?(?: on)?\s+)?"
+    rf"how (?:to|{_MAY} {_WHO}|{_WHO} {_MAY})\s"
 )
 _BEST_WAY = r"what(?:'s| is| are)(?: the| some)?(?: best| easiest| good)? (?:ways?|steps?|methods?) (?:to|of)\s"
 _STEPS_AHEAD = re.compile(rf"{_POLITE}(?:{_HOW}|{_BEST_WAY}|help me(?: to)?\s)", re.IGNORECASE)

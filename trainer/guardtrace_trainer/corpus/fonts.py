@@ -44,5 +44,5 @@ def characters(path: Path) -> frozenset[str]:
 
 def undrawable(text: str, path: Path) -> str:
     """The characters of a text that a font lacks, each once; empty where it has all."""
-    lacking = {char for char in text if not char.isspace()} - characters(path)
-    return "".join(sorted(lacking))
+    known = characters(path)
+    return "".join(char for char in dict.fromkeys(text) if not char.isspace() and char not in known)

@@ -99,13 +99,13 @@ def import_hades(
     check_split(corpus, "hades", test_share, seed)
     order = order_of(corpus, "hades")
     files = _files(folder)
+    chosen = _chosen(_items(folder, files), step)
+    if not chosen:
+        raise RowError(f"{folder}: no item of HADES has an image of step {step}")
     settings = {"step": step, "question": question, "test_share": test_share, "seed": seed}
     work = Step(corpus, "import-hades", inputs=files, settings=settings, again=again)
     if work.done:
         return work.manifest.counts
-    chosen = _chosen(_items(folder, files), step)
-    if not chosen:
-        raise RowError(f"{folder}: no item of HADES has an image of step {step}")
     queries, left_out = _queries(chosen, corpus, test_share, seed)
     asked = [(item, queries[text]) for item in chosen if (text := normalised(item.instruction)) in queries]
     requests = [_request(item, query, question) for item, query in asked]
@@ -139,8 +139,8 @@ def _of_parquet(file: Path) -> Iterator[Item]:
 
 def _rows(file: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     """A Parquet file's rows, a few in memory at a time."""
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow  # type: ignore[import-untyped]  # comes with `datasets`
+    import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         table = pyarrow.parquet.ParquetFile(file)
@@ -228,17 +228,17 @@ def _queries(
 
 
 def _request(item: Item, query: Query, question: Literal["pointer", "plain"]) -> Request:
-    id = f"{query.id}-hades-{item.scenario.lower()}-{item.id}"
+    name = f"{query.id}-hades-{item.scenario.lower()}-{item.id}"
     asked = item.instruction if question == "plain" else _pointed(item)
     return Request(
-        id=id,
+        id=name,
         query_id=query.id,
         query=item.instruction,
         source="hades",
         split=query.split,
         variant="hades",
         question=asked,
-        image=f"{IMAGES}/hades/{id}-{item.step}.png",
+        image=f"{IMAGES}/hades/{name}-{item.step}.png",
         category=SCENARIOS[item.scenario],
     )
 
@@ -249,7 +249,8 @@ def _pointed(item: Item) -> str:
         text = item.instruction.replace(item.keywords, POINTERS[item.category])
     else:
         text = f"{item.instruction} It is about what the image names."
-    return f"At its bottom the image names a {item.category}. {text}"
+    article = "an" if item.category == "object" else "a"
+    return f"At its bottom the image names {article} {item.category}. {text}"
 
 
 def _save(wanted: dict[Path | tuple[Path, int], Path]) -> None:

@@ -133,8 +133,8 @@ class Maker:
         lacking = [query.id for query in queries if query.id not in self._prepared]
         if lacking:
             raise StepError(
-                f"--aligned-images {self.inputs.aligned}: {len(lacking)} of {len(queries)} queries have no image there, "
-                f"the first is {lacking[0]}; expected {lacking[0]}.png (or .jpg, .webp) for each"
+                f"--aligned-images {self.inputs.aligned}: {len(lacking)} of {len(queries)} queries have no image "
+                f"there, the first is {lacking[0]}; expected {lacking[0]}.png (or .jpg, .webp) for each"
             )
 
     def _rng(self, query: Query, use: str) -> random.Random:

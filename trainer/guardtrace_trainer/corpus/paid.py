@@ -164,7 +164,8 @@ def aligned_images(
         return path is None or (path.is_file() and file_hash(path) == entry.sha256)
 
     async def ask(ledger: _Ledger[Aligned]) -> None:
-        async with Painter(endpoint) as painter:
+        painter = Painter(endpoint)
+        async with painter:
 
             async def one(query: Query) -> None:
                 try:
@@ -242,7 +243,7 @@ class _Ledger(Generic[Entry]):
     ) -> list[Query]:
         """The queries that are still to be asked."""
         rows = self._journal.rows
-        known = {id for id, row in rows.items() if row.key == keys.get(id) and stands(row)}
+        known = {row.id for row in rows.values() if row.key == keys.get(row.id) and stands(row)}
         self._answered = bool(known)
         return [query for query in queries if query.id not in known]
 

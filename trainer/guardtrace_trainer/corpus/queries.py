@@ -1,7 +1,7 @@
 """``data import``: source queries without near-duplicates, split into train and test.
 
-Each import is a step of its own, ``import-NAME``, whose kept rows stand in ``sources/NAME.jsonl``; ``queries.jsonl`` and
-``duplicates.jsonl`` are all of them together, in the order of the imports. What an earlier import kept stays; a
+Each import is a step of its own, ``import-NAME``, whose kept rows stand in ``sources/NAME.jsonl``; ``queries.jsonl``
+and ``duplicates.jsonl`` are all of them together, in the order of the imports. What an earlier import kept stays; a
 near-duplicate of it is left out of a later one. A query's id and split depend on nothing but its normalised text (the
 split also on the seed), so that adding queries moves no other.
 """
@@ -76,9 +76,9 @@ def import_queries(
         "test_share": test_share,
         "seed": seed,
     }
+    read = [(file, query) for file in files for query in read_queries(file, layout)]
     step = Step(corpus, f"import-{source}", inputs=files, settings=settings, again=again)
     if not step.done:
-        read = [(file, query) for file in files for query in read_queries(file, layout)]
         index = _index_of_others(corpus, source)
         kept, duplicates = _without_duplicates(read, source, index, test_share, seed)
         step.finish(
@@ -155,8 +155,8 @@ def _index_of_others(corpus: Path, source: str) -> NearIndex:
     texts = {query.id: query.text for query in others}
     for request in requests_of_hades(corpus):
         texts.setdefault(request.query_id, request.query)
-    for id, text in texts.items():
-        index.add(id, normalised(text))
+    for name, text in texts.items():
+        index.add(name, normalised(text))
     return index
 
 

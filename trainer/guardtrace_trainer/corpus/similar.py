@@ -68,9 +68,9 @@ class NearIndex:
     def near(self, text: str) -> list[Near]:
         """Those at :data:`NEAR` or above, the nearest first; among equals the one that came first."""
         members = words(text)
-        candidates = {id: None for word in _prefix(members) for id in self._by_word.get(word, ())}
-        found = [(id, similarity(members, self._sets[id])) for id in candidates]
-        near = [Near(id, float(value)) for id, value in found if value >= NEAR]
+        candidates = dict.fromkeys(name for word in _prefix(members) for name in self._by_word.get(word, ()))
+        found = [(name, similarity(members, self._sets[name])) for name in candidates]
+        near = [Near(name, float(value)) for name, value in found if value >= NEAR]
         return sorted(near, key=lambda item: -item.similarity)
 
 

@@ -47,7 +47,7 @@ def stats(corpus: Path) -> dict[str, Any]:
     traces = _rows(corpus / TRACES, Trace)
     votes = _rows(corpus / VOTES, Vote)
     experts = _rows(corpus / EXPERTS, Pair)
-    if queries is requests is traces is votes is None:
+    if all(rows is None for rows in (queries, requests, traces, votes)):
         raise RowError(f"{corpus}: holds none of {QUERIES}, {REQUESTS}, {TRACES}, {VOTES}; is it a corpus?")
     found: dict[str, Any] = {}
     if queries is not None:
