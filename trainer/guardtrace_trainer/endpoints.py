@@ -33,12 +33,16 @@ MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp
 
 
 class EndpointFailure(Exception):
-    """A question got no reply. ``temporary``: asking again may help, after ``pause`` seconds if the server said so."""
+    """A question got no reply. ``temporary``: asking again may help, after ``pause`` seconds if the server said so.
 
-    def __init__(self, message: str, *, temporary: bool, pause: float | None = None) -> None:
+    ``status`` is that of HTTP where the server answered with one.
+    """
+
+    def __init__(self, message: str, *, temporary: bool, pause: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
         self.temporary = temporary
         self.pause = pause
+        self.status = status
 
 
 class Price(BaseModel):
@@ -205,10 +209,13 @@ class Client:
         said = (await response.content.read(MAX_ERROR_BYTES)).decode("utf-8", "replace")
         pause = _wanted_pause(response.headers.get("retry-after", ""))
         temporary = response.status in RETRIED
-        return self._failure(f"HTTP {response.status}: {said[:MAX_SHOWN]}", temporary=temporary, pause=pause)
+        message = f"HTTP {response.status}: {said[:MAX_SHOWN]}"
+        return self._failure(message, temporary=temporary, pause=pause, status=response.status)
 
-    def _failure(self, message: str, *, temporary: bool, pause: float | None = None) -> EndpointFailure:
-        return EndpointFailure(f"{self.endpoint.name}: {message}", temporary=temporary, pause=pause)
+    def _failure(
+        self, message: str, *, temporary: bool, pause: float | None = None, status: int | None = None
+    ) -> EndpointFailure:
+        return EndpointFailure(f"{self.endpoint.name}: {message}", temporary=temporary, pause=pause, status=status)
 
 
 def message(role: str, text: str, image: Path | None = None) -> dict[str, Any]:
