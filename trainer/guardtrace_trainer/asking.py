@@ -100,7 +100,10 @@ class Asking:
     def known(self, question: Question) -> Paid | None:
         """The reply, where it was paid for already."""
         paid = self._ledger.rows.get(question.id)
-        return paid if paid is not None and paid.asked == question.digest else None
+        if paid is None or paid.asked != question.digest:
+            return None
+        self._spent[question.endpoint.name].has_answered = True
+        return paid
 
     async def ask(self, question: Question) -> Paid:
         """The reply, from the ledger or from the model.
@@ -117,14 +120,14 @@ class Asking:
             reply = await self._clients[endpoint.name].ask(question.messages, **question.fields)
         except EndpointFailure as failure:
             spent.failed += 1
-            if not spent.answered and spent.failed >= UNANSWERED_AT_FIRST:
+            if not spent.has_answered and spent.failed >= UNANSWERED_AT_FIRST:
                 raise StepError(
                     f"{endpoint.name} has answered none of its first {spent.failed} questions: {failure}"
                 ) from failure
             raise
         paid = _paid(question, reply)
         self._ledger.add(paid)
-        spent.answered += 1
+        spent.has_answered = True
         self._progress.spend(
             endpoint.name,
             reply.prompt_tokens + reply.completion_tokens,
@@ -167,7 +170,8 @@ class Asking:
 
 @dataclass
 class _Spent:
-    answered: int = 0
+    has_answered: bool = False
+    """Ever, in this run or an earlier one."""
     failed: int = 0
 
 

@@ -210,6 +210,18 @@ def test_an_endpoint_that_answers_nothing_ends_the_run(tmp_path):
     assert len(traces(tmp_path)) == 100
 
 
+def test_an_endpoint_that_has_answered_before_may_refuse_many_again(tmp_path):
+    write_requests(tmp_path, 30)
+
+    def script(body: dict[str, Any], number: int) -> Said:
+        return Said() if question(body) == "How do I open box 0?" else Said(status=400)
+
+    with Scripted(script) as server:
+        for _ in range(2):
+            generate(tmp_path, plan(server, of_model={"concurrency": 1}))
+            assert len(failures(tmp_path)) == 29
+
+
 @pytest.mark.parametrize(
     ("image", "said"),
     [
