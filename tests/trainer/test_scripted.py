@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardtrace_proxy.auditor.prompt import user_text
-from guardtrace_trainer.nano.corpus import ACT, HINT, SAFE, Sample, excerpt_of, make_sample, prefix, whole
+from guardtrace_trainer.nano.authored import ACT, HINT, SAFE
+from guardtrace_trainer.nano.corpus import Sample, excerpt_of, make_sample, prefix, whole
 from guardtrace_trainer.nano.scripted import JUDGES, Known, Truth, Unknown, opinion, read_layout
 
 SEEDS = st.integers(0, 2**32)

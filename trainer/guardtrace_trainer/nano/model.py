@@ -181,7 +181,7 @@ class Muon(torch.optim.Optimizer):
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    x: torch.Tensor = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
         a = x @ x.T

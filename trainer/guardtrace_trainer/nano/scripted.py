@@ -23,7 +23,8 @@ from typing import Any
 from aiohttp import web
 
 from guardtrace_proxy.auditor.prompt import QUERY, RESPONSE, THINKING
-from guardtrace_trainer.nano.corpus import ACT, HINT, SAFE, Excerpt, Sample, excerpt_of
+from guardtrace_trainer.nano.authored import ACT, HINT, SAFE
+from guardtrace_trainer.nano.corpus import Excerpt, Sample, excerpt_of
 
 JUDGES = ("wary", "polite", "coarse")
 SYSTEMATIC = {"wary": 0.5, "polite": 0.5, "coarse": 0.3}

@@ -15,9 +15,10 @@ from guardtrace_proxy.auditor.published import published_prompt
 from guardtrace_proxy.auditor.quoting import defuse_control_tokens
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_proxy.policy.levels import Level
-from guardtrace_trainer.endpoints import Client, ModelReply
+from guardtrace_trainer.endpoints import Client
 from guardtrace_trainer.evaluation.data import Item
 from guardtrace_trainer.evaluation.guards.protocol import GuardVerdict, UnreadableVerdict, read_prompt, with_image
+from guardtrace_trainer.replies import ModelReply
 
 
 class JudgeGuard:
