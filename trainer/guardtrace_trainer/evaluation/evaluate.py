@@ -48,7 +48,6 @@ class Plan(BaseModel):
     prompt: Path | None = None
     request: dict[str, Any] = {}
     annotate_max_tokens: int = Field(512, ge=16)
-    max_context: int | None = None
     timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)
     concurrency: int | None = Field(None, ge=1, le=1024)
     half: Half | None = None
@@ -258,7 +257,6 @@ class _Run:
             depth="cascade" if plan.depth == "all" else plan.depth,
             timeout_ms=CONNECT_MS,
             annotate_max_tokens=plan.annotate_max_tokens,
-            max_context=plan.max_context,
             system_prompt=plan.system_prompt(),
         )
         await auditor.start()
