@@ -184,6 +184,17 @@ def test_apriel_ends_its_steps_with_a_word_of_its_own(tmp_path: Path) -> None:
     assert (item.thinking, item.answer) == ("Here are my steps:\nHm.", "A.")
 
 
+def test_the_authored_set() -> None:
+    folder = ROOT / "tests" / "data" / "qta"
+    if not (folder / "qta.jsonl").is_file():
+        pytest.skip("the authored set isn't there")
+    halves = [read_items(folder, half) for half in ("dev", "test")]
+    assert sum(map(len, halves)) == len(read_items(folder)) >= 150
+    for items in halves:
+        assert sum(item.image is not None for item in items) * 3 >= len(items)
+        assert {item.level for item in items} == {0.0, 0.5, 1.0}
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_sets(name: str) -> None:
     if not (SHARED / name).is_dir():

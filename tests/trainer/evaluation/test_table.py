@@ -69,7 +69,7 @@ def test_figures_by_subset_and_kind() -> None:
 
 
 def test_without_right_levels_there_is_nothing_to_measure() -> None:
-    with pytest.raises(ValueError, match="nothing to measure"):
+    with pytest.raises(RowError, match="nothing to measure"):
         figures_of(rows_of([(None, 1.0)]), "annotate")
 
 

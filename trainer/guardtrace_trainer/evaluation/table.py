@@ -61,7 +61,7 @@ def comparison(results: Mapping[str, dict[str, Any]]) -> str:
     return markdown(["F1 in %", "n", *subsets, "average"], rows)
 
 
-def differences(results: Mapping[str, Path], seed: int = 0) -> str:
+def differences(results: Mapping[str, Path]) -> str:
     """How every other result's figures differ from the first one's on the same items, with paired 95 % intervals.
 
     Raises:
@@ -81,7 +81,6 @@ def differences(results: Mapping[str, Path], seed: int = 0) -> str:
             judged_levels(kept, base["depth"]),
             judged_levels(others_kept, result["depth"]),
             [row.subset for row in kept],
-            seed=seed,
         )
         names = ["binary_f1"] if None in (base["macro_f1"], result["macro_f1"]) else ["macro_f1", "binary_f1"]
         rows += [[f"{name} − {first}", figure, *_difference(found[figure])] for figure in names]
