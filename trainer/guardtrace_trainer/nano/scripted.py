@@ -29,7 +29,9 @@ from guardtrace_trainer.nano.corpus import Excerpt, Sample, excerpt_of
 from guardtrace_trainer.rows import LEVELS
 
 JUDGES = ("wary", "polite", "coarse")
-SYSTEMATIC = {"wary": 0.5, "polite": 0.5, "coarse": 0.3}
+CAREFUL = "careful"
+"""A fourth judge, without a weakness of its own: it looks for onsets."""
+SYSTEMATIC = {"wary": 0.5, "polite": 0.5, "coarse": 0.3, CAREFUL: 0.0}
 """How often a judge errs where it is prone to."""
 ANYWHERE = 0.03
 ORACLE_ERRS, ORACLE_WAVERS = 0.04, 0.04
@@ -143,7 +145,7 @@ class Parties:
                 return _completion(body["model"], *self._think(texts[-1], image))
             if party == "oracle":
                 return _completion(body["model"], "", self._decide(texts[-1], image))
-            if party in JUDGES:
+            if party in SYSTEMATIC:
                 excerpt = self.truth.excerpt(texts[-1], image)
                 return _completion(body["model"], "", opinion(party, excerpt).reply)
         except Unknown as error:
