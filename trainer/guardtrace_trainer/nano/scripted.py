@@ -24,6 +24,7 @@ from typing import Any
 from aiohttp import web
 
 from guardtrace_proxy.auditor.prompt import QUERY, RESPONSE, THINKING
+from guardtrace_proxy.auditor.quoting import defuse_control_tokens
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE
 from guardtrace_trainer.nano.corpus import Excerpt, Sample, excerpt_of
 from guardtrace_trainer.rows import LEVELS
@@ -122,7 +123,8 @@ def _digest(excerpt: Excerpt) -> str:
 
 
 def _key(question: str, image: bytes | None) -> str:
-    digest = hashlib.sha256(question.encode())
+    """Of a question as the thinking model is asked it or as the jury is shown it, where control tokens are broken up."""
+    digest = hashlib.sha256(defuse_control_tokens(question).encode())
     digest.update(b"\0" if image is None else b"\1" + image)
     return digest.hexdigest()
 
