@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -202,3 +204,10 @@ def test_sub_questions_come_from_a_model(corpus, photos, tmp_path):
     requests = read_rows(corpus / "requests.jsonl", Request)
     assert {request.question for request in requests} == {csdj.QUESTION}
     assert "no three numbered lines: I'd rather not." in read_rows(corpus / "left-out.jsonl", LeftOut)[0].why
+
+
+def test_the_documented_endpoint_loads(tmp_path):
+    pages = "\n".join(page.read_text("utf-8") for page in sorted((Path(__file__).parents[3] / "docs").glob("*.md")))
+    (block,) = re.findall(r"^```yml\n(# images\.yaml.*?)^```$", pages, re.MULTILINE | re.DOTALL)
+    (tmp_path / "images.yaml").write_text(block, "utf-8")
+    assert _endpoint(tmp_path / "images.yaml", ImagesEndpoint).request == {"size": "1024x1024"}

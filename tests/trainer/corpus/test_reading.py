@@ -66,6 +66,7 @@ def test_csv_with_bom_quotes_and_line_breaks(tmp_path):
         ("a.jsonl", '{"text": "one"}\n{"txt": "two"}\n', r"line 2, field text: missing; the line has txt"),
         ("a.jsonl", '{"text": "one"}\n{"text": " ?! "}\n', r"line 2, field text: holds no word"),
         ("a.jsonl", '{"text": "one"}\n[1]\n', r"line 2: expected a JSON object"),
+        ("a.jsonl", '{"text": ' + "[" * 100_000, r"line 1: expected a JSON object"),
         ("a.jsonl", '{"text": "one"\n', r"line 1: expected a JSON object"),
         ("a.jsonl", '{"a": "one"}\n', r"no field is known as the query; name it by --text-field.*has a"),
         ("a.jsonl", '{"text": "a", "prompt": "b"}\n', r"several fields could be the query \(text, prompt\)"),

@@ -11,17 +11,17 @@ LONG = "how can the old gardener keep twelve very young apple trees healthy thro
 TEXTS = st.lists(st.sampled_from(LONG.split()), min_size=1, max_size=24).map(" ".join)
 
 
-def index_of(texts):
-    index = NearIndex()
+def index_of(texts, expected=()):
+    index = NearIndex(expected)
     for number, text in enumerate(texts):
         index.add(str(number), text)
     return index
 
 
-@given(st.lists(TEXTS, max_size=12), TEXTS)
-def test_the_index_misses_none_and_finds_no_others(texts, text):
+@given(st.lists(TEXTS, max_size=12), TEXTS, st.lists(TEXTS, max_size=3))
+def test_the_index_misses_none_and_finds_no_others(texts, text, expected_texts):
     expected = {str(number) for number, other in enumerate(texts) if similarity(words(text), words(other)) >= NEAR}
-    found = index_of(texts).near(text)
+    found = index_of(texts, expected_texts).near(text)
     assert {near.id for near in found} == expected
     assert [near.similarity for near in found] == sorted((near.similarity for near in found), reverse=True)
 
@@ -34,7 +34,7 @@ def test_case_and_punctuation_do_not_count(text, between):
 
 def test_normalised():
     assert normalised("  Ｈow—DO I “bake”\tbread?? ") == "how do i bake bread"
-    assert normalised("STRASSE 1½") == normalised("straße 1 1⁄2".replace(" 1⁄2", "1⁄2"))
+    assert normalised("STRASSE") == normalised("straße")
     assert normalised("की") != normalised("का")  # marks belong to words
 
 

@@ -9,7 +9,18 @@ from rich.console import Console
 
 from guardtrace_trainer.corpus.expand import expand
 from guardtrace_trainer.corpus.stats import PAPER, stats, tables
-from guardtrace_trainer.rows import Annotation, Pair, Request, RowError, Trace, Vote, read_rows, row_as, write_rows
+from guardtrace_trainer.rows import (
+    Annotation,
+    Labelled,
+    Pair,
+    Request,
+    RowError,
+    Trace,
+    Vote,
+    read_rows,
+    row_as,
+    write_rows,
+)
 
 JUDGES = ("a", "b", "c")
 
@@ -74,11 +85,12 @@ def test_votes_labels_and_agreement(tmp_path):
     assert found["by_variant"] == {"csdj": {"train": 1, "test": 0}, "text": {"train": 3, "test": 2}}
     assert found["labels"] == {"train": {"0": 1, "1": 2, "none yet": 1}, "test": {"0": 1, "none yet": 1}}
     assert found["shares"]["train"] == {"0": 0.3333, "0.5": 0, "1": 0.6667}
-    expert = row_as(votes[3], Pair, agreement="1:1:1", origin="expert",
-                    chosen=Annotation(judge="experts", level=0.5, analysis="x"),
-                    rejected=Annotation(judge="a", level=0, analysis="x"))  # fmt: skip
-    write_rows(tmp_path / "experts.jsonl", [expert])
-    assert stats(tmp_path)["votes"]["labels"]["train"] == {"0": 1, "0.5": 1, "1": 2}
+    pair = {"agreement": "1:1:1", "chosen": votes[3].votes[1], "rejected": votes[3].votes[0]}
+    write_rows(tmp_path / "expert_pairs.jsonl", [row_as(votes[3], Pair, id="another", **pair)])
+    tested = row_as(votes[5], Labelled, agreement="1:1:1", annotation=votes[5].votes[0])
+    write_rows(tmp_path / "expert_test.jsonl", [tested])
+    labels = {"train": {"0": 1, "0.5": 1, "1": 2}, "test": {"0": 1, "1": 1}}
+    assert stats(tmp_path)["votes"]["labels"] == labels
     assert stats(tmp_path)["traces"] == {"all": 6, "by_model": {"m": {"csdj": 1, "text": 5}}}
 
 

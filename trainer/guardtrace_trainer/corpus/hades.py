@@ -203,7 +203,7 @@ def _queries(
     """The query of each instruction, by its normalised text: one that is near, or its own."""
     path = corpus / QUERIES
     known = {query.id: query for query in (read_rows(path, Query) if path.exists() else [])}
-    index = NearIndex()
+    index = NearIndex(normalised(item.instruction) for item in items)
     for query in known.values():
         index.add(query.id, normalised(query.text))
     queries: dict[str, Query] = {}

@@ -79,7 +79,7 @@ def import_queries(
     read = [(file, query) for file in files for query in read_queries(file, layout)]
     step = Step(corpus, f"import-{source}", inputs=files, settings=settings, again=again)
     if not step.done:
-        index = _index_of_others(corpus, source)
+        index = _index_of_others(corpus, source, [normalised(query.text) for _, query in read])
         kept, duplicates = _without_duplicates(read, source, index, test_share, seed)
         step.finish(
             {f"{SOURCES}/{source}.jsonl": kept, f"{SOURCES}/{source}.duplicates.jsonl": duplicates},
@@ -148,9 +148,9 @@ def _kept(corpus: Path, source: str) -> list[Query]:
     return read_rows(corpus / SOURCES / f"{source}.jsonl", Query)
 
 
-def _index_of_others(corpus: Path, source: str) -> NearIndex:
+def _index_of_others(corpus: Path, source: str, expected: Iterable[str]) -> NearIndex:
     """What the other imports kept, and the queries of HADES that are no one else's."""
-    index = NearIndex()
+    index = NearIndex(expected)
     others = [query for name in _names(corpus) if name != source for query in _kept(corpus, name)]
     texts = {query.id: query.text for query in others}
     for request in requests_of_hades(corpus):

@@ -164,7 +164,7 @@ def _jsonl(path: Path, content: str) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             yield number, decoder.decode(line)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise RowError(f"{path}, line {number}: expected a JSON object ({error})") from error
 
 

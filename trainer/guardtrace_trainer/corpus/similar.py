@@ -3,19 +3,19 @@
 Compared exactly, by the Jaccard index of their sets of words, rather than by MinHash: a corpus has at most some 100,000
 queries, and the index below finds the candidates fast enough without missing any, so that the result depends on no
 random permutations. Two sets so alike share a word among the first few of each in any fixed order, so only those are
-indexed (prefix filtering: Bayardo, Ma, Srikant, "Scaling up all pairs similarity search", WWW 2007); long words come
-first, as they are mostly rare. The order of words doesn't count.
+indexed, rare words first (prefix filtering: Bayardo, Ma, Srikant, "Scaling up all pairs similarity search", WWW 2007).
+The order of words doesn't count.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections import defaultdict
-from fractions import Fraction
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import NamedTuple
 
-NEAR = Fraction(9, 10)
+NEAR = 0.9
 _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 """Chinese and Japanese, which are written without spaces."""
 
@@ -45,16 +45,22 @@ def words(text: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def similarity(one: frozenset[str], other: frozenset[str]) -> Fraction:
+def similarity(one: frozenset[str], other: frozenset[str]) -> float:
     """The Jaccard index; 1 for two empty sets."""
-    union = len(one | other)
-    return Fraction(len(one & other), union) if union else Fraction(1)
+    common = len(one & other)
+    union = len(one) + len(other) - common
+    return common / union if union else 1.0
 
 
 class NearIndex:
-    """Texts by id, and which of them are near another."""
+    """Texts by id, and which of them are near another.
 
-    def __init__(self) -> None:
+    ``expected`` are normalised texts in which words are about as frequent as in those that will come. They only make it
+    fast: what is found is the same.
+    """
+
+    def __init__(self, expected: Iterable[str] = ()) -> None:
+        self._frequencies = Counter(word for text in expected for word in words(text))
         self._sets: dict[str, frozenset[str]] = {}
         self._by_word: defaultdict[str, list[str]] = defaultdict(list)
 
@@ -62,19 +68,16 @@ class NearIndex:
         """Take in a normalised text."""
         members = words(text)
         self._sets[id] = members
-        for word in _prefix(members):
+        for word in self._prefix(members):
             self._by_word[word].append(id)
 
     def near(self, text: str) -> list[Near]:
         """Those at :data:`NEAR` or above, the nearest first; among equals the one that came first."""
         members = words(text)
-        candidates = dict.fromkeys(name for word in _prefix(members) for name in self._by_word.get(word, ()))
-        found = [(name, similarity(members, self._sets[name])) for name in candidates]
-        near = [Near(name, float(value)) for name, value in found if value >= NEAR]
-        return sorted(near, key=lambda item: -item.similarity)
+        candidates = dict.fromkeys(name for word in self._prefix(members) for name in self._by_word.get(word, ()))
+        found = [Near(name, similarity(members, self._sets[name])) for name in candidates]
+        return sorted((near for near in found if near.similarity >= NEAR), key=lambda near: -near.similarity)
 
-
-def _prefix(members: frozenset[str]) -> list[str]:
-    ordered = sorted(members, key=lambda word: (-len(word), word))
-    needed = -(-len(ordered) * NEAR.numerator // NEAR.denominator)
-    return ordered[: len(ordered) - needed + 1]
+    def _prefix(self, members: frozenset[str]) -> list[str]:
+        ordered = sorted(members, key=lambda word: (self._frequencies[word], word))
+        return ordered[: len(ordered) // 10 + 1]

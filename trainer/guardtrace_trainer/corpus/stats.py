@@ -6,7 +6,7 @@ The paper's figures: GuardTrace-VL (arXiv 2511.20994), its tables on the data se
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from guardtrace_trainer.corpus.expand import REQUESTS
 from guardtrace_trainer.corpus.queries import DUPLICATES, QUERIES, Duplicate
-from guardtrace_trainer.rows import LEVELS, Pair, Query, Request, Row, RowError, Trace, Vote, read_rows
+from guardtrace_trainer.rows import LEVELS, Labelled, Pair, Query, Request, Row, RowError, Trace, Vote, read_rows
 
 PAPER: dict[str, Any] = {
     "source": "GuardTrace-VL, arXiv 2511.20994",
@@ -29,7 +29,9 @@ PAPER: dict[str, Any] = {
     "test": {"S-Eval-VL": 600, "HADES-Eval": 400, "MM-Eval": 500, "MMJ-Eval": 500},
 }
 """The training set's counts after judging and screening; ``variants`` are all of it but S-Eval's in four variants."""
-TRACES, VOTES, EXPERTS = "traces.jsonl", "votes.jsonl", "experts.jsonl"
+TRACES, VOTES = "traces.jsonl", "votes.jsonl"
+EXPERT_PAIRS, EXPERT_TEST = "expert_pairs.jsonl", "expert_test.jsonl"
+"""What experts decided where the judges all differ: of the train split, and of the test split."""
 AGREEMENTS = ("3:0", "2:1", "1:1:1")
 SPLITS = ("train", "test")
 AnyRow = TypeVar("AnyRow", bound=Row)
@@ -46,7 +48,8 @@ def stats(corpus: Path) -> dict[str, Any]:
     requests = _rows(corpus / REQUESTS, Request)
     traces = _rows(corpus / TRACES, Trace)
     votes = _rows(corpus / VOTES, Vote)
-    experts = _rows(corpus / EXPERTS, Pair)
+    pairs, tested = _rows(corpus / EXPERT_PAIRS, Pair) or [], _rows(corpus / EXPERT_TEST, Labelled) or []
+    experts = {_key(row): row.chosen.level for row in pairs} | {_key(row): row.annotation.level for row in tested}
     if all(rows is None for rows in (queries, requests, traces, votes)):
         raise RowError(f"{corpus}: holds none of {QUERIES}, {REQUESTS}, {TRACES}, {VOTES}; is it a corpus?")
     found: dict[str, Any] = {}
@@ -69,7 +72,7 @@ def stats(corpus: Path) -> dict[str, Any]:
             "by_model": _table((trace.model, trace.variant) for trace in traces),
         }
     if votes is not None:
-        found["votes"] = _of_votes(votes, experts or [])
+        found["votes"] = _of_votes(votes, experts)
     return {**found, "paper": PAPER}
 
 
@@ -86,12 +89,11 @@ def label(vote: Vote) -> float | None:
     return level if 2 * count > len(vote.votes) else None
 
 
-def _of_votes(votes: Sequence[Vote], experts: Sequence[Pair]) -> dict[str, Any]:
-    decided = {pair.request_id + pair.model: pair.chosen.level for pair in experts}
+def _of_votes(votes: Sequence[Vote], experts: Mapping[tuple[str, str], float]) -> dict[str, Any]:
     labels: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for vote in votes:
         level = label(vote) if vote.votes else None
-        level = decided.get(vote.request_id + vote.model) if level is None else level
+        level = experts.get(_key(vote)) if level is None else level
         labels[vote.split]["none yet" if level is None else f"{level:g}"] += 1
     return {
         "all": len(votes),
@@ -100,6 +102,10 @@ def _of_votes(votes: Sequence[Vote], experts: Sequence[Pair]) -> dict[str, Any]:
         "labels": {split: dict(sorted(counts.items())) for split, counts in labels.items()},
         "shares": {split: _shares(counts) for split, counts in labels.items()},
     }
+
+
+def _key(trace: Trace) -> tuple[str, str]:
+    return trace.request_id, trace.model
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:
@@ -129,33 +135,34 @@ def _table(values: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
 
 def tables(found: dict[str, Any]) -> Group:
     """What :func:`stats` found, for a terminal."""
-    shown: list[Table] = []
+    shown: list[Table | str] = []
     if "queries" in found:
         queries = found["queries"]
         heading = f"Queries: {queries['all']}, and {queries['duplicates']} near-duplicates left out"
-        shown.append(_split_table(heading, "source", queries["by_source"]))
-        shown.append(_split_table("", "category", queries["by_category"]))
+        shown += [heading, _split_table("source", queries["by_source"])]
+        shown += [_split_table("category", queries["by_category"])]
     if "requests" in found:
         requests = found["requests"]
-        shown.append(_split_table(f"Requests: {requests['all']}", "variant", requests["by_variant"]))
+        shown += [f"Requests: {requests['all']}", _split_table("variant", requests["by_variant"])]
     if "traces" in found:
-        shown.append(_traces_table(found["traces"]))
+        shown += [f"Traces: {found['traces']['all']}", _traces_table(found["traces"])]
     if "votes" in found:
-        shown += _votes_tables(found["votes"])
+        heading = f"Judged traces: {found['votes']['all']}. The paper's are those of {PAPER['source']}: training set"
+        shown += [heading, *_votes_tables(found["votes"])]
     else:
-        shown.append(_paper_table("variants"))
-    return Group(*shown)
+        shown += [f"The paper's training set ({PAPER['source']}): {PAPER['train']}", _paper_table()]
+    return Group(*(line for part in shown for line in (part, "")))
 
 
-def _new(heading: str, *columns: str) -> Table:
-    table = Table(title=heading or None, title_justify="left", show_edge=False)
+def _new(*columns: str) -> Table:
+    table = Table(show_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", style="dim" if column == "paper" else "")
     return table
 
 
-def _split_table(heading: str, name: str, rows: dict[str, dict[str, int]]) -> Table:
-    table = _new(heading, name, *SPLITS)
+def _split_table(name: str, rows: dict[str, dict[str, int]]) -> Table:
+    table = _new(name, *SPLITS)
     for row, counts in rows.items():
         table.add_row(row, *(str(counts[split]) for split in SPLITS))
     return table
@@ -163,24 +170,22 @@ def _split_table(heading: str, name: str, rows: dict[str, dict[str, int]]) -> Ta
 
 def _traces_table(traces: dict[str, Any]) -> Table:
     variants = sorted({variant for row in traces["by_model"].values() for variant in row})
-    table = _new(f"Traces: {traces['all']}", "model", *variants)
+    table = _new("model", *variants)
     for model, row in traces["by_model"].items():
         table.add_row(model, *(str(row.get(variant, 0)) for variant in variants))
     return table
 
 
 def _votes_tables(votes: dict[str, Any]) -> list[Table]:
-    heading = f"Judged traces: {votes['all']} (paper: training set, {PAPER['source']})"
-    agreements = _new(heading, "agreement", *SPLITS, "paper")
+    agreements = _new("agreement", *SPLITS, "paper")
     for name in dict.fromkeys((*AGREEMENTS, *votes["by_agreement"])):
         _with_paper(agreements, name, votes["by_agreement"], PAPER["agreement"])
-    variants = _new("", "variant", *SPLITS, "paper")
+    variants = _new("variant", *SPLITS, "paper")
     for name in dict.fromkeys((*PAPER["variants"], *votes["by_variant"])):
         _with_paper(variants, name, votes["by_variant"], PAPER["variants"])
-    labels = _new("", "label", *(column for split in SPLITS for column in (split, "share", "paper")))
-    for name in dict.fromkeys(
-        (*(f"{level:g}" for level in LEVELS), *votes["labels"]["train"], *votes["labels"]["test"])
-    ):
+    labels = _new("label", *(column for split in SPLITS for column in (split, "share", "paper")))
+    levels = (f"{level:g}" for level in LEVELS)
+    for name in dict.fromkeys((*levels, *votes["labels"]["train"], *votes["labels"]["test"])):
         cells = [cell for split in SPLITS for cell in _label_cells(votes, split, name)]
         labels.add_row(name, *cells)
     return [agreements, variants, labels]
@@ -197,8 +202,8 @@ def _label_cells(votes: dict[str, Any], split: str, name: str) -> tuple[str, str
     return str(count), "" if share is None else f"{share:.1%}", "" if paper is None else f"{paper:.1%}"
 
 
-def _paper_table(name: str) -> Table:
-    table = _new(f"The paper's training set ({PAPER['source']}): {PAPER['train']}", "variant", "paper")
-    for row, count in PAPER[name].items():
+def _paper_table() -> Table:
+    table = _new("variant", "paper")
+    for row, count in PAPER["variants"].items():
         table.add_row(row, str(count))
     return table
