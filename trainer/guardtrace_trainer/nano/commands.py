@@ -18,22 +18,18 @@ def _log(line: str) -> None:
 
 @app.command("warm-up")
 def warm_up(
-    out: Annotated[Path, typer.Option(help="Folder of the checkpoint; an older one goes.")],
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same model on the same machine.")] = 0,
-    keep: Annotated[Path | None, typer.Option(help="Keep finished parts there; an interrupted run goes on.")] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="Tokenizer and embeddings, from `nano derive`.")] = None,
     quick: Annotated[bool, typer.Option(help="A few steps of each part, to see that everything runs.")] = False,
+    again: Annotated[bool, typer.Option(help="Begin anew, whatever the folder holds.")] = False,
 ) -> None:
     """Train the base, which has never seen an analysis or a judgment, on two cores."""
-    from guardtrace_trainer.nano import vocabulary as words
-    from guardtrace_trainer.nano.export import export
+    from guardtrace_trainer.nano.base import make_base
     from guardtrace_trainer.nano.plan import WarmUp
-    from guardtrace_trainer.nano.warm_up import warm_up as run
 
-    if vocabulary is not None:
-        words.use(vocabulary)
     plan = WarmUp(vision_steps=4, language_steps=4, vision_batch=8) if quick else WarmUp()
-    export(run(seed, plan, keep or out.with_name(f"{out.name}.parts"), _log, vocabulary), plan, seed, out)
+    make_base(out, plan, seed, _log, vocabulary=vocabulary, again=again)
     _log(f"wrote {out}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -39,20 +38,17 @@ def make_processor() -> ImageOnlyProcessor:
     )
 
 
-def export(trainee: Trainee, plan: WarmUp, seed: int, folder: Path) -> None:
-    """Write the warm-up's result in float32; an older folder of the same name goes."""
-    shutil.rmtree(folder, ignore_errors=True)
+def export(trainee: Trainee, plan: WarmUp, seed: int, folder: Path) -> list[Path]:
+    """Write the warm-up's result in float32; returns its files."""
+    folder.mkdir(parents=True, exist_ok=True)
     trainee.model.save_pretrained(folder)
     make_processor().save_pretrained(folder)
+    versions = {"torch": str(torch.__version__), "transformers": transformers.__version__}
     settings = {
         "system_prompt": SYSTEM_PROMPT,
         "max_context": MAX_CONTEXT,
         "purpose": "demonstration",
-        "warm_up": {
-            "seed": seed,
-            **plan.model_dump(),
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-        },
+        "warm_up": {"seed": seed, **plan.model_dump(), **versions},
     }
     (folder / "guardtrace.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.endswith(".manifest.json"))

@@ -123,7 +123,7 @@ def _digest(excerpt: Excerpt) -> str:
 
 
 def _key(question: str, image: bytes | None) -> str:
-    """Of a question as the thinking model is asked it or as the jury is shown it, where control tokens are broken up."""
+    """Of a question as the thinking model is asked it, or as the jury is shown it, its control tokens broken up."""
     digest = hashlib.sha256(defuse_control_tokens(question).encode())
     digest.update(b"\0" if image is None else b"\1" + image)
     return digest.hexdigest()

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from aiohttp import web
 
+from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.endpoints import Endpoint
 from guardtrace_trainer.nano.expansion import truth_of
-from guardtrace_trainer.nano.scripted import JUDGES, Parties
+from guardtrace_trainer.nano.scripted import Parties
 from guardtrace_trainer.steps import StepError
 
 HOST = "127.0.0.1"
 STOP_SECONDS = 10
-CONCURRENCY = 16
+BACKLOG = 128
 
 
 def serve(folder: Path, *, seed: int, descriptor: int) -> None:
@@ -40,14 +41,16 @@ def parties(folder: Path, *, seed: int, port: int) -> Iterator[None]:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind((HOST, port))
-            listening.listen(CONCURRENCY * 8)
+            listening.listen(BACKLOG)
         except OSError as error:
             raise StepError(
                 f"nano.port: the scripted models can't have {HOST}:{port} ({error}); take another"
             ) from error
         arguments = [str(folder), "--seed", str(seed), "--descriptor", str(listening.fileno())]
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "guardtrace_trainer", "nano", "parties", *arguments], pass_fds=[listening.fileno()]
+            [sys.executable, "-m", "guardtrace_trainer", "nano", "parties", *arguments],
+            pass_fds=[listening.fileno()],
+            preexec_fn=die_with_parent,
         )
     try:
         yield
@@ -62,11 +65,4 @@ def parties(folder: Path, *, seed: int, port: int) -> Iterator[None]:
 
 def endpoint(party: str, port: int) -> Endpoint:
     """How one of them is asked."""
-    return Endpoint(
-        name=party, base_url=f"http://{HOST}:{port}/{party}/v1", model=party, stream=False, concurrency=CONCURRENCY
-    )
-
-
-def jury(port: int) -> list[Endpoint]:
-    """The three judges."""
-    return [endpoint(judge, port) for judge in JUDGES]
+    return Endpoint(name=party, base_url=f"http://{HOST}:{port}/{party}/v1", model=party, stream=False)

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.nano.batches import batches, vision_batch
 from guardtrace_trainer.nano.model import HIDDEN, Muon, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
@@ -46,7 +47,8 @@ def warm_up(
     kept.mkdir(parents=True, exist_ok=True)
     missing = [name for name, path in parts.items() if not path.exists()]
     if side_by_side:
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(2, mp_context=spawn, initializer=die_with_parent) as processes:
             work = [processes.submit(_train_part, name, seed, plan, parts[name], log, vocabulary) for name in missing]
             for part in work:
                 part.result()

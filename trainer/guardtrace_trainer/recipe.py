@@ -1,0 +1,113 @@
+"""A recipe: everything from queries to an evaluated auditor, as one YAML file. Its sections are the steps'
+own settings.
+
+Paths are relative to the recipe's file, except ``folder``, which is made where the command is run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from guardtrace_trainer.annotation.jury import Jury
+from guardtrace_trainer.annotation.review import Reject
+from guardtrace_trainer.corpus.generate import Models
+from guardtrace_trainer.corpus.maker import Made
+from guardtrace_trainer.corpus.paid import ImagesEndpoint
+from guardtrace_trainer.corpus.reading import Format
+from guardtrace_trainer.endpoints import Endpoint
+from guardtrace_trainer.nano.plan import Nano
+from guardtrace_trainer.prefixes.curriculum import Curriculum
+from guardtrace_trainer.settings import Settings
+from guardtrace_trainer.stages.settings import DpoSettings, MineSettings, SftSettings
+
+
+class Source(Settings):
+    """``data import`` of one source."""
+
+    name: str
+    files: list[Path] = Field(min_length=1)
+    format: Format = "auto"
+
+
+class Expand(Settings):
+    """``data expand``. ``variants`` null: those that there is something to make from."""
+
+    variants: list[Made] | None = None
+    per_query: int = Field(4, ge=1)
+    irrelevant_images: Path | None = None
+    aligned_images: Path | None = None
+    images_endpoint: ImagesEndpoint | None = None
+    decompose_endpoint: Endpoint | None = None
+
+    @model_validator(mode="after")
+    def _aligned_once(self) -> Expand:
+        if self.aligned_images is not None and self.images_endpoint is not None:
+            raise ValueError("aligned_images and images_endpoint: give one of both")
+        return self
+
+
+class Corpus(Settings):
+    """From queries to labelled traces. ``reviews`` are forms that experts filled; without any, the traces on which the
+    whole jury differs are left out, and a form for them is written."""
+
+    sources: tuple[Source, ...] = ()
+    hades: Path | None = None
+    test_share: float = Field(0.2, ge=0, lt=1)
+    expand: Expand = Expand()
+    models: Models
+    samples: int = Field(1, ge=1)
+    jury: Jury
+    reviews: tuple[Path, ...] = ()
+    reject: Reject = "farthest"
+
+
+class Prefixes(Settings):
+    """The prefix curriculum: ``judge`` finds onsets, and says in its own words what a beginning gives away."""
+
+    judge: Endpoint
+    curriculum: Curriculum = Curriculum()
+
+
+class Evaluation(Settings):
+    """What base and stages are evaluated on. ``streaming`` are sets with onsets, replayed through the gate."""
+
+    data: tuple[Path, ...] = ()
+    half: Literal["dev", "test"] | None = None
+    streaming: tuple[Path, ...] = ()
+    policy: str = "balanced"
+    annotate_max_tokens: int = Field(512, ge=16)
+
+
+class Recipe(Settings):
+    """``guardtrace-train run RECIPE``. ``base`` is a checkpoint, and ``corpus`` says where its queries come from; or
+    ``nano`` makes both.
+
+    ``launch`` is put before ``-m guardtrace_trainer STAGE …`` of each training stage, to run it on several devices:
+    ``[accelerate, launch, --config_file, fsdp.yaml]``. Empty: this process trains.
+    """
+
+    version: Literal[1]
+    folder: Path
+    seed: int = 0
+    base: str | None = None
+    nano: Nano | None = None
+    corpus: Corpus
+    prefixes: Prefixes | None = None
+    sft: SftSettings
+    dpo: DpoSettings
+    mine: MineSettings
+    ogdpo: DpoSettings
+    evaluation: Evaluation = Evaluation()
+    launch: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _begins_somewhere(self) -> Recipe:
+        if (self.nano is None) == (self.base is None):
+            raise ValueError("give base, or nano, which makes its own")
+        sources = bool(self.corpus.sources) or self.corpus.hades is not None
+        if sources != (self.nano is None):
+            raise ValueError("corpus.sources: name files of queries; only nano makes its own, and takes no others")
+        return self
