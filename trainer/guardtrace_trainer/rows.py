@@ -138,8 +138,12 @@ def read_rows(path: Path, type: type[AnyRow]) -> list[AnyRow]:
     Raises:
         RowError: the file can't be read, a line doesn't fit, or an id comes twice.
     """
+    return [row for _, row in numbered_rows(path, type)]
+
+
+def numbered_rows(path: Path, type: type[AnyRow]) -> Iterator[tuple[int, AnyRow]]:
+    """As :func:`read_rows`, each with the number of its line, for those who check more than a row by itself shows."""
     decoder = msgspec.json.Decoder(type)
-    rows: list[AnyRow] = []
     seen: set[str] = set()
     for number, line in _lines(path):
         try:
@@ -149,8 +153,7 @@ def read_rows(path: Path, type: type[AnyRow]) -> list[AnyRow]:
         if row.id in seen:
             raise RowError(f"{path}, line {number}, field id: {row.id!r} stands in an earlier line already")
         seen.add(row.id)
-        rows.append(row)
-    return rows
+        yield number, row
 
 
 def write_rows(path: Path, rows: Iterable[msgspec.Struct]) -> int:

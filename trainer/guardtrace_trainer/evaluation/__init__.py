@@ -1,0 +1,1 @@
+"""Offline evaluation: what auditors are judged by, how, and which other guards stand beside them."""
