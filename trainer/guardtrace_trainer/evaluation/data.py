@@ -52,7 +52,7 @@ class ImageFile:
             data = self.path.read_bytes()
         except OSError as error:
             raise ImageError("image", f"{self.path} can't be read ({error.strerror})") from error
-        media_type = next((type for magic, type in _MAGIC if data.startswith(magic)), None)
+        media_type = next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
         if media_type is None:
             raise ImageError("image", f"{self.path} is none of PNG, JPEG, WebP and GIF")
         return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
