@@ -10,11 +10,11 @@ import asyncio
 import base64
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -25,6 +25,7 @@ from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import Event, EventKind, Phase
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
+T = TypeVar("T")
 MAX_EVENT_BYTES = 8 << 20
 MAX_ERROR_BYTES = 4096
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -150,11 +151,22 @@ class Client:
         request = {"model": endpoint.model, "messages": messages, **endpoint.request, **fields}
         if endpoint.stream:
             request |= {"stream": True, "stream_options": {"include_usage": True}}
-        body = msgspec.json.encode(request)
+        return await self._ask("chat/completions", msgspec.json.encode(request), self._read)
+
+    async def post(self, path: str, request: Mapping[str, Any]) -> bytes:
+        """The reply's body of another of the server's routes (``moderations``); tried again while that can help.
+
+        Raises:
+            EndpointFailure: refused, or every attempt failed.
+        """
+        return await self._ask(path, msgspec.json.encode(request), aiohttp.ClientResponse.read)
+
+    async def _ask(self, path: str, body: bytes, read: Callable[[aiohttp.ClientResponse], Awaitable[T]]) -> T:
+        endpoint = self.endpoint
         async with self._places:
             for attempt in range(1, endpoint.attempts + 1):
                 try:
-                    return await self._try(body)
+                    return await self._try(path, body, read)
                 except EndpointFailure as failure:
                     if not failure.temporary or attempt == endpoint.attempts:
                         raise
@@ -162,24 +174,27 @@ class Client:
                 await asyncio.sleep(_pause(attempt) if pause is None else pause)
         raise AssertionError("unreachable")
 
-    async def _try(self, body: bytes) -> ModelReply:
+    async def _try(self, path: str, body: bytes, read: Callable[[aiohttp.ClientResponse], Awaitable[T]]) -> T:
         assert self._session is not None
-        url = f"{self.endpoint.base_url}/chat/completions"
-        reading = _Reading(self.endpoint.thinking)
+        url = f"{self.endpoint.base_url}/{path}"
         try:
             async with self._session.post(url, data=body, allow_redirects=False) as response:
                 if response.status != 200:
                     raise await self._refusal(response)
-                if response.content_type == "text/event-stream":
-                    async for data in response.content.iter_any():
-                        reading.feed(data)
-                    reading.end()
-                else:
-                    reading.whole(await response.read())
+                return await read(response)
         except TROUBLE as error:  # a timeout is an OSError, too, from Python 3.11 on
             raise self._failure(f"no whole reply ({type(error).__name__})", temporary=True) from error
         except asyncio.TimeoutError as error:
             raise self._failure(f"no whole reply in {self.endpoint.timeout_s:g} s", temporary=True) from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> ModelReply:
+        reading = _Reading(self.endpoint.thinking)
+        if response.content_type == "text/event-stream":
+            async for data in response.content.iter_any():
+                reading.feed(data)
+            reading.end()
+        else:
+            reading.whole(await response.read())
         if reading.trouble is not None:
             raise self._failure(reading.trouble, temporary=True)
         return reading.reply()

@@ -1,0 +1,157 @@
+"""``guardtrace-train evaluate`` and ``guardtrace-train compare``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from guardtrace_proxy.auditor.protocol import AuditorError
+from guardtrace_trainer.endpoints import EndpointFailure
+from guardtrace_trainer.evaluation.guards import MODELS
+from guardtrace_trainer.evaluation.guards.protocol import GuardSettingsError
+from guardtrace_trainer.evaluation.judged import EvaluationStopped
+from guardtrace_trainer.rows import RowError
+from guardtrace_trainer.steps import StepError
+
+PROGRESS_SECONDS = 5.0
+
+
+def evaluate(
+    data: Annotated[
+        list[Path],
+        typer.Option(help="Evaluation folder, corpus, published test file or recorded set; may be repeated."),
+    ],
+    auditor: Annotated[
+        str | None, typer.Option(help="builtin:nano, a folder, a hub id, or a server's model name.")
+    ] = None,
+    guard: Annotated[str | None, typer.Option(help=f"Another guard: {', '.join(MODELS)}.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="openai, transformers or vllm; openai where --base-url is given.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server, ending in /v1.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the server's key.")] = None,
+    depth: Annotated[str, typer.Option(help="annotate, label, cascade or all, which share their reads.")] = "annotate",
+    escalate_at: Annotated[
+        float | None, typer.Option(help="Label risk from which a cascade annotates; else the checkpoint's own, or 0.1.")
+    ] = None,
+    prompt: Annotated[Path | None, typer.Option(help="System prompt; some guards need their authors' own.")] = None,
+    request: Annotated[
+        str, typer.Option(help="Further request fields of a guard, as JSON; null removes one of its own.")
+    ] = "{}",
+    annotate_max_tokens: Annotated[int, typer.Option(help="Tokens that an annotation may have.")] = 512,
+    timeout_s: Annotated[float, typer.Option(help="Seconds that one read may take.")] = 120.0,
+    concurrency: Annotated[int | None, typer.Option(help="Items judged at once: 8 over HTTP, 1 in process.")] = None,
+    half: Annotated[str | None, typer.Option(help="dev or test, of sets that have halves.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many items, spread evenly.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Images of published files, if not beside them.")] = None,
+    analyses: Annotated[bool, typer.Option(help="Keep analyses in the verdicts: they quote what was judged.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Write figures there, verdicts beside; interrupted, the same command goes on.")
+    ] = None,
+    again: Annotated[bool, typer.Option(help="Begin anew, whatever --out holds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Judge items with an auditor or another guard, and print how often it is right."""
+    from guardtrace_trainer.evaluation.evaluate import Plan
+    from guardtrace_trainer.evaluation.evaluate import evaluate as run
+    from guardtrace_trainer.evaluation.table import summary
+
+    with _failing_plainly():
+        plan = Plan(
+            auditor=auditor,
+            guard=guard,
+            backend=backend,  # type: ignore[arg-type]
+            base_url=base_url,
+            api_key_env=api_key_env,
+            depth=depth,  # type: ignore[arg-type]
+            escalate_at=escalate_at,
+            prompt=prompt,
+            request=_object(request),
+            annotate_max_tokens=annotate_max_tokens,
+            timeout_s=timeout_s,
+            concurrency=concurrency,
+            half=half,  # type: ignore[arg-type]
+            limit=limit,
+            images=images,
+            analyses=analyses,
+            seed=seed,
+        )
+        result = run(plan, data, out, again=again, log=_log, progress=_Progress())
+    for warning in result.get("warnings", ()):
+        _log(f"warning: {warning}")
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else summary(result))
+
+
+def compare(
+    results: Annotated[list[Path], typer.Argument(help="What `evaluate --out` wrote; the first is the base.")],
+    paired: Annotated[bool, typer.Option(help="Also paired differences from the first, on the same items.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+) -> None:
+    """Print results in the layout of the paper's table, with the paper's own figures where its test sets were used."""
+    from guardtrace_trainer.evaluation.table import comparison, differences, read_result
+
+    with _failing_plainly():
+        named = {path.stem: path for path in results}
+        if len(named) < len(results):
+            raise RowError("two results have the same file name: rename one, it is what the rows are called by")
+        typer.echo(comparison({name: read_result(path) for name, path in named.items()}))
+        if paired:
+            typer.echo("\n" + differences(named, seed))
+
+
+class _Progress:
+    """Says how far it is, now and then."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._said >= PROGRESS_SECONDS or done == total:
+            self._said = now
+            _log(f"{done} of {total} judged")
+
+
+@contextmanager
+def _failing_plainly() -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = "--" + str(first["loc"][0]).replace("_", "-") + ": " if first["loc"] else ""
+        _fail(f"{place}{first['msg'].removeprefix('Value error, ')}")
+    except (
+        RowError,
+        StepError,
+        AuditorError,
+        GuardSettingsError,
+        EndpointFailure,
+        EvaluationStopped,
+        OSError,
+        ValueError,
+    ) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    typer.secho(f"guardtrace-train: {message}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(1)
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise RowError("--request: expected a JSON object")
+    return value
+
+
+def _log(line: str) -> None:
+    typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
