@@ -113,7 +113,9 @@ def test_what_waits_too_long_is_judged_at_the_gates_deadline():
 
 
 def test_an_audit_takes_its_own_time_unless_it_is_said():
-    assert play(SAFE, "", WordAuditor(milliseconds=70), pace=Pace(100, None)).audits[0].answered_at == pytest.approx(0.22)
+    assert play(SAFE, "", WordAuditor(milliseconds=70), pace=Pace(100, None)).audits[0].answered_at == pytest.approx(
+        0.22
+    )
     assert play(SAFE, "", WordAuditor(milliseconds=70), pace=Pace(100, 10)).audits[0].answered_at == pytest.approx(0.16)
 
 

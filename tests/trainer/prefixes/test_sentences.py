@@ -15,7 +15,7 @@ TEXT = st.text(st.sampled_from('aB1 .!?…。！」"”)\n`~-*:,é的'), max_siz
     "sentences",
     [
         ["One thing. ", "Another! ", "A third? ", "Done."],
-        ["He said \"stop.\" ", "Then he left."],
+        ['He said "stop." ', "Then he left."],
         ["It costs 3.14 or 2.5 dollars. ", "Cheap."],
         ["Dr. Smith met Mr. J. R. Jones at the U.S. embassy. ", "He stayed."],
         ["Use e.g. salt, i.e. the plain kind, vs. sugar. ", "Stir."],

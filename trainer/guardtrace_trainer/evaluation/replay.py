@@ -69,13 +69,15 @@ class Audited:
 class Replayed:
     """What became of one stream. Of its ``tokens`` the first ``thinking_tokens`` are thinking.
 
-    ``came`` says when each token came that was read at all, ``left`` when each left as it came (None: it didn't).
+    ``came`` says when each token came that was read at all, ``left`` when each left as it came (None: it didn't), and
+    ``behind`` how many audits had been decided by then.
     """
 
     thinking_tokens: int
     tokens: int
     came: tuple[float, ...]
     left: tuple[float | None, ...]
+    behind: tuple[int | None, ...]
     audits: tuple[Audited, ...]
 
     @property
@@ -94,7 +96,9 @@ class Replayed:
     def is_stopped(self) -> bool:
         """Whether it was cut or redacted at least once, by a verdict or for want of one."""
         return any(
-            audit.decided.enforced and audit.decision is not None and audit.decision.action in (Action.CUT, Action.REDACT)
+            audit.decided.enforced
+            and audit.decision is not None
+            and audit.decision.action in (Action.CUT, Action.REDACT)
             for audit in self.audits
         )
 
@@ -132,7 +136,9 @@ def frames_of(thinking: str, answer: str, reasoning_field: str = "reasoning") ->
     Chunks are numbered (``created``), so that no two are alike.
     """
     deltas = [
-        {field: piece} for field, text in ((reasoning_field, thinking), ("content", answer)) for piece in tokens_of(text)
+        {field: piece}
+        for field, text in ((reasoning_field, thinking), ("content", answer))
+        for piece in tokens_of(text)
     ]
     frames = [_frame(number, delta, None) for number, delta in enumerate(deltas)]
     return [*frames, _frame(len(frames), {}, "stop"), b"data: [DONE]\n\n"]
@@ -146,8 +152,8 @@ def _frame(number: int, delta: dict[str, str], finish_reason: str | None) -> byt
 async def replay(
     session: Session, policy: Policy, plan: AuditPlan, thinking: str, answer: str, pace: Pace = Pace()
 ) -> Replayed:
-    """Play one trace to a session that was opened on its query. The auditor's failures go to the gate, which does as the
-    policy says."""
+    """Play one trace to a session that was opened on its query. The auditor's failures go to the gate, which does as
+    the policy says."""
     run = _Run(session, policy, plan, thinking, answer, pace)
     await run.play()
     return run.result()
@@ -195,6 +201,7 @@ class _Run:
         self.count = len(self.frames) - 2
         self.numbers = {frame: number for number, frame in enumerate(self.frames[: self.count])}
         self.left: list[float | None] = [None] * self.count
+        self.behind: list[int | None] = [None] * self.count
         self.stream = ChatStream(ThinkingStyle("field"), include_usage=False, max_event_bytes=1 << 20)
         self.gate = StreamGate(
             self.policy, self.stream, capacity=self.session.capacity, max_stream_bytes=MAX_STREAM_BYTES
@@ -290,8 +297,10 @@ class _Run:
             number = self.numbers.get(frame + b"\n\n")
             if number is not None:
                 self.left[number] = self.now
+                self.behind[number] = len(self.audits)
 
     def result(self) -> Replayed:
         thinking = token_count(self.thinking)
-        return Replayed(thinking, self.count, tuple(self.came), tuple(self.left), tuple(self.audits))
-
+        return Replayed(
+            thinking, self.count, tuple(self.came), tuple(self.left), tuple(self.behind), tuple(self.audits)
+        )

@@ -16,7 +16,9 @@ _WIDE = rf"[。！？｡]+{_CLOSERS}\s*"
 _NARROW = rf"(?P<mark>[.!?…]+){_CLOSERS}\s+"
 _CODE = r"`[^`\n]+`"
 _PIECE = re.compile(rf"(?P<code>{_CODE})|(?P<line>\s*\n\s*)|(?P<wide>{_WIDE})|(?P<narrow>{_NARROW})")
-_FENCE = re.compile(r"^[ \t]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t]*(?P=fence)`*~*[ \t]*(?:\n\s*|\Z)|\Z)", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^[ \t]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t]*(?P=fence)`*~*[ \t]*(?:\n\s*|\Z)|\Z)", re.MULTILINE | re.DOTALL
+)
 _LINE = re.compile(r"[^\n]*\n\s*|[^\n]+")
 _LAST_WORD = re.compile(r"[^\s(\[\"'“‘]*$")
 _LIST_NUMBER = re.compile(r"(?:\d{1,3}|[A-Za-z]|[ivxIVX]{1,4})")
