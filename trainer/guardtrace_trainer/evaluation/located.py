@@ -127,8 +127,8 @@ def waits(replayed: Replayed) -> Waits | None:
         # tokens leave in their order, so what had come by then only grows
         while come < len(replayed.came) and replayed.came[come] <= left:
             come += 1
-        held.append((left - replayed.came[number]) * 1000)
+        held.append(round((left - replayed.came[number]) * 1000, 1))
         backlog.append(come - number if left > replayed.came[number] else 0)
     if not held:
         return None
-    return Waits(held[0], float(median(held)), max(held), float(median(backlog)), max(backlog))
+    return Waits(held[0], round(float(median(held)), 1), max(held), float(median(backlog)), max(backlog))

@@ -44,7 +44,8 @@ def share_plot(by_share: Mapping[str, Mapping[str, Any]]) -> bytes:
         ]
         places = [percent + shift for percent, _ in known]
         axes.errorbar(places, values, errors, label=label, color=colour, marker="o", capsize=3)
-    axes.set(xlabel="% of the trace", ylabel="F1", ylim=(0, 1.05), xlim=(0, 105), title="Judged after a share of the trace")
+    axes.set(xlabel="% of the trace", ylabel="F1", ylim=(0, 1.05), xlim=(0, 105))
+    axes.set_title("Judged after a share of the trace")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower right")
     return _png(figure)
@@ -74,7 +75,8 @@ def risk_plot(rows: Sequence[StreamRow], threshold: float) -> bytes:
         if row.onset is not None:
             axes.axvspan(*row.onset, color=RED, alpha=0.25)
         axes.set(xlim=(0, max(1, row.tokens)), ylim=(-0.05, 1.05), yticks=(0, 1))
-        axes.set_title(f"{row.id} (level {row.level:g}, {row.found or row.action})".replace("$", r"\$"), size=8, loc="left")
+        title = f"{row.id} ({row.found or row.action})".replace("$", r"\$")  # else matplotlib reads formulas
+        axes.set_title(title, size=8, loc="left")
     grid[-1].set_xlabel("tokens")
     figure.suptitle("Risk as the trace grows", size=10)
     return _png(figure)
@@ -89,10 +91,11 @@ def front_plot(points: Sequence[Point]) -> bytes:
         axes.scatter([100 * p.false_cuts for p in some], [p.leak for p in some], color=colour, s=18, label=label)
     lowest = lower_hull(points)
     axes.step([100 * p.false_cuts for p in lowest], [p.leak for p in lowest], where="post", color=BLUE, linewidth=0.8)
-    for point in points:
-        if point.chosen:
-            axes.scatter([100 * point.false_cuts], [point.leak], facecolors="none", edgecolors=RED, s=110, label="chosen")
-    axes.set(xlabel="safe streams cut or redacted, %", ylabel="unsafe tokens released, mean", title="Leak and false cuts")
+    for p in points:
+        if p.chosen:
+            axes.scatter([100 * p.false_cuts], [p.leak], facecolors="none", edgecolors=RED, s=110, label="chosen")
+    axes.set(xlabel="safe streams cut or redacted, %", ylabel="unsafe tokens released, mean")
+    axes.set_title("Leak and false cuts")
     axes.legend(fontsize=8)
     return _png(figure)
 

@@ -159,8 +159,11 @@ async def replay(
     return run.result()
 
 
-def plan_for(depth: str, escalate_at: float) -> AuditPlan:
-    """How audits are made where no client waits: without a bound in time."""
+def plan_for(depth: str, escalate_at: float, policy: Policy | None = None) -> AuditPlan:
+    """How audits are made where no client waits: without a bound in time. As the proxy does it, a cascade never
+    escalates above the policy's own thresholds."""
+    if policy is not None:
+        escalate_at = min(escalate_at, policy.thresholds.least)
     if depth == "label":
         return AuditPlan("label", UNBOUNDED_MS)
     if depth == "annotate":

@@ -77,14 +77,14 @@ def with_interval(found: Mapping[str, Any] | None, unit: str = "") -> str:
     if found is None:
         return "–"
     low, high = found["interval"]
-    return f"{found['value']:g}{unit} ({low:g}–{high:g})"
+    return f"{found['value']:.4g}{unit} ({low:.4g}–{high:.4g})"
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "<td>–</td>"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f'<td class="number">{value:,g}</td>' if isinstance(value, float) else f'<td class="number">{value:,}</td>'
+        return f'<td class="number">{value:g}</td>'
     return f"<td>{html.escape(str(value))}</td>"
 
 

@@ -107,7 +107,7 @@ def stream_evaluate(
     async def run() -> tuple[list[StreamRow], float]:
         async with opened_auditor(settings.who) as auditor:
             escalate_at = settings.escalate_at(auditor)
-            plan = plan_for(settings.who.depth, escalate_at)
+            plan = plan_for(settings.who.depth, escalate_at, settings.policy)
             playing = Playing(auditor, plan, settings.policy, settings.pace)
             with step.journal("streams", StreamRow) as journal:
                 if journal.rows:
@@ -161,7 +161,7 @@ def sweep_streams(
     if chosen.false_cuts > max_false_cuts:
         log(f"no policy has false cuts of at most {max_false_cuts:g}; the chosen one has the fewest")
     about = {**settings.about(data, escalate_at), **limits}
-    text = fragment(chosen, settings.policy_name, _told(chosen, len(items)))
+    text = fragment(chosen, settings.policy_name, _told(chosen, len(items), calibration is not None))
     report, plots = sweep_report(points, about, text)
     files: dict[str, Any] = {
         SWEEP: {"about": about, "audits": paid, "points": [point.model_dump(mode="json") for point in points]},
@@ -200,11 +200,15 @@ async def _sweep(
         return points, calibration, escalate_at, paid
 
 
-def _told(chosen: Point, streams: int) -> str:
-    return (
-        f"Chosen by `guardtrace-train sweep` on {streams} streams: {chosen.late:.1f} tokens late, {chosen.leak:.1f} leaked,\n"
-        f"{100 * chosen.missed:.1f} % missed, {100 * chosen.false_cuts:.1f} % false cuts, {chosen.audits:.1f} audits a stream."
-    )
+def _told(chosen: Point, streams: int, is_calibrated: bool) -> str:
+    lines = [
+        f"Chosen by `guardtrace-train sweep` on {streams} streams: {chosen.late:.1f} tokens late,",
+        f"{chosen.leak:.1f} leaked, {100 * chosen.missed:.1f} % missed, {100 * chosen.false_cuts:.1f} % false cuts,",
+        f"{chosen.audits:.1f} audits a stream.",
+    ]
+    if is_calibrated:
+        lines.append(f"Its thresholds hold with the {CALIBRATION} that was written beside it.")
+    return "\n".join(lines)
 
 
 def _step(

@@ -15,6 +15,7 @@ from guardtrace_trainer.evaluation.plots import (
     share_plot,
 )
 from guardtrace_trainer.evaluation.report import Report, percent, with_interval
+from guardtrace_trainer.evaluation.streaming import ON_TIME
 from guardtrace_trainer.evaluation.streams import StreamRow
 from guardtrace_trainer.evaluation.sweep import Point
 
@@ -23,7 +24,11 @@ QUESTION_CHARS = 300
 
 
 def stream_report(
-    figures: Mapping[str, Any], rows: Sequence[StreamRow], items: Sequence[Item], about: Mapping[str, Any], threshold: float
+    figures: Mapping[str, Any],
+    rows: Sequence[StreamRow],
+    items: Sequence[Item],
+    about: Mapping[str, Any],
+    threshold: float,
 ) -> tuple[str, dict[str, bytes]]:
     """The HTML, and its plots by name. ``threshold`` is the policy's own for potentially harmful."""
     plots = _plots(figures, rows, threshold)
@@ -60,7 +65,7 @@ FRONT_HEAD = ("first", "growth", "max", "thresholds", "late", "leak", "missed", 
 
 def front_rows(points: Sequence[Point]) -> list[list[str]]:
     """The front as rows of a table, by leak and lateness."""
-    front = sorted((point for point in points if point.on_front), key=lambda point: (point.leak + point.late))
+    front = sorted((point for point in points if point.on_front), key=lambda point: point.leak + point.late)
     return [
         [
             *(f"{point.boundary[name]:g}" for name in ("first", "growth", "max")),
@@ -82,7 +87,7 @@ def stream_lines(figures: Mapping[str, Any]) -> list[list[str]]:
         lines.append(["refused / failed", f"{figures['refused']} / {figures['failed']}"])
     if found is not None:
         lines += [[f"time to detect: {name}", f"{found['bins'][name]} of {found['streams']}"] for name in BINS]
-        lines.append(["found within 128 tokens", _share(found["on_time"])])
+        lines.append([f"found within {ON_TIME} tokens", _share(found["on_time"])])
         lines.append(["tokens late, median", with_interval(found["late"])])
     for mode, row in figures["leak"].items():
         lines.append([f"leak in {mode}, mean tokens", "–" if row is None else with_interval(row["mean"])])
@@ -125,45 +130,45 @@ def _detection(report: Report, figures: Mapping[str, Any], plots: Mapping[str, b
         report.table(("bin", "streams", "share"), rows, f"{found['streams']} unsafe streams with a known onset")
         report.picture(plots["time-to-detect"], "time to detect")
         report.note(
-            f"Found within 128 tokens: {_share(found['on_time'])}; missed: {_share(found['missed'])}; median of those "
-            f"found: {with_interval(found['late'], ' tokens')}."
+            f"Found within {ON_TIME} tokens: {_share(found['on_time'])}; missed: {_share(found['missed'])}; "
+            f"median of those found: {with_interval(found['late'], ' tokens')}."
         )
     if unlocated["n"]:
-        report.note(f"Unsafe streams without a known onset in the thinking: {_share(unlocated)} found ({unlocated['n']}).")
-    rows = [
+        report.note(
+            f"Of {unlocated['n']} unsafe streams without a known onset in the thinking {_share(unlocated)} found."
+        )
+    leaks = [
         (mode, row["streams"], with_interval(row["mean"]), row["p50"], row["p95"], _share(row["none"]))
         for mode, row in figures["leak"].items()
         if row is not None
     ]
     report.heading("Leak")
     report.note("Tokens from the first unsafe sentence on that were released before a verdict on it stopped them.")
-    report.table(("mode", "streams", "mean", "p50", "p95", "streams without any"), rows)
+    report.table(("mode", "streams", "mean", "p50", "p95", "streams without any"), leaks)
 
 
 def _cuts_and_waits(report: Report, figures: Mapping[str, Any]) -> None:
     report.heading("False cuts")
     report.note("Safe streams that were cut or redacted at least once, by the policy's own modes and actions.")
-    rows = [
-        (kind, row["n"], row["count"], _share(row), row["failed"]) for kind, row in figures["false_cuts"].items()
-    ]
+    rows = [(kind, row["n"], row["count"], _share(row), row["failed"]) for kind, row in figures["false_cuts"].items()]
     report.table(("kind", "streams", "cut or redacted", "share", "of them without a verdict"), rows)
     report.heading("Wait")
     report.note("How long a safe stream's tokens were held; backlog: tokens that came while one waited.")
-    rows = [
+    waits = [
         (name, with_interval(row["p50"]), with_interval(row["p95"]))
         for name, row in (figures["wait"] or {}).items()
         if name != "streams"
     ]
-    report.table(("of each stream", "p50", "p95"), rows)
+    report.table(("of each stream", "p50", "p95"), waits)
     cost = figures["audit_cost"]
     if cost is not None:
         report.heading("Audit cost")
-        rows = [
+        costs = [
             ("tokens prefilled per reasoning token", with_interval(cost["per_reasoning_token"])),
             ("audits a stream", with_interval(cost["audits_per_stream"])),
             ("audits that escalated", percent(cost["escalated"])),
         ]
-        report.table(("", "value"), rows, "on a backend that keeps its prefix, counted at four bytes a token")
+        report.table(("", "value"), costs, "on a backend that keeps its prefix, counted at four bytes a token")
 
 
 def _by_share(report: Report, figures: Mapping[str, Any], plots: Mapping[str, bytes]) -> None:
@@ -194,7 +199,8 @@ def _gone_wrong(report: Report, rows: Sequence[StreamRow], items: Sequence[Item]
     wrong = [(row, _wrong(row)) for row in rows]
     shown = [(row.id, why, questions.get(row.id, "")[:QUESTION_CHARS]) for row, why in wrong if why]
     report.heading("Streams that went wrong")
-    report.note(f"{len(shown)} of {len(rows)}" + (f", the first {MOST_SHOWN} here." if len(shown) > MOST_SHOWN else "."))
+    cut_off = f", the first {MOST_SHOWN} here." if len(shown) > MOST_SHOWN else "."
+    report.note(f"{len(shown)} of {len(rows)}{cut_off}")
     report.table(("stream", "what", "question"), shown[:MOST_SHOWN])
 
 

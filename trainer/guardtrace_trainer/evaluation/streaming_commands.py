@@ -72,7 +72,7 @@ def stream_evaluate(
     again: Again = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replay traces through the gate: time to detect, leak, false cuts, wait, F1 by share, cost; with plots and a report."""
+    """Replay traces through the gate: time to detect, leak, false cuts, wait, F1 by share, cost; with a report."""
     with _failing_plainly():
         from guardtrace_trainer.evaluation.stream_evaluate import REPORT
         from guardtrace_trainer.evaluation.stream_evaluate import stream_evaluate as run

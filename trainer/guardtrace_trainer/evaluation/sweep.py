@@ -134,12 +134,12 @@ async def swept(
 ) -> tuple[list[Point], int]:
     """A point for each policy, and how many audits were paid for."""
     streams: list[list[Stream]] = [[] for _ in policies]
-    plan = plan_for(depth, escalate_at)
     paid = done = 0
 
     async def play(place: int, item: Item, session: Remembering) -> None:
         nonlocal paid, done
         for number, policy in enumerate(policies):
+            plan = plan_for(depth, escalate_at, policy)
             replayed = await replay(session, policy, plan, item.thinking, item.answer, pace)
             streams[number].append(stream_of(item, replayed))
         paid += session.asked
