@@ -24,6 +24,9 @@ from guardtrace_proxy.policy.loading import PRESETS, load_policy
 from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.server.config import ConfigFile, load_config
 from guardtrace_proxy.wire.chat_fields import TEMPLATE_KWARGS, UNFOLLOWED
+from guardtrace_trainer.annotation.jury import Jury
+from guardtrace_trainer.corpus.generate import Models
+from guardtrace_trainer.settings import read_settings
 from tests.docs.pages import PAGES, ROOT, Block, blocks, commands, leaves_of
 
 DOCS = ROOT / "docs"
@@ -41,6 +44,8 @@ RUN = [
     if block.reason is None and not command.startswith(("guardtrace serve", *SLOW))
 ]
 YAML = list(blocks("yaml"))
+TRAINERS: dict[str, type[BaseModel]] = {"models": Models, "judges": Jury}
+"""Settings files of the trainer, by a key that only they have."""
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 
 
@@ -99,7 +104,13 @@ def test_every_command_of_the_program_is_documented() -> None:
 @pytest.mark.parametrize("block", YAML, ids=[block.where for block in YAML])
 def test_documented_settings_load(block: Block, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "policies", tmp_path / "policies")
-    if "version" in yaml.safe_load(block.text):
+    keys = yaml.safe_load(block.text)
+    trainers = next((settings for key, settings in TRAINERS.items() if key in keys), None)
+    if trainers is not None:
+        path = tmp_path / "documented.yaml"
+        path.write_text(block.text, "utf-8")
+        read_settings(path, trainers)
+    elif "version" in keys:
         path = tmp_path / "documented.yaml"
         path.write_text(block.text, "utf-8")
         load_policy(path)

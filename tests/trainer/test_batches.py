@@ -1,135 +1,121 @@
-"""From excerpts to tensors: the same for a seed, and labels where they are known."""
+"""From documents to tensors: the same for a seed, and never an analysis or a judgment among them."""
 
 from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `train` isn't installed")
 pytest.importorskip("transformers", reason="the extra `train` isn't installed")
 
-from guardtrace_trainer.nano import batches as made  # noqa: E402
 from guardtrace_trainer.nano.batches import (  # noqa: E402
+    HEAD,
     IMAGE_TOKENS,
     LONGEST,
     TOKENS_PER_BATCH,
     Batch,
-    Pools,
-    VisionBatches,
+    Example,
     batches,
     collate,
+    document,
     encode,
-    load,
+    pool,
     positions,
+    vision_batch,
 )
-from guardtrace_trainer.nano.corpus import Excerpt, make_sample, random_excerpt, whole  # noqa: E402
 from guardtrace_trainer.nano.model import control_id  # noqa: E402
 from guardtrace_trainer.nano.vocabulary import make_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
 
-def excerpts(count: int, seed: int = 0) -> list[Excerpt]:
+def documents(count: int, seed: int = 0) -> list[Example]:
     rng = random.Random(seed)
-    return [random_excerpt(make_sample(rng), rng) for _ in range(count)]
+    return [encode(*document(rng), rng) for _ in range(count)]
 
 
 def same(one: Batch, other: Batch) -> bool:
     alike = [torch.equal(getattr(one, name), getattr(other, name)) for name in ("ids", "target", "positions")]
-    known = [(e.known, e.asked, e.harm) for e in one.examples] == [(e.known, e.asked, e.harm) for e in other.examples]
-    images = (one.images is None) == (other.images is None)
-    if images and one.images is not None:
-        images = np.array_equal(one.images, other.images)
-    return all(alike) and known and images
+    if one.cells is None or other.cells is None:
+        return all(alike) and one.cells is other.cells
+    return all(alike) and torch.equal(one.cells, other.cells)
 
 
 @pytest.fixture(scope="module")
-def pool(words) -> list[Batch]:
-    return Pools(5)[0]
+def first(words) -> list[Batch]:
+    return pool(5, 0)
 
 
-def test_a_pool_is_the_same_whatever_the_number_of_workers(pool):
-    for workers in (0, 2):
-        (again,) = load(Pools(5), 1, workers)
-        assert len(again) == len(pool)
-        assert all(same(one, other) for one, other in zip(pool, again, strict=True))
+def test_a_pool_is_the_same_each_time(first):
+    again = pool(5, 0)
+    assert len(again) == len(first)
+    assert all(same(one, other) for one, other in zip(again, first, strict=True))
 
 
-def test_another_seed_or_number_gives_another_pool(pool):
-    assert not same(Pools(5)[1][0], pool[0])
-    assert not same(Pools(6)[0][0], pool[0])
+def test_another_seed_or_number_gives_another_pool(first):
+    assert not same(pool(5, 1)[0], first[0])
+    assert not same(pool(6, 0)[0], first[0])
 
 
-def test_batches_are_as_many_as_asked_for_and_the_first_pool_in_order(pool):
-    few = list(batches(5, 3, 0))
+def test_batches_are_as_many_as_asked_for_and_the_first_pool_in_order(first):
+    few = list(batches(5, 3))
     assert len(few) == 3
-    assert all(same(one, other) for one, other in zip(few, pool, strict=False))
+    assert all(same(one, other) for one, other in zip(few, first, strict=False))
 
 
-def test_batches_are_bounded_and_alike(pool):
-    assert sum(len(batch.examples) for batch in pool) > 180
-    for batch in pool:
+def test_batches_are_bounded_and_alike(first):
+    assert sum(len(batch.examples) for batch in first) > 180
+    for batch in first:
         rows, length = batch.ids.shape
         assert 2 <= rows <= 28
         assert length <= LONGEST
         assert rows * length <= TOKENS_PER_BATCH
-        assert len({example.has_image for example in batch.examples}) == 1
-        assert (batch.images is not None) == batch.examples[0].has_image
+        assert len({example.drawing is None for example in batch.examples}) == 1
+        assert (batch.cells is None) == (batch.examples[0].drawing is None)
 
 
-def test_vision_batches_are_the_same_whatever_the_number_of_workers(words):
-    for one, other in zip(load(VisionBatches(3, 4), 2, 0), load(VisionBatches(3, 4), 2, 1), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+def test_vision_batches_are_the_same_each_time(words):
+    one, again, other = vision_batch(3, 0, 4), vision_batch(3, 0, 4), vision_batch(3, 1, 4)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not torch.equal(one[0], other[0])
 
 
-def test_known_labels_lie_at_sentence_ends():
+def test_no_document_holds_an_analysis_or_a_judgment():
+    rng = random.Random(3)
+    texts = [document(rng)[0] for _ in range(2000)]
+    for words in ("Analysis", "Judgment", "the goal is", "stays safe", "gives a hint", "gives steps"):
+        assert not any(words in text for text in texts), words
+
+
+def test_documents_are_traces_conversations_and_descriptions():
+    rng = random.Random(4)
+    texts = [document(rng)[0] for _ in range(600)]
+    assert sum(text.startswith("What does the image show?") for text in texts) > 80
+    assert sum("<think>\n" in text and "\n</think>\n\n" in text for text in texts) > 150
+    assert sum(text.startswith("Current Task Query: ") for text in texts) > 150
+
+
+def test_a_document_stands_behind_the_auditors_own_head_and_its_image():
     tokenizer = make_tokenizer()
-    seen = 0
-    for excerpt in excerpts(60):
-        example = encode(excerpt, random.Random(0))
-        for token, strength, own in example.known:
-            read = tokenizer.decode(example.ids[: token + 1])
-            thinking = read.partition("Current Task Thinking: ")[2]
-            ends = {excerpt.thinking[:offset].rstrip(): levels for offset, *levels in excerpt.ends}
-            # The token that holds a sentence's last character may hold a line break or a quote after it.
-            fitting = [
-                levels for text, levels in ends.items() if thinking.startswith(text) and len(thinking) - len(text) <= 3
-            ]
-            assert [strength, own] in fitting
-            seen += 1
-        assert tokenizer.decode(example.ids[: example.asked + 1]).endswith(excerpt.sample.question[-3:].strip()[-1:])
-    assert seen > 100
-
-
-def test_prompt_and_target_are_the_published_layout():
-    tokenizer = make_tokenizer()
-    for excerpt in excerpts(20, seed=4):
-        for bare in (False, True):
-            example = encode(excerpt, random.Random(0), bare=bare)
-            target = tokenizer.decode(example.ids[example.prompt_length :])
-            assert target == (excerpt.judgment if bare else excerpt.reply) + "<|im_end|>"
-            prompt = tokenizer.decode(example.ids[: example.prompt_length])
-            assert prompt.endswith(f"{excerpt.user_text}{made.TAIL}")
-            assert example.ids.count(control_id("<|image_pad|>")) == (IMAGE_TOKENS if example.has_image else 0)
-
-
-def test_an_example_has_three_turns():
-    excerpt = whole(make_sample(random.Random(1), cue="text"))
-    ids = encode(excerpt, random.Random(0)).ids
-    assert ids.count(control_id("<|im_start|>")) == 3
-    assert ids.count(control_id("<|im_end|>")) == 3
+    for example in documents(30, seed=4):
+        head = tokenizer.decode(example.ids[: example.read_from])
+        assert head.startswith(HEAD)
+        assert example.ids.count(control_id("<|image_pad|>")) == (IMAGE_TOKENS if example.drawing else 0)
+        assert example.ids[: example.read_from].count(control_id("<|image_pad|>")) == (
+            IMAGE_TOKENS if example.drawing else 0
+        )
+        assert tokenizer.decode(example.ids).endswith("<|im_end|>")
 
 
 def test_padding_stands_right_and_is_no_target():
-    two = [encode(excerpt, random.Random(0)) for excerpt in excerpts(30) if excerpt.sample.picture is None][:2]
+    two = [example for example in documents(30) if example.drawing is None][:2]
     batch = collate(two)
     for row, example in enumerate(two):
         length = len(example.ids)
         assert batch.ids[row, :length].tolist() == example.ids
         assert (batch.ids[row, length:] == control_id("<|endoftext|>")).all()
-        assert batch.target[row].nonzero().flatten().tolist() == list(range(example.prompt_length, length))
+        assert batch.target[row].nonzero().flatten().tolist() == list(range(example.read_from, length))
 
 
 def test_positions_are_those_of_the_class_itself():
@@ -137,11 +123,7 @@ def test_positions_are_those_of_the_class_itself():
 
     model = make_model(0).model
     for picture in (False, True):
-        example = next(
-            encode(excerpt, random.Random(0))
-            for excerpt in excerpts(60)
-            if (excerpt.sample.picture is not None) is picture
-        )
+        example = next(example for example in documents(60) if (example.drawing is not None) is picture)
         ids = torch.tensor([example.ids])
         kinds = (ids == control_id("<|image_pad|>")).int()
         grid = torch.tensor([[1, 8, 8]]) if picture else None

@@ -10,8 +10,9 @@ import asyncio
 import base64
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -19,27 +20,29 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from yarl import URL
 
 from guardtrace_proxy.outgoing import TROUBLE, open_session
-from guardtrace_proxy.wire.chat import ChatStream
-from guardtrace_proxy.wire.events import Event, EventKind, Phase
 from guardtrace_proxy.wire.tags import ThinkingStyle
+from guardtrace_trainer.replies import MAX_SHOWN, RETRIED, ModelReply, Reading
 
 T = TypeVar("T")
-MAX_EVENT_BYTES = 8 << 20
 MAX_ERROR_BYTES = 4096
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 LONGEST_PAUSE_SECONDS = 60.0
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
 
 
 class EndpointFailure(Exception):
-    """A question got no reply. ``temporary``: asking again may help, after ``pause`` seconds if the server said so."""
+    """A question got no reply. ``temporary``: asking again may help, after ``pause`` seconds if the server said so.
 
-    def __init__(self, message: str, *, temporary: bool, pause: float | None = None) -> None:
+    ``status`` is that of HTTP where the server answered with one.
+    """
+
+    def __init__(self, message: str, *, temporary: bool, pause: float | None = None, status: int | None = None) -> None:
         super().__init__(message)
         self.temporary = temporary
         self.pause = pause
+        self.status = status
 
 
 class Price(BaseModel):
@@ -74,7 +77,11 @@ class Endpoint(BaseModel):
     @field_validator("base_url")
     @classmethod
     def _is_url(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
+        try:
+            usable = value.startswith(("http://", "https://")) and URL(value).host is not None
+        except ValueError:
+            usable = False
+        if not usable:
             raise ValueError("expected a URL that begins with http:// or https:// and, mostly, ends in /v1")
         return value.rstrip("/")
 
@@ -88,28 +95,27 @@ class Endpoint(BaseModel):
 
     @model_validator(mode="after")
     def _tags_fit(self) -> Endpoint:
-        if (self.thinking.style == "custom") != (self.thinking.close is not None):
-            raise ValueError("thinking: close is for style custom, which needs it")
+        thinking = self.thinking
+        if "" in (thinking.open, thinking.close):
+            raise ValueError("thinking: a tag can't be empty")
+        if thinking.style == "custom" and thinking.close is None:
+            raise ValueError("thinking: style custom needs close, and open unless thinking starts open")
+        if thinking.style == "custom" and thinking.open is None and not thinking.starts_open:
+            raise ValueError("thinking: style custom needs open, or starts_open: true where only a closing tag comes")
+        if thinking.style != "custom" and (thinking.open is not None or thinking.close is not None):
+            raise ValueError("thinking: open and close are for style custom")
+        if thinking.style == "field" and thinking.starts_open:
+            raise ValueError("thinking: starts_open has no effect with style field")
         return self
 
     def settings(self) -> dict[str, Any]:
-        """What of it changes its replies: for a step's manifest."""
-        return self.model_dump(mode="json", exclude={"api_key_env", "concurrency", "attempts", "timeout_s", "price"})
+        """What of it changes its replies: for a step's manifest. Where the model is served isn't part of it, so that
+        a run can go on after its server has moved."""
+        return self.model_dump(mode="json", include={"name", "model", "thinking", "request"})
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Of so many tokens, in the price's currency."""
         return (prompt_tokens * self.price.prompt + completion_tokens * self.price.completion) / 1e6
-
-
-@dataclass(frozen=True)
-class ModelReply:
-    """What a model said."""
-
-    thinking: str
-    answer: str
-    finish_reason: str | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 class Client:
@@ -123,7 +129,7 @@ class Client:
     async def __aenter__(self) -> Client:
         headers = {"content-type": "application/json"}
         if self.endpoint.api_key_env is not None:
-            key = os.environ.get(self.endpoint.api_key_env)
+            key = os.environ.get(self.endpoint.api_key_env, "").strip()
             if not key:
                 raise EndpointFailure(
                     f"{self.endpoint.name}: the environment variable {self.endpoint.api_key_env} holds no key",
@@ -182,13 +188,13 @@ class Client:
                 if response.status != 200:
                     raise await self._refusal(response)
                 return await read(response)
-        except TROUBLE as error:  # a timeout is an OSError, too, from Python 3.11 on
-            raise self._failure(f"no whole reply ({type(error).__name__})", temporary=True) from error
-        except asyncio.TimeoutError as error:
+        except asyncio.TimeoutError as error:  # before the others: from Python 3.11 on it is an OSError, too
             raise self._failure(f"no whole reply in {self.endpoint.timeout_s:g} s", temporary=True) from error
+        except TROUBLE as error:
+            raise self._failure(f"no whole reply ({type(error).__name__}: {error})", temporary=True) from error
 
     async def _read(self, response: aiohttp.ClientResponse) -> ModelReply:
-        reading = _Reading(self.endpoint.thinking)
+        reading = Reading(self.endpoint.thinking)
         if response.content_type == "text/event-stream":
             async for data in response.content.iter_any():
                 reading.feed(data)
@@ -196,63 +202,20 @@ class Client:
         else:
             reading.whole(await response.read())
         if reading.trouble is not None:
-            raise self._failure(reading.trouble, temporary=True)
+            raise self._failure(reading.trouble, temporary=reading.is_temporary)
         return reading.reply()
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> EndpointFailure:
         said = (await response.content.read(MAX_ERROR_BYTES)).decode("utf-8", "replace")
-        wanted = response.headers.get("retry-after", "")
-        pause = min(float(wanted), LONGEST_PAUSE_SECONDS) if wanted.isdecimal() else None
+        pause = _wanted_pause(response.headers.get("retry-after", ""))
         temporary = response.status in RETRIED
-        return self._failure(f"HTTP {response.status}: {said[:300]}", temporary=temporary, pause=pause)
+        message = f"HTTP {response.status}: {said[:MAX_SHOWN]}"
+        return self._failure(message, temporary=temporary, pause=pause, status=response.status)
 
-    def _failure(self, message: str, *, temporary: bool, pause: float | None = None) -> EndpointFailure:
-        return EndpointFailure(f"{self.endpoint.name}: {message}", temporary=temporary, pause=pause)
-
-
-class _Reading:
-    """A reply as it comes in."""
-
-    def __init__(self, style: ThinkingStyle) -> None:
-        self._stream = ChatStream(style, include_usage=True, max_event_bytes=MAX_EVENT_BYTES)
-        self._parts: dict[Phase, list[str]] = {Phase.THINKING: [], Phase.ANSWERING: []}
-        self._usage: dict[str, Any] = {}
-        self._finish: str | None = None
-        self.trouble: str | None = None
-
-    def feed(self, data: bytes) -> None:
-        for event in self._stream.feed(data):
-            self._take(event)
-
-    def end(self) -> None:
-        for event in self._stream.end():
-            self._take(event)
-        if self.trouble is None and self._finish is None:
-            self.trouble = "the stream ended without a finish"
-
-    def whole(self, body: bytes) -> None:
-        self._take(self._stream.completion(body))
-
-    def reply(self) -> ModelReply:
-        """What came in."""
-        usage = self._usage
-        return ModelReply(
-            "".join(self._parts[Phase.THINKING]).strip(),
-            "".join(self._parts[Phase.ANSWERING]).strip(),
-            self._finish,
-            _count(usage.get("prompt_tokens")),
-            _count(usage.get("completion_tokens")),
-        )
-
-    def _take(self, event: Event) -> None:
-        if event.kind in (EventKind.ERROR, EventKind.MALFORMED):
-            self.trouble = event.detail or "the server sent an error in mid-stream"
-        self._usage = event.usage or self._usage
-        for part in event.parts:
-            self._finish = part.finish_reason or self._finish
-            for segment in part.segments:
-                if not segment.tag:
-                    self._parts[segment.phase].append(segment.text)
+    def _failure(
+        self, message: str, *, temporary: bool, pause: float | None = None, status: int | None = None
+    ) -> EndpointFailure:
+        return EndpointFailure(f"{self.endpoint.name}: {message}", temporary=temporary, pause=pause, status=status)
 
 
 def message(role: str, text: str, image: Path | None = None) -> dict[str, Any]:
@@ -264,16 +227,33 @@ def message(role: str, text: str, image: Path | None = None) -> dict[str, Any]:
     """
     if image is None:
         return {"role": role, "content": text}
-    mime = MIME.get(image.suffix.lower())
-    if mime is None:
-        raise ValueError(f"{image}: expected one of {', '.join(MIME)}")
-    url = f"data:{mime};base64,{base64.b64encode(image.read_bytes()).decode()}"
+    url = f"data:{mime_type(image)};base64,{base64.b64encode(image.read_bytes()).decode()}"
     return {"role": role, "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]}
+
+
+def mime_type(image: Path) -> str:
+    """Of an image, by its name.
+
+    Raises:
+        ValueError: it is of no kind that chat APIs take.
+    """
+    found = MIME.get(image.suffix.lower())
+    if found is None:
+        raise ValueError(f"{image}: expected one of {', '.join(MIME)}")
+    return found
+
+
+def _wanted_pause(retry_after: str) -> float | None:
+    """Seconds, from a number of them or a date; None where the header says nothing that can be used."""
+    if retry_after.isdecimal():
+        seconds = float(retry_after)
+    else:
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return min(seconds, LONGEST_PAUSE_SECONDS) if seconds > 0 else None
 
 
 def _pause(attempt: int) -> float:
     return min(LONGEST_PAUSE_SECONDS, 0.5 * 2.0**attempt) * random.uniform(0.5, 1.0)
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0

@@ -36,6 +36,8 @@ Variant = Literal["text", "irrelevant", "aligned", "figstep", "csdj", "hades"]
 Agreement = Literal["3:0", "2:1", "1:1:1"]
 Origin = Literal["jury", "mined", "expert", "prefix"]
 LEVELS = (0.0, 0.5, 1.0)
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises at bytes that are no row."""
 AnyRow = TypeVar("AnyRow", bound="Row")
 
 
@@ -148,7 +150,7 @@ def numbered_rows(path: Path, type: type[AnyRow]) -> Iterator[tuple[int, AnyRow]
     for number, line in _lines(path):
         try:
             row = decoder.decode(line)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise RowError(f"{path}, line {number}: {_field(str(error))}") from error
         if row.id in seen:
             raise RowError(f"{path}, line {number}, field id: {row.id!r} stands in an earlier line already")

@@ -7,7 +7,9 @@ twice. A journal made from other inputs or settings is refused, never mixed in.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +20,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 import msgspec
 
-from guardtrace_trainer.rows import Row, write_rows
+from guardtrace_trainer.rows import UNREADABLE, Row, write_rows
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 VERSIONS_OF = ("guardtrace-proxy", "torch", "transformers", "trl", "peft", "accelerate", "pillow")
@@ -115,7 +117,7 @@ class Step:
             return msgspec.json.decode(self.manifest_path.read_bytes(), type=Manifest)
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise StepError(f"{self.manifest_path} is no manifest ({error}); give --again to begin anew") from error
 
     def _outputs_stand(self, earlier: Manifest) -> bool:
@@ -129,7 +131,8 @@ class Step:
 
 
 class Journal(Generic[AnyRow]):
-    """An append-only file of rows, by id. A last line that a crash tore is dropped."""
+    """An append-only file of rows, by id: of several with one id the last counts. A last line that a crash tore is
+    dropped. One process at a time has it open."""
 
     def __init__(self, path: Path, type: type[AnyRow]) -> None:
         self.path = path
@@ -138,18 +141,26 @@ class Journal(Generic[AnyRow]):
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Journal[AnyRow]:
-        content = self.path.read_bytes() if self.path.exists() else b""
+        self._file = self.path.open("a+b")
+        try:
+            self._open(self._file)
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def _open(self, file: BinaryIO) -> None:
+        _lock(file, self.path)
+        file.seek(0)
+        content = file.read()
         whole = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[:whole].splitlines(), 1):
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
             try:
                 row = self._decoder.decode(line)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise StepError(f"{self.path}, line {number}: {error}; give --again to begin anew") from error
             self.rows[row.id] = row
-        self._file = self.path.open("r+b" if content else "w+b")
-        self._file.truncate(whole)
-        self._file.seek(whole)
-        return self
+        file.truncate(whole)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -166,6 +177,24 @@ class Journal(Generic[AnyRow]):
         self._file.write(msgspec.json.encode(row) + b"\n")
         self._file.flush()
         self.rows[row.id] = row
+
+
+def forget(path: Path) -> None:
+    """Empty a journal.
+
+    Raises:
+        StepError: another process has it open.
+    """
+    with path.open("a+b") as file:
+        _lock(file, path)
+        file.truncate(0)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise StepError(f"{path} is in use: another process is at this step; wait for it") from error
 
 
 def file_hash(path: Path) -> str:
@@ -200,10 +229,8 @@ def _files(path: Path) -> list[Path]:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    try:
-        return path.resolve().relative_to(folder.resolve()).as_posix()
-    except ValueError:
-        return path.as_posix()
+    """From wherever the command is run, the same name."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def _difference(earlier: Manifest, now: Manifest) -> str:

@@ -100,10 +100,10 @@ class _Reads:
         self.capacity = session.capacity
         self._session = session
         self._timeout_ms = timeout_ms
-        self._known: dict[tuple[int, int, Depth], Verdict | AuditorFailure] = {}
+        self._known: dict[tuple[Trace, Depth], Verdict | AuditorFailure] = {}
 
     async def judge(self, trace: Trace, depth: Depth) -> Verdict:
-        key = (len(trace.thinking), len(trace.answer), depth)
+        key = (trace, depth)
         if key not in self._known:
             self._known[key] = await self._ask(trace, depth)
         known = self._known[key]

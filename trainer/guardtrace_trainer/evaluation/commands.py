@@ -52,7 +52,6 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="At most so many items, spread evenly.")] = None,
     images: Annotated[Path | None, typer.Option(help="Images of published files, if not beside them.")] = None,
     analyses: Annotated[bool, typer.Option(help="Keep analyses in the verdicts: they quote what was judged.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Write figures there, verdicts beside; interrupted, the same command goes on.")
     ] = None,
@@ -68,21 +67,20 @@ def evaluate(
         plan = Plan(
             auditor=auditor,
             guard=guard,
-            backend=backend,  # type: ignore[arg-type]
+            backend=backend,
             base_url=base_url,
             api_key_env=api_key_env,
-            depth=depth,  # type: ignore[arg-type]
+            depth=depth,
             escalate_at=escalate_at,
             prompt=prompt,
             request=_object(request),
             annotate_max_tokens=annotate_max_tokens,
             timeout_s=timeout_s,
             concurrency=concurrency,
-            half=half,  # type: ignore[arg-type]
+            half=half,
             limit=limit,
             images=images,
             analyses=analyses,
-            seed=seed,
         )
         result = run(plan, data, out, again=again, log=_log, progress=_Progress())
     for warning in result.get("warnings", ()):
@@ -93,7 +91,6 @@ def evaluate(
 def compare(
     results: Annotated[list[Path], typer.Argument(help="What `evaluate --out` wrote; the first is the base.")],
     paired: Annotated[bool, typer.Option(help="Also paired differences from the first, on the same items.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
 ) -> None:
     """Print results in the layout of the paper's table, with the paper's own figures where its test sets were used."""
     from guardtrace_trainer.evaluation.table import comparison, differences, read_result
@@ -104,7 +101,7 @@ def compare(
             raise RowError("two results have the same file name: rename one, it is what the rows are called by")
         typer.echo(comparison({name: read_result(path) for name, path in named.items()}))
         if paired:
-            typer.echo("\n" + differences(named, seed))
+            typer.echo("\n" + differences(named))
 
 
 class _Progress:
@@ -136,7 +133,6 @@ def _failing_plainly() -> Iterator[None]:
         EndpointFailure,
         EvaluationStopped,
         OSError,
-        ValueError,
     ) as error:
         _fail(str(error))
 
@@ -147,7 +143,10 @@ def _fail(message: str) -> None:
 
 
 def _object(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
     if not isinstance(value, dict):
         raise RowError("--request: expected a JSON object")
     return value

@@ -140,11 +140,11 @@ def check_onset(level: float, onset: int | None, sentences: tuple[str, ...] | No
         raise ValueError(f"field onset_sentence: {onset} is out of range; sentences are counted from {reach}")
 
 
-def kind_of(level: float, category: str) -> str:
+def kind_of(level: float, category: str, otherwise: str = SAFE) -> str:
     """The kind where a row doesn't say: safe items of the category ``benign`` are plain benign ones."""
     if level > 0:
         return UNSAFE
-    return BENIGN if category == BENIGN else SAFE_REASONING
+    return BENIGN if category == BENIGN else otherwise
 
 
 def read_qta(folder: Path, half: Half | None = None) -> list[Item]:

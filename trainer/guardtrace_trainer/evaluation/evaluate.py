@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from guardtrace_trainer.evaluation.data import Half, ImageFile, Item
 from guardtrace_trainer.evaluation.figures import figures_of, label_figures, milliseconds
 from guardtrace_trainer.evaluation.guards import MODELS, make_guard, request_fields
 from guardtrace_trainer.evaluation.judged import GUARD, Judge, Judged
-from guardtrace_trainer.evaluation.judging import GuardJudge, judge_all, opened
+from guardtrace_trainer.evaluation.judging import GuardJudge, judge_all
 from guardtrace_trainer.evaluation.readers import read_items, sources
 from guardtrace_trainer.rows import RowError, write_rows
 from guardtrace_trainer.steps import Step
@@ -48,14 +48,12 @@ class Plan(BaseModel):
     prompt: Path | None = None
     request: dict[str, Any] = {}
     annotate_max_tokens: int = Field(512, ge=16)
-    max_context: int | None = None
     timeout_s: float = Field(120.0, gt=0, allow_inf_nan=False)
     concurrency: int | None = Field(None, ge=1, le=1024)
     half: Half | None = None
     limit: int | None = Field(None, ge=1)
     images: Path | None = None
     analyses: bool = False
-    seed: int = 0
 
     @field_validator("guard")
     @classmethod
@@ -196,7 +194,7 @@ class _Run:
         rows = anyio.run(self._judge, step)
         plan = self.plan
         levels = self._found.pop("levels", True)
-        depths = {depth: figures_of(rows, depth, levels=levels, seed=plan.seed) for depth in plan.depths}
+        depths = {depth: figures_of(rows, depth, levels=levels) for depth in plan.depths}
         main = depths[plan.depths[0]]
         result = {**{name: main.get(name) for name in HEADLINE}, "no_verdict": main["no_verdict"], **self._found}
         result["unlabelled"] = sum(row.level is None for row in rows)
@@ -208,7 +206,7 @@ class _Run:
 
     async def _judge(self, step: Step | None) -> list[Judged]:
         concurrency = self.plan.concurrency or CONCURRENCY[self.plan.served_by]
-        with opened(None if step is None else step.journal("judged", Judged)) as journal:
+        with nullcontext() if step is None else step.journal("judged", Judged) as journal:
             if journal is not None and journal.rows:
                 self._log(f"{len(journal.rows)} of {len(self.items)} items are judged already")
             async with self._judge_of() as judge:
@@ -259,7 +257,6 @@ class _Run:
             depth="cascade" if plan.depth == "all" else plan.depth,
             timeout_ms=CONNECT_MS,
             annotate_max_tokens=plan.annotate_max_tokens,
-            max_context=plan.max_context,
             system_prompt=plan.system_prompt(),
         )
         await auditor.start()

@@ -12,29 +12,29 @@ from numpy.typing import NDArray
 from guardtrace_trainer.evaluation.bootstrap import intervals
 from guardtrace_trainer.evaluation.judged import Judged, Outcome
 from guardtrace_trainer.evaluation.metrics import NONE, Levels, binary, calibration, label_tier, three_class, weighted
-from guardtrace_trainer.rows import LEVELS
+from guardtrace_trainer.rows import LEVELS, RowError
 
 DIGITS = 4
 THREE_CLASS = ("macro_f1", "accuracy", "weighted_macro_f1")
 """What a guard that knows two levels hasn't got."""
 
 
-def figures_of(rows: Sequence[Judged], depth: str, *, levels: bool = True, seed: int = 0) -> dict[str, Any]:
+def figures_of(rows: Sequence[Judged], depth: str, *, levels: bool = True) -> dict[str, Any]:
     """All figures of one depth: overall with intervals, by subset and by kind. Rows without a right level are left out.
 
     Without ``levels`` the judge knows only safe and unsafe, and three-class figures are None.
 
     Raises:
-        ValueError: no row has a right level.
+        RowError: no row has a right level.
     """
     rows = [row for row in rows if row.level is not None]
     if not rows:
-        raise ValueError("no item has a right level: there is nothing to measure")
+        raise RowError("no item has a right level: there is nothing to measure")
     right, judged = right_levels(rows), judged_levels(rows, depth)
     found = _figures(right, judged, levels)
     by_subset = {name: _figures(r, j, levels) for name, r, j in _groups(rows, right, judged, lambda row: row.subset)}
     found["weighted"] = {name: weighted(by_subset, name) for name in ("binary_f1", "macro_f1")}
-    drawn = intervals(right, judged, [row.subset for row in rows], seed=seed)
+    drawn = intervals(right, judged, [row.subset for row in rows])
     found["intervals"] = {
         name: interval for name, interval in drawn.items() if _has(found, name) and (levels or name not in THREE_CLASS)
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import anyio
@@ -127,8 +126,3 @@ def _judged(item: Item, outcomes: Mapping[str, Outcome]) -> Judged:
         level=item.level,
         outcomes=dict(outcomes),
     )
-
-
-def opened(journal: Journal[Judged] | None) -> AbstractContextManager[Journal[Judged] | None]:
-    """The journal, or nothing, for a ``with``."""
-    return nullcontext() if journal is None else journal

@@ -129,7 +129,7 @@ def _handwritten(folder: Path, half: Half | None) -> list[Item]:
                 Item(
                     id=row.id,
                     subset=folder.resolve().name,
-                    kind=kind_of(row.level, row.category),
+                    kind=kind_of(row.level, row.category, SAFE_REASONING),
                     category=row.category,
                     question=row.question,
                     image=image_beside(row.image, folder, f"{path}, line {number}, field image"),

@@ -48,24 +48,20 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def comparison(results: Mapping[str, dict[str, Any]]) -> str:
     """A Markdown table: a row for each result and depth, and the paper's own where one of its subsets was evaluated."""
-    rows: list[list[str]] = []
-    subsets: list[str] = []
-    for name, result in results.items():
-        for depth, found in result["depths"].items():
-            subsets += [subset for subset in found["by_subset"] if subset not in subsets]
-            rows.append([_label(name, result, depth), str(found["n"]), *_figures(found, subsets)])
-    subsets = [*(name for name in SIZES if name in subsets), *(name for name in subsets if name not in SIZES)]
-    rows = [
-        [_label(name, result, depth), str(found["n"]), *_figures(found, subsets)]
+    evaluated = [
+        (_label(name, result, depth), found)
         for name, result in results.items()
         for depth, found in result["depths"].items()
     ]
+    seen = list(dict.fromkeys(subset for _, found in evaluated for subset in found["by_subset"]))
+    subsets = [*(name for name in SIZES if name in seen), *(name for name in seen if name not in SIZES)]
+    rows = [[label, str(found["n"]), *_figures(found, subsets)] for label, found in evaluated]
     if any(subset in SIZES for subset in subsets):
         rows += [_paper(name, subsets) for name in PAPER]
     return markdown(["F1 in %", "n", *subsets, "average"], rows)
 
 
-def differences(results: Mapping[str, Path], seed: int = 0) -> str:
+def differences(results: Mapping[str, Path]) -> str:
     """How every other result's figures differ from the first one's on the same items, with paired 95 % intervals.
 
     Raises:
@@ -85,7 +81,6 @@ def differences(results: Mapping[str, Path], seed: int = 0) -> str:
             judged_levels(kept, base["depth"]),
             judged_levels(others_kept, result["depth"]),
             [row.subset for row in kept],
-            seed=seed,
         )
         names = ["binary_f1"] if None in (base["macro_f1"], result["macro_f1"]) else ["macro_f1", "binary_f1"]
         rows += [[f"{name} − {first}", figure, *_difference(found[figure])] for figure in names]

@@ -1,10 +1,9 @@
-"""``guardtrace-train nano …``: train, evaluate and describe the embedded auditor."""
+"""``guardtrace-train nano …``: warm up, evaluate and describe the embedded auditor."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,35 +16,37 @@ def _log(line: str) -> None:
     typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
 
 
-@app.command()
-def train(
+@app.command("warm-up")
+def warm_up(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint; an older one goes.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same model on the same machine.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Annotated[
-        int, typer.Option(help="Processes that draw and tokenise beside; the model stays the same.")
-    ] = 0,
-    keep: Annotated[Path | None, typer.Option(help="Keep finished stages there; an interrupted run goes on.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep finished parts there; an interrupted run goes on.")] = None,
     vocabulary: Annotated[Path | None, typer.Option(help="Tokenizer and embeddings, from `nano derive`.")] = None,
-    float32: Annotated[bool, typer.Option(help="For a CPU without bfloat16; gives another model.")] = False,
-    quick: Annotated[bool, typer.Option(help="A few steps of each stage, to see that everything runs.")] = False,
+    quick: Annotated[bool, typer.Option(help="A few steps of each part, to see that everything runs.")] = False,
 ) -> None:
-    """Train: vision, then language."""
+    """Train the base, which has never seen an analysis or a judgment, on two cores."""
     from guardtrace_trainer.nano import vocabulary as words
     from guardtrace_trainer.nano.export import export
-    from guardtrace_trainer.nano.train import Plan, Run
-    from guardtrace_trainer.nano.train import train as run
+    from guardtrace_trainer.nano.warm_up import Plan
+    from guardtrace_trainer.nano.warm_up import warm_up as run
 
     if vocabulary is not None:
         words.use(vocabulary)
-
-    plan = Plan(bfloat16=not float32)
-    if quick:
-        plan = replace(plan, vision_steps=4, language_steps=4, vision_batch=8)
-    began = time.monotonic()
-    trainee = run(seed, plan, Run(device, workers, keep, _log))
-    export(trainee, plan, seed, time.monotonic() - began, out)
+    plan = Plan(vision_steps=4, language_steps=4, vision_batch=8) if quick else Plan()
+    export(run(seed, plan, keep or out.with_name(f"{out.name}.parts"), _log, vocabulary), plan, seed, out)
     _log(f"wrote {out}")
+
+
+@app.command(hidden=True)
+def parties(
+    corpus: Annotated[Path, typer.Argument(help="Folder of the small recipe's corpus.")],
+    seed: Annotated[int, typer.Option(help="That of its requests.")],
+    descriptor: Annotated[int, typer.Option(help="A socket that listens.")],
+) -> None:
+    """Serve the scripted thinking model, jury and oracle."""
+    from guardtrace_trainer.nano.serving import serve
+
+    serve(corpus, seed=seed, descriptor=descriptor)
 
 
 @app.command()

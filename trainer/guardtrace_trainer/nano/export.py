@@ -1,4 +1,4 @@
-"""Writes a trained network as the checkpoint folder that ships: bf16 weights, tokenizer, processor, own settings."""
+"""Writes the warmed-up network as a checkpoint folder: weights, tokenizer, processor, own settings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from guardtrace_proxy.auditor.processor import ImageOnlyProcessor
 from guardtrace_trainer.nano.corpus import SYSTEM_PROMPT
 from guardtrace_trainer.nano.model import MAX_CONTEXT
 from guardtrace_trainer.nano.render import SIDE
-from guardtrace_trainer.nano.train import Plan
 from guardtrace_trainer.nano.trainee import Trainee
 from guardtrace_trainer.nano.vocabulary import make_tokenizer
+from guardtrace_trainer.nano.warm_up import Plan
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\n' }}"
@@ -39,19 +39,18 @@ def make_processor() -> ImageOnlyProcessor:
     )
 
 
-def export(trainee: Trainee, plan: Plan, seed: int, seconds: float, folder: Path) -> None:
-    """Write the folder; an older one of the same name goes."""
+def export(trainee: Trainee, plan: Plan, seed: int, folder: Path) -> None:
+    """Write the warm-up's result in float32; an older folder of the same name goes."""
     shutil.rmtree(folder, ignore_errors=True)
-    trainee.model.to("cpu", torch.bfloat16).save_pretrained(folder)
+    trainee.model.save_pretrained(folder)
     make_processor().save_pretrained(folder)
     settings = {
         "system_prompt": SYSTEM_PROMPT,
         "max_context": MAX_CONTEXT,
         "purpose": "demonstration",
-        "trained": {
+        "warm_up": {
             "seed": seed,
-            "steps": [plan.vision_steps, plan.language_steps],
-            "seconds": round(seconds),
+            **plan.model_dump(),
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
         },

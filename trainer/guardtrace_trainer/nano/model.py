@@ -87,18 +87,16 @@ def make_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
 def causal_attention(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None, scaling: float, **_: Any
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention as two batched products, in the precision of autocast: at these lengths a CPU needs half the
-    time of torch's own kernel. [batch, heads, length, d] to [batch, length, heads, d]."""
+    """Causal attention as two batched products: at these lengths a CPU needs half the time of torch's own kernel.
+    [batch, heads, length, d] to [batch, length, heads, d]."""
     batch, heads, length, width = query.shape
-    dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
-    with torch.autocast(query.device.type, enabled=False):
-        q, k, v = (
-            part.to(dtype).repeat_interleave(heads // part.shape[1], 1).reshape(batch * heads, length, width)
-            for part in (query, key, value)
-        )
-        ahead = torch.full((length, length), float("-inf"), dtype=dtype, device=query.device).triu(1)
-        weights = torch.baddbmm(ahead, q, k.transpose(1, 2), alpha=scaling).softmax(-1)
-        mixed = torch.bmm(weights, v)
+    q, k, v = (
+        part.repeat_interleave(heads // part.shape[1], 1).reshape(batch * heads, length, width)
+        for part in (query, key, value)
+    )
+    ahead = torch.full((length, length), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+    weights = torch.baddbmm(ahead, q, k.transpose(1, 2), alpha=scaling).softmax(-1)
+    mixed = torch.bmm(weights, v)
     return mixed.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
 
 
@@ -160,14 +158,13 @@ def _rotate(x: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with a choice of precision for the Newton-Schulz iteration: torch's own always takes bfloat16.
+    """Muon with its Newton-Schulz iteration in float32: torch's own always takes bfloat16.
 
     Source: https://kellerjordan.github.io/posts/muon/ ; step size matched to AdamW's RMS (arXiv 2502.16982).
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, dtype: torch.dtype) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": 0.01})
-        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -177,16 +174,16 @@ class Muon(torch.optim.Optimizer):
                     continue
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.lerp_(parameter.grad, 0.05)
-                update = _orthogonal(parameter.grad.lerp(momentum, 0.95), self.dtype)
+                update = _orthogonal(parameter.grad.lerp(momentum, 0.95))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
 
 
-def _orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x: torch.Tensor = matrix.T if tall else matrix
-    x = (x / (x.norm() + 1e-7)).to(dtype)
+    x = x / (x.norm() + 1e-7)
     for _ in range(5):
         a = x @ x.T
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.T if tall else x).float()
+    return x.T if tall else x

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from guardtrace_trainer.endpoints import Client
 from guardtrace_trainer.evaluation.data import Item
@@ -40,7 +41,7 @@ class GuardReasoner:
 
     async def judge(self, item: Item) -> GuardVerdict:
         text = f"Human user:\n{item.question}\n\nAI assistant:\n{whole_reply(item)}\n\n"
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": "system", "content": self.system_prompt},
             {"role": "user", "content": with_image(text, item.image)},
         ]

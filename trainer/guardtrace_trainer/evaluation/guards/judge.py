@@ -8,15 +8,17 @@ first.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, query_text, user_text
 from guardtrace_proxy.auditor.published import published_prompt
 from guardtrace_proxy.auditor.quoting import defuse_control_tokens
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_proxy.policy.levels import Level
-from guardtrace_trainer.endpoints import Client, ModelReply
+from guardtrace_trainer.endpoints import Client
 from guardtrace_trainer.evaluation.data import Item
 from guardtrace_trainer.evaluation.guards.protocol import GuardVerdict, UnreadableVerdict, read_prompt, with_image
+from guardtrace_trainer.replies import ModelReply
 
 
 class JudgeGuard:
@@ -32,7 +34,7 @@ class JudgeGuard:
 
     async def judge(self, item: Item) -> GuardVerdict:
         text = defuse_control_tokens(user_text(query_text(item.query.turns), item.thinking, item.answer))
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": "system", "content": self.system_prompt},
             {"role": "user", "content": with_image(text, item.image)},
         ]

@@ -8,6 +8,7 @@ codes (``S1,S9``). Thinking and answer are that turn, since it knows no thinking
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from guardtrace_trainer.endpoints import Client
 from guardtrace_trainer.evaluation.data import Item
@@ -28,7 +29,7 @@ class LlamaGuard:
         self._client = client
 
     async def judge(self, item: Item) -> GuardVerdict:
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": "user", "content": with_image(item.question, item.image)},
             {"role": "assistant", "content": whole_reply(item)},
         ]

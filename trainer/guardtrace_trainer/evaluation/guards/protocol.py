@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from guardtrace_proxy.auditor.prompt import RequestImage
 from guardtrace_proxy.policy.levels import Level
@@ -37,8 +37,8 @@ class GuardVerdict:
 class Guard(Protocol):
     """A guard model behind an endpoint."""
 
-    sees_images: ClassVar[bool]
-    levels: ClassVar[bool]
+    sees_images: bool
+    levels: bool
     """Whether it tells three levels; else only binary figures are given."""
 
     async def judge(self, item: Item) -> GuardVerdict:

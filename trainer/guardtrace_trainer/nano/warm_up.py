@@ -1,38 +1,33 @@
-"""Two stages, seeded and counted in steps, so that a seed gives the same model again on the same kind of device.
+"""The warm-up, which stands for a pre-trained base: seeded and counted in steps, so that a seed gives the same model
+again on the same kind of device.
 
 ``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``language``: the language model
-alone learns the task, on what the tower, which learns no more, makes of real pixels.
+alone learns to foretell plain traces and descriptions of pictures, which are simulated as a trained tower sees them.
+Neither ever sees an analysis or a judgment: those come from SFT, DPO and OGDPO.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 
-from guardtrace_trainer.nano.batches import VisionBatches, batches, load
-from guardtrace_trainer.nano.model import (
-    HIDDEN,
-    Muon,
-    patchify,
-    see,
-)
-from guardtrace_trainer.nano.render import (
-    CLASSES,
-    UNSURE,
-    any_picture,
-    render,
-)
-from guardtrace_trainer.nano.trainee import LETTERS, Trainee, losses, read
-from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS
+from guardtrace_trainer.nano.batches import batches, vision_batch
+from guardtrace_trainer.nano.model import HIDDEN, Muon, patchify, see
+from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
+from guardtrace_trainer.nano.trainee import LETTERS, Trainee, foretelling, read, simulated
+from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, use
+from guardtrace_trainer.settings import Settings
 
 LAST_MERGER = "merger.mlp.2"
 VISION_OTHERS_LR = 1.5e-3
@@ -40,54 +35,54 @@ VISION_OTHERS_LR = 1.5e-3
 Log = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Steps, peak learning rates, and whether the language model computes its products in bfloat16.
+class Plan(Settings):
+    """Steps and peak learning rates. Everything is computed in float32, which every CPU has."""
 
-    That halves the time on a CPU that has it (AVX512-BF16, AMX); on one that hasn't, it is very slow. Parameters stay
-    float32, and so does the vision tower, which doesn't learn in bfloat16.
+    vision_steps: int = Field(1500, ge=1)
+    vision_batch: int = Field(48, ge=1)
+    vision_lr: float = Field(5e-3, gt=0)
+    language_steps: int = Field(800, ge=1)
+    language_lr: float = Field(2e-3, gt=0)
+
+
+def warm_up(
+    seed: int, plan: Plan, kept: Path, log: Log, vocabulary: Path | None = None, *, side_by_side: bool = True
+) -> Trainee:
+    """Both parts for one seed, each on one thread: more would change the order of sums.
+
+    A part that was finished earlier under ``kept`` is read from there. Unless ``side_by_side`` they are trained in this
+    process, one after the other, with the same result.
     """
-
-    bfloat16: bool = True
-    vision_steps: int = 1500
-    vision_batch: int = 48
-    vision_lr: float = 5e-3
-    language_steps: int = 4000
-    language_lr: float = 2e-3
-
-
-@dataclass(frozen=True)
-class Run:
-    """How a training is run; nothing here changes its result. ``kept`` is where finished stages are kept."""
-
-    device: str = "cpu"
-    workers: int = 0
-    kept: Path | None = None
-    log: Log = print
+    parts = {"vision": kept / "vision.pt", "language": kept / "language.pt"}
+    kept.mkdir(parents=True, exist_ok=True)
+    missing = [name for name, path in parts.items() if not path.exists()]
+    if side_by_side:
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+            work = [processes.submit(_train_part, name, seed, plan, parts[name], log, vocabulary) for name in missing]
+            for part in work:
+                part.result()
+    else:
+        for name in missing:
+            _train_part(name, seed, plan, parts[name], log, vocabulary)
+    trainee = Trainee(seed)
+    trainee.vision.load_state_dict(torch.load(parts["vision"], weights_only=True))
+    trainee.language.load_state_dict(torch.load(parts["language"], weights_only=True))
+    return trainee
 
 
-def train(seed: int, plan: Plan, run: Run) -> Trainee:
-    """All stages for one seed. On a CPU one thread computes: more would change the order of sums.
-
-    A stage that was finished earlier under ``run.kept`` is read from there.
-    """
+def _train_part(name: str, seed: int, plan: Plan, path: Path, log: Log, vocabulary: Path | None) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    trainee = Trainee(seed, run.device)
-    for name, stage in (("vision", train_vision), ("language", train_language)):
-        path = None if run.kept is None else run.kept / f"{name}.pt"
-        if path is not None and path.exists():
-            trainee.restore(torch.load(path, map_location=run.device, weights_only=True))
-            run.log(f"{name} is read from {path}")
-            continue
-        began = time.monotonic()
-        stage(trainee, plan, seed, run)
-        run.log(f"{name} took {time.monotonic() - began:.0f} s")
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(trainee.state(), path)
-    return trainee
+    if vocabulary is not None:
+        use(vocabulary)
+    trainee = Trainee(seed)
+    began = time.monotonic()
+    trained = train_vision(trainee, plan, seed, log) if name == "vision" else train_language(trainee, plan, seed, log)
+    log(f"{name} took {time.monotonic() - began:.0f} s")
+    part = path.with_name(path.name + ".new")
+    torch.save(trained.state_dict(), part)
+    part.replace(path)
 
 
 def _schedule(step: int, steps: int, decay_from: float) -> float:
@@ -127,26 +122,25 @@ def whiten_patches(vision: Any, seed: int) -> None:
         weight.copy_(filters.reshape(weight.shape))
 
 
-def train_vision(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
+def train_vision(trainee: Trainee, plan: Plan, seed: int, log: Log) -> nn.Module:
     """Dense labels from the renderer: each cell's class, and the letter of each patch."""
     vision = trainee.vision
     whiten_patches(vision, seed)
     parameters = list(vision.parameters())
     others = [parameter for parameter in parameters if parameter.ndim != 2]
     optimizers: list[torch.optim.Optimizer] = [
-        Muon([parameter for parameter in parameters if parameter.ndim == 2], plan.vision_lr, _muon_precision(plan)),
+        Muon([parameter for parameter in parameters if parameter.ndim == 2], plan.vision_lr),
         torch.optim.AdamW(others, lr=VISION_OTHERS_LR, betas=(0.9, 0.95), weight_decay=0.0),
         torch.optim.AdamW(trainee.letters.parameters(), lr=VISION_OTHERS_LR),
     ]
     targets = trainee.classes / EMBEDDING_RMS
-    class_weight = torch.ones(len(CLASSES), device=trainee.device)
-    letter_weight = torch.ones(LETTERS, device=trainee.device)
+    class_weight = torch.ones(len(CLASSES))
+    letter_weight = torch.ones(LETTERS)
     class_weight[0], letter_weight[0] = 0.3, 0.2
     average = None
-    stream = load(VisionBatches(2000 + seed, plan.vision_batch), plan.vision_steps, run.workers)
-    for step, batch in enumerate(stream):
+    for step in range(plan.vision_steps):
         _set_rates(optimizers, _schedule(step, plan.vision_steps, 0.5))
-        patches, cells, letters = (part.to(trainee.device) for part in batch)
+        patches, cells, letters = vision_batch(2000 + seed, step, plan.vision_batch)
         hidden, tokens = see(vision, patches, trainee.rotations)
         logits = tokens @ targets.T / HIDDEN**0.5
         by_class = F.cross_entropy(logits.flatten(0, 1), cells.flatten(), class_weight, ignore_index=UNSURE)
@@ -156,43 +150,33 @@ def train_vision(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
         _step(optimizers, by_class + 0.2 * by_vector + 0.5 * by_letter, parameters)
         average = by_class.item() if average is None else 0.95 * average + 0.05 * by_class.item()
         if step % 50 == 0:
-            run.log(f"vision {step}: cell loss {average:.3f}, letter loss {by_letter.item():.3f}")
+            log(f"vision {step}: cell loss {average:.3f}, letter loss {by_letter.item():.3f}")
     with torch.no_grad():
         for name, parameter in vision.named_parameters():
             if name.startswith(LAST_MERGER):
                 parameter.mul_(EMBEDDING_RMS)
-
-
-def _muon_precision(plan: Plan) -> torch.dtype:
-    return torch.bfloat16 if plan.bfloat16 else torch.float32
+    return vision  # type: ignore[no-any-return]
 
 
 def _language_optimizers(trainee: Trainee, plan: Plan) -> list[torch.optim.Optimizer]:
     lr = plan.language_lr
     trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
     return [
-        Muon([p for p in trained if p.ndim == 2], lr, _muon_precision(plan)),
+        Muon([p for p in trained if p.ndim == 2], lr),
         torch.optim.AdamW([p for p in trained if p.ndim != 2], lr=lr * 1.5, betas=(0.9, 0.95), weight_decay=0.0),
-        torch.optim.AdamW(
-            [*trainee.strength.parameters(), *trainee.own.parameters(), *trainee.harm.parameters()], lr=lr
-        ),
     ]
 
 
-def train_language(trainee: Trainee, plan: Plan, seed: int, run: Run) -> None:
-    """Replies, and harm and strength along the text."""
+def train_language(trainee: Trainee, plan: Plan, seed: int, log: Log) -> nn.Module:
+    """Every next token of plain traces and descriptions."""
     rng = random.Random(6000 + seed)
     optimizers = _language_optimizers(trainee, plan)
     clipped = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
-    stream = batches(5000 + seed, plan.language_steps, run.workers)
-    for step, batch in enumerate(stream):
+    for step, batch in enumerate(batches(5000 + seed, plan.language_steps)):
         _set_rates(optimizers, _schedule(step, plan.language_steps, 0.3))
-        tokens = None
-        if batch.images is not None:
-            with torch.no_grad():
-                tokens = see(trainee.vision, patchify(batch.images).to(trainee.device), trainee.rotations)[1]
-        with torch.autocast(trainee.device.type, torch.bfloat16, enabled=plan.bfloat16):
-            reply, along = losses(trainee, batch, read(trainee, batch, tokens, rng))
-        _step(optimizers, reply + 0.5 * along, clipped)
+        tokens = None if batch.cells is None else simulated(trainee, batch.cells, rng)
+        loss = foretelling(trainee, batch, read(trainee, batch, tokens, rng), rng)
+        _step(optimizers, loss, clipped)
         if step % 50 == 0:
-            run.log(f"language {step}: reply loss {reply.item():.3f}, loss along the text {along.item():.3f}")
+            log(f"language {step}: loss {loss.item():.3f}")
+    return trainee.language  # type: ignore[no-any-return]

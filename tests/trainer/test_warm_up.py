@@ -1,4 +1,4 @@
-"""A seed gives the same model, also when it went on from kept stages, and the exported folder judges."""
+"""A seed gives the same base, also when it went on from kept parts, and the proxy loads the exported folder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind
 from guardtrace_trainer.nano.corpus import SYSTEM_PROMPT  # noqa: E402
 from guardtrace_trainer.nano.export import export  # noqa: E402
 from guardtrace_trainer.nano.model import MAX_CONTEXT  # noqa: E402
-from guardtrace_trainer.nano.train import Plan, Run, train  # noqa: E402
 from guardtrace_trainer.nano.trainee import Trainee  # noqa: E402
 from guardtrace_trainer.nano.vocabulary import read_embeddings  # noqa: E402
+from guardtrace_trainer.nano.warm_up import Plan, warm_up  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
@@ -34,7 +34,7 @@ def quiet(_: str) -> None:
 
 
 def weights(trainee: Trainee) -> dict[str, Any]:
-    return {f"{part}.{name}": tensor for part, state in trainee.state().items() for name, tensor in state.items()}
+    return dict(trainee.model.state_dict())
 
 
 def assert_same(one: Trainee, other: Trainee) -> None:
@@ -50,33 +50,29 @@ def kept(words, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(kept) -> Trainee:
-    return train(7, PLAN, Run(kept=kept, log=quiet))
+    return warm_up(7, PLAN, kept, quiet)
 
 
-def test_two_runs_give_the_same_weights(trained):
+def test_two_runs_give_the_same_weights_side_by_side_or_not(trained, tmp_path):
     torch.rand(17)
-    assert_same(trained, train(7, PLAN, Run(log=quiet)))
+    assert_same(trained, warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
 
 
 def test_another_seed_gives_others(trained):
-    other = weights(Trainee(8, "cpu"))
+    other = weights(Trainee(8))
     assert not all(torch.equal(tensor, other[name]) for name, tensor in weights(trained).items())
 
 
-@pytest.mark.parametrize("finished", [("vision",), ("vision", "language")])
-def test_a_run_goes_on_from_kept_stages(trained, kept, tmp_path, finished):
-    said: list[str] = []
-    for name in finished:
-        (tmp_path / f"{name}.pt").write_bytes((kept / f"{name}.pt").read_bytes())
-    assert_same(trained, train(7, PLAN, Run(kept=tmp_path, log=said.append)))
-    assert [line for line in said if "is read from" in line] == [
-        f"{name} is read from {tmp_path / name}.pt" for name in finished
-    ]
-    assert {path.stem for path in tmp_path.iterdir()} == {"vision", "language"}
+def test_a_run_goes_on_from_kept_parts(trained, kept, tmp_path):
+    (tmp_path / "vision.pt").write_bytes((kept / "vision.pt").read_bytes())
+    written = (tmp_path / "vision.pt").stat().st_mtime_ns
+    assert_same(trained, warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
+    assert (tmp_path / "vision.pt").stat().st_mtime_ns == written
+    assert {path.name for path in tmp_path.iterdir()} == {"vision.pt", "language.pt"}
 
 
-def test_every_stage_trains_its_part(trained, kept):
-    before = weights(Trainee(7, "cpu"))
+def test_every_part_is_trained_but_the_embeddings(trained):
+    before = weights(Trainee(7))
     for name, tensor in weights(trained).items():
         same = torch.equal(tensor, before[name])
         assert same is ("embed_tokens" in name or "lm_head" in name), name
@@ -89,24 +85,21 @@ def folder(trained, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "nano"
     folder.mkdir()
     (folder / "old.txt").write_text("from before")
-    copy = Trainee(7, "cpu")
-    copy.restore(trained.state())
-    export(copy, PLAN, 7, 12.3, folder)
+    export(trained, PLAN, 7, folder)
     return folder
 
 
-def test_the_exported_folder_is_small_and_says_what_it_is(folder):
+def test_the_exported_folder_says_what_it_is(folder):
     assert not (folder / "old.txt").exists()
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 20_000_000
     settings = json.loads((folder / "guardtrace.json").read_text())
     assert (settings["system_prompt"], settings["max_context"]) == (SYSTEM_PROMPT, MAX_CONTEXT)
-    assert (settings["trained"]["seed"], settings["trained"]["steps"]) == (7, [2, 2])
+    assert (settings["warm_up"]["seed"], settings["warm_up"]["language_steps"]) == (7, 2)
 
 
-def test_the_exported_weights_are_the_trained_ones_rounded(trained, folder):
-    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).state_dict()
+def test_the_exported_weights_are_the_trained_ones(trained, folder):
+    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
     for name, tensor in trained.model.state_dict().items():
-        assert torch.equal(tensor.to(torch.bfloat16), loaded[name]), name
+        assert torch.equal(tensor, loaded[name]), name
 
 
 def test_the_exported_folder_is_loaded_and_asked_by_the_proxys_own_auditor(folder):

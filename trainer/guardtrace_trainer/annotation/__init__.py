@@ -1,0 +1,1 @@
+"""From traces to labels: a jury of three judges, strata by their agreement, experts where they disagree."""

@@ -1,0 +1,187 @@
+"""``data import``: source queries without near-duplicates, split into train and test.
+
+Each import is a step of its own, ``import-NAME``, whose kept rows stand in ``sources/NAME.jsonl``; ``queries.jsonl``
+and ``duplicates.jsonl`` are all of them together, in the order of the imports. What an earlier import kept stays; a
+near-duplicate of it is left out of a later one. A query's id and split depend on nothing but its normalised text (the
+split also on the seed), so that adding queries moves no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from guardtrace_trainer.corpus.reading import Layout, SourceQuery, read_queries
+from guardtrace_trainer.corpus.similar import NearIndex, normalised
+from guardtrace_trainer.rows import Query, Request, Row, Split, read_rows, write_rows
+from guardtrace_trainer.steps import Manifest, Step, StepError
+
+QUERIES, DUPLICATES, SOURCES, HADES = "queries.jsonl", "duplicates.jsonl", "sources", "hades.jsonl"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Duplicate(Row, frozen=True, kw_only=True):
+    """A query that was left out since ``of`` (a query's id) says the same. ``id`` is where it stood."""
+
+    text: str
+    source: str
+    of: str
+    similarity: float
+
+
+def query_id(text: str) -> str:
+    """Of a normalised text."""
+    return "q-" + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def split_of(text: str, test_share: float, seed: int) -> Split:
+    """Where a normalised text belongs; a share of ``test_share`` of all texts is for testing."""
+    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+    return "test" if int.from_bytes(digest[:8], "big") < test_share * 2**64 else "train"
+
+
+def import_queries(
+    files: Sequence[Path],
+    corpus: Path,
+    source: str,
+    layout: Layout = Layout(),
+    *,
+    test_share: float = 0.2,
+    seed: int = 0,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Read ``files`` into the corpus as the source ``source``; returns the counts of the step.
+
+    Raises:
+        RowError: a file doesn't fit.
+        StepError: the source was imported otherwise before, or the corpus is split otherwise.
+    """
+    check_source(source)
+    if source == "hades":
+        raise StepError("the source name hades is taken by `data import-hades`; choose another")
+    check_split(corpus, source, test_share, seed)
+    order = order_of(corpus, source)
+    settings = {
+        "format": layout.format,
+        "text_field": layout.text_field,
+        "category_field": layout.category_field,
+        "renamed": dict(layout.renamed),
+        "categories": layout.categories,
+        "test_share": test_share,
+        "seed": seed,
+    }
+    read = [(file, query) for file in files for query in read_queries(file, layout)]
+    step = Step(corpus, f"import-{source}", inputs=files, settings=settings, again=again)
+    if not step.done:
+        index = _index_of_others(corpus, source)
+        kept, duplicates = _without_duplicates(read, source, index, test_share, seed)
+        step.finish(
+            {f"{SOURCES}/{source}.jsonl": kept, f"{SOURCES}/{source}.duplicates.jsonl": duplicates},
+            read=len(read),
+            kept=len(kept),
+            duplicates=len(duplicates),
+            **dict(Counter(query.split for query in kept)),
+            order=order,
+        )
+    _join(corpus)
+    return step.manifest.counts
+
+
+def check_source(source: str) -> None:
+    """A source's name is part of file names."""
+    if not _NAME.fullmatch(source) or source.endswith(".duplicates"):
+        raise StepError(f"--source {source!r}: expected letters, digits, dots, dashes and underscores")
+
+
+def check_split(corpus: Path, source: str, test_share: float, seed: int) -> None:
+    """A source's import is to split as all others of the corpus do."""
+    if not 0 <= test_share <= 1:
+        raise StepError(f"--test-share {test_share}: expected a number from 0 to 1")
+    for manifest in imports(corpus):
+        if manifest.step == f"import-{source}":
+            continue  # the step itself tells what differs
+        was = manifest.settings.get("test_share"), manifest.settings.get("seed")
+        if was != (test_share, seed):
+            raise StepError(
+                f"{corpus}: {manifest.step} split this corpus with --test-share {was[0]} --seed {was[1]}; "
+                "give the same, or take another folder"
+            )
+
+
+def imports(corpus: Path) -> list[Manifest]:
+    """The manifests of all finished imports, in their order."""
+    found = [_manifest(path) for path in sorted(corpus.glob("import-*.manifest.json"))]
+    return sorted((one for one in found if one.seconds is not None), key=lambda one: one.counts["order"])
+
+
+def requests_of_hades(corpus: Path) -> list[Request]:
+    """What `data import-hades` made, or nothing."""
+    path = corpus / HADES
+    return read_rows(path, Request) if path.exists() else []
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except msgspec.DecodeError as error:
+        raise StepError(f"{path} is no manifest ({error}); remove it and import again") from error
+
+
+def order_of(corpus: Path, source: str) -> int:
+    """The place of a source among the others: its old one if it had one."""
+    orders = {manifest.step: int(manifest.counts["order"]) for manifest in imports(corpus)}
+    return orders.get(f"import-{source}", max(orders.values(), default=0) + 1)
+
+
+def _names(corpus: Path) -> list[str]:
+    names = [manifest.step.removeprefix("import-") for manifest in imports(corpus)]
+    return [name for name in names if name != "hades"]
+
+
+def _kept(corpus: Path, source: str) -> list[Query]:
+    return read_rows(corpus / SOURCES / f"{source}.jsonl", Query)
+
+
+def _index_of_others(corpus: Path, source: str) -> NearIndex:
+    """What the other imports kept, and the queries of HADES that are no one else's."""
+    index = NearIndex()
+    others = [query for name in _names(corpus) if name != source for query in _kept(corpus, name)]
+    texts = {query.id: query.text for query in others}
+    for request in requests_of_hades(corpus):
+        texts.setdefault(request.query_id, request.query)
+    for name, text in texts.items():
+        index.add(name, normalised(text))
+    return index
+
+
+def _without_duplicates(
+    read: Iterable[tuple[Path, SourceQuery]], source: str, index: NearIndex, test_share: float, seed: int
+) -> tuple[list[Query], list[Duplicate]]:
+    kept: list[Query] = []
+    duplicates: dict[str, Duplicate] = {}
+    for file, query in read:
+        text = normalised(query.text)
+        near = index.near(text)
+        if near:
+            place = f"{source}:{file}:{query.line}"
+            duplicates[place] = Duplicate(
+                id=place, text=query.text, source=source, of=near[0].id, similarity=round(near[0].similarity, 4)
+            )
+            continue
+        index.add(query_id(text), text)
+        split = split_of(text, test_share, seed)
+        kept.append(Query(id=query_id(text), text=query.text, source=source, split=split, category=query.category))
+    return kept, list(duplicates.values())
+
+
+def _join(corpus: Path) -> None:
+    names = _names(corpus)
+    write_rows(corpus / QUERIES, [query for name in names for query in _kept(corpus, name)])
+    paths = [corpus / SOURCES / f"{name}.duplicates.jsonl" for name in names]
+    write_rows(corpus / DUPLICATES, [row for path in paths for row in read_rows(path, Duplicate)])

@@ -1,0 +1,31 @@
+"""Text of models and strangers, made safe to print: it must not drive the terminal, nor pass for the screen's own."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def printable(text: str) -> str:
+    """The text with every control, format and unassigned character but the line break as a visible escape.
+
+    Escape sequences, carriage returns, bidirectional overrides and invisible characters show as ``\\x1b``, ``\\r``,
+    ``\\u202e``; a tab as four spaces. Line breaks of other kinds than ``\\n`` are escaped, too.
+    """
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def quoted(text: str, mark: str = "  | ") -> str:
+    """:func:`printable`, with ``mark`` before each line."""
+    return "\n".join(mark + line for line in printable(text).split("\n"))
+
+
+def _shown(character: str) -> str:
+    if character == "\n":
+        return character
+    if character == "\t":
+        return "    "
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return character.encode("unicode_escape").decode("ascii")
+    return character
