@@ -27,7 +27,7 @@ from guardtrace_trainer.evaluation.streaming import figures
 from guardtrace_trainer.evaluation.streams import Playing, StreamRow, beginning, play_all, right_level
 from guardtrace_trainer.evaluation.sweep import Grid, Point, calibrated, choose, fragment, swept
 from guardtrace_trainer.steps import Journal
-from tests.trainer.evaluation.scripted import WordAuditor
+from tests.trainer.evaluation.word_auditor import WordAuditor
 
 FINE = "It is fine. "
 PNG = b"\x89PNG\r\n"
@@ -36,7 +36,9 @@ PNG = b"\x89PNG\r\n"
 def item(id: str, thinking: str, level: float, onset: int | None = None, **fields: Any) -> Item:
     kind = UNSAFE if level else BENIGN
     about = {"subset": "s", "kind": kind, "category": "other", "question": f"<b>{id}</b>?", "image": None}
-    return Item(**{**about, "answer": "So.", "id": id, "thinking": thinking, "level": level, "onset_sentence": onset, **fields})
+    return Item(
+        **{**about, "answer": "So.", "id": id, "thinking": thinking, "level": level, "onset_sentence": onset, **fields}
+    )
 
 
 ITEMS = [
@@ -55,7 +57,10 @@ def playing(auditor: WordAuditor, depth: str = "annotate", **policy: Any) -> Pla
 
 
 def played(
-    items: list[Item] = ITEMS, auditor: WordAuditor | None = None, journal: Journal[StreamRow] | None = None, **policy: Any
+    items: list[Item] = ITEMS,
+    auditor: WordAuditor | None = None,
+    journal: Journal[StreamRow] | None = None,
+    **policy: Any,
 ) -> list[StreamRow]:
     async def run() -> list[StreamRow]:
         how = playing(auditor or WordAuditor(), **policy)
@@ -202,14 +207,18 @@ def test_a_sweep_pays_for_each_prefix_once():
     auditor = WordAuditor()
     alone, paid = sweep(auditor, [base])
     again = WordAuditor()
-    points, paid_again = sweep(again, Grid(first=(16,), growth=(2.0,), max=(128,), thresholds=(0.5, 0.51)).policies(base))
+    points, paid_again = sweep(
+        again, Grid(first=(16,), growth=(2.0,), max=(128,), thresholds=(0.5, 0.51)).policies(base)
+    )
     assert paid == len(auditor.seen) == paid_again == len(again.seen)
     assert [point.late for point in points] == [alone[0].late] * 2
 
 
 def test_thresholds_trade_leak_for_false_cuts():
     base = Policy(version=1)
-    [low, high], _ = sweep(WordAuditor(), [base, *Grid(first=(16,), growth=(2.0,), max=(128,), thresholds=(0.9,)).policies(base)[1:]])
+    [low, high], _ = sweep(
+        WordAuditor(), [base, *Grid(first=(16,), growth=(2.0,), max=(128,), thresholds=(0.9,)).policies(base)[1:]]
+    )
     assert low.false_cuts == 0.2
     assert high.false_cuts == 0
     assert low.leak < high.leak
@@ -229,7 +238,13 @@ def point(late: float, leak: float, false_cuts: float, audits: float) -> Point:
 
 
 def test_the_choice_stops_most_within_both_limits():
-    points = [point(9, 9, 0.02, 4), point(2, 2, 0.2, 4), point(5, 5, 0.01, 9), point(6, 6, 0.02, 5), point(9, 9, 0.03, 4)]
+    points = [
+        point(9, 9, 0.02, 4),
+        point(2, 2, 0.2, 4),
+        point(5, 5, 0.01, 9),
+        point(6, 6, 0.02, 5),
+        point(9, 9, 0.03, 4),
+    ]
     chosen = choose(points, max_false_cuts=0.02)
     assert [p.on_front for p in chosen] == [True, True, True, True, False]
     assert [p.chosen for p in chosen] == [False, False, False, True, False]
@@ -247,8 +262,12 @@ def test_the_fragment_is_a_policy(tmp_path: Path):
 
 
 def test_calibration_is_fitted_on_one_half_and_measured_on_the_other():
-    clean = [item(f"{given.id}{number}", given.thinking, given.level, given.onset_sentence) for number in range(6) for given in (ITEMS[0], ITEMS[1], ITEMS[4])]
-    found = anyio.run(calibrated, clean, WordAuditor(), 2, 0)
+    clean = [
+        item(f"{given.id}{number}", given.thinking, given.level, given.onset_sentence)
+        for number in range(6)
+        for given in (ITEMS[0], ITEMS[1], ITEMS[4])
+    ]
+    found = anyio.run(calibrated, clean, WordAuditor(), 2)
     assert (found.recall, found.safe_escalated) == (1.0, 0.0)
     # nine items, five beginnings of each whose level is known
     assert found.traces == 45
@@ -258,7 +277,7 @@ def test_calibration_is_fitted_on_one_half_and_measured_on_the_other():
 
 def test_one_item_is_too_few_to_calibrate_on():
     with pytest.raises(ValueError, match="give at least two"):
-        anyio.run(calibrated, ITEMS[:1], WordAuditor(), 1, 0)
+        anyio.run(calibrated, ITEMS[:1], WordAuditor(), 1)
 
 
 # Files

@@ -26,7 +26,7 @@ from guardtrace_trainer.evaluation.located import (
     waits,
 )
 from guardtrace_trainer.evaluation.replay import Pace, Replayed, plan_for, replay
-from tests.trainer.evaluation.scripted import WordAuditor
+from tests.trainer.evaluation.word_auditor import WordAuditor
 
 FINE = "It is fine. "  # three tokens
 
@@ -54,7 +54,9 @@ def test_an_onset_behind_the_last_sentence_is_told():
         onset_of(item("Do it so.", onset_sentence=3))
 
 
-@given(st.lists(st.text("ab. é", min_size=1).filter(str.strip), min_size=1, max_size=6), st.sampled_from([" ", "\n\n", ""]))
+@given(
+    st.lists(st.text("ab. é", min_size=1).filter(str.strip), min_size=1, max_size=6), st.sampled_from([" ", "\n\n", ""])
+)
 def test_sentences_are_found_whatever_stands_between_them(sentences, between):
     thinking = between.join(sentences)
     spans = spans_of(thinking, sentences)
@@ -68,7 +70,16 @@ def test_other_sentences_are_refused():
 
 @pytest.mark.parametrize(
     ("late", "name"),
-    [(0, HIT), (1, "1–32"), (32, "1–32"), (33, "33–64"), (128, "65–128"), (129, "129–256"), (256, "129–256"), (257, ">256")],
+    [
+        (0, HIT),
+        (1, "1–32"),
+        (32, "1–32"),
+        (33, "33–64"),
+        (128, "65–128"),
+        (129, "129–256"),
+        (256, "129–256"),
+        (257, ">256"),
+    ],
 )
 def test_bins(late, name):
     assert bin_of(late) == name

@@ -17,7 +17,7 @@ from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import Phase
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_trainer.evaluation.replay import Pace, Replayed, frames_of, plan_for, replay, token_count, tokens_of
-from tests.trainer.evaluation.scripted import WordAuditor
+from tests.trainer.evaluation.word_auditor import WordAuditor
 
 SAFE = "Two and two make four. " * 20
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)

@@ -14,9 +14,9 @@ from guardtrace_proxy.auditor.cascade import ESCALATE_AT
 from guardtrace_proxy.auditor.protocol import Auditor
 from guardtrace_proxy.policy.schema import Policy
 from guardtrace_trainer.evaluation.data import ImageFile, Item
-from guardtrace_trainer.evaluation.evaluate import CONCURRENCY, Plan, load
+from guardtrace_trainer.evaluation.evaluate import CONCURRENCY, Plan, load, weights_of
 from guardtrace_trainer.evaluation.machine import machine
-from guardtrace_trainer.evaluation.opening import opened_auditor, weights_of
+from guardtrace_trainer.evaluation.opening import opened_auditor
 from guardtrace_trainer.evaluation.readers import sources
 from guardtrace_trainer.evaluation.replay import Pace, plan_for
 from guardtrace_trainer.evaluation.stream_report import stream_report, sweep_report
@@ -96,7 +96,7 @@ def stream_evaluate(
     """Replay all items and write figures, streams, plots and the report into the folder ``out``; returns the figures.
 
     Raises:
-        RowError, StepError, AuditorError: with what to do.
+        RowError, StepError, AuditorError, EvaluationStopped: with what to do.
     """
     items = load(settings.who, data)
     step = _step(out, "streaming", settings.settings(), settings.who, data, items, again)
@@ -108,7 +108,7 @@ def stream_evaluate(
         async with opened_auditor(settings.who) as auditor:
             escalate_at = settings.escalate_at(auditor)
             plan = plan_for(settings.who.depth, escalate_at, settings.policy)
-            playing = Playing(auditor, plan, settings.policy, settings.pace)
+            playing = Playing(auditor, plan, settings.policy, settings.pace, round(settings.who.timeout_s * 1000))
             with step.journal("streams", StreamRow) as journal:
                 if journal.rows:
                     log(f"{len(journal.rows)} of {len(items)} streams are played already")
@@ -118,7 +118,7 @@ def stream_evaluate(
             return rows, escalate_at
 
     rows, escalate_at = anyio.run(run)
-    found = figures(rows, settings.who.seed)
+    found = figures(rows)
     about = settings.about(data, escalate_at)
     report, plots = stream_report(found, rows, items, about, settings.policy.thresholds.potentially_harmful)
     write_rows(out / STREAMS, rows)
@@ -143,7 +143,7 @@ def sweep_streams(
     into the folder ``out``; returns the points.
 
     Raises:
-        RowError, StepError, AuditorError, ValueError: with what to do.
+        RowError, StepError, AuditorError, EvaluationStopped, ValueError: with what to do.
     """
     items = load(settings.who, data)
     limits = {"max_false_cuts": max_false_cuts, "max_audits": max_audits}
@@ -182,7 +182,7 @@ async def _sweep(
         if settings.who.depth != "annotate":
             if hasattr(auditor, "temperature"):
                 auditor.temperature = 1.0  # as the network reads, whatever the checkpoint carries already
-            found = await calibrated(items, auditor, settings.concurrency, settings.who.seed)
+            found = await calibrated(items, auditor, settings.concurrency)
             log(f"temperature {found.temperature:.4g}, escalate_at {found.escalate_at:.4g}")
             temperature, calibration = found.temperature, found.model_dump(mode="json")
             escalate_at = found.escalate_at if settings.who.escalate_at is None else escalate_at

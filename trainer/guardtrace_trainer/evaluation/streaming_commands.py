@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from guardtrace_proxy.auditor.protocol import AuditorError
 from guardtrace_proxy.policy.errors import SettingsError
+from guardtrace_trainer.evaluation.judged import EvaluationStopped
 from guardtrace_trainer.rows import RowError
 from guardtrace_trainer.steps import StepError
 
@@ -38,12 +39,11 @@ Rate = Annotated[float, typer.Option(help="How fast the thinking model writes, i
 Delay = Annotated[float, typer.Option(help="What an audit takes, in milliseconds.")]
 Measured = Annotated[bool, typer.Option("--measured", help="Let an audit take as long as it took, not --delay-ms.")]
 Half = Annotated[str | None, typer.Option(help="dev or test, of sets that have halves.")]
+Timeout = Annotated[float, typer.Option(help="Seconds that one read may take.")]
 Limit = Annotated[int | None, typer.Option(help="At most so many items, spread evenly.")]
 MaxTokens = Annotated[int, typer.Option(help="Tokens that an annotation may have.")]
-Context = Annotated[int | None, typer.Option(help="Tokens of the auditor's context, if less than it has.")]
 Concurrency = Annotated[int | None, typer.Option(help="Streams played at once: 8 over HTTP, 1 in process.")]
 Images = Annotated[Path | None, typer.Option(help="Images of published files, if not beside them.")]
-Seed = Annotated[int, typer.Option(help="Of the bootstrap.")]
 Again = Annotated[bool, typer.Option(help="Begin anew, whatever --out holds.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -65,10 +65,9 @@ def stream_evaluate(
     half: Half = None,
     limit: Limit = None,
     annotate_max_tokens: MaxTokens = 512,
-    max_context: Context = None,
+    timeout_s: Timeout = 120.0,
     concurrency: Concurrency = None,
     images: Images = None,
-    seed: Seed = 0,
     again: Again = False,
     as_json: AsJson = False,
 ) -> None:
@@ -89,10 +88,9 @@ def stream_evaluate(
             "half": half,
             "limit": limit,
             "annotate_max_tokens": annotate_max_tokens,
-            "max_context": max_context,
+            "timeout_s": timeout_s,
             "concurrency": concurrency,
             "images": images,
-            "seed": seed,
         }
         settings = _settings(who, policy, tokens_per_second, None if measured else delay_ms)
         found = run(settings, data, out, again=again, log=_log, progress=_Progress())
@@ -124,10 +122,9 @@ def sweep(
     half: Half = None,
     limit: Limit = None,
     annotate_max_tokens: MaxTokens = 512,
-    max_context: Context = None,
+    timeout_s: Timeout = 120.0,
     concurrency: Concurrency = None,
     images: Images = None,
-    seed: Seed = 0,
     again: Again = False,
 ) -> None:
     """Try boundaries and thresholds on a development split; write the chosen policy and calibration.json."""
@@ -147,10 +144,9 @@ def sweep(
             "half": half,
             "limit": limit,
             "annotate_max_tokens": annotate_max_tokens,
-            "max_context": max_context,
+            "timeout_s": timeout_s,
             "concurrency": concurrency,
             "images": images,
-            "seed": seed,
         }
         settings = _settings(who, policy, tokens_per_second, delay_ms)
         tried = {"first": first, "growth": growth, "max": max, "thresholds": threshold}
@@ -208,7 +204,7 @@ def _failing_plainly() -> Iterator[None]:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = "--" + str(first["loc"][-1]).replace("_", "-") + ": " if first["loc"] else ""
         _fail(f"{place}{first['msg'].removeprefix('Value error, ')}")
-    except (RowError, StepError, AuditorError, SettingsError, OSError, ValueError) as error:
+    except (RowError, StepError, AuditorError, EvaluationStopped, SettingsError, OSError, ValueError) as error:
         _fail(str(error))
     except ImportError as error:
         _fail(f"{error.name} isn't installed: the extra `train` has it")

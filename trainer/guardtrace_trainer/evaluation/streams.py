@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
 import msgspec
 
 from guardtrace_proxy.auditor.cascade import AuditPlan
@@ -15,13 +14,16 @@ from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, DoesNotFi
 from guardtrace_proxy.policy.decision import decide
 from guardtrace_proxy.policy.schema import Action, Mode, Policy
 from guardtrace_proxy.wire.events import Phase
+from guardtrace_trainer.evaluation.auditors import Reads
 from guardtrace_trainer.evaluation.data import Item
 from guardtrace_trainer.evaluation.located import Onset, Waits, detection, leak, onset_of, waits
 from guardtrace_trainer.evaluation.remembering import Remembering
 from guardtrace_trainer.evaluation.replay import Pace, Replayed, replay, tokens_of
 from guardtrace_trainer.rows import Row
+from guardtrace_trainer.several import do_each
 from guardtrace_trainer.steps import Journal
 
+TIMEOUT_MS = 120_000
 PERCENTS = (10, 25, 50, 75, 100)
 
 
@@ -75,6 +77,8 @@ class Playing:
     plan: AuditPlan
     policy: Policy
     pace: Pace
+    timeout_ms: int = TIMEOUT_MS
+    """Of one read; nothing of it counts in the simulated time."""
 
 
 async def play_all(
@@ -89,22 +93,17 @@ async def play_all(
 
     Raises:
         AuditorFailure: the auditor can't be opened.
+        EvaluationStopped: it can't be reached.
     """
     rows: dict[str, StreamRow] = {} if journal is None else dict(journal.rows)
-    limiter = anyio.CapacityLimiter(concurrency)
 
     async def play(item: Item) -> None:
-        async with limiter:
-            row = await play_item(item, playing)
-        rows[item.key] = row
+        row = rows[item.key] = await play_item(item, playing)
         if journal is not None:
             journal.add(row)
         progress(len(rows), len(items))
 
-    async with anyio.create_task_group() as group:
-        for item in items:
-            if item.key not in rows:
-                group.start_soon(play, item)
+    await do_each([item for item in items if item.key not in rows], play, concurrency)
     return [rows[item.key] for item in items]
 
 
@@ -116,7 +115,7 @@ async def play_item(item: Item, playing: Playing) -> StreamRow:
     except DoesNotFit:
         return StreamRow(id=item.key, **about, refused=True)
     try:
-        known = Remembering(session)
+        known = Remembering(Reads(session, playing.timeout_ms))
         replayed = await _play(item, known, playing, playing.policy)
         onset = onset_of(item)
         leaks = {}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-import anyio
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,14 +15,18 @@ from guardtrace_proxy.auditor.calibration import Calibration
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth, DoesNotFit
 from guardtrace_proxy.policy.schema import Boundary, Policy, Thresholds
+from guardtrace_trainer.evaluation.auditors import Reads
 from guardtrace_trainer.evaluation.calibrate import Read, fit
 from guardtrace_trainer.evaluation.data import Item
 from guardtrace_trainer.evaluation.located import AHEAD, MISSED, detection, leak, onset_of
 from guardtrace_trainer.evaluation.remembering import Remembering
 from guardtrace_trainer.evaluation.replay import Pace, Replayed, plan_for, replay
-from guardtrace_trainer.evaluation.streams import PERCENTS, beginning, right_level
+from guardtrace_trainer.evaluation.streams import PERCENTS, TIMEOUT_MS, beginning, right_level
 from guardtrace_trainer.rows import LEVELS
+from guardtrace_trainer.several import do_each
 
+HALVES_SEED = 0
+"""Of the draw of the items that a calibration is fitted on."""
 MOST_MORE_AUDITS = 1.5
 """By default the choice makes at most so many times the audits of the policy that was begun with."""
 
@@ -89,7 +92,7 @@ class Stream:
     audits: int
 
 
-async def calibrated(items: Sequence[Item], auditor: Auditor, concurrency: int, seed: int) -> Calibration:
+async def calibrated(items: Sequence[Item], auditor: Auditor, concurrency: int) -> Calibration:
     """Label reads at shares of each trace whose level is known there: fitted on one half of the items, measured on the
     other.
 
@@ -98,7 +101,7 @@ async def calibrated(items: Sequence[Item], auditor: Auditor, concurrency: int, 
     """
     halves: tuple[list[Read], list[Read]] = ([], [])
     order = list(range(len(items)))
-    random.Random(seed).shuffle(order)
+    random.Random(HALVES_SEED).shuffle(order)
     half_of = {place: index % 2 for index, place in enumerate(order)}
 
     async def read(place: int, item: Item, session: Remembering) -> None:
@@ -160,22 +163,18 @@ async def _with_each(
     work: Callable[[int, Item, Remembering], Any],
 ) -> None:
     """Do it to every item that the auditor takes."""
-    limiter = anyio.CapacityLimiter(concurrency)
 
-    async def one(place: int, item: Item) -> None:
-        async with limiter:
-            try:
-                session = await auditor.open(item.query)
-            except DoesNotFit:
-                return
-            try:
-                await work(place, item, Remembering(session, temperature))
-            finally:
-                await session.aclose()
+    async def one(placed: tuple[int, Item]) -> None:
+        try:
+            session = await auditor.open(placed[1].query)
+        except DoesNotFit:
+            return
+        try:
+            await work(*placed, Remembering(Reads(session, TIMEOUT_MS), temperature))
+        finally:
+            await session.aclose()
 
-    async with anyio.create_task_group() as group:
-        for place, item in enumerate(items):
-            group.start_soon(one, place, item)
+    await do_each(enumerate(items), one, concurrency)
 
 
 def stream_of(item: Item, replayed: Replayed) -> Stream:

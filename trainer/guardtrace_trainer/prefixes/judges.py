@@ -17,11 +17,15 @@ from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, DoesNotFi
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_trainer.annotation.prompts import judge_text
 from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, message
+from guardtrace_trainer.evaluation.auditors import Reads
 from guardtrace_trainer.evaluation.data import image_beside
 from guardtrace_trainer.evaluation.evaluate import Plan
+from guardtrace_trainer.evaluation.judged import EvaluationStopped
 from guardtrace_trainer.evaluation.opening import opened_auditor
 from guardtrace_trainer.evaluation.replay import plan_for
 from guardtrace_trainer.rows import Trace
+
+GO_ON = "See to it and run the same command again: it goes on where it stopped"
 
 
 class JudgeFailed(Exception):
@@ -36,14 +40,18 @@ class Opinion(NamedTuple):
 
 
 Ask = Callable[[str], Awaitable[Opinion]]
-"""Judges a thinking that stops where the text ends, without an answer; raises JudgeFailed."""
+"""Judges a thinking that stops where the text ends, without an answer.
+
+Raises JudgeFailed, or EvaluationStopped where the judge can't be reached: going on would only collect failures."""
 
 
 class PrefixJudge(Protocol):
     """To be opened by ``async with``. ``settings`` are all that changes its judgments."""
 
     name: str
-    settings: Mapping[str, Any]
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
 
     async def __aenter__(self) -> PrefixJudge: ...
 
@@ -59,11 +67,15 @@ class AuditorJudge:
 
     def __init__(self, plan: Plan) -> None:
         self.name = plan.auditor or ""
-        self.settings = {"auditor": plan.settings()}
         self._plan = plan
         self._stack = AsyncExitStack()
         self._auditor: Auditor | None = None
         self._audits: AuditPlan | None = None
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The plan's."""
+        return {"auditor": self._plan.settings()}
 
     async def __aenter__(self) -> AuditorJudge:
         auditor = self._auditor = await self._stack.enter_async_context(opened_auditor(self._plan))
@@ -88,9 +100,11 @@ class AuditorJudge:
         except (DoesNotFit, AuditorFailure) as failure:
             raise JudgeFailed(str(failure)) from failure
 
+        reads = Reads(session, round(self._plan.timeout_s * 1000))
+
         async def ask(thinking: str) -> Opinion:
             try:
-                verdict = await audits.judge(session, PartialTrace(thinking))
+                verdict = await audits.judge(reads, PartialTrace(thinking))
             except AuditorFailure as failure:
                 raise JudgeFailed(str(failure)) from failure
             return Opinion(verdict.level.value, verdict.analysis)
@@ -106,9 +120,13 @@ class EndpointJudge:
 
     def __init__(self, endpoint: Endpoint, system: str = SYSTEM_PROMPT) -> None:
         self.name = endpoint.name
-        self.settings = {"endpoint": endpoint.settings(), "system": system}
         self._system = system
         self._client = Client(endpoint)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The endpoint's, and the system prompt."""
+        return {"endpoint": self._client.endpoint.settings(), "system": self._system}
 
     async def __aenter__(self) -> EndpointJudge:
         await self._client.__aenter__()
@@ -129,7 +147,11 @@ class EndpointJudge:
             try:
                 said = await self._client.ask([message("system", self._system), asked])
                 reply = parse_reply(said.answer, truncated=said.finish_reason == "length")
-            except (EndpointFailure, UnreadableReply) as failure:
+            except EndpointFailure as failure:
+                if failure.temporary:
+                    raise EvaluationStopped(f"{failure}. {GO_ON}") from failure
+                raise JudgeFailed(str(failure)) from failure
+            except UnreadableReply as failure:
                 raise JudgeFailed(str(failure)) from failure
             return Opinion(reply.level.value, reply.analysis)
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
 import msgspec
 
-from guardtrace_trainer.prefixes.judges import JudgeFailed, PrefixJudge
+from guardtrace_trainer.prefixes.judges import Ask, JudgeFailed, PrefixJudge
 from guardtrace_trainer.prefixes.sentences import prefix, split
 from guardtrace_trainer.rows import Labelled, Pair, Row, RowError, Trace, read_rows
+from guardtrace_trainer.several import do_each
 from guardtrace_trainer.steps import Journal, Manifest, Step, StepError, file_hash
 
 STEP = "onset"
@@ -92,7 +94,7 @@ def search(count: int) -> Generator[int, bool, Found]:
 def _widest_gap(asked: Sequence[int]) -> int | None:
     """The middle of the widest gap between what was asked; None where there is none."""
     ordered = sorted(asked)
-    gaps = [(high - low, low) for low, high in zip(ordered, ordered[1:], strict=False) if high - low > 1]
+    gaps = [(high - low, low) for low, high in pairwise(ordered) if high - low > 1]
     if not gaps:
         return None
     width, low = max(gaps)
@@ -114,7 +116,7 @@ def find_onsets(
     not even with ``again``. ``inputs`` are what the judge is made of: a checkpoint's files.
 
     Raises:
-        RowError, StepError: with what to do.
+        RowError, StepError, AuditorError, EndpointFailure, EvaluationStopped: with what to do.
     """
     rows = unsafe_rows(folder)
     step = Step(folder, STEP, inputs=[*corpus_files(folder), *inputs], settings=dict(judge.settings), again=again)
@@ -151,7 +153,7 @@ def unsafe_rows(folder: Path) -> list[Trace]:
     pairs = read_rows(folder / PAIRS, Pair) if folder / PAIRS in files else []
     rows: list[Trace] = [row for row in sft if row.annotation.level > 0]
     rows += [row for row in pairs if row.chosen.level > 0]
-    twice = [id for id, count in Counter(row.id for row in rows).items() if count > 1]
+    twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
     if twice:
         raise RowError(f"{folder / PAIRS}, row {twice[0]}: its id stands in {SFT}, too; a trace is in one of both")
     return rows
@@ -166,51 +168,56 @@ class _Asking:
         self.judged = 0
         self.paid = 0
 
-    async def all(
-        self, rows: Sequence[Trace], concurrency: int, progress: Callable[[int, int], Any]
-    ) -> list[Onset]:
+    async def all(self, rows: Sequence[Trace], concurrency: int, progress: Callable[[int, int], Any]) -> list[Onset]:
         found: dict[str, Onset] = {}
-        limiter = anyio.CapacityLimiter(concurrency)
 
         async def one(row: Trace) -> None:
-            async with limiter:
-                found[row.id] = await self._onset(row)
+            found[row.id] = await self._onset(row)
             progress(len(found), len(rows))
 
-        async with self._judge, anyio.create_task_group() as group:
-            for row in rows:
-                group.start_soon(one, row)
+        async with self._judge:
+            await do_each(rows, one, concurrency)
         return [found[row.id] for row in rows]
 
     async def _onset(self, row: Trace) -> Onset:
         sentences = split(row.thinking)
         judgments: dict[int, PrefixJudgment] = {}
-        steps = search(len(sentences))
-        about = {"id": row.id, "sentences": len(sentences), "judge": self._judge.name}
-        image = None if row.image is None else file_hash(self._folder / row.image)
         try:
-            async with self._judge.reading(row, self._folder) as ask:
-                count = next(steps)
-                while True:
-                    paid = await self._ask(row, image, prefix(sentences, count), ask)
-                    self.judged += 1
-                    judgments[count] = PrefixJudgment(sentences=count, level=paid.level, analysis=paid.analysis)
-                    count = steps.send(paid.level > 0)
-        except StopIteration as end:
-            ended: Found = end.value
+            found = await self._search(row, sentences, judgments)
         except JudgeFailed as failure:
-            ended = Found(None, f"{JUDGE_FAILED}: {failure}")
+            found = Found(None, f"{JUDGE_FAILED}: {failure}")
         return Onset(
-            **about, onset=ended.onset, why=ended.why, judgments=tuple(judgments[count] for count in sorted(judgments))
+            id=row.id,
+            sentences=len(sentences),
+            onset=found.onset,
+            why=found.why,
+            judge=self._judge.name,
+            judgments=tuple(judgments[count] for count in sorted(judgments)),
         )
 
-    async def _ask(self, row: Trace, image: str | None, thinking: str, ask: Any) -> Paid:
-        id = self._digest(row, image, thinking)
-        known = self._ledger.rows.get(id)
+    async def _search(self, row: Trace, sentences: Sequence[str], judgments: dict[int, PrefixJudgment]) -> Found:
+        image = None if row.image is None else file_hash(self._folder / row.image)
+        steps = search(len(sentences))
+        async with self._judge.reading(row, self._folder) as ask:
+            unsafe: bool | None = None
+            while True:
+                try:
+                    count = next(steps) if unsafe is None else steps.send(unsafe)
+                except StopIteration as end:
+                    found: Found = end.value
+                    return found
+                paid = await self._ask(row, image, prefix(sentences, count), ask)
+                self.judged += 1
+                judgments[count] = PrefixJudgment(sentences=count, level=paid.level, analysis=paid.analysis)
+                unsafe = paid.level > 0
+
+    async def _ask(self, row: Trace, image: str | None, thinking: str, ask: Ask) -> Paid:
+        digest = self._digest(row, image, thinking)
+        known = self._ledger.rows.get(digest)
         if known is not None:
             return known
         level, analysis = await ask(thinking)
-        paid = Paid(id=id, level=level, analysis=analysis)
+        paid = Paid(id=digest, level=level, analysis=analysis)
         self._ledger.add(paid)
         self.paid += 1
         return paid
