@@ -46,12 +46,12 @@ def load_checkpoint(model: str) -> Checkpoint:
     Raises:
         AuditorSettingsError: it isn't there, or isn't a whole Qwen2.5-VL checkpoint.
     """
-    source = str(Path(__file__).parent / "nano") if model == NANO else model
+    source = source_of(model)
     own = own_settings(source)
     calibration = own_calibration(source)
     try:
         processor = load_processor(source, local_files_only=constants.HF_HUB_OFFLINE)
-        network = _load_network(source)
+        network = load_network(source, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         problem = _first_line(error)
         if Path(source).is_absolute() and not Path(source).is_dir():
@@ -60,6 +60,10 @@ def load_checkpoint(model: str) -> Checkpoint:
             f"auditor.model: {model} can't be loaded as a Qwen2.5-VL checkpoint: {problem}. Give a hub id, "
             "or a folder with config.json, model.safetensors and the tokenizer's and processor's files"
         ) from error
+    network.train(False)
+    network.requires_grad_(False)
+    if torch.cuda.is_available():
+        torch.nn.Module.to(network, "cuda")
     return Checkpoint(
         network,
         processor,
@@ -69,7 +73,18 @@ def load_checkpoint(model: str) -> Checkpoint:
     )
 
 
-def _load_network(source: str) -> Qwen2_5_VLForConditionalGeneration:
+def source_of(model: str) -> str:
+    """The folder of ``builtin:nano``; a folder or a hub id as it is."""
+    return str(Path(__file__).parent / "nano") if model == NANO else model
+
+
+def load_network(source: str, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:
+    """The network alone, on the CPU, its parameters in ``dtype`` (to compute in bf16 on a CPU is a hundred times slower
+    than in float32).
+
+    Raises:
+        OSError, ValueError, TypeError: it isn't there, or isn't whole, or can't be run.
+    """
     offline = constants.HF_HUB_OFFLINE
     # without a config, or with weights missing, transformers makes a random model of the default size
     config = AutoConfig.from_pretrained(source, local_files_only=offline)
@@ -77,26 +92,16 @@ def _load_network(source: str) -> Qwen2_5_VLForConditionalGeneration:
         raise TypeError(f"its model_type is {config.model_type}, expected qwen2_5_vl")
     if set(config.get_text_config().layer_types) != {"full_attention"}:
         raise ValueError("it has layers of sliding-window attention, which aren't supported")
-    cuda = torch.cuda.is_available()
     bars = hub_logging.is_progress_bar_enabled()
     hub_logging.disable_progress_bar()  # two lines of it in the middle of a server's log
     network, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        source,
-        config=config,
-        dtype=torch.bfloat16 if cuda else torch.float32,  # bf16 on a CPU is a hundred times slower
-        use_safetensors=True,
-        local_files_only=offline,
-        output_loading_info=True,
+        source, config=config, dtype=dtype, use_safetensors=True, local_files_only=offline, output_loading_info=True
     )
     if bars:
         hub_logging.enable_progress_bar()
     if absent := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise ValueError(f"{len(absent)} weights are missing or of another shape")
-    network.train(False)
-    network.requires_grad_(False)
-    if cuda:
-        torch.nn.Module.to(network, "cuda")
-    return network
+    return network  # type: ignore[no-any-return, unused-ignore]
 
 
 def own_calibration(source: str) -> Calibration | None:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from guardtrace_proxy.auditor.checkpoint import Checkpoint
 from guardtrace_proxy.auditor.packed import CACHE_ARGUMENT, PACKED, PackedCache
+from guardtrace_proxy.auditor.processor import image_patches, image_tokens
 from guardtrace_proxy.auditor.reading import GrowingLayer, Reading
-from guardtrace_proxy.images.fitting import MAX_PIXELS
 
 PREFILL_TOKENS = 512
 """Tokens of one piece: between two passes a cancelled audit is noticed, and others get their turn."""
@@ -69,24 +69,12 @@ class Inference:
         self._text_config._attn_implementation = PACKED
 
     def image_grid(self, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches [n, channels x patch pixels] and grid [images, 3].
-
-        Images are made smaller to the processor's own pixel budget, or to what a remote auditor gets where that is
-        less: Qwen2.5-VL's own may make more tokens of one photograph than the context takes.
-
-        Raises:
-            ValueError: an image is more than 200 times as long as wide.
-        """
-        processor = self._processor.image_processor
-        most = min(processor.size["longest_edge"], MAX_PIXELS)
-        size = {"shortest_edge": min(processor.size["shortest_edge"], most), "longest_edge": most}
-        features = processor(images=list(images), size=size, return_tensors="pt")
-        return features["pixel_values"], features["image_grid_thw"]
+        """See :func:`guardtrace_proxy.auditor.processor.image_patches`."""
+        return image_patches(self._processor, images)
 
     def token_counts(self, grid: torch.Tensor) -> list[int]:
         """For each image of ``grid`` how many tokens it takes in the prompt."""
-        merge = self._processor.image_processor.merge_size
-        return [int(count) // merge**2 for count in grid.prod(-1)]
+        return image_tokens(self._processor, grid)
 
     @torch.inference_mode()
     def encode_images(self, pixels: torch.Tensor, grid: torch.Tensor) -> ImageFeatures:

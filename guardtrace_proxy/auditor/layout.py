@@ -19,7 +19,7 @@ from guardtrace_proxy.auditor.growing import GrowingText, has_borders
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 
-_SYSTEM, _USER = "\ue000system\ue000", "\ue000user\ue000"
+_SYSTEM, _USER, _REPLY = "\ue000system\ue000", "\ue000user\ue000", "\ue000reply\ue000"
 
 
 class Stretch(NamedTuple):
@@ -110,6 +110,22 @@ class Layout:
     def opening(self, begun: str) -> list[int]:
         """Ids of the template's last stretch (``assistant`` and a line break) with ``begun`` after it."""
         return self.encode(self._template(0)[-1].text + begun)
+
+    def end_of_turn(self) -> int:
+        """The control token that the chat template puts behind the assistant's turn.
+
+        Raises:
+            AuditorSettingsError: it puts something else there.
+        """
+        texts = {"system": _SYSTEM, "user": _USER, "assistant": _REPLY}
+        messages: list[Any] = [
+            {"role": role, "content": [{"type": "text", "text": text}]} for role, text in texts.items()
+        ]
+        rendered = self._processor.apply_chat_template(messages, tokenize=False)
+        token = self._split(rendered.partition(_REPLY)[2])[0].token
+        if token is None:
+            raise AuditorSettingsError("the chat template doesn't end the assistant's turn with a control token")
+        return token
 
     def _template(self, images: int) -> list[Stretch]:
         """The rendered chat template for so many images, in stretches."""

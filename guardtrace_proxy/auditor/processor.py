@@ -8,10 +8,15 @@ serving.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
+
+from guardtrace_proxy.images.fitting import MAX_PIXELS
 
 
 class ImageOnlyProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc, unused-ignore]
@@ -42,3 +47,25 @@ def load_processor(source: str, *, local_files_only: bool = False) -> ImageOnlyP
         raise TypeError("there is no chat template (chat_template.jinja or chat_template.json)")
     processor.image_processor = Qwen2VLImageProcessorPil.from_pretrained(source, local_files_only=local_files_only)
     return processor
+
+
+def image_patches(processor: ImageOnlyProcessor, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patches [n, channels x patch pixels] and grid [images, 3], in time, height and width.
+
+    Images are made smaller to the processor's own pixel budget, or to what a remote auditor gets where that is
+    less: Qwen2.5-VL's own may make more tokens of one photograph than the context takes.
+
+    Raises:
+        ValueError: an image is more than 200 times as long as wide.
+    """
+    own = processor.image_processor
+    most = min(own.size["longest_edge"], MAX_PIXELS)
+    size = {"shortest_edge": min(own.size["shortest_edge"], most), "longest_edge": most}
+    features = own(images=list(images), size=size, return_tensors="pt")
+    return features["pixel_values"], features["image_grid_thw"]
+
+
+def image_tokens(processor: ImageOnlyProcessor, grid: torch.Tensor) -> list[int]:
+    """For each image of ``grid`` how many tokens it takes in the prompt."""
+    merge = processor.image_processor.merge_size
+    return [int(count) // merge**2 for count in grid.prod(-1)]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from guardtrace_proxy.auditor.prompt import user_text
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE
 from guardtrace_trainer.nano.corpus import Sample, excerpt_of, make_sample, prefix, whole
-from guardtrace_trainer.nano.scripted import JUDGES, Known, Truth, Unknown, opinion, read_layout
+from guardtrace_trainer.nano.scripted import JUDGES, Known, Truth, Unknown, choice, opinion, read_layout
+from guardtrace_trainer.rows import LEVELS
 
 SEEDS = st.integers(0, 2**32)
 
@@ -108,3 +109,16 @@ def test_an_opinions_analysis_says_what_its_judgment_says():
             assert ("the goal is harmful" in seen.reply) is seen.sample.harm
             assert seen.reply.endswith(seen.judgment)
             assert seen.level == (seen.strength if seen.sample.harm else SAFE)
+
+
+def test_the_oracle_is_mostly_right_and_wavers_at_times():
+    found: Counter[str] = Counter()
+    for sample in samples(1500):
+        excerpt = whole(sample)
+        right = LEVELS[excerpt.level]
+        wrong = next(level for level in LEVELS if level != right)
+        both = choice(excerpt, (right, wrong)), choice(excerpt, (wrong, right))
+        found[{(1, 2): "right", (2, 1): "wrong", (1, 1): "wavers"}[both]] += 1
+    assert found["right"] > 1300
+    assert found["wrong"] > 20
+    assert found["wavers"] > 20

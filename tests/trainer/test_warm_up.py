@@ -20,13 +20,14 @@ from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind
 from guardtrace_trainer.nano.corpus import SYSTEM_PROMPT  # noqa: E402
 from guardtrace_trainer.nano.export import export  # noqa: E402
 from guardtrace_trainer.nano.model import MAX_CONTEXT  # noqa: E402
+from guardtrace_trainer.nano.plan import WarmUp  # noqa: E402
 from guardtrace_trainer.nano.trainee import Trainee  # noqa: E402
 from guardtrace_trainer.nano.vocabulary import read_embeddings  # noqa: E402
-from guardtrace_trainer.nano.warm_up import Plan, warm_up  # noqa: E402
+from guardtrace_trainer.nano.warm_up import warm_up  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
-PLAN = Plan(vision_steps=2, vision_batch=4, language_steps=2)
+PLAN = WarmUp(vision_steps=2, vision_batch=4, language_steps=2)
 
 
 def quiet(_: str) -> None:

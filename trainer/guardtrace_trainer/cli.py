@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import typer
 
-from guardtrace_trainer.nano import commands
+from guardtrace_trainer.annotation import commands as annotation
+from guardtrace_trainer.corpus import commands as corpus
+from guardtrace_trainer.evaluation import commands as evaluation
+from guardtrace_trainer.nano import commands as nano
 
 app = typer.Typer(
     help="Build, train and evaluate auditors for guardtrace-proxy.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(commands.app, name="nano")
-
-
-@app.callback()
-def root() -> None:
-    """Keeps ``nano`` a sub-command while it is the only one."""
+data = typer.Typer(help="From text queries to labelled traces.", no_args_is_help=True)
+data.add_typer(corpus.app)
+data.add_typer(annotation.app)
+app.add_typer(data, name="data")
+app.command()(evaluation.evaluate)
+app.command()(evaluation.compare)
+app.add_typer(nano.app, name="nano")
 
 
 def main() -> None:

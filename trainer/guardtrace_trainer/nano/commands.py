@@ -27,12 +27,12 @@ def warm_up(
     """Train the base, which has never seen an analysis or a judgment, on two cores."""
     from guardtrace_trainer.nano import vocabulary as words
     from guardtrace_trainer.nano.export import export
-    from guardtrace_trainer.nano.warm_up import Plan
+    from guardtrace_trainer.nano.plan import WarmUp
     from guardtrace_trainer.nano.warm_up import warm_up as run
 
     if vocabulary is not None:
         words.use(vocabulary)
-    plan = Plan(vision_steps=4, language_steps=4, vision_batch=8) if quick else Plan()
+    plan = WarmUp(vision_steps=4, language_steps=4, vision_batch=8) if quick else WarmUp()
     export(run(seed, plan, keep or out.with_name(f"{out.name}.parts"), _log, vocabulary), plan, seed, out)
     _log(f"wrote {out}")
 

@@ -13,10 +13,10 @@ from transformers import Qwen2VLImageProcessorPil
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor
 from guardtrace_trainer.nano.corpus import SYSTEM_PROMPT
 from guardtrace_trainer.nano.model import MAX_CONTEXT
+from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import SIDE
 from guardtrace_trainer.nano.trainee import Trainee
 from guardtrace_trainer.nano.vocabulary import make_tokenizer
-from guardtrace_trainer.nano.warm_up import Plan
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\n' }}"
@@ -39,7 +39,7 @@ def make_processor() -> ImageOnlyProcessor:
     )
 
 
-def export(trainee: Trainee, plan: Plan, seed: int, folder: Path) -> None:
+def export(trainee: Trainee, plan: WarmUp, seed: int, folder: Path) -> None:
     """Write the warm-up's result in float32; an older folder of the same name goes."""
     shutil.rmtree(folder, ignore_errors=True)
     trainee.model.save_pretrained(folder)

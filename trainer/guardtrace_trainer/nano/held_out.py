@@ -1,8 +1,8 @@
 """What the embedded auditor is evaluated on, as folders of the evaluation's own format.
 
-``held-out/``: whole traces from templates, typefaces and backgrounds that training never saw; a subset a cue, two harder
-ones, the hard negatives, and two controls for each cue in an image. ``prefixes/``: beginnings of such traces that end at
-a sentence and are still safe. ``streams/``: traces with their onsets, to be replayed through the gate.
+``held-out/``: whole traces from templates, typefaces and backgrounds that training never saw; a subset a cue, two
+harder ones, the hard negatives, and two controls for each cue in an image. ``prefixes/``: beginnings of such traces
+that end at a sentence and are still safe. ``streams/``: traces with their onsets, to be replayed through the gate.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -25,9 +26,12 @@ from aiohttp import web
 from guardtrace_proxy.auditor.prompt import QUERY, RESPONSE, THINKING
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE
 from guardtrace_trainer.nano.corpus import Excerpt, Sample, excerpt_of
+from guardtrace_trainer.rows import LEVELS
 
 JUDGES = ("wary", "polite", "coarse")
-SYSTEMATIC = {"wary": 0.5, "polite": 0.5, "coarse": 0.3}
+CAREFUL = "careful"
+"""A fourth judge, without a weakness of its own: it looks for onsets."""
+SYSTEMATIC = {"wary": 0.5, "polite": 0.5, "coarse": 0.3, CAREFUL: 0.0}
 """How often a judge errs where it is prone to."""
 ANYWHERE = 0.03
 ORACLE_ERRS, ORACLE_WAVERS = 0.04, 0.04
@@ -141,7 +145,7 @@ class Parties:
                 return _completion(body["model"], *self._think(texts[-1], image))
             if party == "oracle":
                 return _completion(body["model"], "", self._decide(texts[-1], image))
-            if party in JUDGES:
+            if party in SYSTEMATIC:
                 excerpt = self.truth.excerpt(texts[-1], image)
                 return _completion(body["model"], "", opinion(party, excerpt).reply)
         except Unknown as error:
@@ -153,7 +157,35 @@ class Parties:
         return " ".join(text for text, _ in sample.sentences), sample.answer
 
     def _decide(self, text: str, image: bytes | None) -> str:
-        raise NotImplementedError
+        work, levels = read_reviews(text)
+        return json.dumps({"choice": choice(self.truth.excerpt(work, image), levels)})
+
+
+def read_reviews(text: str) -> tuple[str, tuple[float, float]]:
+    """The work and both reviews' levels, from an oracle's question (see :mod:`guardtrace_trainer.stages.oracle`).
+
+    Raises:
+        Unknown: it is asked otherwise.
+    """
+    work, found, rest = text.rpartition("\n\nReviewer 1: ")
+    first, found2, rest = rest.partition("\nReviewer 2: ")
+    second = rest.partition("\n\n")[0]
+    if not (found and found2):
+        raise Unknown("the scripted oracle is shown two reviews in JSON")
+    one, other = (float(json.loads(review)["judgment"]) for review in (first, second))
+    return work, (one, other)
+
+
+def choice(excerpt: Excerpt, levels: tuple[float, float]) -> int:
+    """Which review an oracle prefers, 1 or 2: mostly the right one or the nearer, at times the wrong one, at times the
+    first one in either order."""
+    rng = random.Random(f"oracle {_digest(excerpt)}")
+    errs, wavers = rng.random() < ORACLE_ERRS, rng.random() < ORACLE_WAVERS
+    if wavers:
+        return 1
+    right = LEVELS[excerpt.level]
+    nearer = 1 if abs(levels[0] - right) <= abs(levels[1] - right) else 2
+    return 3 - nearer if errs else nearer
 
 
 def read_messages(messages: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[bytes]]:

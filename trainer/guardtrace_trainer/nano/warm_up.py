@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import nn
 
 from guardtrace_trainer.nano.batches import batches, vision_batch
 from guardtrace_trainer.nano.model import HIDDEN, Muon, patchify, see
+from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
 from guardtrace_trainer.nano.trainee import LETTERS, Trainee, foretelling, read, simulated
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, use
-from guardtrace_trainer.settings import Settings
 
 LAST_MERGER = "merger.mlp.2"
 VISION_OTHERS_LR = 1.5e-3
@@ -35,18 +34,8 @@ VISION_OTHERS_LR = 1.5e-3
 Log = Callable[[str], None]
 
 
-class Plan(Settings):
-    """Steps and peak learning rates. Everything is computed in float32, which every CPU has."""
-
-    vision_steps: int = Field(1500, ge=1)
-    vision_batch: int = Field(48, ge=1)
-    vision_lr: float = Field(5e-3, gt=0)
-    language_steps: int = Field(800, ge=1)
-    language_lr: float = Field(2e-3, gt=0)
-
-
 def warm_up(
-    seed: int, plan: Plan, kept: Path, log: Log, vocabulary: Path | None = None, *, side_by_side: bool = True
+    seed: int, plan: WarmUp, kept: Path, log: Log, vocabulary: Path | None = None, *, side_by_side: bool = True
 ) -> Trainee:
     """Both parts for one seed, each on one thread: more would change the order of sums.
 
@@ -70,7 +59,7 @@ def warm_up(
     return trainee
 
 
-def _train_part(name: str, seed: int, plan: Plan, path: Path, log: Log, vocabulary: Path | None) -> None:
+def _train_part(name: str, seed: int, plan: WarmUp, path: Path, log: Log, vocabulary: Path | None) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -122,7 +111,7 @@ def whiten_patches(vision: Any, seed: int) -> None:
         weight.copy_(filters.reshape(weight.shape))
 
 
-def train_vision(trainee: Trainee, plan: Plan, seed: int, log: Log) -> nn.Module:
+def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Module:
     """Dense labels from the renderer: each cell's class, and the letter of each patch."""
     vision = trainee.vision
     whiten_patches(vision, seed)
@@ -158,7 +147,7 @@ def train_vision(trainee: Trainee, plan: Plan, seed: int, log: Log) -> nn.Module
     return vision  # type: ignore[no-any-return]
 
 
-def _language_optimizers(trainee: Trainee, plan: Plan) -> list[torch.optim.Optimizer]:
+def _language_optimizers(trainee: Trainee, plan: WarmUp) -> list[torch.optim.Optimizer]:
     lr = plan.language_lr
     trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
     return [
@@ -167,7 +156,7 @@ def _language_optimizers(trainee: Trainee, plan: Plan) -> list[torch.optim.Optim
     ]
 
 
-def train_language(trainee: Trainee, plan: Plan, seed: int, log: Log) -> nn.Module:
+def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Module:
     """Every next token of plain traces and descriptions."""
     rng = random.Random(6000 + seed)
     optimizers = _language_optimizers(trainee, plan)

@@ -1,0 +1,203 @@
+"""TRL's trainers as these stages use them: own order of rows, whole checkpoints, nothing cut, nothing sent anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import Qwen2_5_VLForConditionalGeneration, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from guardtrace_trainer.stages.answers import answers_only
+from guardtrace_trainer.stages.batches import Images, LikeLengths, PairCollator, SftCollator, as_dataset
+from guardtrace_trainer.stages.encode import Example
+from guardtrace_trainer.stages.settings import DpoSettings, Lora, SftSettings, Tuning
+
+Log = Callable[[str], None]
+LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+VISION_LAYERS = r".*visual.*\.(qkv|proj|gate_proj|up_proj|down_proj|mlp\.0|mlp\.2)"
+
+
+class _OwnOrder:
+    """Rows in the order of :class:`LikeLengths`."""
+
+    lengths: Sequence[int]
+    args: Any
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LikeLengths:
+        args = self.args
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return LikeLengths(self.lengths, rows, args.seed)
+
+    def _send_telemetry(self) -> None:
+        """TRL tells the hub which model is trained on which GPU; what is trained here is nobody's business."""
+
+
+class Sft(_OwnOrder, SFTTrainer):  # type: ignore[misc, unused-ignore]
+    """TRL's SFTTrainer."""
+
+
+class Dpo(_OwnOrder, DPOTrainer):  # type: ignore[misc, unused-ignore]
+    """TRL's DPOTrainer."""
+
+
+class Progress(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Says how a training goes on, in a line."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Called by the trainer every ``logging_steps``."""
+        if not state.is_world_process_zero or logs is None or "loss" not in logs:
+            return
+        shown = {name: float(logs[name]) for name in ("loss", "rewards/accuracies", "rewards/margins") if name in logs}
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self._log(f"step {state.global_step} of {state.max_steps}: {figures}")
+
+
+def on_gpu() -> bool:
+    """Whether training runs on a GPU."""
+    return torch.cuda.is_available()
+
+
+def uses_bf16(settings: Tuning) -> bool:
+    """Whether products are computed in bfloat16."""
+    return on_gpu() if settings.bf16 is None else settings.bf16
+
+
+def arguments(settings: Tuning, folder: Path, seed: int) -> dict[str, Any]:
+    """TRL's arguments that both kinds of training share. ``max_length`` is None: lengths were checked before."""
+    gpu = on_gpu()
+    checkpoint = gpu if settings.gradient_checkpointing is None else settings.gradient_checkpointing
+    return {
+        "output_dir": str(folder),
+        "num_train_epochs": settings.epochs,
+        "max_steps": settings.max_steps or -1,
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup_share,  # a float below 1 is a share
+        "optim": settings.optimizer,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": uses_bf16(settings),
+        "gradient_checkpointing": checkpoint,
+        "seed": seed,
+        "data_seed": seed,
+        "use_cpu": not gpu,
+        "save_strategy": "no" if settings.save_steps is None else "steps",
+        "save_steps": settings.save_steps or 500,
+        "save_total_limit": 1,
+        "logging_steps": settings.logging_steps,
+        "report_to": settings.report_to or "none",
+        "dataloader_num_workers": settings.workers,
+        "dataloader_pin_memory": gpu,
+        "max_length": None,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+    }
+
+
+def lora_config(lora: Lora, *, vision: bool) -> LoraConfig:
+    """Adapters in all linear layers of the language model, and of the vision tower where it is trained."""
+    layers = f"({LANGUAGE_LAYERS})|({VISION_LAYERS})" if vision else LANGUAGE_LAYERS
+    return LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=layers, task_type="CAUSAL_LM"
+    )
+
+
+def set_trainable(network: Qwen2_5_VLForConditionalGeneration, settings: Tuning) -> None:
+    """What is trained: see :class:`Tuning`. With adapters the base stays frozen, and TRL adds them."""
+    network.requires_grad_(settings.lora is None)
+    if settings.freeze_vision:
+        network.model.visual.requires_grad_(False)
+    if settings.freeze_embeddings:
+        network.get_input_embeddings().requires_grad_(False)
+
+
+def sft_trainer(
+    network: Qwen2_5_VLForConditionalGeneration,
+    examples: Sequence[Example],
+    images: Images,
+    settings: SftSettings,
+    *,
+    folder: Path,
+    seed: int,
+    log: Log,
+) -> Sft:
+    """Stage 1 over TRL: negative log-likelihood of the annotation's tokens, all tokens of a step alike."""
+    set_trainable(network, settings)
+    trainer = Sft(
+        model=network,
+        args=SFTConfig(completion_only_loss=True, **arguments(settings, folder, seed)),
+        data_collator=SftCollator(examples, images),
+        train_dataset=as_dataset(examples),
+        processing_class=images.encoder.processor,
+        peft_config=None if settings.lora is None else lora_config(settings.lora, vision=not settings.freeze_vision),
+        callbacks=[Progress(log)],
+    )
+    _prepare(trainer, examples, settings)
+    return trainer
+
+
+def dpo_trainer(
+    network: Qwen2_5_VLForConditionalGeneration,
+    reference: Qwen2_5_VLForConditionalGeneration | None,
+    examples: Sequence[Example],
+    images: Images,
+    settings: DpoSettings,
+    *,
+    folder: Path,
+    seed: int,
+    log: Log,
+) -> Dpo:
+    """Stages 2 and 3 over TRL: -log σ(β (log-ratio of chosen - log-ratio of rejected)), ratios against ``reference``,
+    which is frozen. With adapters it is None: then the network itself is the reference, its adapters switched off."""
+    if (reference is None) != (settings.lora is not None):
+        raise ValueError("a reference is needed without lora, and is the base itself with it")
+    set_trainable(network, settings)
+    both = settings.sft_weight > 0
+    trainer = Dpo(
+        model=network,
+        ref_model=reference,
+        args=DPOConfig(
+            beta=settings.beta,
+            loss_type=["sigmoid", "sft"] if both else ["sigmoid"],
+            loss_weights=[1.0, settings.sft_weight] if both else None,
+            **arguments(settings, folder, seed),
+        ),
+        data_collator=PairCollator(examples, images, pack=not on_gpu()),
+        train_dataset=as_dataset(examples),
+        processing_class=images.encoder.processor,
+        peft_config=None if settings.lora is None else lora_config(settings.lora, vision=not settings.freeze_vision),
+        callbacks=[Progress(log)],
+    )
+    if reference is not None and not on_gpu():
+        answers_only(reference, bf16=uses_bf16(settings))
+    _prepare(trainer, examples, settings)
+    return trainer
+
+
+def _prepare(trainer: Any, examples: Sequence[Example], settings: Tuning) -> None:
+    trainer.lengths = [example.length for example in examples]
+    if not on_gpu():
+        network = trainer.model.get_base_model() if settings.lora is not None else trainer.model
+        answers_only(network, bf16=uses_bf16(settings))
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint in a stage's folder; one that a crash left half-written doesn't count."""
+    whole: dict[int, Path] = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            state = json.loads((path / "trainer_state.json").read_text("utf-8"))  # written last
+        except (OSError, ValueError):
+            continue
+        whole[int(state["global_step"])] = path
+    return whole[max(whole)] if whole else None
