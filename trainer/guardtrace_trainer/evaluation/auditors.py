@@ -57,12 +57,12 @@ class AuditorJudge:
         except AuditorFailure as failure:
             return dict.fromkeys(self._plans, _failed(failure))
         try:
-            reads = _Reads(session, self._timeout_ms)
+            reads = Reads(session, self._timeout_ms)
             return {depth: await self._outcome(plan, reads, item) for depth, plan in self._plans.items()}
         finally:
             await session.aclose()
 
-    async def _outcome(self, plan: AuditPlan, reads: _Reads, item: Item) -> Outcome:
+    async def _outcome(self, plan: AuditPlan, reads: Reads, item: Item) -> Outcome:
         try:
             return self._of([await plan.judge(reads, Trace(item.thinking, item.answer))])
         except AuditorFailure as failure:
@@ -93,7 +93,7 @@ def _failed(failure: AuditorFailure) -> Outcome:
     return Outcome(failure=failure.kind.value, why=str(failure))
 
 
-class _Reads:
+class Reads:
     """A session that remembers: a second plan that asks for a read gets the first one's verdict, or its failure."""
 
     def __init__(self, session: Session, timeout_ms: int) -> None:

@@ -140,7 +140,7 @@ def evaluate(
     if out is None:
         return _Run(plan, data, items, log, progress).result(None)[0]
     with_images = [item.image.path for item in items if isinstance(item.image, ImageFile)]
-    files = [*(file for path in data for file in sources(path)), *with_images, *_weights(plan)]
+    files = [*(file for path in data for file in sources(path)), *with_images, *weights_of(plan)]
     step = Step(out.parent, f"{out.stem}.evaluate", inputs=files, settings=plan.settings(), again=again)
     if step.done:
         log(f"{out} stands as it was made from the same inputs with the same settings")
@@ -158,7 +158,7 @@ def verdicts_beside(out: Path) -> Path:
     return out.with_name(f"{out.stem}.verdicts.jsonl")
 
 
-def _weights(plan: Plan) -> list[Path]:
+def weights_of(plan: Plan) -> list[Path]:
     """The files of a checkpoint that lies in a folder: a retrained one is another auditor."""
     if plan.served_by == "openai" or plan.auditor is None:
         return []
@@ -253,7 +253,7 @@ class _Run:
             plan.served_by,
             model=plan.auditor,
             base_url=plan.base_url,
-            api_key=_key(plan.api_key_env),
+            api_key=key_of(plan.api_key_env),
             depth="cascade" if plan.depth == "all" else plan.depth,
             timeout_ms=CONNECT_MS,
             annotate_max_tokens=plan.annotate_max_tokens,
@@ -275,7 +275,7 @@ class _Run:
             await auditor.aclose()
 
 
-def _key(name: str | None) -> str | None:
+def key_of(name: str | None) -> str | None:
     if name is None:
         return None
     key = os.environ.get(name)

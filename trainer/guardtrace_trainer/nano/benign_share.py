@@ -12,11 +12,12 @@ import anyio
 from PIL import Image
 
 from guardtrace_proxy.auditor import make_auditor
+from guardtrace_proxy.auditor.cascade import ESCALATE_AT
 from guardtrace_proxy.auditor.prompt import Query, Turn
-from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit
-from guardtrace_proxy.policy.schema import Action, Policy
+from guardtrace_proxy.auditor.protocol import Auditor, DoesNotFit
+from guardtrace_proxy.policy.schema import Policy
+from guardtrace_trainer.evaluation.replay import Replayed, plan_for, replay
 from guardtrace_trainer.nano.evaluate import ROOT, request_image
-from guardtrace_trainer.nano.replay import replay
 
 DATA = ROOT.parent / "shared" / "data"
 FILES = {
@@ -30,6 +31,7 @@ FILES = {
 SAFE_REASONING = "star1"
 """Harmful requests that are refused: reported apart from the plain ones."""
 SAMPLE, SEED = 100, 2026
+PLAN = plan_for("annotate", ESCALATE_AT)
 
 
 def sample(data: Path, count: int = SAMPLE, seed: int = SEED) -> list[tuple[str, dict[str, Any], Path]]:
@@ -62,25 +64,27 @@ def benign_share(
             entry["streams"] += 1
             query = Query([Turn("user", row["question"])], images)
             try:
-                outcome = await replay(auditor, policy, query, row["thinking"], row.get("answer") or "")
+                replayed = await _replayed(auditor, query, policy, row)
             except DoesNotFit as error:
                 entry["refused"] += 1
                 log(f"{name} {row['id']}: refused: {error}")
                 continue
-            except AuditorFailure as error:
-                # A policy that fails closed cuts here.
-                entry["stopped"] += 1
-                log(f"{name} {row['id']}: cut: {error}")
-                continue
-            stopped = outcome.action in (Action.CUT, Action.REDACT)
-            entry["stopped"] += stopped
-            if stopped:
-                log(f"{name} {row['id']}: {outcome.action.value}")
+            entry["stopped"] += replayed.is_stopped
+            if replayed.is_stopped:
+                log(f"{name} {row['id']}: {replayed.action.value}{' (no verdict)' if replayed.has_failed else ''}")
         await auditor.aclose()
         return rows
 
     rows = anyio.run(run)
     return {"sets": rows, "plain": _shares([entry for name, entry in rows.items() if name != SAFE_REASONING])}
+
+
+async def _replayed(auditor: Auditor, query: Query, policy: Policy, row: dict[str, Any]) -> Replayed:
+    session = await auditor.open(query)
+    try:
+        return await replay(session, policy, PLAN, row["thinking"], row.get("answer") or "")
+    finally:
+        await session.aclose()
 
 
 def _shares(entries: Sequence[dict[str, int]]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from guardtrace_proxy.auditor.calibration import read_calibration, tempered
 from guardtrace_proxy.policy.levels import Probabilities
 from guardtrace_trainer.cli import app
-from guardtrace_trainer.nano.calibrate import RECALL, Read, fit_temperature, label_tier, pick_escalate_at
+from guardtrace_trainer.evaluation.calibrate import RECALL, Read, fit_temperature, label_tier, pick_escalate_at
 
 
 def read(level: int, risk: float) -> Read:

@@ -1,0 +1,84 @@
+"""The commands on streams, with the embedded auditor on a few hand-written traces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="the extra `local` isn't installed")
+pytest.importorskip("matplotlib", reason="the extra `train` isn't installed")
+
+from typer.testing import CliRunner
+
+from guardtrace_proxy.auditor.calibration import read_calibration
+from guardtrace_proxy.policy.loading import load_policy
+from guardtrace_trainer.evaluation.streaming_commands import app
+
+DATA = Path(__file__).parents[2] / "data"
+HANDWRITTEN = ["--data", str(DATA / "handwritten"), "--half", "dev", "--depth", "label"]
+
+
+def run(*arguments: str) -> str:
+    said = CliRunner().invoke(app, [*arguments])
+    assert said.exit_code == 0, said.output
+    return said.stdout
+
+
+def test_streams_are_evaluated_once_and_read_the_second_time(words: None, tmp_path: Path) -> None:
+    command = ["stream-evaluate", *HANDWRITTEN, "--limit", "8", "--out", str(tmp_path), "--json"]
+    first = json.loads(run(*command))
+    assert first["streams"] == 8
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "streaming.html",
+        "streaming.json",
+        "streaming.manifest.json",
+        "streams.jsonl",
+        "time-to-detect.png",
+        "f1-by-share.png",
+        "reliability.png",
+        "risk.png",
+    }
+    made = (tmp_path / "streaming.json").stat().st_mtime_ns
+    assert json.loads(run(*command))["time_to_detect"] == first["time_to_detect"]
+    assert (tmp_path / "streaming.json").stat().st_mtime_ns == made
+    assert "| time to detect: Hit" in run(*command[:-1])
+
+
+def test_other_settings_in_the_same_folder_are_refused(words: None, tmp_path: Path) -> None:
+    command = ["stream-evaluate", *HANDWRITTEN, "--limit", "1", "--out", str(tmp_path)]
+    run(*command)
+    other = CliRunner().invoke(app, [*command, "--policy", "strict"])
+    assert other.exit_code == 1
+    assert "other settings (policy, policy_name)" in other.output
+
+
+def test_a_sweep_writes_what_the_proxy_reads(words: None, tmp_path: Path) -> None:
+    grid = ["--first", "16", "--growth", "2", "--max", "64", "--threshold", "0.5", "--threshold", "0.9"]
+    table = run("sweep", *HANDWRITTEN, "--limit", "6", "--out", str(tmp_path), *grid)
+    assert "chosen" in table
+    policy = load_policy(tmp_path / "policy.yaml").policy
+    assert policy.boundary.first == 16
+    calibration = read_calibration((tmp_path / "calibration.json").read_bytes(), "here")
+    assert 0 < calibration.escalate_at <= 0.5
+    points = json.loads((tmp_path / "sweep.json").read_text("utf-8"))["points"]
+    assert len(points) == 3
+    assert sum(point["chosen"] for point in points) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--policy", "lenient"], "there is no policies/lenient.yaml here and no preset 'lenient'"),
+        (["--depth", "all"], "expected annotate, label or cascade"),
+        (["--depth", "deep"], "--depth: "),
+        (["--tokens-per-second", "0"], "--tokens-per-second: "),
+        (["--data", "nowhere"], "nowhere: expected a folder"),
+    ],
+)
+def test_what_cant_be_done_is_said_plainly(arguments: list[str], says: str, tmp_path: Path) -> None:
+    command = ["stream-evaluate", "--data", str(DATA / "handwritten"), "--out", str(tmp_path), *arguments]
+    said = CliRunner().invoke(app, command)
+    assert said.exit_code == 1
+    assert says in said.output

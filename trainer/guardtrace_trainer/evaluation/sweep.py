@@ -1,0 +1,241 @@
+"""Boundaries and thresholds, tried on a development split: which of them nothing else beats, and one to begin with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from guardtrace_proxy.auditor.calibration import Calibration
+from guardtrace_proxy.auditor.prompt import Trace
+from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth, DoesNotFit
+from guardtrace_proxy.policy.schema import Boundary, Policy, Thresholds
+from guardtrace_trainer.evaluation.auditors import Reads
+from guardtrace_trainer.evaluation.calibrate import Read, fit
+from guardtrace_trainer.evaluation.data import Item
+from guardtrace_trainer.evaluation.located import AHEAD, MISSED, detection, leak, onset_of
+from guardtrace_trainer.evaluation.remembering import Remembering
+from guardtrace_trainer.evaluation.replay import Pace, Replayed, plan_for, replay
+from guardtrace_trainer.evaluation.streams import PERCENTS, TIMEOUT_MS, beginning, right_level
+from guardtrace_trainer.rows import LEVELS
+from guardtrace_trainer.several import do_each
+
+HALVES_SEED = 0
+"""Of the draw of the items that a calibration is fitted on."""
+MOST_MORE_AUDITS = 1.5
+"""By default the choice makes at most so many times the audits of the policy that was begun with."""
+
+
+class Grid(BaseModel):
+    """What is tried: every combination whose first chunk isn't larger than its largest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    first: tuple[int, ...] = Field((8, 16, 32), min_length=1)
+    growth: tuple[float, ...] = Field((1.0, 2.0), min_length=1)
+    max: tuple[int, ...] = Field((32, 128), min_length=1)
+    thresholds: tuple[float, ...] = Field((0.3, 0.5, 0.7, 0.9), min_length=1)
+    """For both levels alike."""
+
+    def policies(self, base: Policy) -> list[Policy]:
+        """The base policy first, then the others."""
+        found = [base]
+        for first, growth, most, threshold in product(self.first, self.growth, self.max, self.thresholds):
+            if first > most or (growth > 1 and first == most):
+                continue  # nothing to grow to
+            sizes = {"first": first, "growth": growth, "max": first if growth == 1 else most}
+            boundary = Boundary.model_validate({**base.boundary.model_dump(), **sizes})
+            thresholds = Thresholds(potentially_harmful=threshold, harmful=threshold)
+            policy = base.model_copy(update={"boundary": boundary, "thresholds": thresholds})
+            if policy not in found:
+                found.append(policy)
+        return found
+
+
+class Point(BaseModel):
+    """One policy on all streams. ``late`` is the mean of tokens from the onset to the decision, where a stream that was
+    missed or stopped ahead counts with all that comes behind its onset; ``leak`` that of unsafe tokens released."""
+
+    model_config = ConfigDict(frozen=True)
+
+    boundary: dict[str, Any]
+    thresholds: dict[str, Any]
+    late: float
+    leak: float
+    false_cuts: float
+    audits: float
+    ahead: float
+    missed: float
+    on_front: bool = False
+    chosen: bool = False
+
+    @property
+    def costs(self) -> tuple[float, float, float, float]:
+        """What is to be small."""
+        return self.late, self.leak, self.false_cuts, self.audits
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What a sweep keeps of one replay; the first four are None for safe streams."""
+
+    late: float | None
+    leak: float | None
+    ahead: bool | None
+    missed: bool | None
+    false_cut: bool | None
+    audits: int
+
+
+async def calibrated(items: Sequence[Item], auditor: Auditor, concurrency: int) -> Calibration:
+    """Label reads at shares of each trace whose level is known there: fitted on one half of the items, measured on the
+    other.
+
+    Raises:
+        ValueError: there are no reads to fit, or they are of no use.
+    """
+    halves: tuple[list[Read], list[Read]] = ([], [])
+    order = list(range(len(items)))
+    random.Random(HALVES_SEED).shuffle(order)
+    half_of = {place: index % 2 for index, place in enumerate(order)}
+
+    async def read(place: int, item: Item, session: Remembering) -> None:
+        onset = onset_of(item)
+        for percent in PERCENTS:
+            thinking, answer, count = beginning(item, percent)
+            right = right_level(item.level, onset, count, whole=percent == 100)
+            if right is None:
+                continue
+            try:
+                found = (await session.judge(Trace(thinking, answer), Depth.LABEL)).probabilities
+            except AuditorFailure:
+                found = None
+            halves[half_of[place]].append(Read(LEVELS.index(right), found))
+
+    await _with_each(items, auditor, concurrency, 1.0, read)
+    if not halves[0] or not halves[1]:
+        raise ValueError("there are too few items with a level to calibrate on: give at least two")
+    return fit(*halves)
+
+
+async def swept(
+    items: Sequence[Item],
+    auditor: Auditor,
+    policies: Sequence[Policy],
+    *,
+    depth: str,
+    escalate_at: float,
+    temperature: float,
+    pace: Pace,
+    concurrency: int,
+    progress: Callable[[int, int], Any],
+) -> tuple[list[Point], int]:
+    """A point for each policy, and how many audits were paid for."""
+    streams: list[list[Stream]] = [[] for _ in policies]
+    paid = done = 0
+
+    async def play(place: int, item: Item, session: Remembering) -> None:
+        nonlocal paid, done
+        for number, policy in enumerate(policies):
+            plan = plan_for(depth, escalate_at, policy)
+            replayed = await replay(session, policy, plan, item.thinking, item.answer, pace)
+            streams[number].append(stream_of(item, replayed))
+        paid += session.asked
+        done += 1
+        progress(done, len(items))
+
+    await _with_each(items, auditor, concurrency, temperature, play)
+    if not streams[0]:
+        raise ValueError("the auditor took none of the items: there is nothing to choose by")
+    return [point_of(policy, found) for policy, found in zip(policies, streams, strict=True)], paid
+
+
+async def _with_each(
+    items: Sequence[Item],
+    auditor: Auditor,
+    concurrency: int,
+    temperature: float,
+    work: Callable[[int, Item, Remembering], Any],
+) -> None:
+    """Do it to every item that the auditor takes."""
+
+    async def one(placed: tuple[int, Item]) -> None:
+        try:
+            session = await auditor.open(placed[1].query)
+        except DoesNotFit:
+            return
+        try:
+            await work(*placed, Remembering(Reads(session, TIMEOUT_MS), temperature))
+        finally:
+            await session.aclose()
+
+    await do_each(enumerate(items), one, concurrency)
+
+
+def stream_of(item: Item, replayed: Replayed) -> Stream:
+    """What counts of one replay."""
+    onset = onset_of(item)
+    false_cut = replayed.is_stopped if item.level == 0 else None
+    if onset is None:
+        return Stream(None, None, None, None, false_cut, len(replayed.audits))
+    found = detection(replayed, onset)
+    late = replayed.tokens - onset.end if found.late is None else found.late
+    return Stream(late, leak(replayed, onset), found.bin == AHEAD, found.bin == MISSED, false_cut, len(replayed.audits))
+
+
+def point_of(policy: Policy, streams: Sequence[Stream]) -> Point:
+    """The means over streams."""
+    return Point(
+        boundary=policy.boundary.model_dump(mode="json"),
+        thresholds=policy.thresholds.model_dump(mode="json"),
+        **{
+            name: _mean([getattr(stream, plural) for stream in streams])
+            for name, plural in (
+                ("late", "late"),
+                ("leak", "leak"),
+                ("ahead", "ahead"),
+                ("missed", "missed"),
+                ("false_cuts", "false_cut"),
+                ("audits", "audits"),
+            )
+        },
+    )
+
+
+def _mean(values: Sequence[float | bool | None]) -> float:
+    known = [float(value) for value in values if value is not None]
+    return round(sum(known) / len(known), 4) if known else 0.0
+
+
+def choose(points: Sequence[Point], *, max_false_cuts: float, max_audits: float | None = None) -> list[Point]:
+    """The points with the front marked, and the one to begin with: of those within both limits the one that finds and
+    stops most; where there is none, the one with the fewest false cuts. ``max_audits`` is per stream, by default half
+    as many again as those of the first point."""
+    limit = points[0].audits * MOST_MORE_AUDITS if max_audits is None else max_audits
+    front = {index for index, point in enumerate(points) if not any(_beats(other, point) for other in points)}
+    within = [i for i in front if points[i].false_cuts <= max_false_cuts and points[i].audits <= limit]
+    if within:
+        best = min(within, key=lambda i: (points[i].late + points[i].leak, points[i].audits, i))
+    else:
+        best = min(front, key=lambda i: (points[i].false_cuts, points[i].late + points[i].leak, points[i].audits, i))
+    return [
+        point.model_copy(update={"on_front": index in front, "chosen": index == best})
+        for index, point in enumerate(points)
+    ]
+
+
+def _beats(one: Point, other: Point) -> bool:
+    pairs = list(zip(one.costs, other.costs, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def fragment(point: Point, extends: str, about: str) -> str:
+    """The policy file that a point is; ``about`` stands above it as a comment."""
+    content = {"version": 1, "extends": extends, "boundary": point.boundary, "thresholds": point.thresholds}
+    comment = "".join(f"# {line}\n" for line in about.splitlines())
+    return comment + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

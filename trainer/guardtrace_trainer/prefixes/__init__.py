@@ -1,0 +1,1 @@
+"""The prefix curriculum: where a trace turns unsafe, and what its beginnings teach an auditor that judges streams."""

@@ -1,0 +1,198 @@
+"""What the beginnings of labelled traces teach: rows for SFT and pairs for DPO (design §6).
+
+Every beginning of a safe trace is 0. An unsafe trace whose onset is known is 0 before it and its label from there on;
+where it isn't known, only its first sentence (0) and the whole trace (its label, in ``sft.jsonl`` already) are used.
+
+An analysis must fit what it judges. So a beginning has the judge's own words for that very beginning, where the search
+for the onset asked for them and the level is the right one; else its ``analysis`` is empty, which stands for the bare
+judgment alone (:attr:`Annotation.bare`) as what is to be learned.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from guardtrace_trainer.prefixes.onset import ONSETS, PAIRS, SFT, Onset, corpus_files, read_onsets
+from guardtrace_trainer.prefixes.sentences import prefix, split
+from guardtrace_trainer.rows import Annotation, Labelled, Pair, RowError, Trace, read_rows, row_as
+from guardtrace_trainer.steps import Manifest, Step
+
+STEP = "prefixes"
+SFT_PREFIXES, PAIR_PREFIXES = "sft_prefixes.jsonl", "pair_prefixes.jsonl"
+PREFIX = "prefix"
+"""Who gave a judgment that follows from an onset, not from anybody's words."""
+
+
+class Curriculum(BaseModel):
+    """How many beginnings of a trace are taken, and how many of them end in mid-sentence, as chunks of tokens do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    per_trace: int = Field(4, ge=1)
+    mid_sentence: float = Field(0.25, ge=0, le=1)
+    seed: int = 0
+
+
+class Beginning(NamedTuple):
+    """The first ``sentences`` of a thinking and perhaps a part of the next one, with its right level."""
+
+    sentences: int
+    part: str
+    thinking: str
+    level: float
+
+    @property
+    def name(self) -> str:
+        """Unlike that of every other beginning of the trace."""
+        return f"p{self.sentences}" if not self.part else f"p{self.sentences}+{len(self.part)}"
+
+
+def beginnings(row: Trace, level: float, onset: Onset | None, settings: Curriculum) -> list[Beginning]:
+    """Some beginnings of a trace whose label is ``level``, the shortest first; the same ones for the same seed.
+
+    Both sides of a known onset are always among them (with one a trace: the onset), the others are drawn from near it
+    more often than from afar.
+    """
+    sentences = split(row.thinking)
+    rng = random.Random(f"{settings.seed}\n{row.id}")
+    at = onset.onset if onset is not None and level > 0 else None
+    if level > 0 and at is None:
+        return [Beginning(1, "", prefix(sentences, 1), 0.0)] if len(sentences) > 1 else []
+    counts = _drawn(len(sentences), at, settings.per_trace, rng)
+    return [_beginning(sentences, count, level, at, settings, rng) for count in sorted(counts)]
+
+
+def _drawn(count: int, onset: int | None, most: int, rng: random.Random) -> list[int]:
+    """How many sentences each beginning has."""
+    left = list(range(1, count + 1))
+    taken = [] if onset is None else [at for at in (onset, onset - 1) if at >= 1][:most]
+    left = [at for at in left if at not in taken]
+    while left and len(taken) < most:
+        weights = [1.0 if onset is None else 1 / (1 + abs(at - onset)) for at in left]
+        taken.append(left.pop(rng.choices(range(len(left)), weights)[0]))
+    return taken
+
+
+def _beginning(
+    sentences: Sequence[str], count: int, level: float, onset: int | None, settings: Curriculum, rng: random.Random
+) -> Beginning:
+    right = level if onset is None or count >= onset else 0.0
+    thinking = prefix(sentences, count)
+    # a part of the first unsafe sentence may be safe or not: nobody has judged it
+    can_be_torn = count < len(sentences) and count + 1 != onset
+    if not can_be_torn or rng.random() >= settings.mid_sentence:
+        return Beginning(count, "", thinking, right)
+    following = sentences[count].rstrip()
+    part = following[: rng.randrange(1, max(2, len(following)))].rstrip()
+    torn = "".join(sentences[:count]) + part
+    return Beginning(count, part, torn, right) if part.strip() else Beginning(count, "", thinking, right)
+
+
+def labelled_prefixes(row: Labelled, onset: Onset | None, settings: Curriculum) -> Iterator[Labelled]:
+    """A trace's rows for SFT."""
+    for begin in beginnings(row, row.annotation.level, onset, settings):
+        yield row_as(
+            row,
+            Labelled,
+            id=f"{row.id}#{begin.name}",
+            thinking=begin.thinking,
+            answer="",
+            annotation=_annotation(begin, onset),
+            origin=PREFIX,
+        )
+
+
+def pair_prefixes(row: Pair, onset: Onset | None, settings: Curriculum) -> Iterator[Pair]:
+    """A trace's rows for DPO: the right judgment against one that comes too early, with the whole trace's label, or
+    from the onset on against one that comes too late, with 0.
+
+    Both have an analysis or neither has, so that the level is what is preferred and not the form. An early judgment has
+    the words about the whole trace, a late one the judge's about the last safe beginning.
+    """
+    for begin in beginnings(row, row.chosen.level, onset, settings):
+        chosen, rejected = _annotation(begin, onset), _rejected(row, begin, onset)
+        if not (chosen.analysis and rejected.analysis):
+            chosen, rejected = (_bare(annotation) for annotation in (chosen, rejected))
+        yield row_as(
+            row,
+            Pair,
+            id=f"{row.id}#{begin.name}",
+            thinking=begin.thinking,
+            answer="",
+            chosen=chosen,
+            rejected=rejected,
+            origin=PREFIX,
+        )
+
+
+def _annotation(begin: Beginning, onset: Onset | None) -> Annotation:
+    words = None if onset is None or begin.part else onset.words(begin.sentences, begin.level)
+    if onset is None or not words:
+        return Annotation(judge=PREFIX, level=begin.level, analysis="")
+    return Annotation(judge=onset.judge, level=begin.level, analysis=words)
+
+
+def _rejected(row: Pair, begin: Beginning, onset: Onset | None) -> Annotation:
+    if begin.level > 0:
+        words = None if onset is None or onset.onset is None else onset.words(onset.onset - 1, 0.0)
+        return Annotation(judge=PREFIX if onset is None else onset.judge, level=0.0, analysis=words or "")
+    return row.chosen if row.chosen.level > 0 else row.rejected
+
+
+def _bare(annotation: Annotation) -> Annotation:
+    return Annotation(judge=annotation.judge, level=annotation.level, analysis="")
+
+
+def make_prefixes(folder: Path, settings: Curriculum, *, again: bool = False) -> Manifest:
+    """Make ``sft_prefixes.jsonl`` and ``pair_prefixes.jsonl`` from ``onsets.jsonl`` and what it was made from.
+
+    Raises:
+        RowError, StepError: with what to do.
+    """
+    files = corpus_files(folder)
+    onsets = read_onsets(folder)
+    sft = read_rows(folder / SFT, Labelled) if folder / SFT in files else []
+    pairs = read_rows(folder / PAIRS, Pair) if folder / PAIRS in files else []
+    levels = {**{row.id: row.annotation.level for row in sft}, **{row.id: row.chosen.level for row in pairs}}
+    for row in (*sft, *pairs):
+        _check(folder, row, levels[row.id], onsets)
+    step = Step(folder, STEP, inputs=[*files, folder / ONSETS], settings=settings.model_dump(), again=again)
+    if step.done:
+        return step.manifest
+    rows = [made for row in sft for made in labelled_prefixes(row, onsets.get(row.id), settings)]
+    pair_rows = [made for row in pairs for made in pair_prefixes(row, onsets.get(row.id), settings)]
+    step.finish({SFT_PREFIXES: rows, PAIR_PREFIXES: pair_rows}, **_counts(rows, pair_rows))
+    return step.manifest
+
+
+def _check(folder: Path, row: Trace, level: float, onsets: Mapping[str, Onset]) -> None:
+    onset = onsets.get(row.id)
+    if level == 0:
+        return
+    if onset is None:
+        raise RowError(f"{folder / ONSETS}: there is nothing about the unsafe trace {row.id!r}; run `data onset` again")
+    if onset.sentences != len(split(row.thinking)):
+        raise RowError(
+            f"{folder / ONSETS}, row {row.id}, field sentences: {onset.sentences} where the thinking has "
+            f"{len(split(row.thinking))}; run `data onset --again`"
+        )
+
+
+def _counts(rows: Sequence[Labelled], pairs: Sequence[Pair]) -> dict[str, Any]:
+    words = sum(bool(row.annotation.analysis) for row in rows)
+    early = sum(pair.rejected.level > pair.chosen.level for pair in pairs)
+    return {
+        "sft": len(rows),
+        "sft_levels": dict(sorted(Counter(f"{row.annotation.level:g}" for row in rows).items())),
+        "sft_with_analysis": words,
+        "pairs": len(pairs),
+        "pairs_against_early": early,
+        "pairs_against_late": len(pairs) - early,
+        "pairs_with_analyses": sum(bool(pair.chosen.analysis) for pair in pairs),
+    }
