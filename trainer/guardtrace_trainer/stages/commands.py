@@ -1,5 +1,5 @@
-"""The commands ``sft``, ``dpo``, ``mine`` and ``ogdpo``. Their settings come from a recipe's section of that name, single
-ones from ``--set``."""
+"""The commands ``sft``, ``dpo``, ``mine`` and ``ogdpo``: settings come from a recipe's section of that name, single ones
+from ``--set``."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def examples(
     folder_of = {row.id: folder for folder, row in rows}
 
     def encode(row: Pair) -> Example:
-        tails = (encoder.reply(row.chosen, row.id), encoder.reply(row.rejected, row.id))
+        tails = (encoder.reply(row.chosen), encoder.reply(row.rejected))
         return replace(encoder.prompt(row, folder_of[row.id]), tails=tails)
 
     return encode_all([row for _, row in rows], encode, limit, drop_middle=settings.long_traces == "drop_middle")

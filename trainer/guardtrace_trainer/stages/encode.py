@@ -18,7 +18,6 @@ from guardtrace_proxy.auditor.labels import LabelTokens
 from guardtrace_proxy.auditor.layout import Layout
 from guardtrace_proxy.auditor.processor import image_patches, image_tokens, load_processor
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Turn, query_text, user_text
-from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_proxy.images import Budget, ImageError, ImageLimits, decode_image
 from guardtrace_trainer.endpoints import MIME
 from guardtrace_trainer.rows import Annotation, Trace
@@ -98,23 +97,9 @@ class Encoder:
         text = user_text(query_text([Turn("user", row.question)]), row.thinking, row.answer)
         return Example(row.id, self.layout.prompt(self.system_prompt, text, counts), (), image, grid)
 
-    def reply(self, annotation: Annotation, row: str) -> Tail:
-        """The whole annotation, all of it learned.
-
-        Raises:
-            StageError: the auditor would read another judgment in it.
-        """
-        text = annotation.text
-        try:
-            read = parse_reply(text).level.value
-        except UnreadableReply:
-            read = None
-        if read != annotation.level:
-            raise StageError(
-                f"row {row}: {annotation.judge}'s annotation says {annotation.level:g}, but the auditor reads {read} "
-                "in its text: take the row out, or put its analysis right"
-            )
-        return self._tail(text, len(self.turn))
+    def reply(self, annotation: Annotation) -> Tail:
+        """The whole annotation, all of it learned."""
+        return self._tail(annotation.text, len(self.turn))
 
     def bare(self, annotation: Annotation) -> Tail:
         """The judgment alone. Its beginning is given, as a label read gives it; the label and the end are learned."""

@@ -62,7 +62,7 @@ def examples(
     """
 
     def encode(row: Labelled) -> Example:
-        return replace(encoder.prompt(row, images), tails=(encoder.reply(row.annotation, row.id),))
+        return replace(encoder.prompt(row, images), tails=(encoder.reply(row.annotation),))
 
     whole = encode_all(rows, encode, limit, drop_middle=settings.long_traces == "drop_middle")
     wanted = round(len(rows) * settings.bare_share / (1 - settings.bare_share))
