@@ -86,7 +86,7 @@ class Trace(Request, frozen=True, kw_only=True):
 
 
 class Annotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One analysis with its judgment, and who gave it."""
+    """One analysis with its judgment, and who gave it. An empty analysis stands for a bare judgment."""
 
     judge: str
     level: float

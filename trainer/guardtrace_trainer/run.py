@@ -48,7 +48,7 @@ class Runner:
         """The corpus's folder."""
         return self.recipe.folder / "corpus"
 
-    def run(self) -> dict[str, Path]:
+    def run(self) -> dict[str, str | Path]:
         """Everything up to the last stage; returns the checkpoints by their stage, ``base`` first.
 
         Raises:
@@ -58,12 +58,10 @@ class Runner:
             self.log("corpus")
             self._label()
             base = self._base()
-            folders = {"base": base}
-            folders["sft"] = self._train("sft", base, self._sft_rows())
-            folders["dpo"] = self._train("dpo", folders["sft"], self._pairs())
-            mined = self._mine(folders["dpo"])
-            folders["ogdpo"] = self._train("ogdpo", folders["dpo"], mined)
-        return folders
+            sft = self._train("sft", base, self._sft_rows())
+            dpo = self._train("dpo", sft, self._pairs())
+            ogdpo = self._train("ogdpo", dpo, self._mine(dpo))
+        return {"base": base, "sft": sft, "dpo": dpo, "ogdpo": ogdpo}
 
     def _asked(self) -> contextlib.AbstractContextManager[None]:
         """The small recipe's scripted models are served while they may be asked."""

@@ -34,7 +34,7 @@ Again = Annotated[bool, typer.Option(help="Begin anew where the folder holds ano
 @app.command()
 def sft(
     base: Base,
-    data: Annotated[Path, typer.Option(help="sft.jsonl")],
+    data: Annotated[list[Path], typer.Option(help="sft.jsonl; may be given several times.")],
     out: Out,
     recipe: Recipe = None,
     set: Set = None,

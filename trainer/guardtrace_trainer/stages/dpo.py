@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from guardtrace_trainer.rows import Pair, read_rows
+from guardtrace_trainer.rows import Pair
 from guardtrace_trainer.stages import folders
 from guardtrace_trainer.stages.batches import Images
 from guardtrace_trainer.stages.encode import Encoder, Example
 from guardtrace_trainer.stages.lengths import encode_all
-from guardtrace_trainer.stages.settings import DpoSettings, StageError
+from guardtrace_trainer.stages.settings import DpoSettings
 from guardtrace_trainer.stages.trainers import Dpo, Log, dpo_trainer
 from guardtrace_trainer.stages.training import Work, train
 
@@ -58,12 +58,7 @@ def run_ogdpo(
 
 
 def _run(work: Work, settings: DpoSettings) -> Path:
-    rows = [(work.images_of(path), row) for path in work.data for row in read_rows(path, Pair)]
-    seen: set[str] = set()
-    for _, row in rows:
-        if row.id in seen:
-            raise StageError(f"row {row.id} stands in two of {', '.join(map(str, work.data))}: take one out")
-        seen.add(row.id)
+    rows = work.rows(Pair)
 
     def examples_of(encoder: Encoder, limit: int) -> list[Example]:
         return examples(rows, encoder, settings, limit=limit)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from guardtrace_trainer.rows import Labelled, read_rows
+from guardtrace_trainer.rows import Labelled
 from guardtrace_trainer.stages.encode import Encoder, Example
 from guardtrace_trainer.stages.lengths import encode_all
 from guardtrace_trainer.stages.settings import SftSettings
@@ -22,7 +22,7 @@ def run_sft(
     settings: SftSettings,
     *,
     base: str,
-    data: Path,
+    data: Sequence[Path],
     out: Path,
     seed: int,
     log: Log,
@@ -35,16 +35,15 @@ def run_sft(
     Raises:
         RowError, StageError, StepError: with what to do.
     """
-    rows = read_rows(data, Labelled)
-    work = Work("sft", settings, base, [data], out, seed, log, corpus, again)
-    images = work.images_of(data)
+    work = Work("sft", settings, base, data, out, seed, log, corpus, again)
+    rows = work.rows(Labelled)
 
     def examples_of(encoder: Encoder, limit: int) -> list[Example]:
-        return examples(rows, encoder, images, settings, limit=limit, seed=seed)
+        return examples(rows, encoder, settings, limit=limit, seed=seed)
 
     return train(
         work,
-        [(images, row) for row in rows],
+        rows,
         examples_of,
         lambda network, made, shown, folder: sft_trainer(
             network, made, shown, settings, folder=folder, seed=seed, log=log
@@ -53,21 +52,26 @@ def run_sft(
 
 
 def examples(
-    rows: Sequence[Labelled], encoder: Encoder, images: Path, settings: SftSettings, *, limit: int, seed: int
+    rows: Sequence[tuple[Path, Labelled]], encoder: Encoder, settings: SftSettings, *, limit: int, seed: int
 ) -> list[Example]:
-    """Each row with its annotation, and as many drawn ones again with their bare judgment as ``bare_share`` wants.
+    """Each row with its annotation, and as many drawn ones again with their bare judgment as ``bare_share`` wants;
+    ``rows`` come with the folder of their images.
 
     Raises:
         StageError: a row can't be encoded, or rows are longer than ``limit`` tokens.
     """
 
-    def encode(row: Labelled) -> Example:
-        return replace(encoder.prompt(row, images), tails=(encoder.reply(row.annotation),))
+    folder_of = {row.id: folder for folder, row in rows}
 
-    whole = encode_all(rows, encode, limit, drop_middle=settings.long_traces == "drop_middle")
-    wanted = round(len(rows) * settings.bare_share / (1 - settings.bare_share))
+    def encode(row: Labelled) -> Example:
+        return replace(encoder.prompt(row, folder_of[row.id]), tails=(encoder.reply(row.annotation),))
+
+    whole = encode_all([row for _, row in rows], encode, limit, drop_middle=settings.long_traces == "drop_middle")
+    with_analysis = [place for place, (_, row) in enumerate(rows) if row.annotation.analysis]
+    bare_already = len(rows) - len(with_analysis)
+    wanted = round(len(with_analysis) * settings.bare_share / (1 - settings.bare_share)) - bare_already
     drawn: list[int] = []
     rng = random.Random(f"bare {seed}")
     while len(drawn) < wanted:  # above a half, some come twice
-        drawn += rng.sample(range(len(rows)), min(wanted - len(drawn), len(rows)))
-    return whole + [replace(whole[place], tails=(encoder.bare(rows[place].annotation),)) for place in drawn]
+        drawn += rng.sample(with_analysis, min(wanted - len(drawn), len(with_analysis)))
+    return whole + [replace(whole[place], tails=(encoder.bare(rows[place][1].annotation),)) for place in drawn]

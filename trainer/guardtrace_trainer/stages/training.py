@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -19,7 +19,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from guardtrace_proxy.auditor.checkpoint import own_settings
 from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT
-from guardtrace_trainer.rows import Trace
+from guardtrace_trainer.rows import Trace, read_rows
 from guardtrace_trainer.stages import folders
 from guardtrace_trainer.stages.batches import Images
 from guardtrace_trainer.stages.encode import Encoder, Example
@@ -27,6 +27,7 @@ from guardtrace_trainer.stages.settings import StageError, Tuning
 from guardtrace_trainer.stages.trainers import Log, last_checkpoint, on_gpu
 from guardtrace_trainer.steps import Step, file_hash
 
+AnyTrace = TypeVar("AnyTrace", bound=Trace)
 FEATURE_BYTES = 2 << 30
 """Of all images' features together, up to which they are computed once and kept."""
 IMAGES_AT_ONCE = 32
@@ -52,6 +53,21 @@ class Work:
     def images_of(self, data: Path) -> Path:
         """The folder that the images of a file's rows are relative to."""
         return self.corpus or data.parent
+
+    def rows(self, type: type[AnyTrace]) -> list[tuple[Path, AnyTrace]]:
+        """All rows, each with the folder of its images.
+
+        Raises:
+            RowError: a file doesn't fit.
+            StageError: a row stands in two files.
+        """
+        found = [(self.images_of(path), row) for path in self.data for row in read_rows(path, type)]
+        seen: set[str] = set()
+        for _, row in found:
+            if row.id in seen:
+                raise StageError(f"row {row.id} stands in two of {', '.join(map(str, self.data))}: take one out")
+            seen.add(row.id)
+        return found
 
 
 ExamplesOf = Callable[[Encoder, int], list[Example]]
