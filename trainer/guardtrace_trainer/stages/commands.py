@@ -1,5 +1,4 @@
-"""The commands ``sft``, ``dpo``, ``mine`` and ``ogdpo``: settings come from a recipe's section of that name, single ones
-from ``--set``."""
+"""The commands ``sft``, ``dpo``, ``mine`` and ``ogdpo``: their settings are a recipe's section of that name."""
 
 from __future__ import annotations
 

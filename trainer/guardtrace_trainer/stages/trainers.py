@@ -15,6 +15,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from guardtrace_trainer.stages.answers import answers_only
 from guardtrace_trainer.stages.batches import Images, LikeLengths, PairCollator, SftCollator, as_dataset
 from guardtrace_trainer.stages.encode import Example
+from guardtrace_trainer.stages.folders import load
 from guardtrace_trainer.stages.settings import DpoSettings, Lora, SftSettings, Tuning
 
 Log = Callable[[str], None]
@@ -22,26 +23,37 @@ LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|u
 VISION_LAYERS = r".*visual.*\.(qkv|proj|gate_proj|up_proj|down_proj|mlp\.0|mlp\.2)"
 
 
-class _OwnOrder:
-    """Rows in the order of :class:`LikeLengths`."""
+class _Ours:
+    """Rows in the order of :class:`LikeLengths`, and checkpoints that are read back."""
 
     lengths: Sequence[int]
     args: Any
+    model: Any
+    is_fsdp_enabled: bool
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LikeLengths:
         args = self.args
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return LikeLengths(self.lengths, rows, args.seed)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """A Qwen2.5-VL checkpoint names its weights otherwise than the network does: the trainer's own reading finds
+        none of them, says so in a log line and goes on from the base (transformers 5.24)."""
+        folder = Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled or (folder / "adapter_config.json").exists():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc, unused-ignore]
+            return
+        self.model.load_state_dict(load(folder, torch.float32).state_dict())
+
     def _send_telemetry(self) -> None:
         """TRL tells the hub which model is trained on which GPU; what is trained here is nobody's business."""
 
 
-class Sft(_OwnOrder, SFTTrainer):  # type: ignore[misc, unused-ignore]
+class Sft(_Ours, SFTTrainer):  # type: ignore[misc, unused-ignore]
     """TRL's SFTTrainer."""
 
 
-class Dpo(_OwnOrder, DPOTrainer):  # type: ignore[misc, unused-ignore]
+class Dpo(_Ours, DPOTrainer):  # type: ignore[misc, unused-ignore]
     """TRL's DPOTrainer."""
 
 

@@ -25,7 +25,7 @@ from guardtrace_trainer.stages.batches import Images
 from guardtrace_trainer.stages.encode import Encoder, Example
 from guardtrace_trainer.stages.settings import StageError, Tuning
 from guardtrace_trainer.stages.trainers import Log, last_checkpoint, on_gpu
-from guardtrace_trainer.steps import Step, file_hash
+from guardtrace_trainer.steps import Step, StepError, file_hash
 
 AnyTrace = TypeVar("AnyTrace", bound=Trace)
 FEATURE_BYTES = 2 << 30
@@ -217,7 +217,12 @@ def _images_hash(rows: Sequence[tuple[Path, Trace]]) -> str:
     paths = sorted({folder / row.image for folder, row in rows if row.image is not None})
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(file_hash(path).encode())
+        try:
+            digest.update(file_hash(path).encode())
+        except StepError as error:
+            raise StageError(
+                f"{path}: can't be read. Images lie in the folder of their rows' file; where it is another, name it: corpus"
+            ) from error
     return digest.hexdigest()
 
 
