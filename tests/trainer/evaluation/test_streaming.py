@@ -200,6 +200,8 @@ def test_the_grid_begins_with_the_base_and_has_no_policy_twice():
     assert all(policies.count(policy) == 1 for policy in policies)
     assert all(policy.boundary.first <= policy.boundary.max for policy in policies)
     assert {policy.thresholds.harmful for policy in policies} == {0.5, 0.8}
+    held = Grid(max_hold_ms=(200, 900)).policies(base)
+    assert {policy.boundary.max_hold_ms for policy in held[1:]} == {200, 900}
 
 
 def test_a_sweep_pays_for_each_prefix_once():
@@ -226,7 +228,7 @@ def test_thresholds_trade_leak_for_false_cuts():
 
 def point(late: float, leak: float, false_cuts: float, audits: float) -> Point:
     return Point(
-        boundary={"first": 16, "growth": 2.0, "max": 128},
+        boundary={"first": 16, "growth": 2.0, "max": 128, "max_hold_ms": 500},
         thresholds={"potentially_harmful": 0.5, "harmful": 0.5},
         late=late,
         leak=leak,

@@ -150,7 +150,7 @@ def test_a_judge_that_always_fails_stops_the_step(tmp_path: Path):
 
 
 def test_without_a_labelled_file_it_is_told_what_makes_one(tmp_path: Path):
-    with pytest.raises(RowError, match="neither sft.jsonl nor pairs.jsonl; `data stratify` makes them"):
+    with pytest.raises(RowError, match=r"neither sft.jsonl nor pairs.jsonl; `data stratify` makes them"):
         find_onsets(tmp_path, WordJudge())
 
 

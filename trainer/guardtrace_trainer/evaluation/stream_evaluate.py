@@ -158,10 +158,13 @@ def sweep_streams(
     log(f"{paid} audits were made")
     points = choose(points, max_false_cuts=max_false_cuts, max_audits=max_audits)
     chosen = next(point for point in points if point.chosen)
-    if chosen.false_cuts > max_false_cuts:
-        log(f"no policy has false cuts of at most {max_false_cuts:g}; the chosen one has the fewest")
+    too_many = chosen.false_cuts > max_false_cuts
+    if too_many:
+        log(
+            f"no policy has false cuts of at most {max_false_cuts:g}; the chosen one has the fewest, whatever it misses"
+        )
     about = {**settings.about(data, escalate_at), **limits}
-    text = fragment(chosen, settings.policy_name, _told(chosen, len(items), calibration is not None))
+    text = fragment(chosen, settings.policy_name, _told(chosen, len(items), calibration is not None, too_many))
     report, plots = sweep_report(points, about, text)
     files: dict[str, Any] = {
         SWEEP: {"about": about, "audits": paid, "points": [point.model_dump(mode="json") for point in points]},
@@ -200,12 +203,14 @@ async def _sweep(
         return points, calibration, escalate_at, paid
 
 
-def _told(chosen: Point, streams: int, is_calibrated: bool) -> str:
+def _told(chosen: Point, streams: int, is_calibrated: bool, too_many: bool) -> str:
     lines = [
         f"Chosen by `guardtrace-train sweep` on {streams} streams: {chosen.late:.1f} tokens late,",
         f"{chosen.leak:.1f} leaked, {100 * chosen.missed:.1f} % missed, {100 * chosen.false_cuts:.1f} % false cuts,",
         f"{chosen.audits:.1f} audits a stream.",
     ]
+    if too_many:
+        lines.append("More false cuts than were allowed, and no policy that was tried has fewer: not one to use.")
     if is_calibrated:
         lines.append(f"Its thresholds hold with the {CALIBRATION} that was written beside it.")
     return "\n".join(lines)

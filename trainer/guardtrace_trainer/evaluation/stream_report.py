@@ -60,7 +60,20 @@ def sweep_report(points: Sequence[Point], about: Mapping[str, Any], fragment: st
     return report.html(), plots
 
 
-FRONT_HEAD = ("first", "growth", "max", "thresholds", "late", "leak", "missed", "ahead", "false cuts", "audits", "")
+FRONT_HEAD = (
+    "first",
+    "growth",
+    "max",
+    "hold ms",
+    "thresholds",
+    "late",
+    "leak",
+    "missed",
+    "ahead",
+    "false cuts",
+    "audits",
+    "",
+)
 
 
 def front_rows(points: Sequence[Point]) -> list[list[str]]:
@@ -68,7 +81,7 @@ def front_rows(points: Sequence[Point]) -> list[list[str]]:
     front = sorted((point for point in points if point.on_front), key=lambda point: point.leak + point.late)
     return [
         [
-            *(f"{point.boundary[name]:g}" for name in ("first", "growth", "max")),
+            *(f"{point.boundary[name]:g}" for name in ("first", "growth", "max", "max_hold_ms")),
             "/".join(f"{value:g}" for value in dict.fromkeys(point.thresholds.values())),
             *(f"{value:.1f}" for value in (point.late, point.leak)),
             *(percent(value) for value in (point.missed, point.ahead, point.false_cuts)),

@@ -108,6 +108,9 @@ def sweep(
     growth: Annotated[list[float] | None, typer.Option(help="Growths of chunks; may be repeated.")] = None,
     max: Annotated[list[int] | None, typer.Option(help="Largest chunks; may be repeated.")] = None,
     threshold: Annotated[list[float] | None, typer.Option(help="Thresholds of both levels; may be repeated.")] = None,
+    max_hold_ms: Annotated[
+        list[int] | None, typer.Option(help="How long a token may wait for its chunk; may be repeated.")
+    ] = None,
     max_false_cuts: Annotated[float, typer.Option(min=0, max=1, help="Share of safe streams that may be cut.")] = 0.02,
     max_audits: Annotated[
         float | None, typer.Option(help="Audits a stream; else half as many again as the policy's own.")
@@ -149,7 +152,7 @@ def sweep(
             "images": images,
         }
         settings = _settings(who, policy, tokens_per_second, delay_ms)
-        tried = {"first": first, "growth": growth, "max": max, "thresholds": threshold}
+        tried = {"first": first, "growth": growth, "max": max, "thresholds": threshold, "max_hold_ms": max_hold_ms}
         grid = Grid.model_validate({name: tuple(values) for name, values in tried.items() if values})
         points = sweep_streams(
             settings,

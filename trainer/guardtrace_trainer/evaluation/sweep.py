@@ -41,14 +41,17 @@ class Grid(BaseModel):
     max: tuple[int, ...] = Field((32, 128), min_length=1)
     thresholds: tuple[float, ...] = Field((0.3, 0.5, 0.7, 0.9), min_length=1)
     """For both levels alike."""
+    max_hold_ms: tuple[int, ...] = ()
+    """Empty: the base policy's own. Where text comes slowly it bounds chunks more than their sizes do."""
 
     def policies(self, base: Policy) -> list[Policy]:
         """The base policy first, then the others."""
         found = [base]
-        for first, growth, most, threshold in product(self.first, self.growth, self.max, self.thresholds):
+        holds = self.max_hold_ms or (base.boundary.max_hold_ms,)
+        for first, growth, most, threshold, hold in product(self.first, self.growth, self.max, self.thresholds, holds):
             if first > most or (growth > 1 and first == most):
                 continue  # nothing to grow to
-            sizes = {"first": first, "growth": growth, "max": first if growth == 1 else most}
+            sizes = {"first": first, "growth": growth, "max": first if growth == 1 else most, "max_hold_ms": hold}
             boundary = Boundary.model_validate({**base.boundary.model_dump(), **sizes})
             thresholds = Thresholds(potentially_harmful=threshold, harmful=threshold)
             policy = base.model_copy(update={"boundary": boundary, "thresholds": thresholds})
