@@ -90,7 +90,7 @@ class Runner:
         self.log("corpus: onsets and beginnings")
         judge = EndpointJudge(prefixes.judge)
         find_onsets(corpus, judge, concurrency=prefixes.judge.concurrency)
-        make_prefixes(corpus, prefixes.curriculum)
+        make_prefixes(corpus, prefixes.curriculum, judge, concurrency=prefixes.judge.concurrency)
 
     def _requests(self) -> None:
         settings, corpus = self.recipe.corpus, self.corpus

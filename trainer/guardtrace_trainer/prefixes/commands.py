@@ -71,6 +71,10 @@ def prefixes(
     per_trace: Annotated[int, typer.Option(min=1, help="Beginnings of each trace.")] = 4,
     mid_sentence: Annotated[float, typer.Option(min=0, max=1, help="Share of them that ends in mid-sentence.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Draws the beginnings.")] = 0,
+    judge: Annotated[
+        Path | None, typer.Option(help="YAML of an endpoint that is asked for its words on each beginning.")
+    ] = None,
+    prompt: Annotated[Path | None, typer.Option(help="System prompt in place of the judge's own.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Also where it was done with other settings.")] = False,
 ) -> None:
     """Make rows and pairs of beginnings: onsets.jsonl → sft_prefixes.jsonl, pair_prefixes.jsonl."""
@@ -79,7 +83,8 @@ def prefixes(
         from guardtrace_trainer.prefixes.curriculum import Curriculum, make_prefixes
 
         settings = Curriculum(per_trace=per_trace, mid_sentence=mid_sentence, seed=seed)
-        return make_prefixes(corpus, settings, again=again)
+        asked, at_once = (None, 1) if judge is None else _endpoint_judge(judge, prompt)
+        return make_prefixes(corpus, settings, asked, concurrency=at_once, again=again)
 
     _finish(do)
 

@@ -4,8 +4,8 @@ Every beginning of a safe trace is 0. An unsafe trace whose onset is known is 0 
 where it isn't known, only its first sentence (0) and the whole trace (its label, in ``sft.jsonl`` already) are used.
 
 An analysis must fit what it judges. So a beginning has the judge's own words for that very beginning, where the search
-for the onset asked for them and the level is the right one; else its ``analysis`` is empty, which stands for the bare
-judgment alone (:attr:`Annotation.bare`) as what is to be learned.
+for the onset asked for them, or a judge is asked here, and the level is the right one; else its ``analysis`` is empty,
+which stands for the bare judgment alone (:attr:`Annotation.bare`) as what is to be learned.
 """
 
 from __future__ import annotations
@@ -14,17 +14,24 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
+from guardtrace_trainer.prefixes.judges import JudgeFailed, PrefixJudge
 from guardtrace_trainer.prefixes.onset import ONSETS, PAIRS, SFT, Onset, corpus_files, read_onsets
+from guardtrace_trainer.prefixes.paid import Ledger
 from guardtrace_trainer.prefixes.sentences import prefix, split
 from guardtrace_trainer.rows import Annotation, Labelled, Pair, RowError, Trace, read_rows, row_as
+from guardtrace_trainer.several import do_each
 from guardtrace_trainer.steps import Manifest, Step
 
 STEP = "prefixes"
 SFT_PREFIXES, PAIR_PREFIXES = "sft_prefixes.jsonl", "pair_prefixes.jsonl"
+Words = Mapping[str, Annotation]
+NO_WORDS: Words = MappingProxyType({})
 PREFIX = "prefix"
 """Who gave a judgment that follows from an onset, not from anybody's words."""
 
@@ -94,21 +101,24 @@ def _beginning(
     return Beginning(count, part, torn, right) if part.strip() else Beginning(count, "", thinking, right)
 
 
-def labelled_prefixes(row: Labelled, onset: Onset | None, settings: Curriculum) -> Iterator[Labelled]:
-    """A trace's rows for SFT."""
+def labelled_prefixes(
+    row: Labelled, onset: Onset | None, settings: Curriculum, words: Words = NO_WORDS
+) -> Iterator[Labelled]:
+    """A trace's rows for SFT; ``words`` are annotations of some of them by their ids."""
     for begin in beginnings(row, row.annotation.level, onset, settings):
+        name = f"{row.id}#{begin.name}"
         yield row_as(
             row,
             Labelled,
-            id=f"{row.id}#{begin.name}",
+            id=name,
             thinking=begin.thinking,
             answer="",
-            annotation=_annotation(begin, onset),
+            annotation=words.get(name) or _annotation(begin, onset),
             origin=PREFIX,
         )
 
 
-def pair_prefixes(row: Pair, onset: Onset | None, settings: Curriculum) -> Iterator[Pair]:
+def pair_prefixes(row: Pair, onset: Onset | None, settings: Curriculum, words: Words = NO_WORDS) -> Iterator[Pair]:
     """A trace's rows for DPO: the right judgment against one that comes too early, with the whole trace's label, or
     from the onset on against one that comes too late, with 0.
 
@@ -116,13 +126,14 @@ def pair_prefixes(row: Pair, onset: Onset | None, settings: Curriculum) -> Itera
     the words about the whole trace, a late one the judge's about the last safe beginning.
     """
     for begin in beginnings(row, row.chosen.level, onset, settings):
-        chosen, rejected = _annotation(begin, onset), _rejected(row, begin, onset)
+        name = f"{row.id}#{begin.name}"
+        chosen, rejected = words.get(name) or _annotation(begin, onset), _rejected(row, begin, onset)
         if not (chosen.analysis and rejected.analysis):
             chosen, rejected = (_bare(annotation) for annotation in (chosen, rejected))
         yield row_as(
             row,
             Pair,
-            id=f"{row.id}#{begin.name}",
+            id=name,
             thinking=begin.thinking,
             answer="",
             chosen=chosen,
@@ -149,26 +160,70 @@ def _bare(annotation: Annotation) -> Annotation:
     return Annotation(judge=annotation.judge, level=annotation.level, analysis="")
 
 
-def make_prefixes(folder: Path, settings: Curriculum, *, again: bool = False) -> Manifest:
+def make_prefixes(
+    folder: Path,
+    settings: Curriculum,
+    judge: PrefixJudge | None = None,
+    *,
+    concurrency: int = 1,
+    again: bool = False,
+) -> Manifest:
     """Make ``sft_prefixes.jsonl`` and ``pair_prefixes.jsonl`` from ``onsets.jsonl`` and what it was made from.
+
+    A ``judge`` is asked for its words on each beginning that has none yet; they are taken where its level is the right
+    one. What it said is kept in the ledger of the onsets.
 
     Raises:
         RowError, StepError: with what to do.
     """
     files = corpus_files(folder)
     onsets = read_onsets(folder)
+    asked = {"judge": None if judge is None else dict(judge.settings)}
+    step = Step(
+        folder, STEP, inputs=[*files, folder / ONSETS], settings={**settings.model_dump(), **asked}, again=again
+    )
+    if step.done:
+        return step.manifest
     sft = read_rows(folder / SFT, Labelled) if folder / SFT in files else []
     pairs = read_rows(folder / PAIRS, Pair) if folder / PAIRS in files else []
     levels = {**{row.id: row.annotation.level for row in sft}, **{row.id: row.chosen.level for row in pairs}}
     for row in (*sft, *pairs):
         _check(folder, row, levels[row.id], onsets)
-    step = Step(folder, STEP, inputs=[*files, folder / ONSETS], settings=settings.model_dump(), again=again)
-    if step.done:
-        return step.manifest
-    rows = [made for row in sft for made in labelled_prefixes(row, onsets.get(row.id), settings)]
-    pair_rows = [made for row in pairs for made in pair_prefixes(row, onsets.get(row.id), settings)]
+
+    def made(words: Words) -> tuple[list[Labelled], list[Pair]]:
+        rows = [each for row in sft for each in labelled_prefixes(row, onsets.get(row.id), settings, words)]
+        return rows, [each for row in pairs for each in pair_prefixes(row, onsets.get(row.id), settings, words)]
+
+    rows, pair_rows = made(NO_WORDS)
+    if judge is not None:
+        wanted: list[tuple[Trace, float]] = [(row, row.annotation.level) for row in rows if not row.annotation.analysis]
+        wanted += [(row, row.chosen.level) for row in pair_rows if not row.chosen.analysis]
+        rows, pair_rows = made(words_of(folder, judge, wanted, concurrency))
     step.finish({SFT_PREFIXES: rows, PAIR_PREFIXES: pair_rows}, **_counts(rows, pair_rows))
     return step.manifest
+
+
+def words_of(folder: Path, judge: PrefixJudge, wanted: Sequence[tuple[Trace, float]], concurrency: int) -> Words:
+    """What the judge writes of beginnings, where it finds the level that each is known to have."""
+    words: dict[str, Annotation] = {}
+
+    async def ask_all() -> None:
+        async with judge:
+            await do_each(wanted, one, concurrency)
+
+    async def one(job: tuple[Trace, float]) -> None:
+        row, level = job
+        try:
+            async with judge.reading(row, folder) as ask:
+                said = await ledger.opinion(row, row.thinking, ask)
+        except JudgeFailed:
+            return
+        if said.level == level and said.analysis:
+            words[row.id] = Annotation(judge=judge.name, level=level, analysis=said.analysis)
+
+    with Ledger(folder, judge) as ledger:
+        anyio.run(ask_all)
+    return words
 
 
 def _check(folder: Path, row: Trace, level: float, onsets: Mapping[str, Onset]) -> None:

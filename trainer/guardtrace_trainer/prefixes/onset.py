@@ -6,7 +6,6 @@ checked with one more on each side; where it does, the onset stays unknown.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import pairwise
@@ -16,14 +15,14 @@ from typing import Any, NamedTuple
 import anyio
 import msgspec
 
-from guardtrace_trainer.prefixes.judges import Ask, JudgeFailed, PrefixJudge
+from guardtrace_trainer.prefixes.judges import JudgeFailed, PrefixJudge
 from guardtrace_trainer.prefixes.sentences import prefix, split
 from guardtrace_trainer.rows import Labelled, Pair, Row, RowError, Trace, read_rows
 from guardtrace_trainer.several import do_each
-from guardtrace_trainer.steps import Journal, Manifest, Step, StepError, file_hash
+from guardtrace_trainer.steps import Manifest, Step, StepError
 
 STEP = "onset"
-SFT, PAIRS, ONSETS, PAID = "sft.jsonl", "pairs.jsonl", "onsets.jsonl", "onset.paid.jsonl"
+SFT, PAIRS, ONSETS = "sft.jsonl", "pairs.jsonl", "onsets.jsonl"
 SAFE_THINKING = "the thinking is judged safe as a whole"
 NOT_MONOTONE = "a longer beginning is judged safer than a shorter one"
 JUDGE_FAILED = "the judge failed"
@@ -55,13 +54,6 @@ class Onset(Row, frozen=True, kw_only=True):
         """The judge's own analysis of a beginning, if it was judged at that level."""
         found = (one.analysis for one in self.judgments if one.sentences == sentences and one.level == level)
         return next(found, None)
-
-
-class Paid(Row, frozen=True, kw_only=True):
-    """A line of the ledger. ``id`` is the digest of all that the judgment depends on."""
-
-    level: float
-    analysis: str | None = None
 
 
 class Found(NamedTuple):
@@ -122,14 +114,14 @@ def find_onsets(
     step = Step(folder, STEP, inputs=[*corpus_files(folder), *inputs], settings=dict(judge.settings), again=again)
     if step.done:
         return step.manifest
-    with Journal(folder / PAID, Paid) as ledger:
+    with Ledger(folder, judge) as ledger:
         asking = _Asking(folder, judge, ledger)
         onsets = anyio.run(asking.all, rows, concurrency, progress)
     failed = sum(onset.why is not None and onset.why.startswith(JUDGE_FAILED) for onset in onsets)
     if rows and failed == len(rows):
         raise StepError(f"{judge.name} gave no judgment of any trace: {onsets[0].why}")
     reasons = Counter("found" if onset.why is None else onset.why.partition(":")[0] for onset in onsets)
-    counts = {"traces": len(onsets), "outcomes": dict(reasons), "judgments": asking.judged, "paid_now": asking.paid}
+    counts = {"traces": len(onsets), "outcomes": dict(reasons), "judgments": asking.judged, "paid_now": ledger.paid}
     step.finish({ONSETS: onsets}, **counts)
     return step.manifest
 
@@ -160,13 +152,11 @@ def unsafe_rows(folder: Path) -> list[Trace]:
 
 
 class _Asking:
-    def __init__(self, folder: Path, judge: PrefixJudge, ledger: Journal[Paid]) -> None:
+    def __init__(self, folder: Path, judge: PrefixJudge, ledger: Ledger) -> None:
         self._folder = folder
         self._judge = judge
         self._ledger = ledger
-        self._settings = msgspec.json.encode(judge.settings)
         self.judged = 0
-        self.paid = 0
 
     async def all(self, rows: Sequence[Trace], concurrency: int, progress: Callable[[int, int], Any]) -> list[Onset]:
         found: dict[str, Onset] = {}
@@ -196,7 +186,6 @@ class _Asking:
         )
 
     async def _search(self, row: Trace, sentences: Sequence[str], judgments: dict[int, PrefixJudgment]) -> Found:
-        image = None if row.image is None else file_hash(self._folder / row.image)
         steps = search(len(sentences))
         async with self._judge.reading(row, self._folder) as ask:
             unsafe: bool | None = None
@@ -206,25 +195,10 @@ class _Asking:
                 except StopIteration as end:
                     found: Found = end.value
                     return found
-                paid = await self._ask(row, image, prefix(sentences, count), ask)
+                paid = await self._ledger.opinion(row, prefix(sentences, count), ask)
                 self.judged += 1
                 judgments[count] = PrefixJudgment(sentences=count, level=paid.level, analysis=paid.analysis)
                 unsafe = paid.level > 0
-
-    async def _ask(self, row: Trace, image: str | None, thinking: str, ask: Ask) -> Paid:
-        digest = self._digest(row, image, thinking)
-        known = self._ledger.rows.get(digest)
-        if known is not None:
-            return known
-        level, analysis = await ask(thinking)
-        paid = Paid(id=digest, level=level, analysis=analysis)
-        self._ledger.add(paid)
-        self.paid += 1
-        return paid
-
-    def _digest(self, row: Trace, image: str | None, thinking: str) -> str:
-        parts = msgspec.json.encode((row.question, image, thinking))
-        return hashlib.sha256(self._settings + b"\n" + parts).hexdigest()
 
 
 def read_onsets(folder: Path) -> Mapping[str, Onset]:
