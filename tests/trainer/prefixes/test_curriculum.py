@@ -174,3 +174,18 @@ def test_onsets_of_other_traces_are_refused(tmp_path: Path):
     write_rows(tmp_path / "sft.jsonl", [labelled(7, 1.0, thinking(2, 3))])
     with pytest.raises(RowError, match="nothing about the unsafe trace 'q007-text-m'"):
         make_prefixes(tmp_path, Curriculum())
+
+
+def test_a_judge_gives_its_words_where_its_level_is_the_right_one(tmp_path: Path):
+    write_corpus(tmp_path)
+    judge = WordJudge()
+    find_onsets(tmp_path, judge)
+    settings = Curriculum(mid_sentence=0)
+    bare = make_prefixes(tmp_path, settings).counts
+    with_words = make_prefixes(tmp_path, settings, judge, again=True).counts
+    assert bare["sft_with_analysis"] < with_words["sft_with_analysis"]
+    for row in read_rows(tmp_path / "sft_prefixes.jsonl", Labelled):
+        assert bool(row.annotation.analysis) is (row.annotation.level != 0.5)  # which this judge never says
+    paid = (tmp_path / "onset.paid.jsonl").read_bytes()
+    make_prefixes(tmp_path, settings, judge, again=True)
+    assert (tmp_path / "onset.paid.jsonl").read_bytes() == paid

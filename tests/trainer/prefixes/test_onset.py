@@ -18,13 +18,13 @@ from guardtrace_trainer.prefixes.commands import app
 from guardtrace_trainer.prefixes.onset import (
     NO_THINKING,
     NOT_MONOTONE,
-    PAID,
     SAFE_THINKING,
     Found,
     find_onsets,
     read_onsets,
     search,
 )
+from guardtrace_trainer.prefixes.paid import PAID
 from guardtrace_trainer.prefixes.sentences import split
 from guardtrace_trainer.rows import RowError, write_rows
 from guardtrace_trainer.steps import StepError

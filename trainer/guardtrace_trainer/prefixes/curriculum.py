@@ -178,17 +178,15 @@ def make_prefixes(
     """
     files = corpus_files(folder)
     onsets = read_onsets(folder)
-    asked = {"judge": None if judge is None else dict(judge.settings)}
-    step = Step(
-        folder, STEP, inputs=[*files, folder / ONSETS], settings={**settings.model_dump(), **asked}, again=again
-    )
-    if step.done:
-        return step.manifest
     sft = read_rows(folder / SFT, Labelled) if folder / SFT in files else []
     pairs = read_rows(folder / PAIRS, Pair) if folder / PAIRS in files else []
     levels = {**{row.id: row.annotation.level for row in sft}, **{row.id: row.chosen.level for row in pairs}}
     for row in (*sft, *pairs):
         _check(folder, row, levels[row.id], onsets)
+    every = {**settings.model_dump(), "judge": None if judge is None else dict(judge.settings)}
+    step = Step(folder, STEP, inputs=[*files, folder / ONSETS], settings=every, again=again)
+    if step.done:
+        return step.manifest
 
     def made(words: Words) -> tuple[list[Labelled], list[Pair]]:
         rows = [each for row in sft for each in labelled_prefixes(row, onsets.get(row.id), settings, words)]

@@ -16,6 +16,7 @@ import anyio
 import msgspec
 
 from guardtrace_trainer.prefixes.judges import JudgeFailed, PrefixJudge
+from guardtrace_trainer.prefixes.paid import Ledger
 from guardtrace_trainer.prefixes.sentences import prefix, split
 from guardtrace_trainer.rows import Labelled, Pair, Row, RowError, Trace, read_rows
 from guardtrace_trainer.several import do_each

@@ -221,7 +221,7 @@ def _images_hash(rows: Sequence[tuple[Path, Trace]]) -> str:
             digest.update(file_hash(path).encode())
         except StepError as error:
             raise StageError(
-                f"{path}: can't be read. Images lie in the folder of their rows' file; where it is another, name it: corpus"
+                f"{path}: can't be read. Images lie in the folder of their rows' file; name another one: corpus"
             ) from error
     return digest.hexdigest()
 
