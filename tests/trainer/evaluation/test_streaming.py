@@ -17,7 +17,9 @@ from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, DoesNotFit, FailureKind
 from guardtrace_proxy.policy.loading import load_policy
 from guardtrace_proxy.policy.schema import Policy
+from guardtrace_trainer.evaluation import auditors
 from guardtrace_trainer.evaluation.data import BENIGN, SAFE_REASONING, UNSAFE, Item
+from guardtrace_trainer.evaluation.judged import EvaluationStopped
 from guardtrace_trainer.evaluation.located import MISSED, Onset
 from guardtrace_trainer.evaluation.plots import front_plot, lower_hull
 from guardtrace_trainer.evaluation.remembering import Remembering
@@ -98,6 +100,16 @@ def test_a_failing_auditor_counts_as_a_cut_and_never_as_found():
     assert found["time_to_detect"]["bins"][MISSED] == 3
     assert found["false_cuts"]["benign"]["failed"] == found["false_cuts"]["benign"]["count"] == 4
     assert found["by_share"]["100"]["binary_f1"] == 0
+
+
+def test_an_auditor_that_is_down_stops_the_evaluation_and_nothing_is_kept(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(auditors, "FIRST_PAUSE_SECONDS", 0.0)
+    down = WordAuditor(failure=AuditorFailure(FailureKind.UNREACHABLE, "no connection"))
+    with Journal(tmp_path / "streams.journal", StreamRow) as journal:
+        with pytest.raises(EvaluationStopped, match="no connection"):
+            played(ITEMS, down, journal)
+        assert journal.rows == {}
+    assert down.closed == down.opened
 
 
 def test_a_journal_is_gone_on_with(tmp_path: Path):
