@@ -72,13 +72,15 @@ class Prefixes(Settings):
 
 
 class Evaluation(Settings):
-    """What base and stages are evaluated on. ``streaming`` are sets with onsets, replayed through the gate."""
+    """What base and stages are evaluated on, each set apart. ``streaming`` are sets with onsets, on which the
+    last stage is replayed, through the gate and under ``policy``."""
 
     data: tuple[Path, ...] = ()
     half: Literal["dev", "test"] | None = None
     streaming: tuple[Path, ...] = ()
     policy: str = "balanced"
     annotate_max_tokens: int = Field(512, ge=16)
+    concurrency: int | None = Field(None, ge=1)
 
 
 class Recipe(Settings):

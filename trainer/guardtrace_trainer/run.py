@@ -10,7 +10,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,12 +48,29 @@ class Runner:
         """The corpus's folder."""
         return self.recipe.folder / "corpus"
 
-    def run(self) -> dict[str, str | Path]:
-        """Everything up to the last stage; returns the checkpoints by their stage, ``base`` first.
+    def run(self) -> Path:
+        """Everything; returns the report.
 
         Raises:
-            RowError, StageError, StepError: with what to do.
+            RowError, StageError, StepError, AuditorError, EndpointFailure: with what to do.
         """
+        from guardtrace_trainer.run_report import evaluate_run
+
+        checkpoints = self.train()
+        settings = self.recipe.evaluation
+        data, streaming = ([self._path(path) for path in paths] for paths in (settings.data, settings.streaming))
+        nano = self.recipe.nano
+        if nano is not None:
+            from guardtrace_trainer.nano import held_out
+
+            folder = self.recipe.folder / "data"
+            held_out.write(folder, count=nano.held_out)
+            data = [folder / "held-out", folder / "prefixes", *data]
+            streaming = [folder / "streams", *streaming]
+        return evaluate_run(self.recipe, checkpoints, data, streaming, self.log)
+
+    def train(self) -> dict[str, str | Path]:
+        """Everything up to the last stage; returns the checkpoints by their stage, ``base`` first."""
         with self._asked():
             self.log("corpus")
             self._label()
@@ -203,8 +220,3 @@ def _program(name: str) -> str:
     if found is None:
         raise StepError(f"launch: there is no program {name}")
     return found
-
-
-def steps_of(folder: Path) -> Iterator[Path]:
-    """All manifests of a run."""
-    return iter(sorted(folder.rglob("*.manifest.json")))

@@ -54,6 +54,8 @@ class Plan(BaseModel):
     limit: int | None = Field(None, ge=1)
     images: Path | None = None
     analyses: bool = False
+    may_be_mute: bool = False
+    """Go on although there was no verdict on anything: a base that was never taught to judge is evaluated like that."""
 
     @field_validator("guard")
     @classmethod
@@ -211,7 +213,12 @@ class _Run:
                 self._log(f"{len(journal.rows)} of {len(self.items)} items are judged already")
             async with self._judge_of() as judge:
                 return await judge_all(
-                    self.items, judge, concurrency=concurrency, journal=journal, progress=self._progress
+                    self.items,
+                    judge,
+                    concurrency=concurrency,
+                    journal=journal,
+                    may_be_mute=self.plan.may_be_mute,
+                    progress=self._progress,
                 )
 
     @asynccontextmanager

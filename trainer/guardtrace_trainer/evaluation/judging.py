@@ -52,16 +52,18 @@ async def judge_all(
     *,
     concurrency: int = 1,
     journal: Journal[Judged] | None = None,
+    may_be_mute: bool = False,
     progress: Callable[[int, int], Any] = lambda done, total: None,
 ) -> list[Judged]:
     """Judge all items, in any order; returned in theirs. What stands in the journal isn't asked again.
 
     Raises:
-        EvaluationStopped: the judge can't go on, or gives no verdict on anything; the journal has what was judged.
+        EvaluationStopped: the judge can't go on, or, unless it ``may_be_mute``, gives no verdict on anything; the
+            journal has what was judged.
     """
     known = {} if journal is None else dict(journal.rows)
     waiting = iter([item for item in items if item.key not in known])
-    kept = _Kept(known, journal)
+    kept = _Kept(known, journal, may_be_mute)
     stopped: list[EvaluationStopped] = []
 
     async def work() -> None:
@@ -88,11 +90,11 @@ class _Kept:
     """Keeps rows. Failures at the very beginning wait for a first verdict before they reach the journal: they may be
     the set-up's, and would be kept for good."""
 
-    def __init__(self, known: dict[str, Judged], journal: Journal[Judged] | None) -> None:
+    def __init__(self, known: dict[str, Judged], journal: Journal[Judged] | None, may_be_mute: bool) -> None:
         self._known = known
         self._journal = journal
         self._waiting: list[Judged] = []
-        self._any = bool(known)
+        self._any = bool(known) or may_be_mute
 
     @property
     def is_hopeless(self) -> bool:

@@ -1,0 +1,146 @@
+"""The end of ``guardtrace-train run``: base and stages evaluated on the same sets, side by side in one report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from guardtrace_proxy.policy.loading import find_policy, load_policy
+from guardtrace_trainer.evaluation.bootstrap import paired_differences
+from guardtrace_trainer.evaluation.evaluate import Plan, evaluate, verdicts_beside
+from guardtrace_trainer.evaluation.figures import judged_levels, right_levels
+from guardtrace_trainer.evaluation.judged import Judged
+from guardtrace_trainer.evaluation.machine import machine
+from guardtrace_trainer.evaluation.report import Report, percent
+from guardtrace_trainer.evaluation.stream_evaluate import StreamSettings, stream_evaluate
+from guardtrace_trainer.evaluation.stream_report import stream_lines
+from guardtrace_trainer.recipe import Recipe
+from guardtrace_trainer.rows import read_rows
+from guardtrace_trainer.steps import Manifest, StepError, versions
+
+Log = Callable[[str], None]
+REPORT = "report.html"
+BASE, STREAMED = "base", "ogdpo"
+SHOWN = ("macro_f1", "binary_f1", "precision", "recall", "false_alarms", "no_verdict")
+
+
+def evaluate_run(
+    recipe: Recipe, checkpoints: Mapping[str, str | Path], data: Sequence[Path], streaming: Sequence[Path], log: Log
+) -> Path:
+    """Evaluate each checkpoint on each set, the last one on streams, and write the report; returns its path.
+
+    ``checkpoints`` come in the order of the stages, ``base`` first.
+
+    Raises:
+        RowError, StepError, AuditorError, EvaluationStopped: with what to do.
+    """
+    folder = recipe.folder / "evaluation"
+    results: dict[Path, dict[str, Path]] = {}
+    for path in data:
+        for name, checkpoint in checkpoints.items():
+            log(f"evaluation: {name} on {path.name}")
+            plan = Plan(
+                auditor=str(checkpoint),
+                half=recipe.evaluation.half,
+                annotate_max_tokens=recipe.evaluation.annotate_max_tokens,
+                concurrency=recipe.evaluation.concurrency,
+                depth="all" if name == STREAMED else "annotate",
+                may_be_mute=True,  # as the base is, which was never taught to judge
+            )
+            out = folder / path.name / f"{name}.json"
+            evaluate(plan, [path], out, log=log)
+            results.setdefault(path, {})[name] = out
+    streamed = _stream(recipe, checkpoints[STREAMED], streaming, folder / "streaming", log) if streaming else None
+    report = recipe.folder / REPORT
+    report.write_text(_report(recipe, results, streamed), "utf-8")
+    log(f"report: {report}")
+    return report
+
+
+def _stream(recipe: Recipe, checkpoint: str | Path, data: Sequence[Path], out: Path, log: Log) -> dict[str, Any]:
+    log(f"evaluation: {STREAMED} on streams")
+    settings = recipe.evaluation
+    who = Plan(
+        auditor=str(checkpoint),
+        depth="cascade",
+        half=settings.half,
+        annotate_max_tokens=settings.annotate_max_tokens,
+        concurrency=settings.concurrency,
+    )
+    path = find_policy(settings.policy, Path("policies"))
+    if path is None:
+        raise StepError(f"evaluation.policy: there is no policies/{settings.policy}.yaml here and no such preset")
+    streams = StreamSettings(who=who, policy=load_policy(path).policy, policy_name=settings.policy)
+    return stream_evaluate(streams, data, out, log=log)
+
+
+def _report(recipe: Recipe, results: Mapping[Path, Mapping[str, Path]], streamed: dict[str, Any] | None) -> str:
+    report = Report(f"Recipe {recipe.folder.name}, seed {recipe.seed}")
+    report.settings({"machine": machine(), **versions()})
+    report.heading("Steps")
+    report.table(("step", "seconds", "counts"), _steps(recipe.folder))
+    for data, by_stage in results.items():
+        found = {name: json.loads(path.read_text("utf-8")) for name, path in by_stage.items()}
+        report.heading(f"Stages on {data.name}")
+        report.note("Depth annotate, with 95 % intervals of the bootstrap over items. No verdict counts as wrong.")
+        report.table(("stage", "n", *SHOWN), [_overall(name, result) for name, result in found.items()])
+        report.table(("macro-F1 by subset", *found), _by_subset(found))
+        report.table(("difference", "macro-F1, points", "95 % interval"), _differences(by_stage))
+        if "label_tier" in found[STREAMED]:
+            report.heading(f"Label tier of {STREAMED} on {data.name}")
+            report.settings(found[STREAMED]["label_tier"])
+    if streamed is not None:
+        report.heading(f"Streams, {STREAMED}")
+        report.table(("figure", ""), stream_lines(streamed))
+    return report.html()
+
+
+def _steps(folder: Path) -> Iterable[tuple[str, float | None, str]]:
+    for path in sorted(folder.rglob("*.manifest.json"), key=lambda path: path.stat().st_mtime):
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        counts = {name: value for name, value in manifest.counts.items() if name != "losses"}
+        name = f"{path.parent.relative_to(folder).as_posix()}/{manifest.step}".removeprefix("./")
+        yield name, manifest.seconds, json.dumps(counts, ensure_ascii=False)
+
+
+def _overall(name: str, result: Mapping[str, Any]) -> list[Any]:
+    found = result["depths"]["annotate"]
+    intervals = found["intervals"]
+    shown = [percent(found[figure], intervals.get(figure)) for figure in SHOWN if figure != "no_verdict"]
+    return [name, found["n"], *shown, found["no_verdict"]]
+
+
+def _by_subset(results: Mapping[str, Any]) -> Iterable[list[str]]:
+    parts = {name: result["depths"]["annotate"]["by_subset"] for name, result in results.items()}
+    subsets = dict.fromkeys(subset for part in parts.values() for subset in part)
+    for subset in subsets:
+        shown = [part[subset] for part in parts.values()]
+        yield [f"{subset} ({shown[0]['n']})", *map(_macro_or_accuracy, shown)]
+
+
+def _macro_or_accuracy(found: Mapping[str, Any]) -> str:
+    """Where a level never comes, as in sets of safe prefixes, the share that is judged right."""
+    if found["macro_f1"] is None:
+        return f"{percent(found['accuracy'])} right"
+    return percent(found["macro_f1"])
+
+
+def _differences(by_stage: Mapping[str, Path]) -> Iterable[tuple[str, str, str]]:
+    """Each stage against the one before, paired by items."""
+    names = list(by_stage)
+    rows = {name: read_rows(verdicts_beside(path), Judged) for name, path in by_stage.items()}
+    for before, after in pairwise(names):
+        one, other = rows[before], rows[after]
+        found = paired_differences(
+            right_levels(one),
+            judged_levels(one, "annotate"),
+            judged_levels(other, "annotate"),
+            [row.subset for row in one],
+        )["macro_f1"]
+        low, high = found["interval"]
+        yield f"{after} − {before}", f"{100 * found['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
