@@ -196,8 +196,8 @@ def make_sample(
         if draw < 0.5:
             return _benign(rng) if draw < 0.15 else _authored(rng)
     cue = cue or rng.choice(("text", "text", "text", "pictogram", "words", "words"))
-    strength = rng.choice((SAFE, HINT, HINT, ACT, ACT) if cue != "text" else (SAFE, HINT, ACT))
-    harm = rng.random() < 0.6
+    strength = rng.choice((SAFE, HINT, ACT) if cue == "text" and held_out else (SAFE, HINT, HINT, ACT, ACT))
+    harm = rng.random() < (0.6 if held_out else 0.75)
     if cue == "text":
         goal = rng.choice(bank("goals_harmful" if harm else "goals_harmless", held_out and not seen_goals))
         question, picture = _question(rng, goal, held_out), _safe_picture(rng)

@@ -1,0 +1,126 @@
+"""The whole small recipe for real, with a few steps of each stage; what was done is passed over, what was killed goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+pytest.importorskip("trl", reason="the extra `train` isn't installed")
+
+from guardtrace_trainer.rows import Pair, read_rows
+from guardtrace_trainer.stages.conflicts import Conflict
+from guardtrace_trainer.steps import Manifest
+
+RECIPE = Path(__file__).parents[2] / "trainer" / "recipes" / "nano.yaml"
+STEPS = (
+    "expand", "generate", "annotate", "stratify", "review", "onset", "prefixes", "warm-up", "sft", "dpo", "mine", "ogdpo",
+    "streaming",
+)  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def small_recipe(folder: Path) -> Path:
+    """The recipe that ships, with fewer requests and a few steps, trained in one process."""
+    text = RECIPE.read_text("utf-8")
+    for pattern, value in (
+        (r"requests: \d+", "requests: 60"),
+        (r"vision_steps: \d+, language_steps: \d+", "vision_steps: 2, language_steps: 2, vision_batch: 4"),
+        (r"held_out: \d+", "held_out: 4"),
+        (r"epochs: \d+", "max_steps: 2"),
+        (r"save_steps: \d+", "save_steps: 1"),
+        (r"launch: .*", "launch: []"),
+        (r"  data: .*\n", ""),
+        (r"18765", str(free_port())),
+        (r"folder: .*", f"folder: {folder / 'run'}"),
+    ):
+        text, count = re.subn(pattern, value, text)
+        assert count, pattern
+    path = folder / "recipe.yaml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def start(recipe: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "guardtrace_trainer", "run", str(recipe)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def run(recipe: Path) -> str:
+    process = start(recipe)
+    _, said = process.communicate(timeout=900)
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def manifests(folder: Path) -> dict[str, Manifest]:
+    found = [msgspec.json.decode(path.read_bytes(), type=Manifest) for path in folder.rglob("*.manifest.json")]
+    return {manifest.step: manifest for manifest in found}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    return small_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="module")
+def folder(recipe) -> Path:
+    run(recipe)
+    return recipe.parent / "run"
+
+
+def test_every_step_is_done_and_has_its_manifest(folder):
+    found = manifests(folder)
+    assert set(STEPS) <= found.keys()
+    assert all(found[step].seconds is not None for step in STEPS)
+    assert found["sft"].counts["steps"] == found["dpo"].counts["steps"] == found["ogdpo"].counts["steps"] == 2
+
+
+def test_the_report_names_every_stage_and_subset(folder):
+    report = (folder / "report.html").read_text("utf-8")
+    for words in ("base", "sft − base", "ogdpo − dpo", "hard negatives", "new goals", "Streams, ogdpo"):
+        assert words in report, words
+
+
+def test_what_was_mined_can_be_read(folder):
+    for row in read_rows(folder / "mined" / "mined.jsonl", Pair):
+        assert row.origin == "mined"
+    read_rows(folder / "mined" / "oracle.jsonl", Conflict)
+    assert read_rows(folder / "corpus" / "expert_pairs.jsonl", Pair)
+
+
+def test_what_is_done_is_passed_over(recipe, folder):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    assert len(before) == 4
+    said = run(recipe)
+    assert "is done already" in said
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_every_step_ends_with_the_same_weights(folder, tmp_path):
+    recipe = small_recipe(tmp_path)
+    for step in STEPS:
+        process = start(recipe)
+        while process.poll() is None and step not in manifests(tmp_path / "run"):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    run(recipe)
+    for path in folder.rglob("*.safetensors"):
+        same = tmp_path / "run" / path.relative_to(folder)
+        assert same.read_bytes() == path.read_bytes(), path
