@@ -97,8 +97,8 @@ nightly: $(STAMP) $(CLIENTS) ## Everything, the slow tests as well
 	$(BIN)/python -m pytest --run-slow
 	$(BIN)/python -m tests.properties.run --cases 200000 --processes 2
 
-train-nano: $(STAMP) ## Train the embedded auditor again (see docs/embedded-auditor.md)
-	$(BIN)/guardtrace-train nano train --seed 0 --out build/nano-0
+train-nano: $(STAMP) ## Train the embedded auditor again, by the full pipeline (see docs/training.md)
+	OMP_NUM_THREADS=1 $(BIN)/guardtrace-train run trainer/recipes/nano.yaml
 
 clean: ## Remove what was built
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

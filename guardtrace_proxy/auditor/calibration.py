@@ -1,6 +1,6 @@
 """What a checkpoint's label reads are worth: ``calibration.json`` beside its weights.
 
-``guardtrace-train nano calibrate`` writes it.
+``guardtrace-train sweep`` writes it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def read_calibration(content: bytes, source: str) -> Calibration:
         place = ".".join(map(str, (CALIBRATION, *first["loc"])))
         raise AuditorSettingsError(
             f"{source}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}. "
-            "Remove the file, or write it again with `guardtrace-train nano calibrate`"
+            "Remove the file, or write it again with `guardtrace-train sweep`"
         ) from error
 
 

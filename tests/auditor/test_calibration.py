@@ -49,7 +49,7 @@ def test_a_file_is_read() -> None:
     ],
 )
 def test_what_is_wrong_is_said_with_its_key_and_what_to_do(content: bytes, says: str) -> None:
-    with pytest.raises(AuditorSettingsError, match=f"{says}.*nano calibrate"):
+    with pytest.raises(AuditorSettingsError, match=f"{says}.*guardtrace-train sweep"):
         read_calibration(content, "here")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def _report(recipe: Recipe, results: Mapping[Path, Mapping[str, Path]], streamed
         report.note("Depth annotate, with 95 % intervals of the bootstrap over items. No verdict counts as wrong.")
         report.table(("stage", "n", *SHOWN), [_overall(name, result) for name, result in found.items()])
         report.table(("macro-F1 by subset", *found), _by_subset(found))
-        report.table(("difference", "macro-F1, points", "95 % interval"), _differences(by_stage))
+        report.table(("difference", "macro-F1, points", "95 % interval"), differences(by_stage))
         if "label_tier" in found[STREAMED]:
             report.heading(f"Label tier of {STREAMED} on {data.name}")
             report.settings(found[STREAMED]["label_tier"])
@@ -130,8 +130,8 @@ def _macro_or_accuracy(found: Mapping[str, Any]) -> str:
     return percent(found["macro_f1"])
 
 
-def _differences(by_stage: Mapping[str, Path]) -> Iterable[tuple[str, str, str]]:
-    """Each stage against the one before, paired by items."""
+def differences(by_stage: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
+    """Each stage against the one before, paired by items: what, points of macro-F1, their 95 % interval."""
     names = list(by_stage)
     rows = {name: read_rows(verdicts_beside(path), Judged) for name, path in by_stage.items()}
     for before, after in pairwise(names):

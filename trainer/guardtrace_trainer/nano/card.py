@@ -1,88 +1,63 @@
-"""The table of the embedded auditor's card, from the results of several seeds."""
+"""The ablation of the embedded auditor's card, from the run folders of several seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
-from guardtrace_trainer.nano.corpus import CUES
+from guardtrace_trainer.evaluation.table import markdown
+from guardtrace_trainer.rows import RowError
+from guardtrace_trainer.run_report import differences
 
-Result = dict[str, Any]
-
-
-class Row(NamedTuple):
-    """One figure: where it stands in a result, and whether more is better."""
-
-    title: str
-    read: Callable[[Result], float]
-    higher_is_better: bool = True
+STAGES = ("base", "sft", "dpo", "ogdpo")
+Figures = Mapping[str, Any]
 
 
-def _at(*path: str) -> Callable[[Result], float]:
-    def read(result: Result) -> float:
-        value: Any = result
-        for key in path:
-            value = value[key]
-        return float(value)
+def card(runs: Sequence[Path]) -> str:
+    """Markdown: what each stage reaches on each set, mean and worst seed, and what each adds to the one before.
 
-    return read
-
-
-TITLES = {
-    "text": "text",
-    "pictogram": "pictogram",
-    "words": "typographic (words in the image)",
-    "text_new_goals": "text, goals held out too",
-    "text_lines": "text, thinking in lines held out whole",
-}
-ROWS = (
-    *(Row(f"macro-F1, {title}", _at("annotate", name, "macro_f1")) for name, title in TITLES.items()),
-    *(Row(f"macro-F1 at depth `label`, {title}", _at("label", name, "macro_f1")) for name, title in TITLES.items()),
-    Row("recall of the label tier at `escalate_at`", _at("label_tier", "recall")),
-    Row("safe traces escalated", _at("label_tier", "safe_escalated"), False),
-    *(
-        Row(f"false alarms on safe prefixes, {title}", _at("prefixes", name, "false_alarm_rate"), False)
-        for name, title in TITLES.items()
-    ),
-    Row("onset found at its sentence", lambda result: _onset_share(result, "exact")),
-    Row("onset found ahead", lambda result: _onset_share(result, "ahead"), False),
-    Row("onset found late", lambda result: _onset_share(result, "late"), False),
-    Row("onset missed", lambda result: _onset_share(result, "missed"), False),
-    *(
-        Row(f"control: macro-F1, {TITLES[name]}, images {how}", _at("controls", f"{name}_{how}", "macro_f1"), False)
-        for name in ("pictogram", "words")
-        for how in ("shuffled", "blank")
-    ),
-    Row("macro-F1, hand-written, development half", _at("handwritten_dev", "macro_f1")),
-    Row("macro-F1, hand-written, test half", _at("handwritten_test", "macro_f1")),
-    Row("binary F1, hand-written, test half", _at("handwritten_test", "binary_f1")),
-    Row("plain benign traces, of those judged: cut or redacted", _at("benign", "plain", "share"), False),
-    Row("plain benign traces refused, too long for its context", _at("benign", "plain", "refused_share"), False),
-)
+    Raises:
+        RowError: a run has no evaluation.
+    """
+    sets = [path.name for path in sorted((runs[0] / "evaluation").iterdir()) if (path / "base.json").is_file()]
+    if not sets:
+        raise RowError(f"{runs[0]}: there is no evaluation; `guardtrace-train run` ends with one")
+    return "\n\n".join(part for name in sets for part in _tables([run / "evaluation" / name for run in runs]))
 
 
-def _onset_share(result: Result, when: str) -> float:
-    """Over the sets of a cue each."""
-    sets = [found["onsets"] for name, found in result["prefixes"].items() if name in CUES]
-    share: float = sum(onsets.get(when, 0) for onsets in sets) / max(1, sum(sum(onsets.values()) for onsets in sets))
-    return share
+def _tables(folders: Sequence[Path]) -> Iterator[str]:
+    results = {stage: [_read(folder / f"{stage}.json") for folder in folders] for stage in STAGES}
+    name = folders[0].name
+    subsets = results["base"][0]["by_subset"]
+    rows = [_row("all", results)] if len(subsets) > 1 else []
+    for subset in subsets:
+        parts = {stage: [figures["by_subset"][subset] for figures in found] for stage, found in results.items()}
+        rows.append(_row(subset, parts))
+    yield markdown([f"macro-F1 on {name}, mean (worst)", "n", *STAGES], rows)
+    lines = []
+    for number, folder in enumerate(folders):
+        paths = {stage: folder / f"{stage}.json" for stage in STAGES}
+        lines += [[f"run {number}", *line] for line in differences(paths)]
+    yield markdown([f"on {name}", "difference", "macro-F1, points", "95 % interval"], lines)
 
 
-def table(results: Sequence[Result], shipped: int) -> str:
-    """Markdown: mean, worst and shipped seed; rows that no result has are left out."""
-    lines = ["| figure | mean | worst | shipped |", "|---|---|---|---|"]
-    for row in ROWS:
-        try:
-            values = [row.read(result) for result in results]
-        except (KeyError, TypeError):
-            continue
-        worst = min(values) if row.higher_is_better else max(values)
-        lines.append(f"| {row.title} | {mean(values):.3f} | {worst:.3f} | {values[shipped]:.3f} |")
-    return "\n".join(lines)
+def _row(title: str, found: Mapping[str, Sequence[Figures]]) -> list[str]:
+    return [title, str(found["base"][0]["n"]), *(_mean_and_worst(figures) for figures in found.values())]
 
 
-def median_seed(results: Sequence[Result]) -> int:
-    """The index of the seed that ships: the median on the development half of the hand-written set."""
-    order = sorted(range(len(results)), key=lambda index: results[index]["handwritten_dev"]["macro_f1"])
-    return order[len(order) // 2]
+def _mean_and_worst(figures: Sequence[Figures]) -> str:
+    """Of macro-F1; where a level never comes, of the share that is judged right."""
+    name = "accuracy" if any(found["macro_f1"] is None for found in figures) else "macro_f1"
+    values = [float(found[name]) for found in figures]
+    return f"{mean(values):.3f} ({min(values):.3f})" + (" right" if name == "accuracy" else "")
+
+
+def _read(path: Path) -> Figures:
+    try:
+        figures: Figures = json.loads(path.read_text("utf-8"))["depths"]["annotate"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RowError(f"{path}: expected what `guardtrace-train run` wrote ({type(error).__name__})") from error
+    return figures

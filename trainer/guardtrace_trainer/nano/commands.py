@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -58,54 +57,27 @@ def derive(
     _log(f"wrote {out}")
 
 
-@app.command()
-def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A folder, or builtin:nano.")] = "builtin:nano",
-    count: Annotated[int, typer.Option(help="Held-out traces a cue.")] = 200,
-    final: Annotated[bool, typer.Option(help="Also the half of the hand-written set that is looked at once.")] = False,
-    benign: Annotated[bool, typer.Option(help="Also recorded benign traces, where the data is at hand.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON there as well.")] = None,
+@app.command("held-out")
+def held_out(
+    out: Annotated[Path, typer.Argument(help="Folder for the sets: held-out, prefixes and streams.")],
+    count: Annotated[int, typer.Option(min=4, help="Traces of each set.")] = 80,
 ) -> None:
-    """Macro-F1 by cue, prefixes, controls, hand-written wording, and real benign traces."""
-    from guardtrace_trainer.nano.benign_share import benign_share
-    from guardtrace_trainer.nano.calibrate import measure
-    from guardtrace_trainer.nano.evaluate import evaluate as run
+    """Write the held-out sets, to be given to `evaluate --data` and `stream-evaluate --data`."""
+    from guardtrace_trainer.nano.held_out import write
 
-    result = run(checkpoint, count=count, halves=("dev", "test") if final else ("dev",), log=_log)
-    result["label_tier"] = measure(checkpoint, count=count, log=_log)
-    if benign:
-        result["benign"] = benign_share(checkpoint, _log)
-    text = json.dumps(result, indent=None if as_json else 1, ensure_ascii=False)
-    typer.echo(text)
-    if out is not None:
-        out.write_text(text + "\n", "utf-8")
-
-
-@app.command()
-def calibrate(
-    out: Annotated[
-        Path, typer.Option(help="Write it there; as calibration.json in the checkpoint's folder it counts.")
-    ],
-    checkpoint: Annotated[str, typer.Argument(help="A folder, or builtin:nano.")] = "builtin:nano",
-    count: Annotated[int, typer.Option(min=20, help="Held-out traces a set, for fitting; as many to measure.")] = 200,
-) -> None:
-    """Fit the temperature of label reads and where a cascade escalates, on held-out templates."""
-    from guardtrace_trainer.nano.calibrate import calibrate as run
-
-    text = run(checkpoint, count=count, log=_log).model_dump_json(indent=1)
-    typer.echo(text)
-    out.write_text(text + "\n", "utf-8")
+    write(out, count=count)
 
 
 @app.command()
 def card(
-    results: Annotated[list[Path], typer.Argument(help="What `nano evaluate --out` wrote, one file a seed.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of `guardtrace-train run`, one a seed.", file_okay=False)],
 ) -> None:
-    """Print the card's table: mean, worst and the median seed, which is the one that ships."""
-    from guardtrace_trainer.nano.card import median_seed, table
+    """Print the card's tables: base, SFT, DPO and OGDPO over several seeds."""
+    from guardtrace_trainer.nano.card import card as tables
+    from guardtrace_trainer.rows import RowError
 
-    read = [json.loads(path.read_text("utf-8")) for path in results]
-    shipped = median_seed(read)
-    typer.echo(table(read, shipped))
-    typer.echo(f"\nshipped: {results[shipped]}")
+    try:
+        typer.echo(tables(runs))
+    except RowError as error:
+        typer.secho(str(error), fg=typer.colors.RED, err=True)
+        raise typer.Exit(1) from None
