@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ TWO = FEW.model_copy(update={"batch_size": 2, "processes": 2})
 def close(one: Path, other: Path) -> bool:
     first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
     return all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+
+
+def commands() -> list[bytes]:
+    """Of all processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_bytes())
+    return found
 
 
 def run(settings: DpoSettings, base: Path, corpus: Path, out: Path, log=lambda _: None) -> Path:
@@ -71,8 +81,7 @@ run_dpo(settings, base={str(small)!r}, data=[Path({str(corpus / "pairs.jsonl")!r
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     time.sleep(0.5)
-    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert not [command for command in commands if str(out).encode() in command]
+    assert not [command for command in commands() if str(out).encode() in command]
     assert last_checkpoint(out / "training") == out / "training" / "checkpoint-2"
     said: list[str] = []
     run(TWO, small, corpus, out, said.append)

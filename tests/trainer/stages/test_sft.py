@@ -175,7 +175,7 @@ def test_half_written_checkpoints_dont_count(tmp_path):
     ],
 )
 def test_what_is_frozen_stays_as_it_was(small, corpus, tmp_path, settings, left_alone):
-    few = SftSettings(max_steps=2, batch_size=3, learning_rate=1e-2, **settings)
+    few = SftSettings(max_steps=4, batch_size=4, learning_rate=1e-2, **settings)
     run_sft(few, base=str(small), data=corpus / "sft.jsonl", out=tmp_path, seed=0, log=nothing)
     moved = changed(small, tmp_path)
     assert any("model.layers" in name for name in moved)

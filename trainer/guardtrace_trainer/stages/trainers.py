@@ -191,7 +191,7 @@ def dpo_trainer(
         callbacks=[Progress(log)],
     )
     if reference is not None and not on_gpu():
-        answers_only(reference, bf16=uses_bf16(settings))
+        answers_only(reference, bf16=uses_bf16(settings), logged=False)
     _prepare(trainer, examples, settings)
     return trainer
 
