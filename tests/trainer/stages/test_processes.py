@@ -18,6 +18,7 @@ from guardtrace_trainer.stages.dpo import run_dpo
 from guardtrace_trainer.stages.settings import DpoSettings, StageError
 from guardtrace_trainer.stages.trainers import last_checkpoint
 
+pytestmark = pytest.mark.slow  # each process imports torch, transformers and TRL
 ROOT = Path(__file__).parents[3]
 FEW = DpoSettings(max_steps=4, batch_size=4, learning_rate=1e-3, logging_steps=1, save_steps=2)
 TWO = FEW.model_copy(update={"batch_size": 2, "processes": 2})
@@ -56,13 +57,11 @@ def test_two_processes_come_to_the_same(small, corpus, tmp_path):
     assert again == [f"dpo: {two} is done already"]
 
 
-@pytest.mark.slow
 def test_what_is_wrong_is_said_as_with_one(small, corpus, tmp_path):
     with pytest.raises(StageError, match="12 rows are longer than max_length, 64 tokens"):
         run(TWO.model_copy(update={"max_length": 64}), small, corpus, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
 def test_they_end_with_the_process_that_started_them_and_are_gone_on_with(small, corpus, tmp_path):
     out = tmp_path / "killed"
