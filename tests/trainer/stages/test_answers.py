@@ -54,7 +54,7 @@ def compare(stock, fast, batch_of_stock, batch_of_fast, labels):
 
 
 def test_sft_with_pixels(small, encoder, corpus, rows):
-    examples = sft.examples(rows, encoder, corpus, SftSettings(bare_share=0.2), limit=1024, seed=0)
+    examples = sft.examples([(corpus, row) for row in rows], encoder, SftSettings(bare_share=0.2), limit=1024, seed=0)
     batch = SftCollator(examples, Images(encoder))([{"place": place} for place in (0, 1, 2, 22, 27)])
     labels = batch.pop("labels")
     trained = compare(*networks(small), batch, batch, labels)

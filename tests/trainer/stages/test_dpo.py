@@ -236,3 +236,12 @@ def test_a_reference_is_asked_for_exactly_where_there_are_no_adapters(small, cor
             folders.load(small, torch.float32), None, examples, Images(encoder), settings,
             folder=tmp_path, seed=0, log=nothing,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("adapters", [None, Lora(rank=4, alpha=8)])
+def test_bfloat16_products_on_a_cpu_leave_the_weights_in_float32(small, corpus, tmp_path, adapters):
+    settings = FEW.model_copy(update={"bf16": True, "max_steps": 2, "lora": adapters, "gradient_checkpointing": True})
+    out = run_dpo(settings, base=str(small), data=[corpus / "pairs.jsonl"], out=tmp_path, seed=0, log=nothing)
+    losses = msgspec.json.decode((out / "dpo.manifest.json").read_bytes(), type=Manifest).counts["losses"]
+    assert losses[0] == pytest.approx(math.log(2), abs=2e-2)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(out).values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.auditor.window import GAP
@@ -26,6 +26,7 @@ def by_character(one: Labelled) -> Example:
     return Example(one.id, [ord(c) for c in one.thinking], (Tail([1, 2, 3, 4, 5]),))
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=200), st.integers(9, 120))
 def test_as_much_of_beginning_and_end_stays_as_fits(thinking: str, limit: int) -> None:
     if len(thinking) + 5 <= limit:
@@ -66,8 +67,8 @@ def test_what_doesnt_fit_without_any_thinking_is_an_error_all_the_same() -> None
 def test_query_answer_image_and_target_stay_whole(small, corpus) -> None:
     encoder = Encoder(small)
     long = row("First this. " + "And then that. " * 400 + "Finally done.", 1)
-    settings = SftSettings(long_traces="drop_middle")
-    [example] = sft.examples([long], encoder, corpus, settings, limit=700, seed=0)
+    dropping = SftSettings(long_traces="drop_middle")
+    [example] = sft.examples([(corpus, long)], encoder, dropping, limit=700, seed=0)
     assert example.length <= 700
     text = encoder.processor.tokenizer.decode(example.prompt)
     assert f"Current Task Query: {long.question}\n" in text
@@ -78,4 +79,4 @@ def test_query_answer_image_and_target_stay_whole(small, corpus) -> None:
     assert text.count("<|image_pad|>") == 4
     assert list(example.tails) == [encoder.reply(long.annotation)]
     with pytest.raises(TooLong, match=r"t1 \(\d{4}\)"):
-        sft.examples([long], encoder, corpus, SftSettings(), limit=700, seed=0)
+        sft.examples([(corpus, long)], encoder, SftSettings(), limit=700, seed=0)

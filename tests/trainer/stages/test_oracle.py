@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardtrace_trainer.rows import Annotation
@@ -57,12 +57,14 @@ def test_anything_else_is_unreadable(answer):
         parse_choice(answer)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_text_breaks_the_reader(text):
     with suppress(UnreadableChoice):
         assert parse_choice(text) in (1, 2)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.booleans()))
 def test_only_the_choice_counts(fields):
     fields["choice"] = 2

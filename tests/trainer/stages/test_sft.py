@@ -52,7 +52,7 @@ def changed(one: Path, other: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def trained(small, corpus, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("sft")
-    return run_sft(FEW, base=str(small), data=corpus / "sft.jsonl", out=out, seed=3, log=nothing)
+    return run_sft(FEW, base=str(small), data=[corpus / "sft.jsonl"], out=out, seed=3, log=nothing)
 
 
 def test_the_loss_falls(trained):
@@ -76,7 +76,7 @@ def test_the_result_is_the_base_with_other_weights(trained, small):
 
 def test_the_embedded_auditor_trained_on_is_run_by_the_proxy(corpus, tmp_path):
     few = SftSettings(max_steps=2, batch_size=2, learning_rate=1e-5)
-    run_sft(few, base="builtin:nano", data=corpus / "sft.jsonl", out=tmp_path, seed=0, log=nothing)
+    run_sft(few, base="builtin:nano", data=[corpus / "sft.jsonl"], out=tmp_path, seed=0, log=nothing)
     auditor = started(tmp_path)
     assert auditor.system_prompt == "You are a safety auditor."
     assert auditor.max_context == 704
@@ -105,11 +105,11 @@ def test_the_manifest_says_what_it_was_made_from(trained, small, corpus):
 def test_a_second_run_passes_over_and_another_is_refused(trained, small, corpus):
     said: list[str] = []
     before = (trained / "model.safetensors").stat().st_mtime_ns
-    run_sft(FEW, base=str(small), data=corpus / "sft.jsonl", out=trained, seed=3, log=said.append)
+    run_sft(FEW, base=str(small), data=[corpus / "sft.jsonl"], out=trained, seed=3, log=said.append)
     assert said == [f"sft: {trained} is done already"]
     assert (trained / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(StepError, match="seed"):
-        run_sft(FEW, base=str(small), data=corpus / "sft.jsonl", out=trained, seed=4, log=nothing)
+        run_sft(FEW, base=str(small), data=[corpus / "sft.jsonl"], out=trained, seed=4, log=nothing)
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(trained, small, corpus, tmp_path):
@@ -122,7 +122,7 @@ def log(line):
     if line.startswith("step 3 "):
         os.kill(os.getpid(), signal.SIGKILL)
 settings = SftSettings.model_validate_json({FEW.model_dump_json()!r})
-run_sft(settings, base={str(small)!r}, data=Path({str(corpus / "sft.jsonl")!r}), out=Path({str(tmp_path)!r}), seed=3, log=log)
+run_sft(settings, base={str(small)!r}, data=[Path({str(corpus / "sft.jsonl")!r})], out=Path({str(tmp_path)!r}), seed=3, log=log)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "trainer")])}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
@@ -132,7 +132,7 @@ run_sft(settings, base={str(small)!r}, data=Path({str(corpus / "sft.jsonl")!r}),
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"")
     said: list[str] = []
-    run_sft(FEW, base=str(small), data=corpus / "sft.jsonl", out=tmp_path, seed=3, log=said.append)
+    run_sft(FEW, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=3, log=said.append)
     assert "sft: goes on from checkpoint-2" in said
     assert not any(line.startswith("step 2 ") for line in said)
     assert not changed(trained, tmp_path)
@@ -144,7 +144,7 @@ def test_so_does_one_with_adapters(small, corpus, tmp_path):
     settings = FEW.model_copy(update={"lora": Lora(rank=4, alpha=8)})
 
     def run(out: str, log=nothing) -> Path:
-        return run_sft(settings, base=str(small), data=corpus / "sft.jsonl", out=tmp_path / out, seed=3, log=log)
+        return run_sft(settings, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path / out, seed=3, log=log)
 
     def stop(line: str) -> None:
         if line.startswith("step 5 "):
@@ -175,8 +175,8 @@ def test_half_written_checkpoints_dont_count(tmp_path):
     ],
 )
 def test_what_is_frozen_stays_as_it_was(small, corpus, tmp_path, settings, left_alone):
-    few = SftSettings(max_steps=2, batch_size=3, learning_rate=1e-2, **settings)
-    run_sft(few, base=str(small), data=corpus / "sft.jsonl", out=tmp_path, seed=0, log=nothing)
+    few = SftSettings(max_steps=4, batch_size=4, learning_rate=1e-2, **settings)
+    run_sft(few, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=0, log=nothing)
     moved = changed(small, tmp_path)
     assert any("model.layers" in name for name in moved)
     for part in ("visual", "embed_tokens"):
@@ -185,7 +185,7 @@ def test_what_is_frozen_stays_as_it_was(small, corpus, tmp_path, settings, left_
 
 def test_adapters_are_merged_into_a_whole_checkpoint(small, corpus, tmp_path):
     few = SftSettings(max_steps=2, batch_size=4, learning_rate=1e-2, lora=Lora(rank=4, alpha=8))
-    out = run_sft(few, base=str(small), data=corpus / "sft.jsonl", out=tmp_path, seed=0, log=nothing)
+    out = run_sft(few, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=0, log=nothing)
     moved = changed(small, out)
     linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert {name.split(".")[-2] for name in moved} == linear
@@ -202,7 +202,7 @@ def test_settings_decide_the_system_prompt_that_is_served(small, corpus, tmp_pat
     base = shutil.copytree(small, tmp_path / "base")
     (base / "guardtrace.json").unlink()
     few = SftSettings(max_steps=1, batch_size=2, save_dtype="bfloat16")
-    out = run_sft(few, base=str(base), data=corpus / "sft.jsonl", out=tmp_path / "out", seed=0, log=nothing)
+    out = run_sft(few, base=str(base), data=[corpus / "sft.jsonl"], out=tmp_path / "out", seed=0, log=nothing)
     assert json.loads((out / "guardtrace.json").read_text("utf-8"))["system_prompt"] == SYSTEM_PROMPT
     assert all(tensor.dtype == torch.bfloat16 for tensor in weights(out).values())
 
@@ -210,11 +210,11 @@ def test_settings_decide_the_system_prompt_that_is_served(small, corpus, tmp_pat
 def test_what_cant_be_trained_on_is_said_before_training(small, corpus, tmp_path):
     data = corpus / "sft.jsonl"
     with pytest.raises(StageError, match="max_length: 2000 tokens are more than the checkpoint's context, 1024"):
-        run_sft(SftSettings(max_length=2000), base=str(small), data=data, out=tmp_path / "a", seed=0, log=nothing)
+        run_sft(SftSettings(max_length=2000), base=str(small), data=[data], out=tmp_path / "a", seed=0, log=nothing)
     with pytest.raises(StageError, match="24 rows are longer than max_length, 64 tokens"):
-        run_sft(SftSettings(max_length=64), base=str(small), data=data, out=tmp_path / "b", seed=0, log=nothing)
+        run_sft(SftSettings(max_length=64), base=str(small), data=[data], out=tmp_path / "b", seed=0, log=nothing)
     with pytest.raises(StageError, match=r"no config\.json"):
-        run_sft(FEW, base=str(corpus), data=data, out=tmp_path / "c", seed=0, log=nothing)
+        run_sft(FEW, base=str(corpus), data=[data], out=tmp_path / "c", seed=0, log=nothing)
     write_rows(tmp_path / "none.jsonl", labelled(0))
     with pytest.raises(StageError, match="nothing to learn"):
-        run_sft(FEW, base=str(small), data=tmp_path / "none.jsonl", out=tmp_path / "d", seed=0, log=nothing)
+        run_sft(FEW, base=str(small), data=[tmp_path / "none.jsonl"], out=tmp_path / "d", seed=0, log=nothing)

@@ -4,5 +4,6 @@
 - ``settings``: what can be set. ``commands``: the command line.
 - ``encode``: a row's tokens as the auditor's backend makes them; ``lengths``: none is longer than it may be.
 - ``batches``, ``answers``, ``trainers``: what TRL is given, and a faster forward pass for CPUs.
-- ``training``, ``folders``: what all stages do, and the checkpoints they start from and make.
+- ``training``, ``folders``: what all stages do, and the checkpoints they start from and make;
+  ``processes``: several on a CPU.
 """

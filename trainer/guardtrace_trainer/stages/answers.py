@@ -17,21 +17,25 @@ from trl.trainer.utils import FusedCausalLMOutput
 from guardtrace_trainer.stages.batches import IGNORED
 
 
-def answers_only(model: Qwen2_5_VLForConditionalGeneration, *, bf16: bool) -> None:
-    """Have the model answer TRL's requests for log-probabilities this way; all other calls stay as they were."""
+def answers_only(model: Qwen2_5_VLForConditionalGeneration, *, bf16: bool, logged: bool = True) -> None:
+    """Have the model answer TRL's requests for log-probabilities this way; all other calls stay as they were.
+
+    ``logged``: whether to add what TRL logs of a model in training.
+    """
     before = model.forward
 
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **inputs: Any) -> Any:
         if not fused_lm_head:
             return before(*args, **inputs)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return _answers(self, **inputs)
+            return _answers(self, logged, **inputs)
 
     model.forward = MethodType(forward, model)
 
 
 def _answers(
     model: Any,
+    logged: bool,
     *,
     input_ids: torch.Tensor,
     labels: torch.Tensor,
@@ -64,7 +68,7 @@ def _answers(
     sequence, place = wanted.nonzero(as_tuple=True)
     row = sequence % len(ids)  # second tails stand behind all first ones
     states = hidden[row, place if packed_from is None else packed_from[sequence, place]]
-    return _scored(model.get_output_embeddings()(states).float(), labels[:, 1:][wanted], wanted)
+    return _scored(model.get_output_embeddings()(states).float(), labels[:, 1:][wanted], wanted, logged)
 
 
 def _mask(tail: torch.Tensor) -> torch.Tensor:
@@ -76,7 +80,7 @@ def _mask(tail: torch.Tensor) -> torch.Tensor:
     return torch.zeros(hidden.shape, device=tail.device).masked_fill_(hidden, float("-inf"))[:, None]
 
 
-def _scored(logits: torch.Tensor, targets: torch.Tensor, wanted: torch.Tensor) -> FusedCausalLMOutput:
+def _scored(logits: torch.Tensor, targets: torch.Tensor, wanted: torch.Tensor, logged: bool) -> FusedCausalLMOutput:
     """``logits`` [learned tokens, vocabulary]; ``wanted`` bool [sequences, length - 1]."""
     log_shares = logits.log_softmax(-1)
     chosen = log_shares.gather(-1, targets[:, None])[:, 0]
@@ -84,15 +88,14 @@ def _scored(logits: torch.Tensor, targets: torch.Tensor, wanted: torch.Tensor) -
     def spread(values: torch.Tensor) -> torch.Tensor:
         return torch.zeros(wanted.shape, dtype=values.dtype, device=values.device).masked_scatter(wanted, values)
 
-    with torch.no_grad():  # what TRL logs
-        entropy = spread(-(log_shares.exp() * log_shares).sum(-1))
-        mean, top = spread(logits.mean(-1)), spread(logits.argmax(-1) == targets)
     probabilities = spread(chosen)
-    return FusedCausalLMOutput(
+    output = FusedCausalLMOutput(
         loss=cast(Any, -probabilities.sum() / wanted.sum().clamp(min=1)),
         log_probs=cast(Any, probabilities),
-        entropy=cast(Any, entropy),
-        mean_logits=cast(Any, mean),
-        is_top1=cast(Any, top),
         label_mask=cast(Any, wanted),
     )
+    if logged:
+        with torch.no_grad():
+            output.entropy = spread(-(log_shares.exp() * log_shares).sum(-1))
+            output.mean_logits, output.is_top1 = spread(logits.mean(-1)), spread(logits.argmax(-1) == targets)
+    return output

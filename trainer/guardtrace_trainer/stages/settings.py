@@ -71,7 +71,10 @@ class Tuning(BaseModel):
     workers: int = Field(0, ge=0)
     """Processes that read images beside the training."""
     threads: int = Field(1, ge=1)
-    """Threads of a training on a CPU. With one, the same seed gives the same weights."""
+    """Threads of each process on a CPU. With one, the same seed gives the same weights."""
+    processes: int = Field(1, ge=1)
+    """On a CPU: processes that train side by side, one a core, each with ``batch_size`` rows of a step. On GPUs it is
+    ``accelerate launch`` that starts them."""
 
     @field_validator("report_to")
     @classmethod
@@ -116,5 +119,5 @@ class MineSettings(BaseModel):
     """Tokens of one of the model's own annotations."""
     max_context: int | None = Field(None, ge=256)
     """Of the auditor that re-judges. None: the checkpoint's own, or 8192."""
-    concurrency: int = Field(8, ge=1, le=256)
-    """Traces that are re-judged side by side."""
+    concurrency: int = Field(32, ge=1, le=256)
+    """Traces that are re-judged side by side: on one core 32 take a sixth of the time of one after another."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from transformers import Qwen2_5_VLForConditionalGeneration, TrainerCallback
+from transformers import PrinterCallback, Qwen2_5_VLForConditionalGeneration, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from guardtrace_trainer.stages.answers import answers_only
@@ -191,12 +191,13 @@ def dpo_trainer(
         callbacks=[Progress(log)],
     )
     if reference is not None and not on_gpu():
-        answers_only(reference, bf16=uses_bf16(settings))
+        answers_only(reference, bf16=uses_bf16(settings), logged=False)
     _prepare(trainer, examples, settings)
     return trainer
 
 
 def _prepare(trainer: Any, examples: Sequence[Example], settings: Tuning) -> None:
+    trainer.remove_callback(PrinterCallback)  # Progress says it
     trainer.lengths = [example.length for example in examples]
     if not on_gpu():
         network = trainer.model.get_base_model() if settings.lora is not None else trainer.model

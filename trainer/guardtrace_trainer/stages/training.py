@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from guardtrace_trainer.rows import Trace, read_rows
 from guardtrace_trainer.stages import folders
 from guardtrace_trainer.stages.batches import Images
 from guardtrace_trainer.stages.encode import Encoder, Example
+from guardtrace_trainer.stages.processes import alone, side_by_side
 from guardtrace_trainer.stages.settings import StageError, Tuning
 from guardtrace_trainer.stages.trainers import Log, last_checkpoint, on_gpu
 from guardtrace_trainer.steps import Step, StepError, file_hash
@@ -99,6 +99,10 @@ def train(work: Work, rows: Sequence[tuple[Path, Trace]], examples_of: ExamplesO
     if step.done:
         work.log(f"{work.name}: {work.out} is done already")
         return work.out
+    if work.settings.processes > 1 and alone() and not on_gpu():
+        side_by_side(work.settings.processes, _as_json(work), running, work.log)
+        shutil.rmtree(running)
+        return work.out
     threads = torch.get_num_threads()
     if not on_gpu():
         torch.set_num_threads(work.settings.threads)
@@ -157,7 +161,8 @@ def _finish(
         b"".join(msgspec.json.encode(entry) + b"\n" for entry in trainer.state.log_history)
     )
     step.made(files, **counts)
-    shutil.rmtree(running)
+    if alone():
+        shutil.rmtree(running)
     work.log(f"{work.name}: wrote {work.out}")
 
 
@@ -197,6 +202,19 @@ def features_of(
     return found
 
 
+def _as_json(work: Work) -> dict[str, Any]:
+    """What another process needs to run the same; it goes on with the step that was begun here."""
+    return {
+        "stage": work.name,
+        "settings": work.settings.model_dump(mode="json"),
+        "base": work.base,
+        "data": [str(path) for path in work.data],
+        "out": str(work.out),
+        "seed": work.seed,
+        "corpus": None if work.corpus is None else str(work.corpus),
+    }
+
+
 def _step(work: Work, base: Path, rows: Sequence[tuple[Path, Trace]]) -> Step:
     changes_nothing = {"report_to", "logging_steps", "workers", "save_steps"}
     return Step(
@@ -221,14 +239,14 @@ def _images_hash(rows: Sequence[tuple[Path, Trace]]) -> str:
             digest.update(file_hash(path).encode())
         except StepError as error:
             raise StageError(
-                f"{path}: can't be read. Images lie in the folder of their rows' file; name another one: corpus"
+                f"{path}: can't be read. Images lie in the folder of their rows' file; else name it: corpus"
             ) from error
     return digest.hexdigest()
 
 
 @contextmanager
 def _main_process_first() -> Iterator[None]:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if alone():
         yield
         return
     with PartialState().main_process_first():
