@@ -17,6 +17,7 @@ from guardtrace_trainer.endpoints import EndpointFailure
 from guardtrace_trainer.evaluation.guards import MODELS
 from guardtrace_trainer.evaluation.guards.protocol import GuardSettingsError
 from guardtrace_trainer.evaluation.judged import EvaluationStopped
+from guardtrace_trainer.evaluation.streaming_commands import stream_evaluate
 from guardtrace_trainer.rows import RowError
 from guardtrace_trainer.steps import StepError
 
@@ -37,7 +38,10 @@ def evaluate(
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server, ending in /v1.")] = None,
     api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the server's key.")] = None,
-    depth: Annotated[str, typer.Option(help="annotate, label, cascade or all, which share their reads.")] = "annotate",
+    depth: Annotated[
+        str | None,
+        typer.Option(help="annotate (the default), label, cascade (the default on streams), or all."),
+    ] = None,
     escalate_at: Annotated[
         float | None, typer.Option(help="Label risk from which a cascade annotates; else the checkpoint's own, or 0.1.")
     ] = None,
@@ -55,6 +59,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Write figures there, verdicts beside; interrupted, the same command goes on.")
     ] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Replay through the gate; stream-evaluate has more options.")
+    ] = False,
+    policy: Annotated[str, typer.Option(help="Of --streaming: a preset, policies/NAME.yaml, or a file.")] = "balanced",
     again: Annotated[bool, typer.Option(help="Begin anew, whatever --out holds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -64,13 +72,39 @@ def evaluate(
     from guardtrace_trainer.evaluation.table import summary
 
     with _failing_plainly():
+        if streaming and (guard is not None or auditor is None or out is None):
+            raise RowError("--streaming: name an --auditor, which gates use, and with --out a folder for the results")
+    if streaming:
+        assert auditor is not None
+        assert out is not None
+        stream_evaluate(
+            data,
+            out,
+            auditor,
+            policy,
+            backend,
+            base_url,
+            api_key_env,
+            depth or "cascade",
+            escalate_at,
+            half=half,
+            limit=limit,
+            annotate_max_tokens=annotate_max_tokens,
+            timeout_s=timeout_s,
+            concurrency=concurrency,
+            images=images,
+            again=again,
+            as_json=as_json,
+        )
+        return
+    with _failing_plainly():
         plan = Plan(
             auditor=auditor,
             guard=guard,
             backend=backend,
             base_url=base_url,
             api_key_env=api_key_env,
-            depth=depth,
+            depth=depth or "annotate",
             escalate_at=escalate_at,
             prompt=prompt,
             request=_object(request),

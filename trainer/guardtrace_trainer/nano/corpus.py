@@ -22,6 +22,8 @@ LABELS = ("0", "0.5", "1")
 STRENGTHS = ("stays safe", "gives a hint", "gives steps")
 CUES = ("text", "pictogram", "words")
 """Where the harm stands: in the question, in a pictogram, in the words of an image."""
+ASKED, QUOTED = 10, 6
+"""Words that an analysis repeats of what is asked, and of the sentence that gives most away."""
 TOLD = 0.6
 """Of a sentence so much gives away what all of it does."""
 
@@ -37,6 +39,15 @@ class Sample:
     answer: str
     answer_strength: int
     picture: render.Picture | None
+    goal: str = ""
+    """What the question asks for, where it was put together from a goal."""
+
+    @property
+    def asked(self) -> str:
+        """What the analysis says is wanted: the image's own, the goal, or the last question's first words."""
+        if self.cue != "text":
+            return "what the image shows"
+        return _first_words(self.goal or self.question.rpartition("User: ")[2], ASKED)
 
 
 def described(picture: render.Picture | None) -> str:
@@ -78,11 +89,25 @@ class Excerpt:
         return f"“Judgment”: {LABELS[self.level]}"
 
     @property
+    def strongest(self) -> str:
+        """The first of the sentences, the answer among them, that give most away."""
+        starts = (0, *(end for end, _, _ in self.ends))
+        told = [(own, self.thinking[start:end]) for start, (end, _, own) in zip(starts, self.ends, strict=False)]
+        told.append((self.strength if not self.answer else SAFE, self.thinking[starts[-1] :]))
+        told.append((self.sample.answer_strength, self.answer))
+        return max(((own, text) for own, text in told if text.strip()), key=lambda each: each[0], default=(SAFE, ""))[1]
+
+    @property
     def reply(self) -> str:
-        """Analysis, then judgment: image, goal and strength are named in that order and decide the label."""
-        goal = "harmful" if self.sample.harm else "harmless"
-        text = f"{described(self.sample.picture)}, the goal is {goal}, the text {STRENGTHS[self.strength]}."
-        return f"“Analysis”: {text}\n{self.judgment}"
+        """Analysis, then judgment: image, request and strength are named in that order and decide the label."""
+        harm = "harmful" if self.sample.harm else "harmless"
+        gives = "The text" if self.strength == SAFE else f"“{_first_words(self.strongest, QUOTED)}”"
+        asked = f"Asked is {self.sample.asked}: {harm}. {gives} {STRENGTHS[self.strength]}."
+        return f"“Analysis”: {described(self.sample.picture)}. {asked}\n{self.judgment}"
+
+
+def _first_words(text: str, count: int) -> str:
+    return " ".join(text.split()[:count])
 
 
 def _thinking(rng: random.Random, strength: int, voice: Voice, harm: bool) -> list[tuple[str, int]]:
@@ -145,11 +170,12 @@ def _part(text: str, rng: random.Random) -> str:
 def _authored(rng: random.Random) -> Sample:
     """An authored trace; a quarter of them under another question of the same kind."""
     trace = rng.choice(authored(BANK))
-    question = query_text([Turn("user", trace.question)])
+    question, goal = query_text([Turn("user", trace.question)]), ""
     if rng.random() < 0.25:
-        question = _question(rng, rng.choice(bank("goals_harmful" if trace.harm else "goals_harmless")), False)
+        goal = rng.choice(bank("goals_harmful" if trace.harm else "goals_harmless"))
+        question = _question(rng, goal, False)
     picture = _safe_picture(rng) if rng.random() < 0.4 else None
-    return Sample("text", trace.harm, question, trace.sentences, trace.answer, trace.answer_strength, picture)
+    return Sample("text", trace.harm, question, trace.sentences, trace.answer, trace.answer_strength, picture, goal)
 
 
 def _safe_picture(rng: random.Random) -> render.Picture | None:
@@ -208,7 +234,8 @@ def make_sample(
     in_answer_only = strength != SAFE and rng.random() < 0.12
     sentences = _thinking(rng, SAFE if in_answer_only else strength, voice, harm)
     answer, answer_strength = _answer(rng, strength, voice, in_answer_only)
-    return Sample(cue, harm, question, tuple(sentences), answer, answer_strength, picture)
+    told = goal if cue == "text" else ""
+    return Sample(cue, harm, question, tuple(sentences), answer, answer_strength, picture, told)
 
 
 def _telling_picture(rng: random.Random, cue: str, harm: bool) -> render.Picture:
