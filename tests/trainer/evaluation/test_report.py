@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from guardtrace_proxy.auditor.calibration import read_calibration
 from guardtrace_proxy.policy.loading import load_policy
+from guardtrace_trainer.cli import app as whole
 from guardtrace_trainer.evaluation.streaming_commands import app
 
 DATA = Path(__file__).parents[2] / "data"
@@ -52,6 +53,16 @@ def test_other_settings_in_the_same_folder_are_refused(words: None, tmp_path: Pa
     other = CliRunner().invoke(app, [*command, "--policy", "strict"])
     assert other.exit_code == 1
     assert "other settings (policy, policy_name)" in other.output
+
+
+def test_evaluate_streaming_is_the_same_evaluation(words: None, tmp_path: Path) -> None:
+    command = [*HANDWRITTEN, "--limit", "2", "--auditor", "builtin:nano"]
+    said = CliRunner().invoke(whole, ["evaluate", "--streaming", *command, "--out", str(tmp_path), "--json"])
+    assert said.exit_code == 0, said.output
+    assert json.loads(said.stdout)["streams"] == 2
+    refused = CliRunner().invoke(whole, ["evaluate", "--streaming", *command])
+    assert refused.exit_code == 1
+    assert "with --out a folder" in refused.output
 
 
 def test_a_sweep_writes_what_the_proxy_reads(words: None, tmp_path: Path) -> None:
