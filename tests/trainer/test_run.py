@@ -37,7 +37,7 @@ def small_recipe(folder: Path) -> Path:
     """The recipe that ships, with fewer requests and a few steps, trained in one process."""
     text = RECIPE.read_text("utf-8")
     for pattern, value in (
-        (r"requests: \d+", "requests: 60"),
+        (r"requests: \d+", "requests: 150"),
         (r"vision_steps: \d+, language_steps: \d+", "vision_steps: 2, language_steps: 2, vision_batch: 4"),
         (r"held_out: \d+", "held_out: 4"),
         (r"epochs: \d+", "max_steps: 2"),
@@ -92,7 +92,7 @@ def test_every_step_is_done_and_has_its_manifest(folder):
 
 def test_the_report_names_every_stage_and_subset(folder):
     report = (folder / "report.html").read_text("utf-8")
-    for words in ("base", "sft − base", "ogdpo − dpo", "hard negatives", "new goals", "Streams, ogdpo"):
+    for words in ("base", "sft − base", "ogdpo − dpo", "hard negatives", "new goals", "Streams, last stage"):
         assert words in report, words
 
 

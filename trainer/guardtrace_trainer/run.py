@@ -77,8 +77,12 @@ class Runner:
             base = self._base()
             sft = self._train("sft", base, self._sft_rows())
             dpo = self._train("dpo", sft, self._pairs())
-            ogdpo = self._train("ogdpo", dpo, self._mine(dpo))
-        return {"base": base, "sft": sft, "dpo": dpo, "ogdpo": ogdpo}
+            checkpoints = {"base": base, "sft": sft, "dpo": dpo}
+            mined = self._mine(dpo)
+            if mined:
+                return {**checkpoints, "ogdpo": self._train("ogdpo", dpo, mined)}
+        self.log("ogdpo: nothing was mined and no expert voted, so the DPO model is the last one")
+        return checkpoints
 
     def _asked(self) -> contextlib.AbstractContextManager[None]:
         """The small recipe's scripted models are served while they may be asked."""

@@ -25,7 +25,7 @@ from guardtrace_trainer.steps import Manifest, StepError, versions
 
 Log = Callable[[str], None]
 REPORT = "report.html"
-BASE, STREAMED = "base", "ogdpo"
+BASE = "base"
 SHOWN = ("macro_f1", "binary_f1", "precision", "recall", "false_alarms", "no_verdict")
 
 
@@ -40,6 +40,7 @@ def evaluate_run(
         RowError, StepError, AuditorError, EvaluationStopped: with what to do.
     """
     folder = recipe.folder / "evaluation"
+    last = list(checkpoints)[-1]
     results: dict[Path, dict[str, Path]] = {}
     for path in data:
         for name, checkpoint in checkpoints.items():
@@ -49,13 +50,16 @@ def evaluate_run(
                 half=recipe.evaluation.half,
                 annotate_max_tokens=recipe.evaluation.annotate_max_tokens,
                 concurrency=recipe.evaluation.concurrency,
-                depth="all" if name == STREAMED else "annotate",
+                depth="all" if name == last else "annotate",
                 may_be_mute=True,  # as the base is, which was never taught to judge
             )
             out = folder / path.name / f"{name}.json"
             evaluate(plan, [path], out, log=log)
             results.setdefault(path, {})[name] = out
-    streamed = _stream(recipe, checkpoints[STREAMED], streaming, folder / "streaming", log) if streaming else None
+    streamed = None
+    if streaming:
+        log(f"evaluation: {last} on streams")
+        streamed = _stream(recipe, checkpoints[last], streaming, folder / "streaming", log)
     report = recipe.folder / REPORT
     report.write_text(_report(recipe, results, streamed), "utf-8")
     log(f"report: {report}")
@@ -63,7 +67,6 @@ def evaluate_run(
 
 
 def _stream(recipe: Recipe, checkpoint: str | Path, data: Sequence[Path], out: Path, log: Log) -> dict[str, Any]:
-    log(f"evaluation: {STREAMED} on streams")
     settings = recipe.evaluation
     who = Plan(
         auditor=str(checkpoint),
@@ -91,11 +94,11 @@ def _report(recipe: Recipe, results: Mapping[Path, Mapping[str, Path]], streamed
         report.table(("stage", "n", *SHOWN), [_overall(name, result) for name, result in found.items()])
         report.table(("macro-F1 by subset", *found), _by_subset(found))
         report.table(("difference", "macro-F1, points", "95 % interval"), differences(by_stage))
-        if "label_tier" in found[STREAMED]:
-            report.heading(f"Label tier of {STREAMED} on {data.name}")
-            report.settings(found[STREAMED]["label_tier"])
+        last = list(found)[-1]
+        report.heading(f"Label tier of {last} on {data.name}")
+        report.settings(found[last]["label_tier"])
     if streamed is not None:
-        report.heading(f"Streams, {STREAMED}")
+        report.heading("Streams, last stage")
         report.table(("figure", ""), stream_lines(streamed))
     return report.html()
 

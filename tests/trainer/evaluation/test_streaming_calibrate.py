@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,11 +12,9 @@ from hypothesis import strategies as st
 pytest.importorskip("torch", reason="the extra `local` isn't installed")
 pytest.importorskip("matplotlib", reason="the extra `train` isn't installed")
 
-from typer.testing import CliRunner
 
-from guardtrace_proxy.auditor.calibration import read_calibration, tempered
+from guardtrace_proxy.auditor.calibration import tempered
 from guardtrace_proxy.policy.levels import Probabilities
-from guardtrace_trainer.cli import app
 from guardtrace_trainer.evaluation.calibrate import RECALL, Read, fit_temperature, label_tier, pick_escalate_at
 
 
@@ -87,13 +84,3 @@ def is_at_least(entry: Read, at: float, temperature: float) -> bool:
 def test_the_label_tier_is_recall_and_what_it_costs() -> None:
     reads = [read(1, 0.3), read(2, 0.05), UNSURE, read(0, 0.2), read(0, 0.01), read(0, 0.02), Read(0, None)]
     assert label_tier(reads, 0.1) == {"traces": 7, "escalate_at": 0.1, "recall": 0.6667, "safe_escalated": 0.5}
-
-
-def test_the_command_writes_what_the_auditor_reads(words: None, tmp_path: Path) -> None:
-    out = tmp_path / "calibration.json"
-    said = CliRunner().invoke(app, ["nano", "calibrate", "--count", "20", "--out", str(out)])
-    assert said.exit_code == 0, said.output
-    found = read_calibration(out.read_bytes(), "here")
-    assert found.traces == 100
-    assert found.recall is not None
-    assert found.recall > 0.8
