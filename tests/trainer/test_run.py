@@ -43,7 +43,7 @@ def small_recipe(folder: Path) -> Path:
         (r"epochs: \d+", "max_steps: 2"),
         (r"save_steps: \d+", "save_steps: 1"),
         (r"processes: 2", "processes: 1"),
-        (r"  data: .*\n", ""),
+        (r"  data: .*\n  streaming: .*\n", "  may_be_mute: true\n"),
         (r"18765", str(free_port())),
         (r"folder: .*", f"folder: {folder / 'run'}"),
     ):
@@ -92,7 +92,7 @@ def test_every_step_is_done_and_has_its_manifest(folder):
 
 def test_the_report_names_every_stage_and_subset(folder):
     report = (folder / "report.html").read_text("utf-8")
-    for words in ("base", "sft − base", "ogdpo − dpo", "hard negatives", "new goals", "Streams, last stage"):
+    for words in ("base", "sft − base", "ogdpo − dpo", "hard negatives", "new goals", "Streams of streams, last stage"):
         assert words in report, words
 
 

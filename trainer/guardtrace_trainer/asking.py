@@ -205,7 +205,8 @@ def image_path(folder: Path, row: Row, image: str | None, file: str) -> Path | N
     if image is None:
         return None
     path = folder / image
-    if Path(image).is_absolute() or ".." in Path(image).parts:
+    is_inside = path.resolve().is_relative_to(folder.resolve())
+    if Path(image).is_absolute() or ".." in Path(image).parts or not is_inside:
         raise StepError(f"{folder / file}, row {row.id}, field image: {image} leads out of the corpus's folder")
     try:
         image_hash(path)

@@ -1,7 +1,8 @@
 """A recipe: everything from queries to an evaluated auditor, as one YAML file. Its sections are the steps'
 own settings.
 
-Paths are relative to the recipe's file, except ``folder``, which is made where the command is run.
+Paths of files and folders of data are relative to the recipe's file. ``folder`` is made where the command is run, and
+``base``, ``launch`` and ``evaluation.policy`` are looked for from there.
 """
 
 from __future__ import annotations
@@ -71,16 +72,31 @@ class Prefixes(Settings):
     curriculum: Curriculum = Curriculum()
 
 
+class DataSet(Settings):
+    """A set to evaluate on; of one that has halves perhaps a half."""
+
+    path: Path
+    half: Literal["dev", "test"] | None = None
+
+
 class Evaluation(Settings):
     """What base and stages are evaluated on, each set apart. ``streaming`` are sets with onsets, on which the
-    last stage is replayed, through the gate and under ``policy``."""
+    last stage is replayed, through the gate and under ``policy``. A trained stage without a single verdict ends the
+    run, unless it ``may_be_mute``."""
 
-    data: tuple[Path, ...] = ()
-    half: Literal["dev", "test"] | None = None
-    streaming: tuple[Path, ...] = ()
+    data: tuple[DataSet, ...] = ()
+    streaming: tuple[DataSet, ...] = ()
+    may_be_mute: bool = False
     policy: str = "balanced"
     annotate_max_tokens: int = Field(512, ge=16)
     concurrency: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _have_names(self) -> Evaluation:
+        names = [each.path.name for each in self.data]
+        if len(set(names)) < len(names) or {"held-out", "prefixes", "streaming"} & set(names):
+            raise ValueError("data: folders need names of their own, by which the report calls them")
+        return self
 
 
 class Recipe(Settings):

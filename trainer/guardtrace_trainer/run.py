@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from guardtrace_trainer.annotation import forms, review
 from guardtrace_trainer.annotation.jury import annotate
+from guardtrace_trainer.annotation.prompts import system_prompt
 from guardtrace_trainer.annotation.stratify import Pick, stratify_corpus
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.corpus.expand import expand
@@ -28,20 +29,32 @@ from guardtrace_trainer.corpus.reading import Layout
 from guardtrace_trainer.prefixes.curriculum import PAIR_PREFIXES, SFT_PREFIXES, make_prefixes
 from guardtrace_trainer.prefixes.judges import EndpointJudge
 from guardtrace_trainer.prefixes.onset import find_onsets
-from guardtrace_trainer.recipe import Recipe
+from guardtrace_trainer.recipe import DataSet, Recipe
 from guardtrace_trainer.steps import StepError
 
 Log = Callable[[str], None]
+Part = Literal["corpus", "base", "sft", "dpo", "mine", "ogdpo", "evaluation"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""In their order. A part that is begun anew is followed by all after it."""
 Stage = Literal["sft", "dpo", "ogdpo"]
 
 
 @dataclass(frozen=True)
 class Runner:
-    """A recipe at work. ``file`` is the recipe's own, which its paths are relative to."""
+    """A recipe at work. ``file`` is the recipe's own, which its paths are relative to.
+
+    ``again_from``: this part and those after it are begun anew, as after a change of their settings or inputs; what
+    models were paid for is kept.
+    """
 
     recipe: Recipe
     file: Path
     log: Log
+    again_from: Part | None = None
+
+    def again(self, part: Part) -> bool:
+        """Whether a part is begun anew."""
+        return self.again_from is not None and PARTS.index(part) >= PARTS.index(self.again_from)
 
     @property
     def corpus(self) -> Path:
@@ -58,16 +71,17 @@ class Runner:
 
         checkpoints = self.train()
         settings = self.recipe.evaluation
-        data, streaming = ([self._path(path) for path in paths] for paths in (settings.data, settings.streaming))
+        data, streaming = ([self._data(each) for each in sets] for sets in (settings.data, settings.streaming))
         nano = self.recipe.nano
         if nano is not None:
             from guardtrace_trainer.nano import held_out
 
             folder = self.recipe.folder / "data"
-            held_out.write(folder, count=nano.held_out)
-            data = [folder / "held-out", folder / "prefixes", *data]
-            streaming = [folder / "streams", *streaming]
-        return evaluate_run(self.recipe, checkpoints, data, streaming, self.log)
+            held_out.write(folder, count=nano.held_out, again=self.again("evaluation"))
+            data = [DataSet(path=folder / "held-out"), DataSet(path=folder / "prefixes"), *data]
+            streaming = [DataSet(path=folder / "streams"), *streaming]
+        again = self.again("evaluation")
+        return evaluate_run(self.recipe, checkpoints, data, streaming, self.log, again=again)
 
     def train(self) -> dict[str, str | Path]:
         """Everything up to the last stage; returns the checkpoints by their stage, ``base`` first."""
@@ -91,41 +105,52 @@ class Runner:
             return contextlib.nullcontext()
         from guardtrace_trainer.nano import expansion, serving
 
-        expansion.expand(self.corpus, count=nano.requests, seed=self.recipe.seed)
+        again = self.again("corpus")
+        expansion.expand(self.corpus, count=nano.requests, seed=self.recipe.seed, again=again)
         return serving.parties(self.corpus, seed=self.recipe.seed, port=nano.port)
 
     def _label(self) -> None:
         """From queries to sft.jsonl, pairs.jsonl and expert_pairs.jsonl, and with the curriculum their beginnings."""
-        settings, corpus, seed = self.recipe.corpus, self.corpus, self.recipe.seed
+        settings, corpus, seed, again = self.recipe.corpus, self.corpus, self.recipe.seed, self.again("corpus")
         if self.recipe.nano is None:
             self._requests()
         self.log("corpus: traces of thinking models")
-        generate(corpus, Plan(settings.models, settings.samples))
+        models = settings.models.model_copy(update={"seed": settings.models.seed + seed})
+        generate(corpus, Plan(models, settings.samples), extend=again, keep_failures=self._has("annotate"))
         self.log("corpus: the jury")
-        annotate(corpus, settings.jury, base=self.file.parent)
-        stratify_corpus(corpus, Pick(seed, settings.jury.priority))
+        annotate(corpus, settings.jury, base=self.file.parent, extend=again, keep_failures=self._has("stratify"))
+        stratify_corpus(corpus, Pick(seed, settings.jury.priority), again=again)
         self._review()
         prefixes = self.recipe.prefixes
         if prefixes is None:
             return
         self.log("corpus: onsets and beginnings")
-        judge = EndpointJudge(prefixes.judge)
-        find_onsets(corpus, judge, concurrency=prefixes.judge.concurrency)
-        make_prefixes(corpus, prefixes.curriculum, judge, concurrency=prefixes.judge.concurrency)
+        prompt = settings.jury.system_prompt
+        judge = EndpointJudge(prefixes.judge, system_prompt(None if prompt is None else self._path(prompt)))
+        at_once = prefixes.judge.concurrency
+        curriculum = prefixes.curriculum.model_copy(update={"seed": prefixes.curriculum.seed + seed})
+        find_onsets(corpus, judge, concurrency=at_once, again=again)
+        make_prefixes(corpus, curriculum, judge, concurrency=at_once, again=again)
+
+    def _has(self, step: str) -> bool:
+        """Whether a step was begun: then what failed in the one before isn't asked again, since that would change its
+        inputs."""
+        return (self.corpus / f"{step}.manifest.json").exists() and not self.again("corpus")
 
     def _requests(self) -> None:
-        settings, corpus = self.recipe.corpus, self.corpus
+        settings, corpus, again = self.recipe.corpus, self.corpus, self.again("corpus")
+        split: Any = {"test_share": settings.test_share, "seed": self.recipe.seed, "again": again}
         for source in settings.sources:
             files = [self._path(file) for file in source.files]
-            layout = Layout(format=source.format)
-            import_queries(files, corpus, source.name, layout, test_share=settings.test_share, seed=self.recipe.seed)
+            import_queries(files, corpus, source.name, Layout(format=source.format), **split)
         if settings.hades is not None:
-            import_hades(self._path(settings.hades), corpus, test_share=settings.test_share, seed=self.recipe.seed)
+            import_hades(self._path(settings.hades), corpus, **split)
         given = settings.expand
         aligned = given.images_endpoint or (given.aligned_images and self._path(given.aligned_images))
         irrelevant = None if given.irrelevant_images is None else self._path(given.irrelevant_images)
         inputs = Inputs(irrelevant=irrelevant, aligned=aligned, decompose=given.decompose_endpoint)
-        expand(corpus, inputs, variants=given.variants, per_query=given.per_query, seed=self.recipe.seed)
+        every: Any = {"variants": given.variants, "per_query": given.per_query, "seed": self.recipe.seed}
+        expand(corpus, inputs, **every, again=again)
 
     def _review(self) -> None:
         """Experts' votes on what the whole jury differs about; without any, a form to be filled is written."""
@@ -138,13 +163,16 @@ class Runner:
             files = [self._path(file) for file in settings.reviews]
             items = review.read_items(corpus)
             review.keep_reviews(corpus, forms.read_forms(files, items, review.read_reviews(corpus)))
-        pick = Pick(self.recipe.seed, settings.jury.priority)
-        tally, _ = review.decide(corpus, reject=settings.reject, pick=pick)
+        tally, _ = review.decide(corpus, reject=settings.reject, pick=Pick(self.recipe.seed))
         if tally.waiting:
             waiting = set(tally.waiting)
             form = self.recipe.folder / "review.csv"
-            forms.write_form(form, [item for item in review.read_items(corpus) if item.id in waiting])
-            self.log(f"corpus: {len(waiting)} traces wait for experts: fill {form}, then name it in corpus.reviews")
+            if not form.exists():  # experts may be at work on it
+                forms.write_form(form, [item for item in review.read_items(corpus) if item.id in waiting])
+            self.log(
+                f"corpus: {len(waiting)} traces wait for experts: have each of them fill a copy of {form}, name the "
+                "copies in corpus.reviews, and run it again with --again-from ogdpo"
+            )
 
     def _base(self) -> str | Path:
         nano = self.recipe.nano
@@ -153,7 +181,9 @@ class Runner:
             return self.recipe.base
         from guardtrace_trainer.nano.base import make_base
 
-        return make_base(self.recipe.folder / "base", nano.warm_up, self.recipe.seed, self.log)
+        return make_base(
+            self.recipe.folder / "base", nano.warm_up, self.recipe.seed, self.log, again=self.again("base")
+        )
 
     def _sft_rows(self) -> list[Path]:
         return self._rows("sft.jsonl", *([SFT_PREFIXES] if self.recipe.prefixes else []))
@@ -170,7 +200,15 @@ class Runner:
 
         out = self.recipe.folder / "mined"
         data = self.corpus / "pairs.jsonl"
-        mined = run_mine(self.recipe.mine, base=str(dpo), data=data, out=out, seed=self.recipe.seed, log=self.log)
+        mined = run_mine(
+            self.recipe.mine,
+            base=str(dpo),
+            data=data,
+            out=out,
+            seed=self.recipe.seed,
+            log=self.log,
+            again=self.again("mine"),
+        )
         experts = self._rows(review.PAIRS)
         return [*([mined] if mined.stat().st_size else []), *experts]
 
@@ -195,6 +233,7 @@ class Runner:
             seed=self.recipe.seed,
             log=self.log,
             corpus=self.corpus,
+            again=self.again(stage),
         )
 
     def _launch(self, stage: Stage, base: str | Path, data: Sequence[Path], out: Path) -> None:
@@ -204,6 +243,7 @@ class Runner:
         program, *arguments = self.recipe.launch
         command = [_program(program), *arguments, "-m", "guardtrace_trainer", stage]
         command += ["--recipe", str(self.file), "--seed", str(self.recipe.seed), *options]
+        command += ["--again"] if self.again(stage) else []
         self.log(f"{stage}: {' '.join(command)}")
         finished = subprocess.run(command, check=False, preexec_fn=die_with_parent)  # noqa: S603
         if finished.returncode:
@@ -211,6 +251,9 @@ class Runner:
 
     def _path(self, path: Path) -> Path:
         return self.file.parent / path
+
+    def _data(self, data: DataSet) -> DataSet:
+        return data.model_copy(update={"path": self._path(data.path)})
 
 
 def _program(name: str) -> str:

@@ -19,18 +19,25 @@ from guardtrace_trainer.evaluation.machine import machine
 from guardtrace_trainer.evaluation.report import Report, percent
 from guardtrace_trainer.evaluation.stream_evaluate import StreamSettings, stream_evaluate
 from guardtrace_trainer.evaluation.stream_report import stream_lines
-from guardtrace_trainer.recipe import Recipe
-from guardtrace_trainer.rows import read_rows
+from guardtrace_trainer.recipe import DataSet, Recipe
+from guardtrace_trainer.rows import LEVELS, read_rows
 from guardtrace_trainer.steps import Manifest, StepError, versions
 
 Log = Callable[[str], None]
 REPORT = "report.html"
 BASE = "base"
+NAMES = {"macro_f1": "macro-F1", "accuracy": "judged right"}
 SHOWN = ("macro_f1", "binary_f1", "precision", "recall", "false_alarms", "no_verdict")
 
 
 def evaluate_run(
-    recipe: Recipe, checkpoints: Mapping[str, str | Path], data: Sequence[Path], streaming: Sequence[Path], log: Log
+    recipe: Recipe,
+    checkpoints: Mapping[str, str | Path],
+    data: Sequence[DataSet],
+    streaming: Sequence[DataSet],
+    log: Log,
+    *,
+    again: bool = False,
 ) -> Path:
     """Evaluate each checkpoint on each set, the last one on streams, and write the report; returns its path.
 
@@ -42,36 +49,40 @@ def evaluate_run(
     folder = recipe.folder / "evaluation"
     last = list(checkpoints)[-1]
     results: dict[Path, dict[str, Path]] = {}
-    for path in data:
+    for one in data:
+        path = one.path
         for name, checkpoint in checkpoints.items():
             log(f"evaluation: {name} on {path.name}")
             plan = Plan(
                 auditor=str(checkpoint),
-                half=recipe.evaluation.half,
+                half=one.half,
                 annotate_max_tokens=recipe.evaluation.annotate_max_tokens,
                 concurrency=recipe.evaluation.concurrency,
-                depth="all" if name == last else "annotate",
-                may_be_mute=True,  # as the base is, which was never taught to judge
+                depth="all",
+                may_be_mute=name == BASE or recipe.evaluation.may_be_mute,  # the base was never taught to judge
             )
             out = folder / path.name / f"{name}.json"
-            evaluate(plan, [path], out, log=log)
+            evaluate(plan, [path], out, log=log, again=again)
             results.setdefault(path, {})[name] = out
-    streamed = None
+    streamed = {}
     if streaming:
         log(f"evaluation: {last} on streams")
-        streamed = _stream(recipe, checkpoints[last], streaming, folder / "streaming", log)
+        streamed = {
+            one.path.name: _stream(recipe, checkpoints[last], one, folder / "streaming" / one.path.name, log, again)
+            for one in streaming
+        }
     report = recipe.folder / REPORT
     report.write_text(_report(recipe, results, streamed), "utf-8")
     log(f"report: {report}")
     return report
 
 
-def _stream(recipe: Recipe, checkpoint: str | Path, data: Sequence[Path], out: Path, log: Log) -> dict[str, Any]:
+def _stream(recipe: Recipe, checkpoint: str | Path, data: DataSet, out: Path, log: Log, again: bool) -> dict[str, Any]:
     settings = recipe.evaluation
     who = Plan(
         auditor=str(checkpoint),
         depth="cascade",
-        half=settings.half,
+        half=data.half,
         annotate_max_tokens=settings.annotate_max_tokens,
         concurrency=settings.concurrency,
     )
@@ -79,10 +90,10 @@ def _stream(recipe: Recipe, checkpoint: str | Path, data: Sequence[Path], out: P
     if path is None:
         raise StepError(f"evaluation.policy: there is no policies/{settings.policy}.yaml here and no such preset")
     streams = StreamSettings(who=who, policy=load_policy(path).policy, policy_name=settings.policy)
-    return stream_evaluate(streams, data, out, log=log)
+    return stream_evaluate(streams, [data.path], out, log=log, again=again)
 
 
-def _report(recipe: Recipe, results: Mapping[Path, Mapping[str, Path]], streamed: dict[str, Any] | None) -> str:
+def _report(recipe: Recipe, results: Mapping[Path, Mapping[str, Path]], streamed: Mapping[str, Any]) -> str:
     report = Report(f"Recipe {recipe.folder.name}, seed {recipe.seed}")
     report.settings({"machine": machine(), **versions()})
     report.heading("Steps")
@@ -93,13 +104,13 @@ def _report(recipe: Recipe, results: Mapping[Path, Mapping[str, Path]], streamed
         report.note("Depth annotate, with 95 % intervals of the bootstrap over items. No verdict counts as wrong.")
         report.table(("stage", "n", *SHOWN), [_overall(name, result) for name, result in found.items()])
         report.table(("macro-F1 by subset", *found), _by_subset(found))
-        report.table(("difference", "macro-F1, points", "95 % interval"), differences(by_stage))
+        report.table(("difference", "points", "95 % interval"), differences(by_stage))
         last = list(found)[-1]
         report.heading(f"Label tier of {last} on {data.name}")
         report.settings(found[last]["label_tier"])
-    if streamed is not None:
-        report.heading("Streams, last stage")
-        report.table(("figure", ""), stream_lines(streamed))
+    for name, figures in streamed.items():
+        report.heading(f"Streams of {name}, last stage")
+        report.table(("figure", ""), stream_lines(figures))
     return report.html()
 
 
@@ -134,7 +145,8 @@ def _macro_or_accuracy(found: Mapping[str, Any]) -> str:
 
 
 def differences(by_stage: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
-    """Each stage against the one before, paired by items: what, points of macro-F1, their 95 % interval."""
+    """Each stage against the one before, paired by items: what, points, their 95 % interval. Of macro-F1; of the share
+    judged right where the set hasn't all levels."""
     names = list(by_stage)
     rows = {name: read_rows(verdicts_beside(path), Judged) for name, path in by_stage.items()}
     for before, after in pairwise(names):
@@ -144,6 +156,8 @@ def differences(by_stage: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
             judged_levels(one, "annotate"),
             judged_levels(other, "annotate"),
             [row.subset for row in one],
-        )["macro_f1"]
-        low, high = found["interval"]
-        yield f"{after} − {before}", f"{100 * found['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
+        )
+        figure = "macro_f1" if {row.level for row in one} >= set(LEVELS) else "accuracy"
+        low, high = found[figure]["interval"]
+        name = f"{after} − {before}, {NAMES[figure]}"
+        yield name, f"{100 * found[figure]['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"

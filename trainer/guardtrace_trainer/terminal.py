@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
+from typing import NoReturn
+
+import typer
+
+
+def log(line: str) -> None:
+    """A line on how things go on, with the time, on stderr."""
+    typer.echo(f"{time.strftime('%H:%M:%S')} {printable(line)}", err=True)
+
+
+def fail(message: object) -> NoReturn:
+    """End the command with what went wrong, as one message on stderr.
+
+    Raises:
+        typer.Exit: always, with status 1.
+    """
+    typer.secho(printable(f"guardtrace-train: {message}"), fg=typer.colors.RED, err=True)
+    raise typer.Exit(1)
 
 
 def printable(text: str) -> str:

@@ -39,9 +39,9 @@ def test_s_eval_by_name(jsonl, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("import", "none.jsonl", "--out", "C", "--source", "x"), "error: none.jsonl: can't be read"),
+        (("import", "none.jsonl", "--out", "C", "--source", "x"), "guardtrace-train: none.jsonl: can't be read"),
         (("import", "a.jsonl", "--out", "C", "--source", "x", "--category-as", "a=b"), "expected THEIRS=OURS"),
-        (("import-hades", ".", "--out", "C"), "error: .: holds neither"),
+        (("import-hades", ".", "--out", "C"), "guardtrace-train: .: holds neither"),
         (("expand", "C", "--variants", "text, colour"), "--variants: expected some of text, irrelevant"),
         (("expand", "C", "--images-endpoint", "none.yaml"), "none.yaml: can't be read"),
         (("expand", "C", "--images-endpoint", "a.yaml", "--aligned-images", "b"), "not both"),
@@ -52,6 +52,6 @@ def test_errors_are_one_line_and_exit_1(tmp_path, monkeypatch, arguments, messag
     monkeypatch.chdir(tmp_path)
     code, out, error = run(*arguments)
     assert (code, out) == (1, "")
-    assert error.startswith("error: ")
+    assert error.startswith("guardtrace-train: ")
     assert message in error
     assert error.count("\n") == 1

@@ -315,7 +315,7 @@ def test_a_run_that_is_killed_goes_on_and_pays_nothing_twice(tmp_path, how):
         assert process.returncode != 0
         assert not (tmp_path / "traces.jsonl").exists()
         if how is signal.SIGINT:
-            assert said.decode().strip() == "stopped; the same command goes on from here"
+            assert said.decode().strip() == "guardtrace-train: stopped; the same command goes on from here"
         kept = {row.id for row in read_rows(tmp_path / "generate.paid.jsonl", Paid)}
         assert len(kept) >= 40 - 2 * concurrency
 

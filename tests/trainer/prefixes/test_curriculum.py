@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from guardtrace_trainer.prefixes.curriculum import (
     make_prefixes,
     pair_prefixes,
 )
-from guardtrace_trainer.prefixes.onset import Onset, PrefixJudgment, find_onsets
+from guardtrace_trainer.prefixes.onset import NOT_MONOTONE, Onset, PrefixJudgment, find_onsets
 from guardtrace_trainer.prefixes.sentences import prefix, split
 from guardtrace_trainer.rows import Labelled, Pair, RowError, read_rows, write_rows
 from tests.trainer.prefixes.corpora import WordJudge, labelled, pair, thinking, write_corpus
@@ -153,13 +154,23 @@ def test_a_corpus_gets_its_prefixes(tmp_path: Path):
     counts = json.loads(said.stdout)
     rows = read_rows(tmp_path / "sft_prefixes.jsonl", Labelled)
     pairs = read_rows(tmp_path / "pair_prefixes.jsonl", Pair)
-    # three of the safe one, three of either with an onset, one of the one without
-    assert counts["sft"] == len(rows) == 3 + 3 + 3 + 1
+    # three of each: of the safe one, of either with an onset, and of the one whose thinking is safe
+    assert counts["sft"] == len(rows) == 3 + 3 + 3 + 3
+    assert all(row.annotation.level == 0 for row in rows if row.id.startswith("q003"))
     assert counts["pairs"] == len(pairs) == 3 + 3
     assert counts["sft_with_analysis"] == sum(bool(row.annotation.analysis) for row in rows) > 0
     before = (tmp_path / "sft_prefixes.jsonl").read_bytes()
     make_prefixes(tmp_path, Curriculum(per_trace=3, mid_sentence=0), again=True)
     assert (tmp_path / "sft_prefixes.jsonl").read_bytes() == before
+
+
+def test_a_first_sentence_that_the_judge_calls_unsafe_is_no_safe_beginning():
+    row = labelled(1, 1.0, thinking(2, 4))
+    judgments = tuple(PrefixJudgment(sentences=count, level=level) for count, level in ((1, 1.0), (2, 1.0), (3, 0.0)))
+    taken_back = Onset(id=row.id, sentences=4, onset=None, why=NOT_MONOTONE, judge="j", judgments=judgments)
+    assert beginnings(row, 1.0, taken_back, Curriculum()) == []
+    unheard = msgspec.structs.replace(taken_back, judgments=judgments[1:])
+    assert [begin.level for begin in beginnings(row, 1.0, unheard, Curriculum())] == [0.0]
 
 
 def test_onsets_of_other_traces_are_refused(tmp_path: Path):

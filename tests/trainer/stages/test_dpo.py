@@ -245,3 +245,11 @@ def test_bfloat16_products_on_a_cpu_leave_the_weights_in_float32(small, corpus, 
     losses = msgspec.json.decode((out / "dpo.manifest.json").read_bytes(), type=Manifest).counts["losses"]
     assert losses[0] == pytest.approx(math.log(2), abs=2e-2)
     assert all(tensor.dtype == torch.float32 for tensor in weights(out).values())
+
+
+def test_a_pair_with_one_analysis_is_learned_by_its_judgments(small, corpus, pair_rows):
+    encoder = Encoder(small)
+    bare = msgspec.structs.replace(pair_rows[0].rejected, analysis="")
+    row = msgspec.structs.replace(pair_rows[0], rejected=bare)
+    [example] = dpo.examples([(corpus, row)], encoder, DpoSettings(), limit=1024)
+    assert example.tails == (encoder.bare(row.chosen), encoder.bare(row.rejected))

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import Depth
 from guardtrace_proxy.policy.levels import Level, Verdict
-from guardtrace_trainer.rows import write_rows
+from guardtrace_trainer.rows import Annotation, write_rows
+from guardtrace_trainer.stages.encode import Encoder
 from guardtrace_trainer.stages.settings import Lora, SftSettings, StageError
-from guardtrace_trainer.stages.sft import run_sft
+from guardtrace_trainer.stages.sft import examples, run_sft
 from guardtrace_trainer.stages.trainers import last_checkpoint
 from guardtrace_trainer.steps import Manifest, StepError
 from tests.auditor.local import started
@@ -218,3 +219,11 @@ def test_what_cant_be_trained_on_is_said_before_training(small, corpus, tmp_path
     write_rows(tmp_path / "none.jsonl", labelled(0))
     with pytest.raises(StageError, match="nothing to learn"):
         run_sft(FEW, base=str(small), data=[tmp_path / "none.jsonl"], out=tmp_path / "d", seed=0, log=nothing)
+
+
+def test_an_empty_analysis_teaches_the_bare_judgment(small, corpus, rows):
+    encoder = Encoder(small)
+    row = msgspec.structs.replace(rows[0], annotation=Annotation(judge="j", level=0.5, analysis=""))
+    [example] = examples([(corpus, row)], encoder, SftSettings(), limit=1024, seed=0)
+    assert example.tails == (encoder.bare(row.annotation),)
+    assert example.tails[0].given > 0

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from guardtrace_proxy.policy.errors import SettingsError
 from guardtrace_trainer.rows import RowError, Split
 from guardtrace_trainer.steps import Manifest, StepError
-from guardtrace_trainer.terminal import printable
+from guardtrace_trainer.terminal import fail, printable
 
 if TYPE_CHECKING:
     from guardtrace_trainer.annotation.review import Reject
@@ -140,7 +140,7 @@ def review(
             typer.echo(f"{len(taken)} votes taken", err=True)
         if screen:
             if not expert.strip():
-                _fail("--screen needs --expert NAME")
+                fail("--screen needs --expert NAME")
             screens.review_on_screen(corpus, expert, input, typer.echo)
         tally, manifest = review.decide(corpus, reject=REJECTS[reject], pick=Pick(seed))
         if out is not None:
@@ -160,12 +160,7 @@ def _finish(do: Callable[[], Manifest]) -> None:
     try:
         manifest = do()
     except (SettingsError, RowError, StepError, FormError) as error:
-        _fail(str(error))
+        fail(str(error))
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from here")
+        fail("stopped; the same command goes on from here")
     typer.echo(json.dumps(manifest.counts, indent=1, ensure_ascii=False))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(printable(message), fg=typer.colors.RED, err=True)
-    raise typer.Exit(1)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from guardtrace_trainer.endpoints import Endpoint, EndpointFailure
 from guardtrace_trainer.rows import RowError
 from guardtrace_trainer.steps import StepError
+from guardtrace_trainer.terminal import fail
 
 app = typer.Typer(help="Build a corpus.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -147,8 +148,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (RowError, StepError, EndpointFailure) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+        fail(error)
 
 
 @contextmanager

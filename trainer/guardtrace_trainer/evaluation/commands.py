@@ -20,6 +20,7 @@ from guardtrace_trainer.evaluation.judged import EvaluationStopped
 from guardtrace_trainer.evaluation.streaming_commands import stream_evaluate
 from guardtrace_trainer.rows import RowError
 from guardtrace_trainer.steps import StepError
+from guardtrace_trainer.terminal import fail, log
 
 PROGRESS_SECONDS = 5.0
 
@@ -116,9 +117,9 @@ def evaluate(
             images=images,
             analyses=analyses,
         )
-        result = run(plan, data, out, again=again, log=_log, progress=_Progress())
+        result = run(plan, data, out, again=again, log=log, progress=_Progress())
     for warning in result.get("warnings", ()):
-        _log(f"warning: {warning}")
+        log(f"warning: {warning}")
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else summary(result))
 
 
@@ -148,7 +149,7 @@ class _Progress:
         now = time.monotonic()
         if now - self._said >= PROGRESS_SECONDS or done == total:
             self._said = now
-            _log(f"{done} of {total} judged")
+            log(f"{done} of {total} judged")
 
 
 @contextmanager
@@ -158,7 +159,7 @@ def _failing_plainly() -> Iterator[None]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = "--" + str(first["loc"][0]).replace("_", "-") + ": " if first["loc"] else ""
-        _fail(f"{place}{first['msg'].removeprefix('Value error, ')}")
+        fail(f"{place}{first['msg'].removeprefix('Value error, ')}")
     except (
         RowError,
         StepError,
@@ -168,12 +169,7 @@ def _failing_plainly() -> Iterator[None]:
         EvaluationStopped,
         OSError,
     ) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> None:
-    typer.secho(f"guardtrace-train: {message}", fg=typer.colors.RED, err=True)
-    raise typer.Exit(1)
+        fail(str(error))
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -184,7 +180,3 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RowError("--request: expected a JSON object")
     return value
-
-
-def _log(line: str) -> None:
-    typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)

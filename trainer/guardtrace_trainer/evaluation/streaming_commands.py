@@ -17,6 +17,7 @@ from guardtrace_proxy.policy.errors import SettingsError
 from guardtrace_trainer.evaluation.judged import EvaluationStopped
 from guardtrace_trainer.rows import RowError
 from guardtrace_trainer.steps import StepError
+from guardtrace_trainer.terminal import fail, log
 
 if TYPE_CHECKING:
     from guardtrace_trainer.evaluation.stream_evaluate import StreamSettings
@@ -93,9 +94,9 @@ def stream_evaluate(
             "images": images,
         }
         settings = _settings(who, policy, tokens_per_second, None if measured else delay_ms)
-        found = run(settings, data, out, again=again, log=_log, progress=_Progress())
+        found = run(settings, data, out, again=again, log=log, progress=_Progress())
         typer.echo(json.dumps(found, ensure_ascii=False) if as_json else markdown(["figure", ""], stream_lines(found)))
-        _log(f"report: {out / REPORT}")
+        log(f"report: {out / REPORT}")
 
 
 @app.command()
@@ -162,11 +163,11 @@ def sweep(
             max_false_cuts=max_false_cuts,
             max_audits=max_audits,
             again=again,
-            log=_log,
+            log=log,
             progress=_Progress(),
         )
         typer.echo(markdown(FRONT_HEAD, front_rows(points)))
-        _log(f"written into {out}")
+        log(f"written into {out}")
 
 
 def _settings(who: dict[str, Any], policy: str, rate: float, delay_ms: float | None) -> StreamSettings:
@@ -196,7 +197,7 @@ class _Progress:
         now = time.monotonic()
         if now - self._said >= PROGRESS_SECONDS or done == total:
             self._said = now
-            _log(f"{done} of {total} streams")
+            log(f"{done} of {total} streams")
 
 
 @contextmanager
@@ -206,17 +207,8 @@ def _failing_plainly() -> Iterator[None]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = "--" + str(first["loc"][-1]).replace("_", "-") + ": " if first["loc"] else ""
-        _fail(f"{place}{first['msg'].removeprefix('Value error, ')}")
+        fail(f"{place}{first['msg'].removeprefix('Value error, ')}")
     except (RowError, StepError, AuditorError, EvaluationStopped, SettingsError, OSError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     except ImportError as error:
-        _fail(f"{error.name} isn't installed: the extra `train` has it")
-
-
-def _fail(message: str) -> None:
-    typer.secho(f"guardtrace-train: {message}", fg=typer.colors.RED, err=True)
-    raise typer.Exit(1)
-
-
-def _log(line: str) -> None:
-    typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
+        fail(f"{error.name} isn't installed: the extra `train` has it")

@@ -1,5 +1,7 @@
-"""The embedded auditor: a Qwen2.5-VL of a few million parameters, trained from nothing on an authored corpus.
+"""The embedded auditor ``builtin:nano``, by the full pipeline on a CPU.
 
-``corpus`` and ``render`` make traces and images, ``vocabulary`` the tokenizer, ``model`` the network, ``train`` the
-three stages, ``export`` the checkpoint, ``evaluate`` and ``card`` the figures.
+``corpus``, ``wording``, ``authored``, ``benign`` and ``render`` draw traces and pictures from ``bank/``; ``expansion`` makes them
+requests, which ``scripted`` models (served by ``serving``) and ``experts`` answer and judge. ``warm_up`` makes the base, with
+``model``, ``trainee``, ``batches``, ``vocabulary`` and ``derive``; ``export`` and ``base`` write it. ``held_out`` is what it is evaluated
+on, ``card`` its tables.
 """

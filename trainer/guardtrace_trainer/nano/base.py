@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from guardtrace_trainer.nano.plan import WarmUp
+from guardtrace_trainer.nano.wording import corpus_hash
 from guardtrace_trainer.steps import Step
 
 
@@ -21,7 +22,13 @@ def make_base(
     """Warm up into ``folder``; parts that were finished before a crash aren't trained again. ``vocabulary`` is a folder
     with tokenizer and embeddings; None: those that ship."""
     inputs = [] if vocabulary is None else [vocabulary / "tokenizer.json", vocabulary / "model.safetensors"]
-    step = Step(folder, "warm-up", inputs=inputs, settings={**plan.model_dump(), "seed": seed}, again=again)
+    step = Step(
+        folder,
+        "warm-up",
+        inputs=inputs,
+        settings={**plan.model_dump(), "seed": seed, "corpus": corpus_hash()},
+        again=again,
+    )
     if step.done:
         return folder
     from guardtrace_trainer.nano import vocabulary as words

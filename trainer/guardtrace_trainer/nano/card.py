@@ -22,26 +22,27 @@ def card(runs: Sequence[Path]) -> str:
     Raises:
         RowError: a run has no evaluation.
     """
-    sets = [path.name for path in sorted((runs[0] / "evaluation").iterdir()) if (path / "base.json").is_file()]
+    sets = [path.parent.name for path in sorted(runs[0].glob("evaluation/*/base.json"))]
     if not sets:
         raise RowError(f"{runs[0]}: there is no evaluation; `guardtrace-train run` ends with one")
     return "\n\n".join(part for name in sets for part in _tables([run / "evaluation" / name for run in runs]))
 
 
 def _tables(folders: Sequence[Path]) -> Iterator[str]:
-    results = {stage: [_read(folder / f"{stage}.json") for folder in folders] for stage in STAGES}
+    stages = [stage for stage in STAGES if all((folder / f"{stage}.json").is_file() for folder in folders)]
+    results = {stage: [_read(folder / f"{stage}.json") for folder in folders] for stage in stages}
     name = folders[0].name
     subsets = results["base"][0]["by_subset"]
     rows = [_row("all", results)] if len(subsets) > 1 else []
     for subset in subsets:
         parts = {stage: [figures["by_subset"][subset] for figures in found] for stage, found in results.items()}
         rows.append(_row(subset, parts))
-    yield markdown([f"macro-F1 on {name}, mean (worst)", "n", *STAGES], rows)
+    yield markdown([f"macro-F1 on {name}, mean (worst)", "n", *stages], rows)
     lines = []
     for number, folder in enumerate(folders):
-        paths = {stage: folder / f"{stage}.json" for stage in STAGES}
+        paths = {stage: folder / f"{stage}.json" for stage in stages}
         lines += [[f"run {number}", *line] for line in differences(paths)]
-    yield markdown([f"on {name}", "difference", "macro-F1, points", "95 % interval"], lines)
+    yield markdown([f"on {name}", "difference", "points", "95 % interval"], lines)
 
 
 def _row(title: str, found: Mapping[str, Sequence[Figures]]) -> list[str]:

@@ -1,18 +1,15 @@
-"""``guardtrace-train nano …``: warm up, evaluate and describe the embedded auditor."""
+"""``guardtrace-train nano …``: the embedded auditor's own base, held-out sets and card."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from guardtrace_trainer.terminal import fail, log
+
 app = typer.Typer(help="The embedded auditor builtin:nano.", no_args_is_help=True)
-
-
-def _log(line: str) -> None:
-    typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
 
 
 @app.command("warm-up")
@@ -28,8 +25,8 @@ def warm_up(
     from guardtrace_trainer.nano.plan import WarmUp
 
     plan = WarmUp(vision_steps=4, language_steps=4, vision_batch=8) if quick else WarmUp()
-    make_base(out, plan, seed, _log, vocabulary=vocabulary, again=again)
-    _log(f"wrote {out}")
+    make_base(out, plan, seed, log, vocabulary=vocabulary, again=again)
+    log(f"wrote {out}")
 
 
 @app.command(hidden=True)
@@ -54,7 +51,7 @@ def derive(
     from guardtrace_trainer.nano.model import HIDDEN
 
     run(wheel, HIDDEN, out)
-    _log(f"wrote {out}")
+    log(f"wrote {out}")
 
 
 @app.command("held-out")
@@ -79,5 +76,4 @@ def card(
     try:
         typer.echo(tables(runs))
     except RowError as error:
-        typer.secho(str(error), fg=typer.colors.RED, err=True)
-        raise typer.Exit(1) from None
+        fail(error)

@@ -132,7 +132,7 @@ def _thinking(rng: random.Random, strength: int, voice: Voice, harm: bool) -> li
     if rng.random() < 0.3:
         neutral += some("safe", SAFE, 1, 3 if long else 1)
     if not harm and rng.random() < 0.5:
-        core += [(rng.choice(bank("step_benign")), ACT) for _ in range(rng.randint(1, 3))]
+        core += [(rng.choice(bank("step_benign", voice.held_out)), ACT) for _ in range(rng.randint(1, 3))]
     split = rng.randint(1 if neutral and rng.random() < 0.8 else 0, len(neutral))
     return neutral[:split] + core + neutral[split:]
 
@@ -249,7 +249,7 @@ def _answer(rng: random.Random, strength: int, voice: Voice, must: bool) -> tupl
         kind = "act" if strength == ACT else "hint"
         return " ".join(voice.say(kind, rng) for _ in range(rng.randint(1, 2))), strength
     name = "answers_refuse" if rng.random() < 0.65 else "answers_neutral"
-    return rng.choice(bank(name)), SAFE
+    return rng.choice(bank(name, voice.held_out)), SAFE
 
 
 def whole(sample: Sample) -> Excerpt:

@@ -12,6 +12,7 @@ from PIL import Image
 from guardtrace_trainer.nano import render
 from guardtrace_trainer.nano.corpus import Sample, make_sample
 from guardtrace_trainer.nano.scripted import Known, Truth
+from guardtrace_trainer.nano.wording import corpus_hash
 from guardtrace_trainer.rows import Query, Request, Variant, read_rows
 from guardtrace_trainer.steps import Step
 
@@ -25,7 +26,12 @@ def sample_of(seed: int, number: int) -> Sample:
 
 def expand(folder: Path, *, count: int, seed: int, again: bool = False) -> None:
     """Write ``queries.jsonl``, ``requests.jsonl`` and ``images/``: ``count`` requests, no two alike."""
-    step = Step(folder, "expand", settings={"source": SOURCE, "count": count, "seed": seed}, again=again)
+    step = Step(
+        folder,
+        "expand",
+        settings={"source": SOURCE, "count": count, "seed": seed, "corpus": corpus_hash()},
+        again=again,
+    )
     if step.done:
         return
     images = folder / "images"

@@ -19,7 +19,7 @@ from guardtrace_trainer.evaluation.data import BENIGN, FILE, SAFE_REASONING, UNS
 from guardtrace_trainer.nano import render
 from guardtrace_trainer.nano.authored import SAFE
 from guardtrace_trainer.nano.corpus import CUES, LABELS, Excerpt, Sample, make_sample, prefix, whole
-from guardtrace_trainer.nano.wording import Wording
+from guardtrace_trainer.nano.wording import Wording, corpus_hash
 from guardtrace_trainer.rows import row_as
 from guardtrace_trainer.steps import Step
 
@@ -48,7 +48,7 @@ HARD = "hard negatives"
 
 def write(folder: Path, *, count: int, again: bool = False) -> None:
     """Write the three folders; ``count`` traces a set, a quarter of that for prefixes."""
-    step = Step(folder, "held-out", settings={"count": count}, again=again)
+    step = Step(folder, "held-out", settings={"count": count, "corpus": corpus_hash()}, again=again)
     if step.done:
         return
     rows = {

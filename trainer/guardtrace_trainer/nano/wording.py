@@ -6,6 +6,7 @@ frames, the lines and the goals is held out and never used in training; fillers 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -19,6 +20,7 @@ from zlib import crc32
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 
 BANK = Path(__file__).parent / "bank"
+DRAWING = ("authored.py", "benign.py", "corpus.py", "render.py", "scripted.py", "wording.py")
 HELD_OUT_EVERY = 6
 FRAMED_SHARE = 0.5
 Wording = Literal["frames", "lines", "both"]
@@ -56,6 +58,13 @@ def bank(name: str, held_out: bool = False) -> tuple[str, ...]:
         for line in lines
         if line.strip() and (crc32(line.encode()) % HELD_OUT_EVERY == 0) is held_out
     )
+
+
+@cache
+def corpus_hash() -> str:
+    """SHA-256 of the banks and of the code that draws from them: for manifests, since another corpus is other work."""
+    files = [*sorted(BANK.iterdir()), *(BANK.parent / name for name in DRAWING)]
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
 
 @cache

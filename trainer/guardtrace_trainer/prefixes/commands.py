@@ -17,7 +17,7 @@ from guardtrace_trainer.endpoints import EndpointFailure
 from guardtrace_trainer.evaluation.judged import EvaluationStopped
 from guardtrace_trainer.rows import RowError
 from guardtrace_trainer.steps import Manifest, StepError
-from guardtrace_trainer.terminal import printable
+from guardtrace_trainer.terminal import fail, log
 
 if TYPE_CHECKING:
     from guardtrace_trainer.prefixes.judges import PrefixJudge
@@ -106,18 +106,13 @@ def _finish(do: Callable[[], Manifest]) -> None:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = "--" + str(first["loc"][-1]).replace("_", "-") + ": " if first["loc"] else ""
-        _fail(f"{place}{first['msg'].removeprefix('Value error, ')}")
+        fail(f"{place}{first['msg'].removeprefix('Value error, ')}")
     except (RowError, StepError, SettingsError, AuditorError, EndpointFailure, EvaluationStopped) as error:
-        _fail(str(error))
+        fail(str(error))
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on from here")
+        fail("stopped; the same command goes on from here")
     else:
         typer.echo(json.dumps(manifest.counts, indent=1, ensure_ascii=False))
-
-
-def _fail(message: str) -> None:
-    typer.secho(printable(f"guardtrace-train: {message}"), fg=typer.colors.RED, err=True)
-    raise typer.Exit(1)
 
 
 class _Progress:
@@ -130,4 +125,4 @@ class _Progress:
         now = time.monotonic()
         if now - self._said >= PROGRESS_SECONDS:
             self._said = now
-            typer.echo(f"{time.strftime('%H:%M:%S')} {done} of {total} traces", err=True)
+            log(f"{done} of {total} traces")

@@ -2,6 +2,7 @@
 
 Every beginning of a safe trace is 0. An unsafe trace whose onset is known is 0 before it and its label from there on;
 where it isn't known, only its first sentence (0) and the whole trace (its label, in ``sft.jsonl`` already) are used.
+Where the judge calls the whole thinking safe, the harm is in the answer, and every beginning is 0.
 
 An analysis must fit what it judges. So a beginning has the judge's own words for that very beginning, where the search
 for the onset asked for them, or a judge is asked here, and the level is the right one; else its ``analysis`` is empty,
@@ -21,7 +22,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 from guardtrace_trainer.prefixes.judges import JudgeFailed, PrefixJudge
-from guardtrace_trainer.prefixes.onset import ONSETS, PAIRS, SFT, Onset, corpus_files, read_onsets
+from guardtrace_trainer.prefixes.onset import ONSETS, PAIRS, SAFE_THINKING, SFT, Onset, corpus_files, read_onsets
 from guardtrace_trainer.prefixes.paid import Ledger
 from guardtrace_trainer.prefixes.sentences import prefix, split
 from guardtrace_trainer.rows import Annotation, Labelled, Pair, RowError, Trace, read_rows, row_as
@@ -68,9 +69,12 @@ def beginnings(row: Trace, level: float, onset: Onset | None, settings: Curricul
     """
     sentences = split(row.thinking)
     rng = random.Random(f"{settings.seed}\n{row.id}")
+    if level > 0 and onset is not None and onset.why == SAFE_THINKING:
+        level = 0.0  # the harm is in the answer, which no beginning has
     at = onset.onset if onset is not None and level > 0 else None
     if level > 0 and at is None:
-        return [Beginning(1, "", prefix(sentences, 1), 0.0)] if len(sentences) > 1 else []
+        known = len(sentences) > 1 and not (onset is not None and onset.is_unsafe(1))
+        return [Beginning(1, "", prefix(sentences, 1), 0.0)] if known else []
     counts = _drawn(len(sentences), at, settings.per_trace, rng)
     return [_beginning(sentences, count, level, at, settings, rng) for count in sorted(counts)]
 

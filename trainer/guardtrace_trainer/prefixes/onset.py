@@ -51,6 +51,10 @@ class Onset(Row, frozen=True, kw_only=True):
     judge: str
     judgments: tuple[PrefixJudgment, ...]
 
+    def is_unsafe(self, sentences: int) -> bool:
+        """Whether the judge called a beginning unsafe."""
+        return any(one.sentences == sentences and one.level > 0 for one in self.judgments)
+
     def words(self, sentences: int, level: float) -> str | None:
         """The judge's own analysis of a beginning, if it was judged at that level."""
         found = (one.analysis for one in self.judgments if one.sentences == sentences and one.level == level)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from guardtrace_proxy.policy.yaml_file import BadYaml, YamlFile, read_yaml
 from guardtrace_trainer.rows import RowError
 from guardtrace_trainer.stages.settings import DpoSettings, MineSettings, SftSettings, StageError
 from guardtrace_trainer.steps import StepError
+from guardtrace_trainer.terminal import fail, log
 
 app = typer.Typer(help="The three training stages, and the mining between the last two.", no_args_is_help=True)
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
@@ -46,7 +46,7 @@ def sft(
     from guardtrace_trainer.stages.sft import run_sft
 
     with _errors():
-        run_sft(settings, base=base, data=data, out=out, seed=seed, log=_log, corpus=corpus, again=again)
+        run_sft(settings, base=base, data=data, out=out, seed=seed, log=log, corpus=corpus, again=again)
 
 
 @app.command()
@@ -65,7 +65,7 @@ def dpo(
     from guardtrace_trainer.stages.dpo import run_dpo
 
     with _errors():
-        run_dpo(settings, base=base, data=data, out=out, seed=seed, log=_log, corpus=corpus, again=again)
+        run_dpo(settings, base=base, data=data, out=out, seed=seed, log=log, corpus=corpus, again=again)
 
 
 @app.command()
@@ -83,7 +83,7 @@ def mine(
     from guardtrace_trainer.stages.mine import run_mine
 
     with _errors():
-        run_mine(settings, base=base, data=data, out=out, seed=0, log=_log, corpus=corpus, again=again)
+        run_mine(settings, base=base, data=data, out=out, seed=0, log=log, corpus=corpus, again=again)
 
 
 @app.command()
@@ -102,7 +102,7 @@ def ogdpo(
     from guardtrace_trainer.stages.dpo import run_ogdpo
 
     with _errors():
-        run_ogdpo(settings, base=base, data=data, out=out, seed=seed, log=_log, corpus=corpus, again=again)
+        run_ogdpo(settings, base=base, data=data, out=out, seed=seed, log=log, corpus=corpus, again=again)
 
 
 def read_settings(kind: type[AnySettings], section: str, recipe: Path | None, overrides: list[str]) -> AnySettings:
@@ -138,9 +138,4 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (RowError, StageError, StepError, AuditorError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-
-
-def _log(line: str) -> None:
-    typer.echo(f"{time.strftime('%H:%M:%S')} {line}", err=True)
+        fail(error)

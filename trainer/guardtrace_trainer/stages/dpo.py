@@ -83,7 +83,10 @@ def examples(
     folder_of = {row.id: folder for folder, row in rows}
 
     def encode(row: Pair) -> Example:
-        tails = (encoder.reply(row.chosen), encoder.reply(row.rejected))
+        both = row.chosen.analysis and row.rejected.analysis
+        # with an analysis on one side only, its form would be preferred and not its level
+        tail = encoder.reply if both else encoder.bare
+        tails = (tail(row.chosen), tail(row.rejected))
         return replace(encoder.prompt(row, folder_of[row.id]), tails=tails)
 
     return encode_all([row for _, row in rows], encode, limit, drop_middle=settings.long_traces == "drop_middle")

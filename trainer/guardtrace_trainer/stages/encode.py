@@ -98,7 +98,9 @@ class Encoder:
         return Example(row.id, self.layout.prompt(self.system_prompt, text, counts), (), image, grid)
 
     def reply(self, annotation: Annotation) -> Tail:
-        """The whole annotation, all of it learned."""
+        """The whole annotation, all of it learned; without an analysis it is the judgment alone, as :meth:`bare`."""
+        if not annotation.analysis:
+            return self.bare(annotation)
         return self._tail(annotation.text, len(self.turn))
 
     def bare(self, annotation: Annotation) -> Tail:

@@ -22,6 +22,7 @@ from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.prompt import Trace as PartialTrace
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth, DoesNotFit
 from guardtrace_proxy.images import ImageLimits, RequestImage, decode_data_url
+from guardtrace_trainer.asking import image_path
 from guardtrace_trainer.endpoints import Client, EndpointFailure, message
 from guardtrace_trainer.rows import Annotation, Pair, read_rows
 from guardtrace_trainer.stages import folders, oracle
@@ -55,6 +56,8 @@ def run_mine(
     """
     pairs = read_rows(data, Pair)
     images = corpus or data.parent
+    for pair in pairs:
+        image_path(images, pair, pair.image, data.name)
     folder = folders.folder_of(base)
     step = Step(
         out,

@@ -59,7 +59,7 @@ def side_by_side(count: int, work: dict[str, Any], folder: Path, log: Callable[[
             process.wait()
         reader.join()
     for process, path in zip(running, errors, strict=True):
-        if process.returncode > 0 or process.returncode not in (0, -signal.SIGKILL):
+        if process.returncode not in (0, -signal.SIGKILL):
             raise StageError(_reason(path))
     if any(process.returncode for process in running):
         raise StageError(f"a process of the training was killed; its output is in {folder}")

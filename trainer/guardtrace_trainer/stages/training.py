@@ -18,6 +18,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from guardtrace_proxy.auditor.checkpoint import own_settings
 from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT
+from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.rows import Trace, read_rows
 from guardtrace_trainer.stages import folders
 from guardtrace_trainer.stages.batches import Images
@@ -66,6 +67,8 @@ class Work:
         for _, row in found:
             if row.id in seen:
                 raise StageError(f"row {row.id} stands in two of {', '.join(map(str, self.data))}: take one out")
+            if row.image is not None and (Path(row.image).is_absolute() or ".." in Path(row.image).parts):
+                raise StageError(f"row {row.id}, field image: {row.image} leads out of the corpus's folder")
             seen.add(row.id)
         return found
 
@@ -101,8 +104,10 @@ def train(work: Work, rows: Sequence[tuple[Path, Trace]], examples_of: ExamplesO
         return work.out
     if work.settings.processes > 1 and alone() and not on_gpu():
         side_by_side(work.settings.processes, _as_json(work), running, work.log)
-        shutil.rmtree(running)
+        shutil.rmtree(running, ignore_errors=True)
         return work.out
+    if not alone():
+        die_with_parent()  # a launcher's own death doesn't end its workers
     threads = torch.get_num_threads()
     if not on_gpu():
         torch.set_num_threads(work.settings.threads)
@@ -132,6 +137,8 @@ def _train(work: Work, step: Step, base: Path, running: Path, examples_of: Examp
     if trainer.accelerator.is_main_process:
         _finish(work, step, base, running, encoder, examples, trainer)
     trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(running)
 
 
 def _finish(
@@ -161,8 +168,6 @@ def _finish(
         b"".join(msgspec.json.encode(entry) + b"\n" for entry in trainer.state.log_history)
     )
     step.made(files, **counts)
-    if alone():
-        shutil.rmtree(running)
     work.log(f"{work.name}: wrote {work.out}")
 
 
