@@ -13,6 +13,7 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     HEAD,
     IMAGE_TOKENS,
     LONGEST,
+    TAIL,
     TOKENS_PER_BATCH,
     Batch,
     Example,
@@ -88,12 +89,15 @@ def test_no_document_holds_an_analysis_or_a_judgment():
         assert not any(words in text for text in texts), words
 
 
-def test_documents_are_traces_conversations_and_descriptions():
+def test_documents_are_traces_conversations_recitals_and_descriptions():
     rng = random.Random(4)
     texts = [document(rng)[0] for _ in range(600)]
     assert sum(text.startswith("What does the image show?") for text in texts) > 80
-    assert sum("<think>\n" in text and "\n</think>\n\n" in text for text in texts) > 150
-    assert sum(text.startswith("Current Task Query: ") for text in texts) > 150
+    assert sum("<think>\n" in text and "\n</think>\n\n" in text for text in texts) > 120
+    assert sum(text.startswith("Current Task Query: ") for text in texts) > 120
+    recited = [text.removeprefix("Repeat this: ").partition(TAIL) for text in texts if text.startswith("Repeat this: ")]
+    assert len(recited) > 80
+    assert all(said == f"{asked}<|im_end|>" for asked, _, said in recited)
 
 
 def test_a_document_stands_behind_the_auditors_own_head_and_its_image():

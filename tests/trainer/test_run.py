@@ -40,7 +40,7 @@ def small_recipe(folder: Path) -> Path:
         (r"requests: \d+", "requests: 150"),
         (r"vision_steps: \d+, language_steps: \d+", "vision_steps: 2, language_steps: 2, vision_batch: 4"),
         (r"held_out: \d+", "held_out: 4"),
-        (r"epochs: \d+", "max_steps: 2"),
+        (r"epochs: \d+|max_steps: \d+", "max_steps: 2"),
         (r"save_steps: \d+", "save_steps: 1"),
         (r"processes: 2", "processes: 1"),
         (r"  data: .*\n  streaming: .*\n", "  may_be_mute: true\n"),

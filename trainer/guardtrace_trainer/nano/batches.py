@@ -1,5 +1,5 @@
-"""From samples to tensors for the warm-up: plain traces as conversations and in the auditor's layout, descriptions of
-pictures. No analysis and no judgment is among them."""
+"""From samples to tensors for the warm-up: plain traces as conversations and in the auditor's layout, sentences
+repeated, descriptions of pictures. No analysis and no judgment is among them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from guardtrace_trainer.nano.vocabulary import token_ids
 HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE_TOKENS = CELLS**2
-DESCRIPTIONS, CONVERSATIONS = 0.2, 0.4
-"""Shares of the documents; the others are traces in the auditor's layout."""
-ASKED = "What does the image show?"
+DESCRIPTIONS, RECITALS, CONVERSATIONS = 0.2, 0.2, 0.3
+"""Shares of the documents; the others are traces in the auditor's layout. Recitals teach to repeat what was read."""
+ASKED, REPEAT = "What does the image show?", "Repeat this: "
 TOKENS_PER_BATCH = 4600
 LONGEST = 1400
 
@@ -54,7 +54,10 @@ def document(rng: random.Random) -> tuple[str, Picture | None]:
         picture = any_picture(rng)
         return f"{ASKED}{TAIL}{described(picture)}.<|im_end|>", picture
     sample = make_sample(rng)
-    if draw < DESCRIPTIONS + CONVERSATIONS:
+    if draw < DESCRIPTIONS + RECITALS:
+        text = rng.choice(sample.sentences)[0]
+        return f"{REPEAT}{text}{TAIL}{text}<|im_end|>", None
+    if draw < DESCRIPTIONS + RECITALS + CONVERSATIONS:
         return _conversation(sample), sample.picture
     return random_excerpt(sample, rng).user_text + "<|im_end|>", sample.picture
 
