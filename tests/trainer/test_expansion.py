@@ -10,11 +10,11 @@ import pytest
 
 from guardtrace_proxy.auditor.prompt import user_text
 from guardtrace_proxy.auditor.reply import parse_reply
-from guardtrace_trainer.endpoints import Client, EndpointFailure, message
+from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, message
 from guardtrace_trainer.nano.corpus import whole
 from guardtrace_trainer.nano.expansion import expand, sample_of
 from guardtrace_trainer.nano.scripted import JUDGES, opinion
-from guardtrace_trainer.nano.serving import endpoint, parties
+from guardtrace_trainer.nano.serving import HOST, parties
 from guardtrace_trainer.rows import Query, Request, read_rows
 from guardtrace_trainer.steps import StepError
 
@@ -33,6 +33,10 @@ def port(corpus):
         number = free.getsockname()[1]
     with parties(corpus, seed=3, port=number):
         yield number
+
+
+def endpoint(party: str, port: int) -> Endpoint:
+    return Endpoint(name=party, base_url=f"http://{HOST}:{port}/{party}/v1", model=party, stream=False)
 
 
 def requests(corpus: Path) -> list[Request]:

@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("trl", reason="the extra `train` isn't installed")
 
+from guardtrace_trainer.nano.card import card
 from guardtrace_trainer.rows import Pair, read_rows
 from guardtrace_trainer.stages.conflicts import Conflict
 from guardtrace_trainer.steps import Manifest
@@ -54,14 +55,14 @@ def small_recipe(folder: Path) -> Path:
     return path
 
 
-def start(recipe: Path) -> subprocess.Popen[str]:
+def start(recipe: Path, *options: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "guardtrace_trainer", "run", str(recipe)]
+    command = [sys.executable, "-m", "guardtrace_trainer", "run", str(recipe), *options]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def run(recipe: Path) -> str:
-    process = start(recipe)
+def run(recipe: Path, *options: str) -> str:
+    process = start(recipe, *options)
     _, said = process.communicate(timeout=900)
     assert process.returncode == 0, said[-3000:]
     return said
@@ -109,6 +110,21 @@ def test_what_is_done_is_passed_over(recipe, folder):
     said = run(recipe)
     assert "is done already" in said
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")} == before
+
+
+def test_the_card_has_every_stage_and_subset(folder):
+    tables = card([folder, folder])
+    for words in ("| base", "| ogdpo", "hard negatives", "macro-F1 on prefixes", "run 1", "sft − base"):
+        assert words in tables, words
+
+
+def test_a_part_can_be_begun_anew(recipe, folder):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    run(recipe, "--again-from", "ogdpo")
+    changed = {path.parent.name for path, made in before.items() if path.stat().st_mtime_ns != made}
+    assert changed == {"ogdpo"}
+    process = start(recipe, "--again-from", "nothing")
+    assert "expected one of corpus, base, sft" in " ".join(process.communicate()[1].split())
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from guardtrace_proxy.auditor.prompt import user_text
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE
 from guardtrace_trainer.nano.corpus import Sample, excerpt_of, make_sample, prefix, whole
-from guardtrace_trainer.nano.scripted import JUDGES, Known, Truth, Unknown, choice, opinion, read_layout
+from guardtrace_trainer.nano.scripted import JUDGES, Truth, Unknown, choice, opinion, read_layout
 from guardtrace_trainer.rows import LEVELS
 
 SEEDS = st.integers(0, 2**32)
@@ -58,9 +58,9 @@ def test_what_the_corpus_never_wrote_is_unknown():
 
 def test_a_request_is_known_by_its_words_and_its_image():
     one, other = samples(2)
-    truth = Truth([("q", b"a", Known(0, one)), ("q", None, Known(1, other))])
-    assert truth.trace("q", b"a").sample is one
-    assert truth.trace("q", None).sample is other
+    truth = Truth([("q", b"a", one), ("q", None, other)])
+    assert truth.trace("q", b"a") is one
+    assert truth.trace("q", None) is other
     with pytest.raises(Unknown):
         truth.trace("q", b"b")
 

@@ -7,17 +7,8 @@ from typing import Annotated
 
 import typer
 
-from guardtrace_proxy.auditor.protocol import AuditorError
-from guardtrace_proxy.policy.errors import SettingsError
-from guardtrace_trainer.annotation.forms import FormError
-from guardtrace_trainer.endpoints import EndpointFailure
-from guardtrace_trainer.evaluation.judged import EvaluationStopped
-from guardtrace_trainer.rows import RowError
-from guardtrace_trainer.steps import StepError
-from guardtrace_trainer.terminal import fail, log
-
-STOPPED = (EndpointFailure, AuditorError, EvaluationStopped)
-"""Somebody who was asked can't go on."""
+from guardtrace_trainer.plainly import failing_plainly
+from guardtrace_trainer.terminal import log
 
 
 def run(
@@ -33,17 +24,11 @@ def run(
     from guardtrace_trainer.recipe import Recipe
     from guardtrace_trainer.run import PARTS, Runner
     from guardtrace_trainer.settings import read_settings
-    from guardtrace_trainer.stages.settings import StageError
 
     part = next((part for part in PARTS if part == again_from), None)
     if again_from is not None and part is None:
         raise typer.BadParameter(f"--again-from {again_from}: expected one of {', '.join(PARTS)}")
-    try:
+    with failing_plainly():
         read = read_settings(recipe, Recipe)
         changed = {name: value for name, value in (("seed", seed), ("folder", folder)) if value is not None}
         Runner(read.model_copy(update=changed), recipe, log, part).run()
-    except (SettingsError, RowError, StepError, StageError, FormError, *STOPPED) as error:
-        fail(error)
-    except KeyboardInterrupt:
-        typer.secho("stopped; the same command goes on from here", fg=typer.colors.RED, err=True)
-        raise typer.Exit(130) from None

@@ -11,21 +11,19 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.policy.loading import find_policy, load_policy
-from guardtrace_trainer.evaluation.bootstrap import paired_differences
-from guardtrace_trainer.evaluation.evaluate import Plan, evaluate, verdicts_beside
-from guardtrace_trainer.evaluation.figures import judged_levels, right_levels
-from guardtrace_trainer.evaluation.judged import Judged
+from guardtrace_trainer.evaluation.evaluate import Plan, evaluate
 from guardtrace_trainer.evaluation.machine import machine
 from guardtrace_trainer.evaluation.report import Report, percent
 from guardtrace_trainer.evaluation.stream_evaluate import StreamSettings, stream_evaluate
 from guardtrace_trainer.evaluation.stream_report import stream_lines
+from guardtrace_trainer.evaluation.table import difference_cells, paired, read_result
 from guardtrace_trainer.recipe import DataSet, Recipe
-from guardtrace_trainer.rows import LEVELS, read_rows
 from guardtrace_trainer.steps import Manifest, StepError, versions
 
 Log = Callable[[str], None]
 REPORT = "report.html"
 BASE = "base"
+DEPTH = "annotate"
 NAMES = {"macro_f1": "macro-F1", "accuracy": "judged right"}
 SHOWN = ("macro_f1", "binary_f1", "precision", "recall", "false_alarms", "no_verdict")
 
@@ -123,14 +121,14 @@ def _steps(folder: Path) -> Iterable[tuple[str, float | None, str]]:
 
 
 def _overall(name: str, result: Mapping[str, Any]) -> list[Any]:
-    found = result["depths"]["annotate"]
+    found = result["depths"][DEPTH]
     intervals = found["intervals"]
     shown = [percent(found[figure], intervals.get(figure)) for figure in SHOWN if figure != "no_verdict"]
     return [name, found["n"], *shown, found["no_verdict"]]
 
 
 def _by_subset(results: Mapping[str, Any]) -> Iterable[list[str]]:
-    parts = {name: result["depths"]["annotate"]["by_subset"] for name, result in results.items()}
+    parts = {name: result["depths"][DEPTH]["by_subset"] for name, result in results.items()}
     subsets = dict.fromkeys(subset for part in parts.values() for subset in part)
     for subset in subsets:
         shown = [part[subset] for part in parts.values()]
@@ -147,17 +145,9 @@ def _macro_or_accuracy(found: Mapping[str, Any]) -> str:
 def differences(by_stage: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
     """Each stage against the one before, paired by items: what, points, their 95 % interval. Of macro-F1; of the share
     judged right where the set hasn't all levels."""
-    names = list(by_stage)
-    rows = {name: read_rows(verdicts_beside(path), Judged) for name, path in by_stage.items()}
-    for before, after in pairwise(names):
-        one, other = rows[before], rows[after]
-        found = paired_differences(
-            right_levels(one),
-            judged_levels(one, "annotate"),
-            judged_levels(other, "annotate"),
-            [row.subset for row in one],
-        )
-        figure = "macro_f1" if {row.level for row in one} >= set(LEVELS) else "accuracy"
-        low, high = found[figure]["interval"]
-        name = f"{after} − {before}, {NAMES[figure]}"
-        yield name, f"{100 * found[figure]['difference']:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
+    for before, after in pairwise(by_stage):
+        whole = read_result(by_stage[after])["depths"][DEPTH]
+        figure = "accuracy" if whole["macro_f1"] is None else "macro_f1"
+        found = paired(by_stage[before], by_stage[after], DEPTH, DEPTH)[figure]
+        points, interval = difference_cells(found)
+        yield f"{after} − {before}, {NAMES[figure]}", points, interval

@@ -8,6 +8,8 @@ from typing import NoReturn
 
 import typer
 
+PROGRESS_SECONDS = 5.0
+
 
 def log(line: str) -> None:
     """A line on how things go on, with the time, on stderr."""
@@ -22,6 +24,20 @@ def fail(message: object) -> NoReturn:
     """
     typer.secho(printable(f"guardtrace-train: {message}"), fg=typer.colors.RED, err=True)
     raise typer.Exit(1)
+
+
+class NowAndThen:
+    """Says how far something is, every few seconds and at its end: a progress that needs no terminal."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._said >= PROGRESS_SECONDS or done == total:
+            self._said = now
+            log(f"{done} of {total} {self._what}")
 
 
 def printable(text: str) -> str:

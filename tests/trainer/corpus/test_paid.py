@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from guardtrace_proxy.policy.errors import SettingsError
 from guardtrace_trainer.corpus import csdj
-from guardtrace_trainer.corpus.commands import _endpoint
 from guardtrace_trainer.corpus.expand import LeftOut, expand
 from guardtrace_trainer.corpus.maker import Inputs
 from guardtrace_trainer.corpus.paid import Aligned, ImagesEndpoint
 from guardtrace_trainer.endpoints import Endpoint, EndpointFailure
 from guardtrace_trainer.rows import Request, read_rows
+from guardtrace_trainer.settings import read_settings
 from guardtrace_trainer.steps import StepError
 from tests.trainer.corpus.drawing import Server, drawn, said
 
@@ -30,7 +31,7 @@ REFUSED = (400, {"error": {"message": "your prompt was flagged"}})
 
 
 def painter(server, tmp_path, **fields):
-    return Inputs(aligned=_endpoint(server.endpoint(tmp_path, **{**FAST, **fields}), ImagesEndpoint))
+    return Inputs(aligned=read_settings(server.endpoint(tmp_path, **{**FAST, **fields}), ImagesEndpoint))
 
 
 def test_an_image_is_drawn_for_each_query(corpus, tmp_path):
@@ -180,12 +181,12 @@ def test_a_large_image_is_kept_as_auditors_see_it(corpus, tmp_path):
         ({"prompt": "a picture"}, r"prompt: .*expected \{query\} in it"),
         ({"thinking": {"style": "field"}}, "thinking aren't for models that draw"),
         ({"request": {"prompt": "x"}}, "prompt stands beside request"),
-        ({"base_uri": "x"}, "base_uri: Extra inputs"),
+        ({"base_uri": "x"}, "base_uri: unknown key"),
     ],
 )
 def test_settings_of_endpoints(tmp_path, fields, message):
     server = Server(lambda prompt, number: drawn())
-    with pytest.raises(StepError, match=message):
+    with pytest.raises(SettingsError, match=message):
         painter(server, tmp_path, **fields)
 
 
@@ -195,7 +196,7 @@ def test_sub_questions_come_from_a_model(corpus, photos, tmp_path):
         return said("I'd rather not.") if "poem" in prompt else said("1. Who?\n2. How?\n3. When?")
 
     with Server(script) as server:
-        endpoint = _endpoint(server.endpoint(tmp_path, stream=False, **FAST), Endpoint)
+        endpoint = read_settings(server.endpoint(tmp_path, stream=False, **FAST), Endpoint)
         inputs = Inputs(irrelevant=photos, decompose=endpoint)
         counts = expand(corpus, inputs, variants=["csdj"])
         assert (counts["csdj"], counts["left_out"]) == (7, 1)
@@ -210,4 +211,4 @@ def test_the_documented_endpoint_loads(tmp_path):
     pages = "\n".join(page.read_text("utf-8") for page in sorted((Path(__file__).parents[3] / "docs").glob("*.md")))
     (block,) = re.findall(r"^```yml\n(# images\.yaml.*?)^```$", pages, re.MULTILINE | re.DOTALL)
     (tmp_path / "images.yaml").write_text(block, "utf-8")
-    assert _endpoint(tmp_path / "images.yaml", ImagesEndpoint).request == {"size": "1024x1024"}
+    assert read_settings(tmp_path / "images.yaml", ImagesEndpoint).request == {"size": "1024x1024"}

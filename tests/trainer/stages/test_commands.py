@@ -10,7 +10,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from guardtrace_trainer.stages.commands import app, read_settings
+from guardtrace_trainer.stages.commands import app, stage_settings
 from guardtrace_trainer.stages.settings import DpoSettings, MineSettings, SftSettings
 
 RECIPES = Path(__file__).parents[3] / "trainer" / "recipes"
@@ -19,7 +19,7 @@ KINDS = {"sft": SftSettings, "dpo": DpoSettings, "mine": MineSettings, "ogdpo": 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("guardtrace-3b*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_for_gpus_can_be_read(recipe):
-    read = {section: read_settings(kind, section, recipe, []) for section, kind in KINDS.items()}
+    read = {section: stage_settings(kind, section, recipe, []) for section, kind in KINDS.items()}
     for section in ("sft", "dpo", "ogdpo"):
         rows = read[section].batch_size * read[section].gradient_accumulation
         assert rows * (1 if "one-gpu" in recipe.stem else 8) == 64
@@ -56,19 +56,19 @@ def test_what_is_wrong_with_a_recipe_is_said_with_its_place(tmp_path, text, prob
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text, "utf-8")
     with pytest.raises(typer.BadParameter) as caught:
-        read_settings(SftSettings, "sft", recipe, [])
+        stage_settings(SftSettings, "sft", recipe, [])
     assert re.search(problem, str(caught.value))
 
 
 def test_single_settings_stand_above_the_recipe(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("dpo: {beta: 0.2, batch_size: 4}", "utf-8")
-    settings = read_settings(DpoSettings, "dpo", recipe, ["beta=0.5", "learning_rate=2e-6", "lora={rank: 4}"])
+    settings = stage_settings(DpoSettings, "dpo", recipe, ["beta=0.5", "learning_rate=2e-6", "lora={rank: 4}"])
     assert (settings.beta, settings.batch_size, settings.learning_rate) == (0.5, 4, 2e-6)
     assert settings.lora is not None
-    assert read_settings(DpoSettings, "dpo", None, []) == DpoSettings()
+    assert stage_settings(DpoSettings, "dpo", None, []) == DpoSettings()
     with pytest.raises(typer.BadParameter, match="expected NAME=VALUE"):
-        read_settings(DpoSettings, "dpo", None, ["beta"])
+        stage_settings(DpoSettings, "dpo", None, ["beta"])
 
 
 def test_the_stages_follow_one_another_on_the_command_line(small, corpus, tmp_path):

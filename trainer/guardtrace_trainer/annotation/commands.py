@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guardtrace_proxy.policy.errors import SettingsError
-from guardtrace_trainer.rows import RowError, Split
-from guardtrace_trainer.steps import Manifest, StepError
+from guardtrace_trainer.plainly import failing_plainly
+from guardtrace_trainer.rows import Split
+from guardtrace_trainer.steps import Manifest
 from guardtrace_trainer.terminal import fail, printable
 
 if TYPE_CHECKING:
@@ -154,13 +154,6 @@ def review(
 
 
 def _finish(do: Callable[[], Manifest]) -> None:
-    """Run a step and print what it counted; what goes wrong is one message."""
-    from guardtrace_trainer.annotation.forms import FormError
-
-    try:
-        manifest = do()
-    except (SettingsError, RowError, StepError, FormError) as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        fail("stopped; the same command goes on from here")
-    typer.echo(json.dumps(manifest.counts, indent=1, ensure_ascii=False))
+    """Run a step and print what it counted."""
+    with failing_plainly():
+        typer.echo(json.dumps(do().counts, indent=1, ensure_ascii=False))

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-import yaml
-from pydantic import ValidationError
 
-from guardtrace_trainer.endpoints import Endpoint, EndpointFailure
-from guardtrace_trainer.rows import RowError
+from guardtrace_trainer.endpoints import Endpoint
+from guardtrace_trainer.plainly import failing_plainly
+from guardtrace_trainer.settings import read_settings
 from guardtrace_trainer.steps import StepError
-from guardtrace_trainer.terminal import fail
 
 app = typer.Typer(help="Build a corpus.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -63,7 +61,7 @@ def import_(
     from guardtrace_trainer.corpus.queries import import_queries
     from guardtrace_trainer.corpus.reading import Layout
 
-    with _errors():
+    with failing_plainly():
         layout = Layout(format.value, text_field, category_field, _renamed(category_as or []), not no_categories)
         _say(import_queries(files, out, source, layout, test_share=test_share, seed=seed, again=again))
 
@@ -83,7 +81,7 @@ def import_hades(
     """Read the items of HADES; `data expand` takes them into requests.jsonl."""
     from guardtrace_trainer.corpus.hades import import_hades as run
 
-    with _errors():
+    with failing_plainly():
         counts = run(folder, out, step=step, question=question.value, test_share=test_share, seed=seed, again=again)
         _say(counts)
 
@@ -112,13 +110,13 @@ def expand(
     from guardtrace_trainer.corpus.maker import Inputs
     from guardtrace_trainer.corpus.paid import ImagesEndpoint
 
-    with _errors(), _progress() as progress:
+    with failing_plainly(), _progress() as progress:
         if aligned_images is not None and images_endpoint is not None:
             raise StepError("give --aligned-images or --images-endpoint, not both")
         inputs = Inputs(
             irrelevant=irrelevant_images,
-            aligned=aligned_images if images_endpoint is None else _endpoint(images_endpoint, ImagesEndpoint),
-            decompose=None if decompose_endpoint is None else _endpoint(decompose_endpoint, Endpoint),
+            aligned=aligned_images if images_endpoint is None else read_settings(images_endpoint, ImagesEndpoint),
+            decompose=None if decompose_endpoint is None else read_settings(decompose_endpoint, Endpoint),
             font=font,
         )
         chosen: Any = None if variants is None else [name.strip() for name in variants.split(",")]
@@ -133,7 +131,7 @@ def stats(
     """Print what a corpus is composed of, beside the paper's figures."""
     from guardtrace_trainer.corpus import stats as module
 
-    with _errors():
+    with failing_plainly():
         found = module.stats(corpus)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
@@ -141,14 +139,6 @@ def stats(
     from rich.console import Console
 
     Console().print(module.tables(found))
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except (RowError, StepError, EndpointFailure) as error:
-        fail(error)
 
 
 @contextmanager
@@ -167,19 +157,6 @@ def _progress() -> Iterator[Callable[[str, int], Callable[[], None]]]:
 
 def _say(counts: dict[str, Any]) -> None:
     typer.echo(", ".join(f"{name} {count}" for name, count in counts.items() if name != "order"))
-
-
-def _endpoint(path: Path, type: type[AnyEndpoint]) -> AnyEndpoint:
-    try:
-        settings = yaml.safe_load(path.read_text("utf-8"))
-        return type.model_validate(settings)
-    except OSError as error:
-        raise StepError(f"{path}: can't be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise StepError(f"{path}: is no YAML ({error})") from error
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'all'}: {fault['msg']}" for fault in error.errors())
-        raise StepError(f"{path}: {faults}") from error
 
 
 def _renamed(pairs: list[str]) -> dict[str, Any]:

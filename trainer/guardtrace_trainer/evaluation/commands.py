@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from guardtrace_proxy.auditor.protocol import AuditorError
-from guardtrace_trainer.endpoints import EndpointFailure
 from guardtrace_trainer.evaluation.guards import MODELS
-from guardtrace_trainer.evaluation.guards.protocol import GuardSettingsError
-from guardtrace_trainer.evaluation.judged import EvaluationStopped
 from guardtrace_trainer.evaluation.streaming_commands import stream_evaluate
+from guardtrace_trainer.plainly import failing_plainly
 from guardtrace_trainer.rows import RowError
-from guardtrace_trainer.steps import StepError
-from guardtrace_trainer.terminal import fail, log
+from guardtrace_trainer.terminal import NowAndThen, log
 
 PROGRESS_SECONDS = 5.0
 
@@ -72,7 +64,7 @@ def evaluate(
     from guardtrace_trainer.evaluation.evaluate import evaluate as run
     from guardtrace_trainer.evaluation.table import summary
 
-    with _failing_plainly():
+    with failing_plainly():
         if streaming and (guard is not None or auditor is None or out is None):
             raise RowError("--streaming: name an --auditor, which gates use, and with --out a folder for the results")
     if streaming:
@@ -98,7 +90,7 @@ def evaluate(
             as_json=as_json,
         )
         return
-    with _failing_plainly():
+    with failing_plainly():
         plan = Plan(
             auditor=auditor,
             guard=guard,
@@ -117,7 +109,7 @@ def evaluate(
             images=images,
             analyses=analyses,
         )
-        result = run(plan, data, out, again=again, log=log, progress=_Progress())
+        result = run(plan, data, out, again=again, log=log, progress=NowAndThen("judged"))
     for warning in result.get("warnings", ()):
         log(f"warning: {warning}")
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else summary(result))
@@ -130,46 +122,13 @@ def compare(
     """Print results in the layout of the paper's table, with the paper's own figures where its test sets were used."""
     from guardtrace_trainer.evaluation.table import comparison, differences, read_result
 
-    with _failing_plainly():
+    with failing_plainly():
         named = {path.stem: path for path in results}
         if len(named) < len(results):
             raise RowError("two results have the same file name: rename one, it is what the rows are called by")
         typer.echo(comparison({name: read_result(path) for name, path in named.items()}))
         if paired:
             typer.echo("\n" + differences(named))
-
-
-class _Progress:
-    """Says how far it is, now and then."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._said >= PROGRESS_SECONDS or done == total:
-            self._said = now
-            log(f"{done} of {total} judged")
-
-
-@contextmanager
-def _failing_plainly() -> Iterator[None]:
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = "--" + str(first["loc"][0]).replace("_", "-") + ": " if first["loc"] else ""
-        fail(f"{place}{first['msg'].removeprefix('Value error, ')}")
-    except (
-        RowError,
-        StepError,
-        AuditorError,
-        GuardSettingsError,
-        EndpointFailure,
-        EvaluationStopped,
-        OSError,
-    ) as error:
-        fail(str(error))
 
 
 def _object(text: str) -> dict[str, Any]:

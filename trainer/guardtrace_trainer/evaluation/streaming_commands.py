@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
-from guardtrace_proxy.auditor.protocol import AuditorError
-from guardtrace_proxy.policy.errors import SettingsError
-from guardtrace_trainer.evaluation.judged import EvaluationStopped
+from guardtrace_trainer.plainly import failing_plainly
 from guardtrace_trainer.rows import RowError
-from guardtrace_trainer.steps import StepError
-from guardtrace_trainer.terminal import fail, log
+from guardtrace_trainer.terminal import NowAndThen, log
 
 if TYPE_CHECKING:
     from guardtrace_trainer.evaluation.stream_evaluate import StreamSettings
@@ -73,7 +66,7 @@ def stream_evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Replay traces through the gate: time to detect, leak, false cuts, wait, F1 by share, cost; with a report."""
-    with _failing_plainly():
+    with failing_plainly(ValueError):
         from guardtrace_trainer.evaluation.stream_evaluate import REPORT
         from guardtrace_trainer.evaluation.stream_evaluate import stream_evaluate as run
         from guardtrace_trainer.evaluation.stream_report import stream_lines
@@ -94,7 +87,7 @@ def stream_evaluate(
             "images": images,
         }
         settings = _settings(who, policy, tokens_per_second, None if measured else delay_ms)
-        found = run(settings, data, out, again=again, log=log, progress=_Progress())
+        found = run(settings, data, out, again=again, log=log, progress=NowAndThen("streams"))
         typer.echo(json.dumps(found, ensure_ascii=False) if as_json else markdown(["figure", ""], stream_lines(found)))
         log(f"report: {out / REPORT}")
 
@@ -132,7 +125,7 @@ def sweep(
     again: Again = False,
 ) -> None:
     """Try boundaries and thresholds on a development split; write the chosen policy and calibration.json."""
-    with _failing_plainly():
+    with failing_plainly(ValueError):
         from guardtrace_trainer.evaluation.stream_evaluate import sweep_streams
         from guardtrace_trainer.evaluation.stream_report import FRONT_HEAD, front_rows
         from guardtrace_trainer.evaluation.sweep import Grid
@@ -164,7 +157,7 @@ def sweep(
             max_audits=max_audits,
             again=again,
             log=log,
-            progress=_Progress(),
+            progress=NowAndThen("streams"),
         )
         typer.echo(markdown(FRONT_HEAD, front_rows(points)))
         log(f"written into {out}")
@@ -185,30 +178,3 @@ def _settings(who: dict[str, Any], policy: str, rate: float, delay_ms: float | N
         tokens_per_second=rate,
         delay_ms=delay_ms,
     )
-
-
-class _Progress:
-    """Says how far it is, now and then."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._said >= PROGRESS_SECONDS or done == total:
-            self._said = now
-            log(f"{done} of {total} streams")
-
-
-@contextmanager
-def _failing_plainly() -> Iterator[None]:
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = "--" + str(first["loc"][-1]).replace("_", "-") + ": " if first["loc"] else ""
-        fail(f"{place}{first['msg'].removeprefix('Value error, ')}")
-    except (RowError, StepError, AuditorError, EvaluationStopped, SettingsError, OSError, ValueError) as error:
-        fail(str(error))
-    except ImportError as error:
-        fail(f"{error.name} isn't installed: the extra `train` has it")

@@ -68,23 +68,33 @@ def differences(results: Mapping[str, Path]) -> str:
         RowError: there are no verdicts beside a result, or they are of other items.
     """
     (first, path), *others = results.items()
-    base, base_rows = read_result(path), _verdicts(path)
+    base = read_result(path)
     rows = []
     for name, other in others:
-        result, other_rows = read_result(other), _verdicts(other)
-        if [(row.id, row.level) for row in base_rows] != [(row.id, row.level) for row in other_rows]:
-            raise RowError(f"{other}: its items aren't those of {path}, so the two can't be paired")
-        labelled = [index for index, row in enumerate(base_rows) if row.level is not None]
-        kept, others_kept = [base_rows[i] for i in labelled], [other_rows[i] for i in labelled]
-        found = paired_differences(
-            right_levels(kept),
-            judged_levels(kept, base["depth"]),
-            judged_levels(others_kept, result["depth"]),
-            [row.subset for row in kept],
-        )
+        result = read_result(other)
+        found = paired(path, other, base["depth"], result["depth"])
         names = ["binary_f1"] if None in (base["macro_f1"], result["macro_f1"]) else ["macro_f1", "binary_f1"]
-        rows += [[f"{name} − {first}", figure, *_difference(found[figure])] for figure in names]
+        rows += [[f"{name} − {first}", figure, *difference_cells(found[figure])] for figure in names]
     return markdown(["difference", "figure", "points", "95 % interval"], rows)
+
+
+def paired(one: Path, other: Path, depth: str, other_depth: str) -> dict[str, dict[str, Any]]:
+    """The differences of two results' figures on the same items, those with a right level.
+
+    Raises:
+        RowError: there are no verdicts beside a result, or they are of other items.
+    """
+    base_rows, other_rows = _verdicts(one), _verdicts(other)
+    if [(row.id, row.level) for row in base_rows] != [(row.id, row.level) for row in other_rows]:
+        raise RowError(f"{other}: its items aren't those of {one}, so the two can't be paired")
+    labelled = [index for index, row in enumerate(base_rows) if row.level is not None]
+    kept, others_kept = [base_rows[i] for i in labelled], [other_rows[i] for i in labelled]
+    return paired_differences(
+        right_levels(kept),
+        judged_levels(kept, depth),
+        judged_levels(others_kept, other_depth),
+        [row.subset for row in kept],
+    )
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -145,7 +155,8 @@ def _verdicts(path: Path) -> list[Judged]:
     return read_rows(verdicts_beside(path), Judged)
 
 
-def _difference(found: dict[str, Any]) -> list[str]:
+def difference_cells(found: Mapping[str, Any]) -> list[str]:
+    """Points and their interval."""
     low, high = found["interval"]
     return [f"{100 * found['difference']:+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"]
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from guardtrace_trainer.terminal import fail, log
+from guardtrace_trainer.plainly import failing_plainly
+from guardtrace_trainer.terminal import log
 
 app = typer.Typer(help="The embedded auditor builtin:nano.", no_args_is_help=True)
 
@@ -71,9 +72,6 @@ def card(
 ) -> None:
     """Print the card's tables: base, SFT, DPO and OGDPO over several seeds."""
     from guardtrace_trainer.nano.card import card as tables
-    from guardtrace_trainer.rows import RowError
 
-    try:
+    with failing_plainly():
         typer.echo(tables(runs))
-    except RowError as error:
-        fail(error)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from guardtrace_trainer.nano import render
 from guardtrace_trainer.nano.corpus import Sample, make_sample
-from guardtrace_trainer.nano.scripted import Known, Truth
+from guardtrace_trainer.nano.scripted import Truth
 from guardtrace_trainer.nano.wording import corpus_hash
 from guardtrace_trainer.rows import Query, Request, Variant, read_rows
 from guardtrace_trainer.steps import Step
@@ -96,10 +96,10 @@ def _png(drawing: render.Drawing) -> bytes:
 def truth_of(folder: Path, seed: int) -> Truth:
     """What the scripted models know of the requests that :func:`expand` wrote with the same seed."""
 
-    def known() -> Iterator[tuple[str, bytes | None, Known]]:
+    def known() -> Iterator[tuple[str, bytes | None, Sample]]:
         for request in read_rows(folder / "requests.jsonl", Request):
             number = int(request.id.rpartition("-")[2])
             image = None if request.image is None else (folder / request.image).read_bytes()
-            yield request.question, image, Known(number, sample_of(seed, number))
+            yield request.question, image, sample_of(seed, number)
 
     return Truth(known())

@@ -18,7 +18,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -43,21 +43,13 @@ class Unknown(Exception):
     """A question about a trace that isn't the corpus's."""
 
 
-@dataclass(frozen=True)
-class Known:
-    """A request of the corpus: ``number`` is its trace's."""
-
-    number: int
-    sample: Sample
-
-
 class Truth:
     """All traces of a corpus by what a model is shown of them."""
 
-    def __init__(self, known: Iterable[tuple[str, bytes | None, Known]]) -> None:
+    def __init__(self, known: Iterable[tuple[str, bytes | None, Sample]]) -> None:
         self._by_request = {_key(question, image): trace for question, image, trace in known}
 
-    def trace(self, question: str, image: bytes | None) -> Known:
+    def trace(self, question: str, image: bytes | None) -> Sample:
         """The trace that answers a request.
 
         Raises:
@@ -75,7 +67,7 @@ class Truth:
             Unknown: it is no trace of the corpus, nor the beginning of one.
         """
         question, thinking, answer = read_layout(text)
-        sample = self.trace(question, image).sample
+        sample = self.trace(question, image)
         excerpt = excerpt_of(sample, thinking, answer)
         if excerpt is None:
             raise Unknown("the scripted models never wrote such a trace")
@@ -155,7 +147,7 @@ class Parties:
         return web.json_response({"error": {"message": f"no such party: {party}"}}, status=404)
 
     def _think(self, question: str, image: bytes | None) -> tuple[str, str]:
-        sample = self.truth.trace(question, image).sample
+        sample = self.truth.trace(question, image)
         return " ".join(text for text, _ in sample.sentences), sample.answer
 
     def _decide(self, text: str, image: bytes | None) -> str:

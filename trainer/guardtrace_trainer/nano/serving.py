@@ -12,7 +12,6 @@ from pathlib import Path
 from aiohttp import web
 
 from guardtrace_trainer.children import die_with_parent
-from guardtrace_trainer.endpoints import Endpoint
 from guardtrace_trainer.nano.expansion import truth_of
 from guardtrace_trainer.nano.scripted import Parties
 from guardtrace_trainer.steps import StepError
@@ -61,8 +60,3 @@ def parties(folder: Path, *, seed: int, port: int) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def endpoint(party: str, port: int) -> Endpoint:
-    """How one of them is asked."""
-    return Endpoint(name=party, base_url=f"http://{HOST}:{port}/{party}/v1", model=party, stream=False)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ValidationError
 
-from guardtrace_proxy.auditor.protocol import AuditorError
-from guardtrace_proxy.policy.errors import SettingsError
-from guardtrace_trainer.endpoints import EndpointFailure
-from guardtrace_trainer.evaluation.judged import EvaluationStopped
-from guardtrace_trainer.rows import RowError
+from guardtrace_trainer.plainly import failing_plainly
 from guardtrace_trainer.steps import Manifest, StepError
-from guardtrace_trainer.terminal import fail, log
+from guardtrace_trainer.terminal import NowAndThen
 
 if TYPE_CHECKING:
     from guardtrace_trainer.prefixes.judges import PrefixJudge
@@ -60,7 +54,9 @@ def onset(
             plan = Plan.model_validate({**given, "depth": depth, "prompt": prompt})
             asked, at_once, inputs = AuditorJudge(plan), CONCURRENCY[plan.served_by], weights_of(plan)
         at_once = concurrency or at_once
-        return find_onsets(corpus, asked, inputs=inputs, concurrency=at_once, again=again, progress=_Progress())
+        return find_onsets(
+            corpus, asked, inputs=inputs, concurrency=at_once, again=again, progress=NowAndThen("traces")
+        )
 
     _finish(do)
 
@@ -100,29 +96,6 @@ def _endpoint_judge(path: Path, prompt: Path | None) -> tuple[PrefixJudge, int]:
 
 
 def _finish(do: Callable[[], Manifest]) -> None:
-    """Run a step and print what it counted; what goes wrong is one message."""
-    try:
-        manifest = do()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = "--" + str(first["loc"][-1]).replace("_", "-") + ": " if first["loc"] else ""
-        fail(f"{place}{first['msg'].removeprefix('Value error, ')}")
-    except (RowError, StepError, SettingsError, AuditorError, EndpointFailure, EvaluationStopped) as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        fail("stopped; the same command goes on from here")
-    else:
-        typer.echo(json.dumps(manifest.counts, indent=1, ensure_ascii=False))
-
-
-class _Progress:
-    """Says how far it is, now and then."""
-
-    def __init__(self) -> None:
-        self._said = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._said >= PROGRESS_SECONDS:
-            self._said = now
-            log(f"{done} of {total} traces")
+    """Run a step and print what it counted."""
+    with failing_plainly():
+        typer.echo(json.dumps(do().counts, indent=1, ensure_ascii=False))

@@ -48,15 +48,6 @@ def split(text: str) -> list[str]:
     return [piece for piece in pieces if piece]
 
 
-def ends_of(sentences: Sequence[str]) -> list[int]:
-    """Where each sentence ends in the joined text, in characters, without the white space behind it."""
-    ends, at = [], 0
-    for sentence in sentences:
-        ends.append(at + len(sentence.rstrip()))
-        at += len(sentence)
-    return ends
-
-
 def prefix(sentences: Sequence[str], count: int) -> str:
     """The first ``count`` sentences as a thinking that stops there, without the white space behind."""
     return "".join(sentences[:count]).rstrip()

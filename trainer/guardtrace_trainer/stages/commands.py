@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -11,12 +9,10 @@ import typer
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from guardtrace_proxy.auditor.protocol import AuditorError
 from guardtrace_proxy.policy.yaml_file import BadYaml, YamlFile, read_yaml
-from guardtrace_trainer.rows import RowError
-from guardtrace_trainer.stages.settings import DpoSettings, MineSettings, SftSettings, StageError
-from guardtrace_trainer.steps import StepError
-from guardtrace_trainer.terminal import fail, log
+from guardtrace_trainer.plainly import failing_plainly
+from guardtrace_trainer.stages.settings import DpoSettings, MineSettings, SftSettings
+from guardtrace_trainer.terminal import log
 
 app = typer.Typer(help="The three training stages, and the mining between the last two.", no_args_is_help=True)
 AnySettings = TypeVar("AnySettings", bound=BaseModel)
@@ -42,10 +38,10 @@ def sft(
     again: Again = False,
 ) -> None:
     """Stage 1: learn to write the annotations that all judges agree on."""
-    settings = read_settings(SftSettings, "sft", recipe, set or [])
+    settings = stage_settings(SftSettings, "sft", recipe, set or [])
     from guardtrace_trainer.stages.sft import run_sft
 
-    with _errors():
+    with failing_plainly():
         run_sft(settings, base=base, data=data, out=out, seed=seed, log=log, corpus=corpus, again=again)
 
 
@@ -61,10 +57,10 @@ def dpo(
     again: Again = False,
 ) -> None:
     """Stage 2: prefer the majority's annotation, against the frozen SFT model that --base names."""
-    settings = read_settings(DpoSettings, "dpo", recipe, set or [])
+    settings = stage_settings(DpoSettings, "dpo", recipe, set or [])
     from guardtrace_trainer.stages.dpo import run_dpo
 
-    with _errors():
+    with failing_plainly():
         run_dpo(settings, base=base, data=data, out=out, seed=seed, log=log, corpus=corpus, again=again)
 
 
@@ -79,10 +75,10 @@ def mine(
     again: Again = False,
 ) -> None:
     """Have the DPO model judge its training set again, and an oracle decide where it disagrees."""
-    settings = read_settings(MineSettings, "mine", recipe, set or [])
+    settings = stage_settings(MineSettings, "mine", recipe, set or [])
     from guardtrace_trainer.stages.mine import run_mine
 
-    with _errors():
+    with failing_plainly():
         run_mine(settings, base=base, data=data, out=out, seed=0, log=log, corpus=corpus, again=again)
 
 
@@ -98,14 +94,14 @@ def ogdpo(
     again: Again = False,
 ) -> None:
     """Stage 3: as dpo, on mined and expert pairs, against the frozen DPO model that --base names."""
-    settings = read_settings(DpoSettings, "ogdpo", recipe, set or [])
+    settings = stage_settings(DpoSettings, "ogdpo", recipe, set or [])
     from guardtrace_trainer.stages.dpo import run_ogdpo
 
-    with _errors():
+    with failing_plainly():
         run_ogdpo(settings, base=base, data=data, out=out, seed=seed, log=log, corpus=corpus, again=again)
 
 
-def read_settings(kind: type[AnySettings], section: str, recipe: Path | None, overrides: list[str]) -> AnySettings:
+def stage_settings(kind: type[AnySettings], section: str, recipe: Path | None, overrides: list[str]) -> AnySettings:
     """A stage's settings from its section of a recipe, and NAME=VALUE above them.
 
     Raises:
@@ -130,12 +126,3 @@ def read_settings(kind: type[AnySettings], section: str, recipe: Path | None, ov
     except ValidationError as error:
         found = [file.problem(".".join([section, *map(str, one["loc"])]), one["msg"]) for one in error.errors()]
         raise typer.BadParameter("\n".join(map(str, found))) from error
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """What can be put right is said in a line, not as a traceback."""
-    try:
-        yield
-    except (RowError, StageError, StepError, AuditorError) as error:
-        fail(error)
