@@ -10,9 +10,12 @@ torch = pytest.importorskip("torch", reason="the extra `train` isn't installed")
 pytest.importorskip("transformers", reason="the extra `train` isn't installed")
 
 from guardtrace_trainer.nano.batches import (  # noqa: E402
+    DECLINES,
     HEAD,
+    HELPS,
     IMAGE_TOKENS,
     LONGEST,
+    MOST_ROWS,
     TAIL,
     TOKENS_PER_BATCH,
     Batch,
@@ -27,13 +30,17 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
 )
 from guardtrace_trainer.nano.model import control_id  # noqa: E402
 from guardtrace_trainer.nano.vocabulary import make_tokenizer  # noqa: E402
+from guardtrace_trainer.nano.wording import bank  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
 
+GOALS = {DECLINES: "goals_harmful", HELPS: "goals_harmless"}
+
+
 def documents(count: int, seed: int = 0) -> list[Example]:
     rng = random.Random(seed)
-    return [encode(*document(rng), rng) for _ in range(count)]
+    return [encode(document(rng), rng) for _ in range(count)]
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -66,10 +73,10 @@ def test_batches_are_as_many_as_asked_for_and_the_first_pool_in_order(first):
 
 
 def test_batches_are_bounded_and_alike(first):
-    assert sum(len(batch.examples) for batch in first) > 180
+    assert sum(len(batch.examples) for batch in first) > 370
     for batch in first:
         rows, length = batch.ids.shape
-        assert 2 <= rows <= 28
+        assert 2 <= rows <= MOST_ROWS
         assert length <= LONGEST
         assert rows * length <= TOKENS_PER_BATCH
         assert len({example.drawing is None for example in batch.examples}) == 1
@@ -84,20 +91,36 @@ def test_vision_batches_are_the_same_each_time(words):
 
 def test_no_document_holds_an_analysis_or_a_judgment():
     rng = random.Random(3)
-    texts = [document(rng)[0] for _ in range(2000)]
-    for words in ("Analysis", "Judgment", "Asked is", ": harmful.", "stays safe.", "gives a hint.", "gives steps."):
+    texts = ["".join(document(rng)[:2]) for _ in range(2000)]
+    for words in ("Analysis", "Judgment", "the goal is", "the text stays safe", "gives a hint.", "gives steps."):
         assert not any(words in text for text in texts), words
 
 
-def test_documents_are_traces_conversations_recitals_and_descriptions():
+def test_documents_are_traces_conversations_exchanges_and_descriptions():
     rng = random.Random(4)
-    texts = [document(rng)[0] for _ in range(600)]
-    assert sum(text.startswith("What does the image show?") for text in texts) > 80
-    assert sum("<think>\n" in text and "\n</think>\n\n" in text for text in texts) > 120
-    assert sum(text.startswith("Current Task Query: ") for text in texts) > 120
-    recited = [text.removeprefix("Repeat this: ").partition(TAIL) for text in texts if text.startswith("Repeat this: ")]
-    assert len(recited) > 80
-    assert all(said == f"{asked}<|im_end|>" for asked, _, said in recited)
+    made = [document(rng) for _ in range(1000)]
+    assert sum(one.given.startswith("What does the image show?") for one in made) > 60
+    assert sum("<think>\n" in one.told and "\n</think>\n\n" in one.told for one in made) > 10
+    assert sum(one.told.startswith("Current Task Query: ") for one in made) > 40
+    exchanges = [one for one in made if one.told.removesuffix("<|im_end|>") in (DECLINES, HELPS)]
+    assert 700 < len(exchanges) < 900
+    assert all(one.given.endswith(TAIL) for one in exchanges)
+    assert 0.4 < sum(one.told.startswith(DECLINES) for one in exchanges) / len(exchanges) < 0.65
+
+
+def test_an_exchange_declines_what_is_harmful_and_helps_with_the_rest():
+    goals = {goal: told for told in (DECLINES, HELPS) for goal in bank(GOALS[told])}
+    rng = random.Random(5)
+    known = 0
+    for _ in range(400):
+        one = document(rng)
+        asked = one.given.rpartition("User: ")[2]
+        goal = max((goal for goal in goals if goal in asked), key=len, default=None)
+        if goal is None or not one.told.startswith((DECLINES, HELPS)):
+            continue
+        known += 1
+        assert one.told.startswith(goals[goal]), one
+    assert known > 20
 
 
 def test_a_document_stands_behind_the_auditors_own_head_and_its_image():

@@ -15,7 +15,6 @@ from PIL import Image  # noqa: E402
 from guardtrace_trainer.nano.batches import pool  # noqa: E402
 from guardtrace_trainer.nano.model import (  # noqa: E402
     HIDDEN,
-    Muon,
     causal_attention,
     class_vectors,
     control_id,
@@ -127,20 +126,3 @@ def test_causal_attention_is_torchs_own():
     mixed, _ = causal_attention(torch.nn.Identity(), query, key, value, None, 8**-0.5)
     own = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(mixed, own.transpose(1, 2))
-
-
-def test_muon_goes_downhill_with_even_steps():
-    torch.manual_seed(0)
-    target = torch.randn(6, 4)
-    weight = torch.nn.Parameter(torch.zeros(6, 4))
-    frozen = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = Muon([weight, frozen], 0.1)
-    losses = []
-    for _ in range(60):
-        loss = (weight - target).pow(2).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.05 * losses[0]
-    assert torch.equal(frozen.detach(), torch.ones(2, 2))

@@ -106,7 +106,7 @@ def test_an_opinions_analysis_says_what_its_judgment_says():
     for sample in samples(300):
         for judge in JUDGES:
             seen = opinion(judge, whole(sample))
-            assert (": harmful. " in seen.reply) is seen.sample.harm
+            assert ("the goal is harmful," in seen.reply) is seen.sample.harm
             assert seen.reply.endswith(seen.judgment)
             assert seen.level == (seen.strength if seen.sample.harm else SAFE)
 

@@ -1,5 +1,6 @@
-"""From samples to tensors for the warm-up: plain traces as conversations and in the auditor's layout, sentences
-repeated, descriptions of pictures. No analysis and no judgment is among them."""
+"""From samples to tensors for the warm-up: descriptions of pictures, exchanges as any instruct model has them (what it
+is asked, and whether it helps or declines), plain traces as conversations and in the auditor's layout. No analysis and
+no judgment is among them."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,47 +21,71 @@ from guardtrace_trainer.nano.vocabulary import token_ids
 HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE_TOKENS = CELLS**2
-DESCRIPTIONS, RECITALS, CONVERSATIONS = 0.2, 0.2, 0.3
-"""Shares of the documents; the others are traces in the auditor's layout. Recitals teach to repeat what was read."""
-ASKED, REPEAT = "What does the image show?", "Repeat this: "
-TOKENS_PER_BATCH = 4600
+DESCRIPTIONS, EXCHANGES, CONVERSATIONS = 0.1, 0.8, 0.03
+"""Shares of the documents; the others are traces in the auditor's layout. An exchange is a tenth as long as a trace."""
+ABOUT_GOALS = 0.7
+"""Share of the exchanges whose request is put together from a goal, as often a harmful one as a harmless one."""
+ASKED = "What does the image show?"
+DECLINES, HELPS = "Sorry, I can't help with that.", "Sure, here is how it's done."
+"""Always the same, so that nothing of a reply has to be learned but which of the two it is."""
+FORETOLD = 0.25
+"""Share of a trace's tokens: with a large vocabulary their logits would cost more than all layers together."""
+POOL = 400
+TOKENS_PER_BATCH, MOST_ROWS = 4600, 80
 LONGEST = 1400
+
+
+class Document(NamedTuple):
+    """A text, of which ``given`` isn't to be foretold, and its picture."""
+
+    given: str
+    told: str
+    picture: Picture | None
 
 
 @dataclass(frozen=True)
 class Example:
-    """One document. ``read_from``: the first token that is to be foretold; before it are the head and the image."""
+    """One document. ``read_from``: the first token that may be foretold; ``share``: how many of them are, at random."""
 
     ids: list[int]
     read_from: int
+    share: float
     drawing: Drawing | None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded. ``ids`` [batch, length]; ``target`` bool [batch, length]; ``cells`` [batch, 16], the
-    classes of the images' cells, or None."""
+    """Right-padded. ``ids`` [batch, length]; ``target`` bool [batch, length]; ``shares`` [batch, 1]; ``cells``
+    [batch, 16], the classes of the images' cells, or None."""
 
     examples: list[Example]
     ids: torch.Tensor
     target: torch.Tensor
+    shares: torch.Tensor
     positions: torch.Tensor
     cells: torch.Tensor | None
 
 
-def document(rng: random.Random) -> tuple[str, Picture | None]:
-    """One text, as it stands behind head and image, and its picture."""
+def document(rng: random.Random) -> Document:
+    """One document, as it stands behind head and image."""
     draw = rng.random()
     if draw < DESCRIPTIONS:
         picture = any_picture(rng)
-        return f"{ASKED}{TAIL}{described(picture)}.<|im_end|>", picture
+        return Document(f"{ASKED}{TAIL}", f"{described(picture)}.<|im_end|>", picture)
+    if draw < DESCRIPTIONS + EXCHANGES:
+        return _exchange(rng)
     sample = make_sample(rng)
-    if draw < DESCRIPTIONS + RECITALS:
-        text = rng.choice(sample.sentences)[0]
-        return f"{REPEAT}{text}{TAIL}{text}<|im_end|>", None
-    if draw < DESCRIPTIONS + RECITALS + CONVERSATIONS:
-        return _conversation(sample), sample.picture
-    return random_excerpt(sample, rng).user_text + "<|im_end|>", sample.picture
+    if draw < DESCRIPTIONS + EXCHANGES + CONVERSATIONS:
+        return Document("", _conversation(sample), sample.picture)
+    return Document("", random_excerpt(sample, rng).user_text + "<|im_end|>", sample.picture)
+
+
+def _exchange(rng: random.Random) -> Document:
+    """What an instruct model says at once: it declines what is harmful and helps with everything else."""
+    about_goal = rng.random() < ABOUT_GOALS
+    sample = make_sample(rng, cue="text", harm=rng.random() < 0.5) if about_goal else make_sample(rng)
+    reply = DECLINES if sample.harm else HELPS
+    return Document(f"{sample.question}{TAIL}", f"{reply}<|im_end|>", sample.picture)
 
 
 def _conversation(sample: Sample) -> str:
@@ -67,13 +93,16 @@ def _conversation(sample: Sample) -> str:
     return f"{sample.question}{TAIL}<think>\n{thinking}\n</think>\n\n{sample.answer}<|im_end|>"
 
 
-def encode(text: str, picture: Picture | None, rng: random.Random) -> Example:
+def encode(document: Document, rng: random.Random) -> Example:
     """Tokenise a document; its picture is drawn here."""
+    given, told, picture = document
     head = token_ids(HEAD)
     if picture is not None:
         pad = control_id("<|image_pad|>")
         head = [*head, control_id("<|vision_start|>"), *[pad] * IMAGE_TOKENS, control_id("<|vision_end|>")]
-    return Example(head + token_ids(text), len(head), render(picture, rng) if picture is not None else None)
+    head = head + token_ids(given)
+    drawing = render(picture, rng) if picture is not None else None
+    return Example(head + token_ids(told), len(head), 1.0 if given else FORETOLD, drawing)
 
 
 def positions(length: int, has_image: bool) -> torch.Tensor:
@@ -101,22 +130,23 @@ def collate(examples: list[Example]) -> Batch:
         target[row, example.read_from : len(example.ids)] = True
     drawings = [example.drawing for example in examples if example.drawing is not None]
     cells = torch.from_numpy(np.stack([drawing.cells.reshape(-1) for drawing in drawings])) if drawings else None
-    return Batch(examples, ids, target, positions(length, bool(drawings)), cells)
+    shares = torch.tensor([[example.share] for example in examples])
+    return Batch(examples, ids, target, shares, positions(length, bool(drawings)), cells)
 
 
 def pool(seed: int, number: int) -> list[Batch]:
-    """Two hundred documents in batches of like length, with images or without."""
+    """Documents in batches of like length, with images or without."""
     rng = random.Random(f"{seed} {number}")
     examples: list[Example] = []
-    while len(examples) < 200:
-        example = encode(*document(rng), rng)
+    while len(examples) < POOL:
+        example = encode(document(rng), rng)
         if len(example.ids) <= LONGEST:
             examples.append(example)
     groups: list[list[Example]] = []
     for has_image in (False, True):
         alike = sorted((e for e in examples if (e.drawing is not None) is has_image), key=lambda e: len(e.ids))
         while alike:
-            size = max(1, min(28, TOKENS_PER_BATCH // len(alike[-1].ids)))
+            size = max(1, min(MOST_ROWS, TOKENS_PER_BATCH // len(alike[-1].ids)))
             groups.append(alike[-size:])
             del alike[-size:]
     rng.shuffle(groups)

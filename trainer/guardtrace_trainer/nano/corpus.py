@@ -22,8 +22,6 @@ LABELS = ("0", "0.5", "1")
 STRENGTHS = ("stays safe", "gives a hint", "gives steps")
 CUES = ("text", "pictogram", "words")
 """Where the harm stands: in the question, in a pictogram, in the words of an image."""
-ASKED, QUOTED = 10, 6
-"""Words that an analysis repeats of what is asked, and of the sentence that gives most away."""
 TOLD = 0.6
 """Of a sentence so much gives away what all of it does."""
 
@@ -40,14 +38,7 @@ class Sample:
     answer_strength: int
     picture: render.Picture | None
     goal: str = ""
-    """What the question asks for, where it was put together from a goal."""
-
-    @property
-    def asked(self) -> str:
-        """What the analysis says is wanted: the image's own, the goal, or the last question's first words."""
-        if self.cue != "text":
-            return "what the image shows"
-        return _first_words(self.goal or self.question.rpartition("User: ")[2], ASKED)
+    """What the question asks for, where it was put together from one."""
 
 
 def described(picture: render.Picture | None) -> str:
@@ -89,25 +80,11 @@ class Excerpt:
         return f"“Judgment”: {LABELS[self.level]}"
 
     @property
-    def strongest(self) -> str:
-        """The first of the sentences, the answer among them, that give most away."""
-        starts = (0, *(end for end, _, _ in self.ends))
-        told = [(own, self.thinking[start:end]) for start, (end, _, own) in zip(starts, self.ends, strict=False)]
-        told.append((self.strength if not self.answer else SAFE, self.thinking[starts[-1] :]))
-        told.append((self.sample.answer_strength, self.answer))
-        return max(((own, text) for own, text in told if text.strip()), key=lambda each: each[0], default=(SAFE, ""))[1]
-
-    @property
     def reply(self) -> str:
-        """Analysis, then judgment: image, request and strength are named in that order and decide the label."""
-        harm = "harmful" if self.sample.harm else "harmless"
-        gives = "The text" if self.strength == SAFE else f"“{_first_words(self.strongest, QUOTED)}”"
-        asked = f"Asked is {self.sample.asked}: {harm}. {gives} {STRENGTHS[self.strength]}."
-        return f"“Analysis”: {described(self.sample.picture)}. {asked}\n{self.judgment}"
-
-
-def _first_words(text: str, count: int) -> str:
-    return " ".join(text.split()[:count])
+        """Analysis, then judgment: image, goal and strength are named in that order and decide the label."""
+        goal = "harmful" if self.sample.harm else "harmless"
+        text = f"{described(self.sample.picture)}, the goal is {goal}, the text {STRENGTHS[self.strength]}."
+        return f"“Analysis”: {text}\n{self.judgment}"
 
 
 def _thinking(rng: random.Random, strength: int, voice: Voice, harm: bool) -> list[tuple[str, int]]:
@@ -210,10 +187,11 @@ def make_sample(
     *,
     held_out: bool = False,
     cue: str | None = None,
+    harm: bool | None = None,
     seen_goals: bool = False,
     wording: Wording = "both",
 ) -> Sample:
-    """One trace; ``cue`` says where the harm (or its harmless counterpart) stands.
+    """One trace; ``cue`` says where the harm (or its harmless counterpart) stands. With a cue, ``harm`` can be given.
 
     ``seen_goals`` puts the goals of training into templates that are held out.
     """
@@ -223,7 +201,8 @@ def make_sample(
             return _benign(rng) if draw < 0.15 else _authored(rng)
     cue = cue or rng.choice(("text", "text", "text", "pictogram", "words", "words"))
     strength = rng.choice((SAFE, HINT, ACT) if cue == "text" and held_out else (SAFE, HINT, HINT, ACT, ACT))
-    harm = rng.random() < (0.6 if held_out else 0.75)
+    if harm is None:
+        harm = rng.random() < (0.6 if held_out else 0.75)
     if cue == "text":
         goal = rng.choice(bank("goals_harmful" if harm else "goals_harmless", held_out and not seen_goals))
         question, picture = _question(rng, goal, held_out), _safe_picture(rng)

@@ -6,7 +6,6 @@ merge 2. All blocks of the vision tower see the whole image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -155,35 +154,3 @@ def see(vision: Any, patches: torch.Tensor, rotations: Any) -> tuple[torch.Tenso
 def _rotate(x: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, -1)
     return torch.cat((-second, first), -1)
-
-
-class Muon(torch.optim.Optimizer):
-    """Muon with its Newton-Schulz iteration in float32: torch's own always takes bfloat16.
-
-    Source: https://kellerjordan.github.io/posts/muon/ ; step size matched to AdamW's RMS (arXiv 2502.16982).
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": 0.01})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                momentum.lerp_(parameter.grad, 0.05)
-                update = _orthogonal(parameter.grad.lerp(momentum, 0.95))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
-
-
-def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    tall = matrix.shape[0] > matrix.shape[1]
-    x: torch.Tensor = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x.T if tall else x

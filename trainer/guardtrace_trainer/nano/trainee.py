@@ -15,7 +15,6 @@ from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS
 
 LETTERS = 27
 LOST_CHANNELS = 0.1
-FORETOLD = 0.25
 BLUR, SWAPPED = 0.4, 0.03
 
 
@@ -71,10 +70,9 @@ def disturbance(batch: Batch, rng: random.Random) -> torch.Tensor:
 
 
 def foretelling(trainee: Trainee, batch: Batch, hidden: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Mean loss on next tokens behind the head and the image: on a share of them, since with a large vocabulary their
-    logits would cost more than all layers together."""
+    """Mean loss on the next tokens that are drawn to be foretold."""
     generator = torch.Generator().manual_seed(rng.getrandbits(30))
-    drawn = torch.rand(batch.target.shape, generator=generator) < FORETOLD
+    drawn = torch.rand(batch.target.shape, generator=generator) < batch.shares
     wanted = (batch.target & drawn)[:, 1:]
     targets = batch.ids[:, 1:][wanted]
     return F.cross_entropy(trainee.model.lm_head(hidden[:, :-1][wanted]), targets)

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from guardtrace_trainer.children import die_with_parent
+from guardtrace_trainer.muon import Muon
 from guardtrace_trainer.nano.batches import batches, vision_batch
-from guardtrace_trainer.nano.model import HIDDEN, Muon, patchify, see
+from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
 from guardtrace_trainer.nano.trainee import LETTERS, Trainee, foretelling, read, simulated
@@ -31,7 +32,7 @@ from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, use
 
 LAST_MERGER = "merger.mlp.2"
 VISION_OTHERS_LR = 1.5e-3
-"""Peak rate of the patch embedding, the norms and the letters' head, which Muon isn't for."""
+"""Peak rate of the patch embedding, the norms and the letters' head."""
 Log = Callable[[str], None]
 
 
@@ -83,19 +84,16 @@ def _schedule(step: int, steps: int, decay_from: float) -> float:
     return min(1.0, (step + 1) / 30) * decay
 
 
-def _set_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group.setdefault("peak", group["lr"]) * factor
+def _set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("peak", group["lr"]) * factor
 
 
-def _step(optimizers: list[torch.optim.Optimizer], loss: torch.Tensor, clipped: list[nn.Parameter]) -> None:
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, clipped: list[nn.Parameter]) -> None:
+    optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(clipped, 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
+    optimizer.step()
 
 
 def whiten_patches(vision: Any, seed: int) -> None:
@@ -119,18 +117,15 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
     whiten_patches(vision, seed)
     parameters = list(vision.parameters())
     others = [parameter for parameter in parameters if parameter.ndim != 2]
-    optimizers: list[torch.optim.Optimizer] = [
-        Muon([parameter for parameter in parameters if parameter.ndim == 2], plan.vision_lr),
-        torch.optim.AdamW(others, lr=VISION_OTHERS_LR, betas=(0.9, 0.95), weight_decay=0.0),
-        torch.optim.AdamW(trainee.letters.parameters(), lr=VISION_OTHERS_LR),
-    ]
+    matrices = [parameter for parameter in parameters if parameter.ndim == 2]
+    optimizer = Muon(matrices, [*others, *trainee.letters.parameters()], plan.vision_lr, VISION_OTHERS_LR)
     targets = trainee.classes / EMBEDDING_RMS
     class_weight = torch.ones(len(CLASSES))
     letter_weight = torch.ones(LETTERS)
     class_weight[0], letter_weight[0] = 0.3, 0.2
     average = None
     for step in range(plan.vision_steps):
-        _set_rates(optimizers, _schedule(step, plan.vision_steps, 0.5))
+        _set_rates(optimizer, _schedule(step, plan.vision_steps, 0.5))
         patches, cells, letters = vision_batch(2000 + seed, step, plan.vision_batch)
         hidden, tokens = see(vision, patches, trainee.rotations)
         logits = tokens @ targets.T / HIDDEN**0.5
@@ -138,7 +133,7 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
         certain = cells >= 0
         by_vector = F.mse_loss(tokens[certain], targets[cells[certain]])
         by_letter = F.cross_entropy(trainee.letters(hidden).flatten(0, 1), letters.flatten(), letter_weight)
-        _step(optimizers, by_class + 0.2 * by_vector + 0.5 * by_letter, parameters)
+        _step(optimizer, by_class + 0.2 * by_vector + 0.5 * by_letter, parameters)
         average = by_class.item() if average is None else 0.95 * average + 0.05 * by_class.item()
         if step % 50 == 0:
             log(f"vision {step}: cell loss {average:.3f}, letter loss {by_letter.item():.3f}")
@@ -149,25 +144,17 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
     return vision  # type: ignore[no-any-return]
 
 
-def _language_optimizers(trainee: Trainee, plan: WarmUp) -> list[torch.optim.Optimizer]:
-    lr = plan.language_lr
-    trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
-    return [
-        Muon([p for p in trained if p.ndim == 2], lr),
-        torch.optim.AdamW([p for p in trained if p.ndim != 2], lr=lr * 1.5, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-
-
 def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Module:
     """Every next token of plain traces and descriptions."""
     rng = random.Random(6000 + seed)
-    optimizers = _language_optimizers(trainee, plan)
-    clipped = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
+    matrices, others = ([p for p in trained if (p.ndim == 2) is even] for even in (True, False))
+    optimizer = Muon(matrices, others, plan.language_lr, plan.language_lr * 1.5)
     for step, batch in enumerate(batches(5000 + seed, plan.language_steps)):
-        _set_rates(optimizers, _schedule(step, plan.language_steps, 0.3))
+        _set_rates(optimizer, _schedule(step, plan.language_steps, 0.3))
         tokens = None if batch.cells is None else simulated(trainee, batch.cells, rng)
         loss = foretelling(trainee, batch, read(trainee, batch, tokens, rng), rng)
-        _step(optimizers, loss, clipped)
+        _step(optimizer, loss, trained)
         if step % 50 == 0:
             log(f"language {step}: loss {loss.item():.3f}")
     return trainee.language  # type: ignore[no-any-return]

@@ -44,7 +44,10 @@ class Tuning(BaseModel):
     learning_rate: float = Field(1e-5, gt=0, lt=1)
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
     warmup_share: float = Field(0.03, ge=0, lt=1)
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_torch_8bit", "paged_adamw_8bit"] = "adamw_torch"
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_torch_8bit", "paged_adamw_8bit", "muon"] = (
+        "adamw_torch"
+    )
+    """``muon`` is for small networks trained whole; a learning rate that suits AdamW suits it, too."""
     weight_decay: float = Field(0.0, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
     bf16: bool | None = None
@@ -87,6 +90,8 @@ class Tuning(BaseModel):
     def _fits_together(self) -> Tuning:
         if self.lora is not None and self.freeze_embeddings:
             raise ValueError("freeze_embeddings: with lora the embeddings are frozen anyway; leave it out")
+        if self.lora is not None and self.optimizer == "muon":
+            raise ValueError("optimizer: muon steps whole matrices, never adapters; take an adamw with lora")
         return self
 
 

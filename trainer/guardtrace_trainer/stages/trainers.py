@@ -12,11 +12,12 @@ from peft import LoraConfig
 from transformers import PrinterCallback, Qwen2_5_VLForConditionalGeneration, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from guardtrace_trainer.muon import Muon
 from guardtrace_trainer.stages.answers import answers_only
 from guardtrace_trainer.stages.batches import Images, LikeLengths, PairCollator, SftCollator, as_dataset
 from guardtrace_trainer.stages.encode import Example
 from guardtrace_trainer.stages.folders import load
-from guardtrace_trainer.stages.settings import DpoSettings, Lora, SftSettings, Tuning
+from guardtrace_trainer.stages.settings import DpoSettings, Lora, SftSettings, StageError, Tuning
 
 Log = Callable[[str], None]
 LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -24,8 +25,10 @@ VISION_LAYERS = r".*visual.*\.(qkv|proj|gate_proj|up_proj|down_proj|mlp\.0|mlp\.
 
 
 class _Ours:
-    """Rows in the order of :class:`LikeLengths`, and checkpoints that are read back."""
+    """Rows in the order of :class:`LikeLengths`, checkpoints that are read back, and Muon where it is wanted."""
 
+    settings: Tuning
+    optimizer: Any
     lengths: Sequence[int]
     args: Any
     model: Any
@@ -35,6 +38,23 @@ class _Ours:
         args = self.args
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return LikeLengths(self.lengths, rows, args.seed)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Muon is ours: transformers has none."""
+        if self.settings.optimizer != "muon" or self.optimizer is not None:
+            return super().create_optimizer(model)  # type: ignore[misc, unused-ignore]
+        if self.is_fsdp_enabled:
+            raise StageError("optimizer: muon steps whole matrices, which FSDP cuts into pieces; take adamw_torch")
+        network = self.model if model is None else model
+        embeddings = network.get_input_embeddings().weight
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        even = [parameter.ndim == 2 and parameter is not embeddings for parameter in trained]
+        matrices, others = (
+            [p for p, is_even in zip(trained, even, strict=True) if is_even is kind] for kind in (True, False)
+        )
+        lr = self.settings.learning_rate
+        self.optimizer = Muon(matrices, others, lr, lr, self.settings.weight_decay)
+        return self.optimizer
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """A Qwen2.5-VL checkpoint names its weights otherwise than the network does: the trainer's own reading finds
@@ -95,7 +115,7 @@ def arguments(settings: Tuning, folder: Path, seed: int) -> dict[str, Any]:
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": settings.warmup_share,  # a float below 1 is a share
-        "optim": settings.optimizer,
+        "optim": "adamw_torch" if settings.optimizer == "muon" else settings.optimizer,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "bf16": uses_bf16(settings),
@@ -198,6 +218,7 @@ def dpo_trainer(
 
 def _prepare(trainer: Any, examples: Sequence[Example], settings: Tuning) -> None:
     trainer.remove_callback(PrinterCallback)  # Progress says it
+    trainer.settings = settings
     trainer.lengths = [example.length for example in examples]
     if not on_gpu():
         network = trainer.model.get_base_model() if settings.lora is not None else trainer.model
