@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET
 
 from guardtrace_proxy.wire.chat_choice import ChoiceReader
+from guardtrace_proxy.wire.chat_request import ChatRequest
 from guardtrace_proxy.wire.chat_schema import Choice, decode_chunk
 from guardtrace_proxy.wire.chat_spans import (
     Found,
@@ -195,6 +196,13 @@ class ChatStream(ChatWriter):
         if kind is EventKind.CHUNK or not found:
             unsaid = reader.follow(found, logprobs_of(choice), ids, finish is not None)
         return reader.part(index, found, finish, ids, has_role, unsaid)
+
+
+def chat_reply(request: ChatRequest, thinking: ThinkingStyle, max_event_bytes: int) -> ChatStream:
+    """The reply to a request."""
+    return ChatStream(
+        thinking, include_usage=request.include_usage, max_event_bytes=max_event_bytes, model=request.model
+    )
 
 
 def _malformed(raw: bytes, detail: str) -> Event:

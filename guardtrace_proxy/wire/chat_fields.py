@@ -9,25 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import msgspec
 
-
-class RequestError(Exception):
-    """A request that is refused with HTTP 400; ``param`` names the field."""
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
-        self.code = code
-
-
-def refuse(param: str, what: str) -> NoReturn:
-    """Refuse the request for one field."""
-    raise RequestError(f"{param}: {what}.", param, "invalid_value")
-
+from guardtrace_proxy.wire.request import refuse
 
 OTHER_PIXELS = "the model would see other pixels than the auditor"
 OTHER_PROMPT = "the model would read something else than the auditor"

@@ -1,8 +1,8 @@
 """Chat-completion chunks of a known shape, decoded in one go; anything else takes the slow path.
 
-The sources of the shapes are in ``docs/dialects.md``. A field that isn't listed here, or isn't of the type that stands
-here, makes decoding fail, and that is the point: text where nobody expects any must be found and audited. The slow path
-takes the same types for what is metadata.
+The sources of the shapes are in ``docs/chat-servers.md``. A field that isn't listed here, or isn't of the type that
+stands here, makes decoding fail, and that is the point: text where nobody expects any must be found and audited. The
+slow path takes the same types for what is metadata.
 """
 
 from __future__ import annotations

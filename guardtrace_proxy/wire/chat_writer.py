@@ -30,6 +30,10 @@ class ChatWriter:
         self._include_usage = include_usage
         self._model = model
 
+    def passes(self, event: Event) -> bool:
+        """Always: no event of a chat completion repeats another."""
+        return True
+
     def cut(self, index: int, cut: Cut) -> bytes:
         """The closing frames of one choice: the message, then an empty delta that finishes it (design §3.3)."""
         if cut.shape == "error":
@@ -56,9 +60,9 @@ class ChatWriter:
         estimated = {"prompt_tokens": 0, "completion_tokens": tokens_read, "total_tokens": tokens_read}
         return self._chunk([], {"usage_estimated": True} if expose else None, estimated)
 
-    def error(self, message: str, type: str, code: str) -> bytes:
+    def error(self, message: str, type: str, code: str | int, param: str | None = None) -> bytes:
         """An error frame, which OpenAI's clients raise; for a reply that isn't streamed, the body."""
-        body = msgspec.json.encode({"error": {"message": message, "type": type, "param": None, "code": code}})
+        body = msgspec.json.encode({"error": {"message": message, "type": type, "param": param, "code": code}})
         return b"data: " + body + b"\n\n" if self.stream else body
 
     def done(self) -> bytes:

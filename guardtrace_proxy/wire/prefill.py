@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from guardtrace_proxy.wire.chat_request import Prefill
 from guardtrace_proxy.wire.events import Phase, Segment
+from guardtrace_proxy.wire.request import Prefill
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from guardtrace_proxy.gate import Output, Reject, Release, StartAudit, StreamGate
 from guardtrace_proxy.policy.levels import Level, Verdict
-from guardtrace_proxy.server import chat
+from guardtrace_proxy.server import answer
+from guardtrace_proxy.wire import chat
 from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import Event
 from guardtrace_proxy.wire.tags import ThinkingStyle
@@ -99,7 +100,7 @@ def record(case: Case, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write down what passes between the service and its reader and gate."""
     gates: list[StreamGate] = []
     monkeypatch.setattr(chat, "ChatStream", dialect_that_records(case, log, gates))
-    monkeypatch.setattr(chat, "StreamGate", gate_that_records(log, gates))
+    monkeypatch.setattr(answer, "StreamGate", gate_that_records(log, gates))
 
 
 def dialect_that_records(case: Case, log: Log, gates: list[StreamGate]) -> type[ChatStream]:

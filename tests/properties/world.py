@@ -1,4 +1,4 @@
-"""Runs a case through the objects that ``server/chat.py`` wires together, as ``server/exchange.py`` drives them, with a
+"""Runs a case through the objects that ``server/answer.py`` wires together, as ``server/exchange.py`` drives them, with a
 clock of its own. What it writes down is what a network sees, and what the auditor was asked and said."""
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def test_every_recording_is_read_here_and_described() -> None:
     assert sorted(described) == sorted(files)
 
 
-def test_every_recording_stands_in_the_table_of_dialects() -> None:
-    page = (FOLDER.parents[1] / "docs" / "dialects.md").read_text("utf-8")
+def test_every_recording_stands_in_the_table_of_servers() -> None:
+    page = (FOLDER.parents[1] / "docs" / "chat-servers.md").read_text("utf-8")
     rows = [line.strip("|").split("|")[-1] for line in page.splitlines() if line.startswith("| ")]
     named = re.findall(r"`([^`]+)`", " ".join(rows))
     assert sorted(named) == sorted({recording.file.rpartition(".")[0] for recording in RECORDINGS})
