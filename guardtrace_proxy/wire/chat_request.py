@@ -79,7 +79,7 @@ def read_request(body: bytes, allowed: Allowed = Allowed()) -> ChatRequest:
         model,
         stream,
         read_count(request),
-        (*_texts_beside(request), *((message.role, message.text()) for message in messages)),
+        (*chat_fields.texts_beside(request), *((message.role, message.text()) for message in messages)),
         tuple(images),
         prefill,
         include_usage,
@@ -92,16 +92,6 @@ def body_for_upstream(body: bytes, request: ChatRequest, urls: Sequence[str] | N
     those of its images, all of them."""
     body = chat_fields.force(body, request.forced)
     return body if urls is None else replace_images(body, urls)
-
-
-def _texts_beside(request: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Tools, schemas and grammars as turns of their own, before the messages: the first to go where not all fits."""
-    turns = []
-    for key in chat_fields.TEXTS:
-        value = request.get(key)
-        if value and (key in ("tools", "functions") or not is_plain(value)):
-            turns.append((key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-    return turns
 
 
 def _prefill(request: Mapping[str, Any], found: Mapping[str, Any], message: _Message, where: str) -> Prefill:

@@ -52,7 +52,7 @@ def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
         found = list(_others(body, (body_key,)))
     for key in unknown_of_choice(choice):
         if key != body_key:
-            found += _field(key, choice[key], ())
+            found += field_strings(key, choice[key], ())
     return _without_copies(found)
 
 
@@ -74,7 +74,7 @@ def spans_beside_choices(event: dict[str, Any]) -> list[Found]:
     """Strings at the top of an event in fields that nobody knows."""
     found: list[Found] = []
     for key in unknown_beside_choices(event):
-        found += _field(key, event[key], (TOP,))
+        found += field_strings(key, event[key], (TOP,))
     return found
 
 
@@ -95,7 +95,7 @@ def _body(body: dict[str, Any], path: Path) -> Iterator[Found]:
     yield from _arguments(body.get("tool_calls"), (*path, "tool_calls"))
     for key, value in body.items():
         if key not in known:
-            yield from _field(key, value, path)
+            yield from field_strings(key, value, path)
 
 
 def _text(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
@@ -120,7 +120,7 @@ def _parts(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
             if key in ("text", "summary"):
                 yield from _text(inner, phase, (*here, key))
             elif not (is_label(key, inner) or _is_encrypted(part, key, inner)):
-                yield from _field(key, inner, here)
+                yield from field_strings(key, inner, here)
 
 
 def _arguments(value: Any, path: Path) -> Iterator[Found]:
@@ -128,7 +128,7 @@ def _arguments(value: Any, path: Path) -> Iterator[Found]:
         yield Phase.ANSWERING, Span(inner_path, text, SpanKind.ARGUMENTS)
 
 
-def _field(key: str, value: Any, path: Path) -> Iterator[Found]:
+def field_strings(key: str, value: Any, path: Path) -> Iterator[Found]:
     """A field that no reader knows, with its name where that is no name."""
     here = (*path, key)
     if not PLAIN_KEY.fullmatch(key):

@@ -12,9 +12,11 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from guardtrace_proxy.wire import chat_fields, chat_request
+from guardtrace_proxy.wire import chat_fields, chat_request, completion_request
 from guardtrace_proxy.wire.chat import chat_reply
 from guardtrace_proxy.wire.chat_request import ChatRequest
+from guardtrace_proxy.wire.completion import completion_reply
+from guardtrace_proxy.wire.completion_request import CompletionRequest
 from guardtrace_proxy.wire.reply import Reply
 from guardtrace_proxy.wire.request import Allowed, Request
 from guardtrace_proxy.wire.tags import ThinkingStyle
@@ -67,5 +69,16 @@ CHAT = Dialect[ChatRequest](
     page="docs/chat-completions.md",
 )
 
-DIALECTS: tuple[Dialect[Any], ...] = (CHAT,)
+COMPLETIONS = Dialect[CompletionRequest](
+    path="/completions",
+    read_request=completion_request.read_request,
+    body_for_upstream=completion_request.body_for_upstream,
+    reply=completion_reply,
+    known=completion_request.KNOWN,
+    unfollowed=completion_request.UNFOLLOWED,
+    page="docs/completions.md",
+    has_reasoning_fields=False,
+)
+
+DIALECTS: tuple[Dialect[Any], ...] = (CHAT, COMPLETIONS)
 BY_ROUTE = {dialect.route: dialect for dialect in DIALECTS}

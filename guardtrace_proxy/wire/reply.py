@@ -37,7 +37,7 @@ class Writer(Protocol):
         ``usage`` is the upstream's last running usage; without one ``tokens_read`` stands for it and is marked.
         """
 
-    def error(self, message: str, type: str, code: str | int, param: str | None = None) -> bytes:
+    def error(self, message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
         """A frame in the dialect's error shape (or, for a reply that isn't streamed, the body)."""
 
     def done(self) -> bytes:

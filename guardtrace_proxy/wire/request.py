@@ -99,6 +99,23 @@ def read_object(body: bytes) -> dict[str, Any]:
     return request
 
 
+def check_known(
+    request: Mapping[str, Any], known: Collection[str], unfollowed: Mapping[str, str], allowed: Collection[str]
+) -> None:
+    """Refuse the fields that can't be followed, with their reasons, and those that nobody knows; ``allowed`` are the
+    operator's own, which pass."""
+    for field, why in unfollowed.items():
+        if request.get(field) is not None and not _is_off(request[field]):
+            refuse(field, f"not supported, since {why}")
+    for field, value in request.items():
+        if field not in known and field not in allowed and value is not None:
+            refuse(
+                field[:64],
+                "not known here, and it may change what the model reads: leave it out, or have the operator list it "
+                "in the upstream's allow_fields",
+            )
+
+
 def read_boolean(fields: Mapping[str, Any], key: str, path: str | None = None) -> bool:
     """A field that is true or false, and false where it isn't there."""
     value = fields.get(key)
@@ -131,6 +148,10 @@ def read_include_usage(request: Mapping[str, Any], stream: bool) -> bool:
     if options is not None and not isinstance(options, dict):
         refuse("stream_options", "expected an object")
     return stream and read_boolean(options or {}, "include_usage", "stream_options.include_usage")
+
+
+def _is_off(value: Any) -> bool:
+    return value is False or value == "" or value == []
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

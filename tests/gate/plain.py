@@ -81,7 +81,7 @@ class PlainWriter:
     def usage(self, usage: Mapping[str, Any] | None, tokens_read: int, *, expose: bool) -> bytes:
         return f"usage:{tokens_read if usage is None else usage['completion_tokens']}\n".encode()
 
-    def error(self, message: str, type: str, code: str | int, param: str | None = None) -> bytes:
+    def error(self, message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
         return f"error:{code}\n".encode()
 
     def done(self) -> bytes:

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from guardtrace_proxy.wire.events import Event, EventKind, SpanKind
 from guardtrace_proxy.wire.sse import SSEDecoder
 from tests.wire.cuts import cut, in_two, one_by_one, places
-from tests.wire.recordings import BY_FILE, FOLDER, RECORDINGS, STARTS_OPEN, Recording, recordings, streams
+from tests.wire.recordings import ALL, BY_FILE, FOLDER, RECORDINGS, STARTS_OPEN, Recording, recordings, streams
 from tests.wire.replies import LIMIT, read, segments, shown, tape
 
 
 def test_every_recording_is_read_here_and_described() -> None:
-    files = {path.name for path in FOLDER.iterdir() if path.suffix in (".sse", ".json")}
-    assert {recording.file for recording in RECORDINGS} == files
+    files = {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.suffix in (".sse", ".json")}
+    assert {recording.file for recording in ALL} == files
     described = re.findall(r"^\| `([^`]+)`", (FOLDER / "README.md").read_text("utf-8"), re.MULTILINE)
     assert sorted(described) == sorted(files)
 
