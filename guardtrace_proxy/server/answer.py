@@ -115,7 +115,7 @@ async def answer(
 
 def _read(dialect: Dialect[Asked], body: bytes, settings: UpstreamSettings) -> Asked:
     try:
-        return dialect.read_request(body, Allowed(settings.allow_fields))
+        return dialect.read_request(body, Allowed(settings.allow_fields, settings.allow_encrypted_reasoning))
     except RequestError as error:
         raise ApiError(400, error.message, param=error.param, code=error.code) from None
 

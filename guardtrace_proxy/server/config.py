@@ -76,13 +76,14 @@ class ThinkingSettings(Settings):
 
 class UpstreamSettings(Settings):
     """One model server. ``read_timeout_ms`` bounds the silence between two reads: a busy one may queue a request for
-    minutes before its first byte."""
+    minutes before its first byte. ``allow_encrypted_reasoning``: reasoning that nobody can audit passes, each way."""
 
     base_url: str
     api_key_env: str | None = None
     read_timeout_ms: Milliseconds = 600_000
     thinking: ThinkingSettings = ThinkingSettings()
     allow_fields: list[str] = []
+    allow_encrypted_reasoning: bool = False
 
     _url = field_validator("base_url")(_check_url)
 

@@ -138,10 +138,10 @@ def check_fields(request: Mapping[str, Any], allowed: Collection[str]) -> None:
     """Refuse fields that the auditor couldn't follow. ``allowed`` are the operator's own, which pass."""
     check_known(request, KNOWN, UNFOLLOWED, allowed)
     for field in SWITCHES:
-        _check_switch(request.get(field), field)
+        check_switch(request.get(field), field)
     for field, keys in (("thinking", THINKING_KEYS), ("chat_template_kwargs", TEMPLATE_KWARGS)):
-        _check_switches(request, field, keys)
-    _check_switches(request, "reasoning", REASONING_KEYS)
+        check_switches(request, field, keys)
+    check_switches(request, "reasoning", REASONING_KEYS)
     modalities = request.get("modalities")
     if modalities is not None and modalities != ["text"]:
         refuse("modalities", 'only ["text"] is supported: nothing else is audited')
@@ -205,7 +205,8 @@ def is_plain(value: Any) -> bool:
     return True
 
 
-def _check_switches(request: Mapping[str, Any], field: str, keys: Collection[str]) -> None:
+def check_switches(request: Mapping[str, Any], field: str, keys: Collection[str]) -> None:
+    """Refuse an object with other keys than these, or other values than switches."""
     value = request.get(field)
     if value is None:
         return
@@ -214,10 +215,11 @@ def _check_switches(request: Mapping[str, Any], field: str, keys: Collection[str
     for key, inner in value.items():
         if key not in keys:
             refuse(f"{field}.{key[:64]}", "not supported, since it may change what the model reads")
-        _check_switch(inner, f"{field}.{key}")
+        check_switch(inner, f"{field}.{key}")
 
 
-def _check_switch(value: Any, path: str) -> None:
+def check_switch(value: Any, path: str) -> None:
+    """Refuse what could be more than a number, a truth value or a short word."""
     if isinstance(value, (list, dict)) or not is_plain(value):
         refuse(path, "expected a number, true, false or a short word")
 

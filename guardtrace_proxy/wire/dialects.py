@@ -12,13 +12,15 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from guardtrace_proxy.wire import chat_fields, chat_request, completion_request
+from guardtrace_proxy.wire import chat_fields, chat_request, completion_request, responses_fields, responses_request
 from guardtrace_proxy.wire.chat import chat_reply
 from guardtrace_proxy.wire.chat_request import ChatRequest
 from guardtrace_proxy.wire.completion import completion_reply
 from guardtrace_proxy.wire.completion_request import CompletionRequest
 from guardtrace_proxy.wire.reply import Reply
 from guardtrace_proxy.wire.request import Allowed, Request
+from guardtrace_proxy.wire.responses import responses_reply
+from guardtrace_proxy.wire.responses_request import ResponsesRequest
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 ErrorShape = Callable[[int, Mapping[str, Any]], bytes]
@@ -80,5 +82,16 @@ COMPLETIONS = Dialect[CompletionRequest](
     has_reasoning_fields=False,
 )
 
-DIALECTS: tuple[Dialect[Any], ...] = (CHAT, COMPLETIONS)
+RESPONSES = Dialect[ResponsesRequest](
+    path="/responses",
+    read_request=responses_request.read_request,
+    body_for_upstream=responses_request.body_for_upstream,
+    reply=responses_reply,
+    known=responses_fields.KNOWN,
+    unfollowed=responses_fields.UNFOLLOWED,
+    page="docs/responses.md",
+    has_reasoning_fields=False,
+)
+
+DIALECTS: tuple[Dialect[Any], ...] = (CHAT, COMPLETIONS, RESPONSES)
 BY_ROUTE = {dialect.route: dialect for dialect in DIALECTS}

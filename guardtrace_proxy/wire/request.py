@@ -47,9 +47,11 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What the operator lets pass (``upstreams.*``): ``fields`` that no table knows."""
+    """What the operator lets pass (``upstreams.*``): ``fields`` that no table knows; ``encrypted_reasoning``, which
+    the auditor can't read."""
 
     fields: Collection[str] = ()
+    encrypted_reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.reply import Reply
 from guardtrace_proxy.wire.tags import ThinkingStyle
-from tests.wire.replies import completion, dialect
+from tests.wire.replies import completion, dialect, response
 
 FOLDER = Path(__file__).parent.parent / "recordings"
 STARTS_OPEN = ThinkingStyle(starts_open=True)
@@ -22,6 +22,7 @@ SEED = ThinkingStyle("custom", open="<seed:think>", close="</seed:think>")
 REPLIES: dict[str, Callable[[ThinkingStyle], Reply]] = {
     "chat": dialect,
     "completions": completion,
+    "responses": response,
 }
 
 
@@ -153,7 +154,27 @@ COMPLETIONS = [
         ("openai.json", {0: ("A: Four.", "stop")}, {"total_tokens": 7}, ThinkingStyle()),
     ]
 ]
-ALL = [*RECORDINGS, *COMPLETIONS]
+RESPONSES = [
+    Recording(f"responses/{file}", {0: (text, finish)}, usage, ThinkingStyle(), "responses")
+    for file, text, finish, usage in [
+        ("vllm-reasoning.sse", "T:Is 9.11 less? Yes. A:\n\nIt is “less”.", "completed", {"total_tokens": 21}),
+        (
+            "vllm-call.sse",
+            'T:Look. A:get_weather{"city": "Zürich"}get_weather{"city": "Oslo"}',
+            "completed",
+            {"output_tokens": 12},
+        ),
+        ("vllm-inline.sse", "[<think>] T:Two. [</think>] A:2", "completed", {"total_tokens": 21}),
+        ("openai-logprobs.sse", "A:Two plus", "completed", {"total_tokens": 21}),
+        ("openai-summary.sse", "T:**Adding** two.Done. A:Four, it is.", "completed", {"total_tokens": 21}),
+        ("openai-refusal.sse", "A:I can't help.", "completed", {"total_tokens": 21}),
+        ("openai-custom-call.sse", "A:Let me see.shellls -l", "completed", {"total_tokens": 21}),
+        ("openai-incomplete.sse", "A:One two", "incomplete", {"total_tokens": 21}),
+        ("vllm.json", "T:Is it? Yes. A:It is.", "completed", {"total_tokens": 21}),
+        ("openai-call.json", 'T:Adding. A:add{"a": 2}', "completed", {"total_tokens": 21}),
+    ]
+]
+ALL = [*RECORDINGS, *COMPLETIONS, *RESPONSES]
 
 BY_FILE = {recording.file: recording for recording in RECORDINGS}
 STREAMS = [recording for recording in ALL if recording.is_stream]
