@@ -37,9 +37,11 @@ PICTURES = [
 ]
 SLOWEST = 0.02
 """Seconds that anything takes."""
+CHAT = [seed for seed in range(60) if draw_case(Seeded(seed)).reply is None][:48]
+"""Cases of chat completions; other dialects pass through the same server."""
 
 
-@pytest.mark.parametrize("seed", range(48))
+@pytest.mark.parametrize("seed", CHAT)
 def test_every_promise_is_kept_over_sockets(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # The annotations have no probabilities; a body without length ends like one that broke off.
     case = replace(draw_case(Seeded(seed)), certain=True, ending="closed", capacity=1 << 20, limit=1 << 20)

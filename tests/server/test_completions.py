@@ -38,8 +38,7 @@ def replay(*data: bytes) -> Script:
 
 
 def post(running: Running, **more: Any) -> httpx.Response:
-    with httpx.Client(timeout=30, trust_env=False) as client:
-        return client.post(running.url + "/v1/completions", json={**ASK, **more})
+    return running.raw({**ASK, **more}, "/completions")
 
 
 def texts(client: openai.OpenAI, **more: Any) -> list[tuple[str, str | None]]:

@@ -44,8 +44,7 @@ def whole(writing: Writing, **more: Any) -> Script:
 
 
 def post(running: Running, **more: Any) -> httpx.Response:
-    with httpx.Client(timeout=30, trust_env=False) as client:
-        return client.post(running.url + "/v1/responses", json={**ASK, **more})
+    return running.raw({**ASK, **more}, "/responses")
 
 
 def received(running: Running, **more: Any) -> list[dict[str, Any]]:

@@ -59,6 +59,7 @@ def check_stream(events: Sequence[dict[str, Any]]) -> None:
     assert kinds == [events[-1]["type"]] or events[-1]["type"] == "error"
     if not kinds:
         return
+    assert all(item["type"] in CALLS for index, item in items.items() if index not in done), "an item stays open"
     last = events[-1]["response"]
     assert last["id"] == events[0]["response"]["id"]
     assert [_without_id(item) for item in last["output"]] == [_without_id(done[index]) for index in sorted(done)]
