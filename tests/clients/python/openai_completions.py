@@ -1,4 +1,4 @@
-"""openai-python on completions: ``create``. The reader of thinking tags is the client's user."""
+"""openai-python on completions: ``create``. Thinking tags are read here, since the client reads none."""
 
 from __future__ import annotations
 
@@ -10,42 +10,34 @@ from openai import OpenAI
 ASK: dict[str, Any] = {"model": MODEL, "prompt": PROMPT}
 
 
-def read(chunk: Any, seen: Seen) -> None:
-    """A chunk of a stream, or a whole reply."""
+def read(chunk: Any, seen: Seen, before: str) -> str:
+    """A chunk of a stream, or a whole reply; returns all the text so far."""
     seen.got(chunk)
     for choice in chunk.choices:
-        said = seen.thinking + choice.text if not seen.text else choice.text
-        if seen.text or not said.startswith("<think>"):
-            seen.text = (seen.text + choice.text).lstrip("\n")
-        else:
-            seen.thinking, _, text = said.partition("</think>")
-            seen.text = text.lstrip("\n")
+        before += choice.text
+        thinking, _, text = before.partition("</think>") if before.startswith("<think>") else ("", "", before)
+        seen.thinking, seen.text = thinking.removeprefix("<think>"), text.lstrip("\n")
         seen.finish = choice.finish_reason or seen.finish
-
-
-def ended(seen: Seen) -> None:
-    seen.thinking = seen.thinking.removeprefix("<think>")
+    return before
 
 
 def stream(url: str, seen: Seen) -> None:
+    text = ""
     with OpenAI(base_url=url, api_key=KEY) as client:
-        try:
-            for chunk in client.completions.create(**ASK, stream=True):
-                read(chunk, seen)
-        finally:
-            ended(seen)
+        for chunk in client.completions.create(**ASK, stream=True):
+            text = read(chunk, seen, text)
 
 
 def whole(url: str, seen: Seen) -> None:
     with OpenAI(base_url=url, api_key=KEY) as client:
-        read(client.completions.create(**ASK), seen)
-        ended(seen)
+        read(client.completions.create(**ASK), seen, "")
 
 
 def leave(url: str, seen: Seen) -> None:
     chunks = OpenAI(base_url=url, api_key=KEY).completions.create(**ASK, stream=True)
+    text = ""
     for chunk in chunks:
-        read(chunk, seen)
+        text = read(chunk, seen, text)
         if seen.thinking:
             break
     chunks.close()
