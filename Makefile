@@ -85,7 +85,7 @@ bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.audit_throughput
 	$(BIN)/python -m benchmarks.audit_streams
 
-fuzz: $(STAMP) ## Fuzz the readers of replies, for SECONDS=60 (see docs/dialects.md)
+fuzz: $(STAMP) ## Fuzz the readers of replies, for SECONDS=60 (see docs/chat-servers.md)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --only-binary :all: atheris \
 		|| echo 'atheris has no wheel for this machine: Hypothesis instead, not guided by coverage'
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)

@@ -2,7 +2,6 @@
 
 from guardtrace_proxy.gate.outputs import Decided, Output, Reject, Release, StartAudit
 from guardtrace_proxy.gate.stream import StreamGate
-from guardtrace_proxy.gate.writer import Writer
 
 __all__ = [
     "Decided",
@@ -11,5 +10,4 @@ __all__ = [
     "Release",
     "StartAudit",
     "StreamGate",
-    "Writer",
 ]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from guardtrace_proxy.gate.choice import Choice
-from guardtrace_proxy.gate.writer import Writer
 from guardtrace_proxy.policy.schema import ReasoningField
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Span, SpanKind
 from guardtrace_proxy.wire.fates import Fate, Kept
+from guardtrace_proxy.wire.reply import Writer
 
 
 class HeldPart(NamedTuple):
@@ -164,14 +164,16 @@ class HoldQueue:
             choice.released = end
             choice.role_sent = choice.role_sent or part.role
             touched = touched or choice.overlay.touches(start, end + part.unsaid)
-        if not (touched or held.trimmed):
-            return held.event.raw
+        writer, event = self._writer, held.event
+        if not (touched or held.trimmed) and writer.passes(event):
+            return event.raw
         fates = self.fates(held)
-        altered = held.trimmed or is_altered(fates)
-        data = self._writer.rewrite(held.event, fates) if altered else held.event.raw
-        for choice, _, end, _ in held.parts:
-            choice.overlay.forget(end)
-        return data
+        if touched:
+            for choice, _, end, _ in held.parts:
+                choice.overlay.forget(end)
+        if touched and not held.trimmed and not is_altered(fates) and writer.passes(event):
+            return event.raw
+        return writer.rewrite(event, fates)
 
     def _kept(self, held: HeldPart) -> Kept:
         overlay = held.choice.overlay

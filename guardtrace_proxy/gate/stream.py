@@ -13,12 +13,12 @@ from typing import Any
 from guardtrace_proxy.gate.choice import Choice
 from guardtrace_proxy.gate.outputs import Decided, Output, Reject, Release
 from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue, is_altered
-from guardtrace_proxy.gate.writer import Writer
 from guardtrace_proxy.policy.decision import Decision
 from guardtrace_proxy.policy.levels import Verdict
 from guardtrace_proxy.policy.schema import Action, CutShape, Policy
 from guardtrace_proxy.wire.events import Event, EventKind, Phase
 from guardtrace_proxy.wire.fates import Cut
+from guardtrace_proxy.wire.reply import Writer
 
 BROKEN_OFF = "The upstream's reply broke off before it was finished."
 MALFORMED = "The upstream sent an event that can't be read."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import anyio
 import structlog
@@ -11,6 +12,7 @@ import structlog
 from guardtrace_proxy.auditor.protocol import Auditor
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.images import ImageFetcher
+from guardtrace_proxy.server.answer import answer
 from guardtrace_proxy.server.asgi_io import (
     JSON,
     ClientGone,
@@ -24,12 +26,12 @@ from guardtrace_proxy.server.asgi_io import (
     respond_error,
     respond_json,
 )
-from guardtrace_proxy.server.chat import chat_completions
 from guardtrace_proxy.server.config import Config
 from guardtrace_proxy.server.errors import ApiError, no_route, unauthorized
 from guardtrace_proxy.server.forwarded import to_upstream
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.tenants import Tenant, Tenants
+from guardtrace_proxy.wire.dialects import BY_ROUTE, Dialect, openai_error
 
 log = structlog.get_logger("guardtrace")
 
@@ -102,8 +104,10 @@ class GuardTraceApp:
         if send.began:
             # The reply is broken off so that it can't be taken for a finished one.
             raise error
+        dialect = BY_ROUTE.get(scope["path"])
+        shape = openai_error if dialect is None else dialect.error
         # Whether a body still comes after `expect: 100-continue` was answered with an error is the client's choice.
-        await respond_error(send, error, [CLOSE] if header(scope, b"expect") is not None else None)
+        await respond_error(send, error, shape, [CLOSE] if header(scope, b"expect") is not None else None)
 
     async def _route(self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]) -> None:
         method, path = scope["method"], scope["path"]
@@ -117,12 +121,14 @@ class GuardTraceApp:
             tenant = self._tenant(scope)
             models, limits = await self.service.upstreams[tenant.upstream].models(forwarded)
             await respond(send, 200, models, [JSON, *limits])
-        elif method == "POST" and path == "/v1/chat/completions":
-            await self._chat(scope, receive, send, forwarded)
+        elif method == "POST" and path in BY_ROUTE:
+            await self._answer(BY_ROUTE[path], scope, receive, send, forwarded)
         else:
             raise no_route(method, path)
 
-    async def _chat(self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]) -> None:
+    async def _answer(
+        self, dialect: Dialect[Any], scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]
+    ) -> None:
         tenant = self._tenant(scope)
         self.service.budget.admit()
         body = await read_body(scope, receive, self.service.config.server.max_body_bytes)
@@ -140,7 +146,7 @@ class GuardTraceApp:
 
             tasks.start_soon(leave_with_client)
             try:
-                await chat_completions(self.service, tenant, body, forwarded, send)
+                await answer(self.service, tenant, dialect, body, forwarded, send)
             except ApiError as error:
                 failure = error
             tasks.cancel_scope.cancel()

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.server.errors import ApiError
+from guardtrace_proxy.wire.dialects import ErrorShape
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -77,6 +78,6 @@ async def respond_json(send: Send, status: int, content: object, headers: Header
     await respond(send, status, msgspec.json.encode(content), [JSON, *(headers or [])])
 
 
-async def respond_error(send: Send, error: ApiError, headers: Headers | None = None) -> None:
-    """Send an error in OpenAI's shape."""
-    await respond(send, error.status, error.body, [JSON, *error.headers, *(headers or [])])
+async def respond_error(send: Send, error: ApiError, shape: ErrorShape, headers: Headers | None = None) -> None:
+    """Send an error in a dialect's shape."""
+    await respond(send, error.status, shape(error.status, error.fields), [JSON, *error.headers, *(headers or [])])

@@ -17,7 +17,7 @@ from guardtrace_proxy.policy.errors import ConfigError, PolicyError, Problem
 from guardtrace_proxy.policy.loading import LoadedPolicy, find_policy, load_policy
 from guardtrace_proxy.policy.schema import Settings
 from guardtrace_proxy.policy.yaml_file import BadYaml, YamlFile, problems_of, read_yaml
-from guardtrace_proxy.wire.chat_fields import KNOWN, UNFOLLOWED
+from guardtrace_proxy.wire.dialects import DIALECTS
 
 KEY_HASH = re.compile(r"sha256:[0-9a-fA-F]{64}", re.ASCII)
 Milliseconds = Annotated[int, Field(ge=1)]
@@ -76,13 +76,14 @@ class ThinkingSettings(Settings):
 
 class UpstreamSettings(Settings):
     """One model server. ``read_timeout_ms`` bounds the silence between two reads: a busy one may queue a request for
-    minutes before its first byte."""
+    minutes before its first byte. ``allow_encrypted_reasoning``: reasoning that nobody can audit passes, each way."""
 
     base_url: str
     api_key_env: str | None = None
     read_timeout_ms: Milliseconds = 600_000
     thinking: ThinkingSettings = ThinkingSettings()
     allow_fields: list[str] = []
+    allow_encrypted_reasoning: bool = False
 
     _url = field_validator("base_url")(_check_url)
 
@@ -90,10 +91,11 @@ class UpstreamSettings(Settings):
     @classmethod
     def _can_be_allowed(cls, value: list[str]) -> list[str]:
         for field in value:
-            if field in UNFOLLOWED:
-                raise ValueError(f"{field} can't be allowed, since {UNFOLLOWED[field]}")
-            if field in KNOWN:
-                raise ValueError(f"{field} is known already: docs/chat-completions.md says what becomes of it")
+            for dialect in DIALECTS:
+                if field in dialect.unfollowed:
+                    raise ValueError(f"{field} can't be allowed, since {dialect.unfollowed[field]}")
+                if field in dialect.known:
+                    raise ValueError(f"{field} is known already: {dialect.page} says what becomes of it")
         return value
 
 

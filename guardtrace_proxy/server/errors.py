@@ -1,15 +1,18 @@
-"""Errors as clients see them: OpenAI's error object, with the field's name where there is one.
+"""Errors as clients see them. The dialect of the route gives them their shape; without one it is OpenAI's.
 
 Shape: https://platform.openai.com/docs/guides/error-codes
 """
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Callable
+from typing import Any
+
+from guardtrace_proxy.wire.dialects import DIALECTS
 
 
 class ApiError(Exception):
-    """An answer in OpenAI's error shape. ``param`` names the request's field, where one is to blame."""
+    """An answer that says what went wrong. ``param`` names the request's field, where one is to blame."""
 
     def __init__(
         self,
@@ -30,17 +33,16 @@ class ApiError(Exception):
         self.headers = headers
 
     @property
-    def body(self) -> bytes:
-        """The JSON body."""
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return msgspec.json.encode({"error": error})
+    def fields(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
-    @property
-    def event(self) -> bytes:
-        """The error as an event of a stream whose status line has left; ``code`` then stands in for the status."""
-        code = self.status if self.code is None else self.code
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": code}
-        return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
+    def event(self, write: Callable[..., bytes]) -> bytes:
+        """The error as an event of a stream whose status line has left; ``code`` then stands in for the status.
+
+        ``write`` is the ``error`` of the dialect's writer.
+        """
+        return write(self.message, self.type, self.status if self.code is None else self.code, self.param)
 
 
 def unauthorized() -> ApiError:
@@ -59,7 +61,7 @@ def no_route(method: str, path: str) -> ApiError:
     return ApiError(
         404,
         f"{method} {shown} is not served here: routes that aren't audited are refused. "
-        "Served: POST /v1/chat/completions, GET /v1/models, /healthz, /readyz.",
+        f"Served: {', '.join(f'POST {dialect.route}' for dialect in DIALECTS)}, GET /v1/models, /healthz, /readyz.",
         code="unknown_url",
     )
 

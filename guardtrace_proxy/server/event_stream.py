@@ -11,6 +11,7 @@ import structlog
 
 from guardtrace_proxy.server.asgi_io import Headers, Send
 from guardtrace_proxy.server.errors import ApiError
+from guardtrace_proxy.wire.reply import Writer
 
 log = structlog.get_logger("guardtrace")
 
@@ -25,10 +26,11 @@ blank lines don't take it for a part of the next event."""
 
 
 class EventStream:
-    """The head leaves with ``begin``, or with the first comment if that is due before."""
+    """The head leaves with ``begin``, or with the first comment if that is due before. ``writer`` shapes errors."""
 
-    def __init__(self, send: Send, headers: Headers, keepalive_ms: int) -> None:
+    def __init__(self, send: Send, writer: Writer, headers: Headers, keepalive_ms: int) -> None:
         self._send = send
+        self._writer = writer
         self._headers = [*SSE_HEADERS, *headers]
         self._keepalive_seconds = keepalive_ms / 1000
         self._sending = anyio.Lock(fast_acquire=True)
@@ -66,7 +68,7 @@ class EventStream:
         if not self._began:
             raise failure
         log.warning("failed after the head had left", status=failure.status, code=failure.code)
-        await self.write(failure.event, more=False)
+        await self.write(failure.event(self._writer.error), more=False)
 
     async def _begin(self, more: Headers) -> None:
         if not self._began:

@@ -39,18 +39,19 @@ class Exchange:
         self,
         gate: StreamGate,
         plan: AuditPlan,
-        first_session: Session,
+        sessions: dict[int, Session],
         *,
-        open_session: Callable[[], Awaitable[Session]],
+        open_session: Callable[[int], Awaitable[Session]],
         close_upstream: Callable[[], None],
         on_decided: Callable[[Decided], None],
     ) -> None:
-        """``open_session`` opens the auditor's session of one more choice; ``on_decided`` is told of every decision."""
+        """``sessions`` are open already, by choice; ``open_session`` opens the auditor's session of one more choice.
+        ``on_decided`` is told of every decision."""
         self.rejected: bytes | None = None
         """The body of the HTTP 400 that a cut asks for, where the reply isn't streamed."""
         self._gate = gate
         self._plan = plan
-        self._sessions = {0: first_session}
+        self._sessions = sessions
         self._open_session = open_session
         self._close_upstream = close_upstream
         self._on_decided = on_decided
@@ -133,7 +134,7 @@ class Exchange:
     async def _session(self, choice: int, sent: float) -> Session:
         if choice not in self._sessions:
             with within(self._plan.timeout_ms, sent):
-                self._sessions[choice] = await self._open_session()
+                self._sessions[choice] = await self._open_session(choice)
         return self._sessions[choice]
 
     async def _keep_time(self) -> None:

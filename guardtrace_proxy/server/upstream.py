@@ -36,9 +36,7 @@ class Upstream:
     ) -> None:
         self.name = name
         self.thinking = thinking
-        base_url = base_url.rstrip("/")
-        self._chat_url = base_url + "/chat/completions"
-        self._models_url = base_url + "/models"
+        self._base_url = base_url.rstrip("/")
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key is not None else {}
         self._read_seconds = read_timeout_ms / 1000
         self._session: aiohttp.ClientSession
@@ -57,15 +55,16 @@ class Upstream:
         await self._session.close()
 
     @asynccontextmanager
-    async def chat(self, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[UpstreamReply]:
-        """POST to ``chat/completions``; the reply's body hasn't been read when the context is entered.
+    async def ask(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[UpstreamReply]:
+        """POST to a path below the base URL; the reply's body hasn't been read when the context is entered.
 
         Leaving the context early closes the connection, which is how a model server learns to stop. Raises ApiError
         where the upstream can't be reached or refuses; of its error only type, code and a bounded message pass.
         """
         headers = {"content-type": "application/json", **headers}
         try:
-            response = await self._session.post(self._chat_url, data=body, headers=headers, allow_redirects=False)
+            url = self._base_url + path
+            response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
         except TROUBLE as error:
             raise _no_reply(error) from error
         with closing(await self._accepted(response)) as reply:
@@ -74,7 +73,7 @@ class Upstream:
     async def models(self, headers: Mapping[str, str]) -> tuple[bytes, Headers]:
         """The upstream's list of models, as it sent it, and the headers that pass with it."""
         try:
-            response = await self._session.get(self._models_url, headers=headers, allow_redirects=False)
+            response = await self._session.get(self._base_url + "/models", headers=headers, allow_redirects=False)
         except TROUBLE as error:
             raise _no_reply(error) from error
         with closing(await self._accepted(response)) as reply:

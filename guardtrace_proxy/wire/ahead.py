@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-
-from guardtrace_proxy.wire.chat_schema import Logprobs
+from collections.abc import Iterable
 
 PARTIAL = re.compile("\ufffd+")
 """Part of a character, which is never ASCII."""
@@ -37,13 +36,12 @@ class TokensAhead:
         """The tokens' text, without markers."""
         return "".join(token for token in self._tokens if not MARKER.fullmatch(token))
 
-    def sample(self, logprobs: Logprobs) -> None:
+    def sample(self, tokens: Iterable[str]) -> None:
         """Tokens came."""
-        for tokens in (logprobs.reasoning_content, logprobs.content, logprobs.refusal):
-            for token in (each.token for each in tokens or ()):
-                self._tokens.append(token)
-                self._chars += len(token)
-                self._last = self._last + len(token) if MARKER.fullmatch(token) else 0
+        for token in tokens:
+            self._tokens.append(token)
+            self._chars += len(token)
+            self._last = self._last + len(token) if MARKER.fullmatch(token) else 0
 
     def say(self, text: str) -> None:
         """Text came: it belongs to the tokens that came first."""

@@ -7,27 +7,14 @@ server.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import msgspec
 
-
-class RequestError(Exception):
-    """A request that is refused with HTTP 400; ``param`` names the field."""
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
-        self.code = code
-
-
-def refuse(param: str, what: str) -> NoReturn:
-    """Refuse the request for one field."""
-    raise RequestError(f"{param}: {what}.", param, "invalid_value")
-
+from guardtrace_proxy.wire.request import check_known, refuse
 
 OTHER_PIXELS = "the model would see other pixels than the auditor"
 OTHER_PROMPT = "the model would read something else than the auditor"
@@ -149,27 +136,33 @@ _WORD = re.compile(r"[A-Za-z0-9_.-]{0,24}")
 
 def check_fields(request: Mapping[str, Any], allowed: Collection[str]) -> None:
     """Refuse fields that the auditor couldn't follow. ``allowed`` are the operator's own, which pass."""
-    for field, why in UNFOLLOWED.items():
-        if request.get(field) is not None and not _is_off(request[field]):
-            refuse(field, f"not supported, since {why}")
-    for field, value in request.items():
-        if field not in KNOWN and field not in allowed and value is not None:
-            refuse(
-                field[:64],
-                "not known here, and it may change what the model reads: leave it out, or have the operator list it "
-                "in the upstream's allow_fields",
-            )
+    check_known(request, KNOWN, UNFOLLOWED, allowed)
     for field in SWITCHES:
-        _check_switch(request.get(field), field)
+        check_switch(request.get(field), field)
     for field, keys in (("thinking", THINKING_KEYS), ("chat_template_kwargs", TEMPLATE_KWARGS)):
-        _check_switches(request, field, keys)
-    _check_switches(request, "reasoning", REASONING_KEYS)
+        check_switches(request, field, keys)
+    check_switches(request, "reasoning", REASONING_KEYS)
     modalities = request.get("modalities")
     if modalities is not None and modalities != ["text"]:
         refuse("modalities", 'only ["text"] is supported: nothing else is audited')
+    check_flags(request)
+
+
+def check_flags(request: Mapping[str, Any]) -> None:
+    """Refuse flags that are neither true nor false: lenient servers would read something into them."""
     for field in FLAGS:
         if field in request and not isinstance(request[field], bool):
             refuse(field, "expected true or false")
+
+
+def texts_beside(request: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Tools, schemas and grammars as turns of their own, before the messages: the first to go where not all fits."""
+    turns = []
+    for key in TEXTS:
+        value = request.get(key)
+        if value and (key in ("tools", "functions") or not is_plain(value)):
+            turns.append((key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return turns
 
 
 def forced_fields(request: Mapping[str, Any]) -> Iterator[str]:
@@ -212,11 +205,8 @@ def is_plain(value: Any) -> bool:
     return True
 
 
-def _is_off(value: Any) -> bool:
-    return value is False or value == "" or value == []
-
-
-def _check_switches(request: Mapping[str, Any], field: str, keys: Collection[str]) -> None:
+def check_switches(request: Mapping[str, Any], field: str, keys: Collection[str]) -> None:
+    """Refuse an object with other keys than these, or other values than switches."""
     value = request.get(field)
     if value is None:
         return
@@ -225,10 +215,11 @@ def _check_switches(request: Mapping[str, Any], field: str, keys: Collection[str
     for key, inner in value.items():
         if key not in keys:
             refuse(f"{field}.{key[:64]}", "not supported, since it may change what the model reads")
-        _check_switch(inner, f"{field}.{key}")
+        check_switch(inner, f"{field}.{key}")
 
 
-def _check_switch(value: Any, path: str) -> None:
+def check_switch(value: Any, path: str) -> None:
+    """Refuse what could be more than a number, a truth value or a short word."""
     if isinstance(value, (list, dict)) or not is_plain(value):
         refuse(path, "expected a number, true, false or a short word")
 

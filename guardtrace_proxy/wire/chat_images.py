@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-_FIELDS = dict[str, msgspec.Raw]
+RawFields = dict[str, msgspec.Raw]
 
 
 def replace_images(body: bytes, urls: Sequence[str]) -> bytes:
@@ -16,34 +16,36 @@ def replace_images(body: bytes, urls: Sequence[str]) -> bytes:
     ``read_request`` has read.
     """
     left = iter(urls)
-    request = msgspec.json.decode(body, type=_FIELDS)
-    messages = msgspec.json.decode(request["messages"], type=list[_FIELDS])
+    request = msgspec.json.decode(body, type=RawFields)
+    messages = msgspec.json.decode(request["messages"], type=list[RawFields])
     for message in messages:
         content = message.get("content")
-        if content is None or not _begins(content, b"["):
+        if content is None or not begins(content, b"["):
             continue
-        parts = msgspec.json.decode(content, type=list[_FIELDS])
+        parts = msgspec.json.decode(content, type=list[RawFields])
         for part in parts:
             if msgspec.json.decode(part["type"]) == "image_url":
                 part["image_url"] = _with_url(part["image_url"], next(left))
-        message["content"] = _raw(parts)
+        message["content"] = as_raw(parts)
     if next(left, None) is not None:
         raise ValueError("more URLs than image parts: one would stay that wasn't audited")
-    request["messages"] = _raw(messages)
+    request["messages"] = as_raw(messages)
     return msgspec.json.encode(request)
 
 
 def _with_url(image: msgspec.Raw, url: str) -> msgspec.Raw:
-    if not _begins(image, b"{"):
-        return _raw(url)
-    fields = msgspec.json.decode(image, type=_FIELDS)
-    fields["url"] = _raw(url)
-    return _raw(fields)
+    if not begins(image, b"{"):
+        return as_raw(url)
+    fields = msgspec.json.decode(image, type=RawFields)
+    fields["url"] = as_raw(url)
+    return as_raw(fields)
 
 
-def _begins(raw: msgspec.Raw, sign: bytes) -> bool:
+def begins(raw: msgspec.Raw, sign: bytes) -> bool:
+    """Whether a value is a list (``[``), an object, …"""
     return memoryview(raw)[:1] == sign
 
 
-def _raw(value: object) -> msgspec.Raw:
+def as_raw(value: object) -> msgspec.Raw:
+    """A value as JSON."""
     return msgspec.Raw(msgspec.json.encode(value))

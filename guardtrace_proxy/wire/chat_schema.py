@@ -1,8 +1,8 @@
 """Chat-completion chunks of a known shape, decoded in one go; anything else takes the slow path.
 
-The sources of the shapes are in ``docs/dialects.md``. A field that isn't listed here, or isn't of the type that stands
-here, makes decoding fail, and that is the point: text where nobody expects any must be found and audited. The slow path
-takes the same types for what is metadata.
+The sources of the shapes are in ``docs/chat-servers.md``. A field that isn't listed here, or isn't of the type that
+stands here, makes decoding fail, and that is the point: text where nobody expects any must be found and audited. The
+slow path takes the same types for what is metadata.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ class Logprobs(Struct, forbid_unknown_fields=True, gc=False):
     content: list[Sampled] | None = None
     reasoning_content: list[Sampled] | None = None
     refusal: list[Sampled] | None = None
+
+    @property
+    def tokens(self) -> list[str]:
+        """What was sampled, in order."""
+        return [each.token for each in (*(self.reasoning_content or ()), *(self.content or ()), *(self.refusal or ()))]
 
 
 class FilterVerdict(Struct, forbid_unknown_fields=True, gc=False):
@@ -181,7 +186,9 @@ class Choice(Struct, forbid_unknown_fields=True, gc=False):
     content_filter_offsets: FilterOffsets | None = None
 
 
-class Chunk(Struct, forbid_unknown_fields=True, gc=False):
+class Head(Struct, forbid_unknown_fields=True, gc=False):
+    """What stands beside the choices."""
+
     id: Name | None = None
     object: Name | None = None
     created: int | None = None
@@ -191,7 +198,6 @@ class Chunk(Struct, forbid_unknown_fields=True, gc=False):
     provider: Name | None = None
     obfuscation: Padding | None = None
     usage: Usage | None = None
-    choices: list[Choice] | None = None
     prompt_token_ids: list[int] | None = None
     prompt_text: str | None = None
     prompt_filter_results: list[PromptVerdicts] | None = None
@@ -200,8 +206,12 @@ class Chunk(Struct, forbid_unknown_fields=True, gc=False):
     stats: Stats | None = None
 
 
+class Chunk(Head, forbid_unknown_fields=True, gc=False):
+    choices: list[Choice] | None = None
+
+
 TOP_METADATA: dict[str, Any] = {
-    **get_type_hints(Chunk, include_extras=True),
+    **get_type_hints(Head, include_extras=True),
     "choices": Any,
     "model_info": ModelInfo | None,
     "runtime": Runtime | None,
@@ -222,15 +232,16 @@ _CHOICE = msgspec.defstruct("ChoiceMetadata", [(name, kind, None) for name, kind
 
 def unknown_beside_choices(event: dict[str, Any]) -> list[str]:
     """The fields of an event that may hold generated text, other than ``choices``."""
-    return _unknown(event, _TOP, TOP_METADATA)
+    return unknown_fields(event, _TOP, TOP_METADATA)
 
 
 def unknown_of_choice(choice: dict[str, Any]) -> list[str]:
     """The fields of a choice that may hold generated text, other than ``delta``."""
-    return _unknown(choice, _CHOICE, CHOICE_METADATA)
+    return unknown_fields(choice, _CHOICE, CHOICE_METADATA)
 
 
-def _unknown(found: dict[str, Any], whole: type[Struct], types: dict[str, Any]) -> list[str]:
+def unknown_fields(found: dict[str, Any], whole: type[Struct], types: dict[str, Any]) -> list[str]:
+    """The fields that aren't of their type, or have none. ``whole`` is a struct of all the types."""
     # All at once, since this is the slow path's main cost; one by one only where something is wrong.
     is_usual = is_of_type(found, whole)
     return [key for key in found if not (key in types and (is_usual or is_of_type(found[key], types[key])))]

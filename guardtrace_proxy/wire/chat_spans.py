@@ -52,7 +52,7 @@ def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
         found = list(_others(body, (body_key,)))
     for key in unknown_of_choice(choice):
         if key != body_key:
-            found += _field(key, choice[key], ())
+            found += field_strings(key, choice[key], ())
     return _without_copies(found)
 
 
@@ -74,7 +74,7 @@ def spans_beside_choices(event: dict[str, Any]) -> list[Found]:
     """Strings at the top of an event in fields that nobody knows."""
     found: list[Found] = []
     for key in unknown_beside_choices(event):
-        found += _field(key, event[key], (TOP,))
+        found += field_strings(key, event[key], (TOP,))
     return found
 
 
@@ -95,7 +95,7 @@ def _body(body: dict[str, Any], path: Path) -> Iterator[Found]:
     yield from _arguments(body.get("tool_calls"), (*path, "tool_calls"))
     for key, value in body.items():
         if key not in known:
-            yield from _field(key, value, path)
+            yield from field_strings(key, value, path)
 
 
 def _text(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
@@ -120,15 +120,15 @@ def _parts(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
             if key in ("text", "summary"):
                 yield from _text(inner, phase, (*here, key))
             elif not (is_label(key, inner) or _is_encrypted(part, key, inner)):
-                yield from _field(key, inner, here)
+                yield from field_strings(key, inner, here)
 
 
 def _arguments(value: Any, path: Path) -> Iterator[Found]:
-    for inner_path, text in _strings(value, path):
+    for inner_path, text in other_strings(value, path):
         yield Phase.ANSWERING, Span(inner_path, text, SpanKind.ARGUMENTS)
 
 
-def _field(key: str, value: Any, path: Path) -> Iterator[Found]:
+def field_strings(key: str, value: Any, path: Path) -> Iterator[Found]:
     """A field that no reader knows, with its name where that is no name."""
     here = (*path, key)
     if not PLAIN_KEY.fullmatch(key):
@@ -137,11 +137,11 @@ def _field(key: str, value: Any, path: Path) -> Iterator[Found]:
 
 
 def _others(value: Any, path: Path) -> Iterator[Found]:
-    for inner_path, text in _strings(value, path):
+    for inner_path, text in other_strings(value, path):
         yield Phase.ANSWERING, Span(inner_path, text, SpanKind.OTHER)
 
 
-def _strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
+def other_strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
     """Every string below a value, and every key that could be text."""
     if len(path) > MAX_DEPTH:
         raise TooDeep
@@ -150,21 +150,26 @@ def _strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
             yield path, value
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _strings(inner, (*path, index))
+            yield from other_strings(inner, (*path, index))
     elif isinstance(value, dict):
         by_model = "arguments" in path
         for key, inner in value.items():
             if key and (by_model or not PLAIN_KEY.fullmatch(key)):
                 yield (*path, key), key
             if by_model or not is_label(key, inner):
-                yield from _strings(inner, (*path, key))
+                yield from other_strings(inner, (*path, key))
 
 
 def _is_encrypted(part: dict[str, Any], key: str, value: Any) -> bool:
-    """Whether this is a provider's encrypted reasoning or its signature (OpenRouter): bytes that are no text."""
+    """Whether this is a provider's encrypted reasoning or its signature (OpenRouter)."""
     if (part.get("type"), key) not in (("reasoning.encrypted", "data"), ("reasoning.text", "signature")):
         return False
-    if not isinstance(value, str) or not ENCRYPTED.fullmatch(value):
+    return isinstance(value, str) and is_encrypted(value)
+
+
+def is_encrypted(value: str) -> bool:
+    """Whether these are bytes in base64 that are no text."""
+    if not ENCRYPTED.fullmatch(value):
         return False
     # Words that were only joined have fewer capitals and digits; of random ones a third and a sixth are.
     if sum(map(str.isupper, value)) * 5 < len(value) or sum(map(str.isdigit, value)) * 25 < len(value):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from guardtrace_proxy.wire.chat_request import Prefill
 from guardtrace_proxy.wire.events import Phase, Segment
+from guardtrace_proxy.wire.request import Prefill
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 
@@ -20,9 +20,7 @@ class Opening:
 
 def opening_of(prefill: Prefill, style: ThinkingStyle) -> Opening:
     """Split a prefill by its tags: what stands in a thinking block belongs to the thinking."""
-    tags = replace(style, style="custom" if style.style == "custom" else "inline", starts_open=False).tag_reader()
-    assert tags is not None
-    segments = [*tags.feed(prefill.content), *tags.end()]
+    segments = _segments(prefill.content, style)
     thinking = "".join(text for phase, text, tag, _ in segments if phase is Phase.THINKING and not tag)
     answer = "".join(text for phase, text, tag, _ in segments if phase is Phase.ANSWERING and not tag)
     starts_open = style.starts_open
@@ -32,6 +30,20 @@ def opening_of(prefill: Prefill, style: ThinkingStyle) -> Opening:
         starts_open = False
     parts = [part for part in (prefill.thinking, thinking) if part]
     return Opening("\n".join(parts), answer, replace(style, starts_open=starts_open))
+
+
+def leaves_open(prompt: str, style: ThinkingStyle) -> bool:
+    """Whether a prompt ends inside a thinking block, as a template's own text may."""
+    if style.style == "field":
+        return False
+    segments = _segments(prompt, style)
+    return bool(segments) and _is_open(segments[-1])
+
+
+def _segments(text: str, style: ThinkingStyle) -> list[Segment]:
+    tags = replace(style, style="custom" if style.style == "custom" else "inline", starts_open=False).tag_reader()
+    assert tags is not None
+    return [*tags.feed(text), *tags.end()]
 
 
 def _is_open(last: Segment) -> bool:

@@ -15,11 +15,13 @@ LINE_END = re.compile(rb"\r\n|\n|\r")
 class SSEEvent(NamedTuple):
     """``raw`` is the event with its blank line, as it came; ``data`` its data lines joined by line feeds.
 
-    An event with comments or fields other than data is rebuilt from its data alone: nobody audits those.
+    An event with comments or fields other than data is rebuilt from its data alone: nobody audits those. ``name`` is
+    what its one ``event`` line says, in dialects that have names.
     """
 
     raw: bytes
     data: bytes
+    name: bytes = b""
 
 
 class EventTooLarge(Exception):
@@ -33,11 +35,14 @@ class EventTooLarge(Exception):
 class SSEDecoder:
     """Feed it bytes cut anywhere. Comments, and events without data, are dropped.
 
+    ``named``: events may have names, which the reader checks. Else an ``event`` line is dropped like a comment.
+
     Each byte is looked at a fixed number of times, however small the pieces and however many the lines of an event.
     """
 
-    def __init__(self, max_event_bytes: int) -> None:
+    def __init__(self, max_event_bytes: int, *, named: bool = False) -> None:
         self._max = max_event_bytes
+        self._named = named
         self._at_start = True
         self._pieces: list[bytes] = []
         """Of a line whose end hasn't come."""
@@ -45,8 +50,9 @@ class SSEDecoder:
         """The whole lines of an event whose blank line hasn't come."""
         self._data: bytearray | None = None
         """Its data lines, joined; None where it has none."""
+        self._name = b""
         self._plain = True
-        """Whether it has nothing but data lines."""
+        """Whether it has nothing but data lines, and its name before them."""
         self._size = 0
         """Bytes of both."""
 
@@ -107,7 +113,9 @@ class SSEDecoder:
 
     def _take_line(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
-        if name != b"data":
+        if name == b"event" and self._named and not self._name and self._data is None:
+            self._name = value.removeprefix(b" ")
+        elif name != b"data":
             self._plain = False
         elif self._data is None:
             self._data = bytearray(value.removeprefix(b" "))
@@ -116,14 +124,15 @@ class SSEDecoder:
 
     def _close(self) -> SSEEvent | None:
         """The event whose blank line has come; None where it has no data."""
-        raw, data, plain = bytes(self._raw), self._data, self._plain
-        self._raw, self._data, self._plain = bytearray(), None, True
+        raw, data, name, plain = bytes(self._raw), self._data, self._name, self._plain
+        self._raw, self._data, self._name, self._plain = bytearray(), None, b"", True
         if data is None:
             return None
         joined = bytes(data)
         if plain:
-            return SSEEvent(raw, joined)
-        return SSEEvent(b"data: " + joined.replace(b"\n", b"\ndata: ") + b"\n\n", joined)
+            return SSEEvent(raw, joined, name)
+        named = b"event: " + name + b"\n" if name else b""
+        return SSEEvent(named + b"data: " + joined.replace(b"\n", b"\ndata: ") + b"\n\n", joined, name)
 
     def _add(self, event: SSEEvent | None, size: int, events: list[SSEEvent], final: bool) -> None:
         if not final:

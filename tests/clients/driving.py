@@ -25,7 +25,7 @@ class Client:
     """A row of docs/clients.md.
 
     ``package`` is the module or npm package that must be there, ``own`` the packages whose exceptions the client raises,
-    ``on_filter`` what it raises at a content filter, if it does.
+    ``on_filter`` what it raises at a content filter, if it does; ``dialect`` is the API that it speaks.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Client:
     own: tuple[str, ...]
     on_filter: str | None = None
     reads_reasoning: bool = True
+    dialect: str = "chat"
 
 
 CREATE, HELPER = ("openai_chat.py sync", "openai_chat.py helper")
@@ -64,6 +65,38 @@ CLIENTS = [
     Client("LiteLLM SDK {version}, `acompletion`", "litellm", "litellm", "litellm_chat.py async", ("litellm",)),
     Client("Pydantic AI {version}", "clients", "pydantic_ai", "pydantic_agent.py", ("pydantic_ai",)),
     Client("openai-node {version}", "node", "openai", "openai_chat.mjs", ("openai",)),
+    Client(
+        "openai-python {version}, `responses.create`",
+        "clients",
+        "openai",
+        "openai_responses.py sync",
+        ("openai",),
+        dialect="responses",
+    ),
+    Client(
+        "openai-python {version}, `responses.stream` and `.parse`",
+        "clients",
+        "openai",
+        "openai_responses.py helper",
+        ("openai",),
+        dialect="responses",
+    ),
+    Client(
+        "openai-node {version}, `responses.create`",
+        "node",
+        "openai",
+        "openai_responses.mjs",
+        ("openai",),
+        dialect="responses",
+    ),
+    Client(
+        "openai-python {version}, `completions.create`",
+        "clients",
+        "openai",
+        "openai_completions.py",
+        ("openai",),
+        dialect="completions",
+    ),
     Client("Vercel AI SDK {version}", "node", "ai", "ai_sdk.mjs", ("ai",)),
     Client("`curl -N`", "system", "curl", "curl_chat.py", ("error",)),
 ]

@@ -11,8 +11,9 @@ import pytest
 
 from tests.clients.driving import CLIENTS, SCRIPTS, Started
 from tests.clients.page import ANSWER, MESSAGE, PAGE, THINKING, cell, tables
+from tests.clients.upstreams import UPSTREAMS
 from tests.server.running import proxy
-from tests.server.scripted import SSE_HEAD, Script, chunk, completion, stream
+from tests.server.scripted import SSE_HEAD, Script
 
 LEAK = f"{THINKING} Now the HARM is spelt out here."
 REFUSAL = "I can't help with that."
@@ -27,17 +28,30 @@ def replay(*parts: bytes) -> Script:
     return lambda request: parts
 
 
-def streaming(thinking: str, answer: str) -> Script:
-    return replay(SSE_HEAD, *stream(thinking, answer))
+def streaming(client: Started, thinking: str, answer: str) -> Script:
+    return replay(SSE_HEAD, *UPSTREAMS[client.row.dialect].frames(thinking, answer))
 
 
-def endless(request: dict[str, Any]) -> Iterable[bytes]:
+def whole(client: Started, thinking: str, answer: str) -> Script:
+    return replay(UPSTREAMS[client.row.dialect].whole(thinking, answer))
+
+
+def breaking_off(client: Started) -> Script:
+    frames = UPSTREAMS[client.row.dialect].frames(THINKING, ANSWER)
+    last = next(number for number, frame in enumerate(frames) if b'"what "' in frame)
+    return replay(SSE_HEAD, *frames[: last + 1])
+
+
+def endless(client: Started) -> Script:
     """Ten seconds of a benign reply, a word at a time, unless the reader leaves."""
-    yield SSE_HEAD
-    yield chunk({"role": "assistant", "content": ""})
-    for number in range(2000):
-        yield chunk({"reasoning" if number < 40 else "content": "word "})
-        time.sleep(0.005)
+
+    def script(_: dict[str, Any]) -> Iterable[bytes]:
+        yield SSE_HEAD
+        for frame in UPSTREAMS[client.row.dialect].frames("word " * 40, "word " * 1960):
+            yield frame
+            time.sleep(0.005)
+
+    return script
 
 
 @pytest.fixture(scope="module", params=CLIENTS, ids=[f"{client.home} {client.script}" for client in CLIENTS])
@@ -72,17 +86,17 @@ def is_filtered(client: Started, seen: dict[str, Any]) -> bool:
 
 
 def test_a_benign_stream_arrives_intact(client: Started) -> None:
-    with proxy(streaming(THINKING, ANSWER)) as running:
+    with proxy(streaming(client, THINKING, ANSWER)) as running:
         seen = client.ask("stream", running.url + "/v1")
         direct = client.ask("stream", running.upstream.url)
     assert {**seen, "everything": None} == {**direct, "everything": None}
-    assert (seen["text"], seen["finish"], seen["error"]) == (ANSWER + " ", "stop", None)
+    assert (seen["text"], seen["finish"], seen["error"]) == (ANSWER + " ", UPSTREAMS[client.row.dialect].finish, None)
     assert seen["thinking"] == (THINKING + " " if client.row.reads_reasoning else "")
     check_page(client, "streams", "benign", cell(seen))
 
 
 def test_a_cut_ends_with_the_policys_message(client: Started) -> None:
-    seen = take(client, "stream", streaming(LEAK, REFUSAL))
+    seen = take(client, "stream", streaming(client, LEAK, REFUSAL))
     assert seen["text"] == MESSAGE
     assert "HARM" not in seen["thinking"]
     assert is_filtered(client, seen)
@@ -90,27 +104,27 @@ def test_a_cut_ends_with_the_policys_message(client: Started) -> None:
 
 
 def test_a_cut_in_the_answer_looks_the_same(client: Started) -> None:
-    seen = take(client, "stream", streaming(THINKING, "HARM comes at once."))
+    seen = take(client, "stream", streaming(client, THINKING, "HARM comes at once."))
     assert seen["text"] == MESSAGE
     assert is_filtered(client, seen)
 
 
 def test_an_error_frame_is_the_clients_own_exception(client: Started) -> None:
-    seen = take(client, "stream", streaming(LEAK, REFUSAL), ERROR_SHAPE)
+    seen = take(client, "stream", streaming(client, LEAK, REFUSAL), ERROR_SHAPE)
     assert raises_its_own(client, seen)
     assert (seen["text"], seen["finish"]) == ("", None)
     check_page(client, "streams", "`cut_shape: error`", cell(seen, LEAK))
 
 
 def test_an_upstream_that_breaks_off_is_the_clients_own_exception(client: Started) -> None:
-    seen = take(client, "stream", replay(SSE_HEAD, *stream(THINKING, ANSWER)[:-4]))
+    seen = take(client, "stream", breaking_off(client))
     assert raises_its_own(client, seen)
     assert (seen["text"], seen["finish"]) == ("Four is what ", None)
     check_page(client, "streams", "upstream breaks off", cell(seen))
 
 
 def test_leaving_reaches_the_upstream(client: Started) -> None:
-    with proxy(endless) as running:
+    with proxy(endless(client)) as running:
         seen = client.ask("leave", running.url + "/v1")
         assert seen["thinking"] + seen["text"]
         assert running.upstream.left.wait(10)
@@ -118,14 +132,14 @@ def test_leaving_reaches_the_upstream(client: Started) -> None:
 
 
 def test_a_whole_reply_arrives_intact(client: Started) -> None:
-    seen = take(client, "whole", replay(completion(THINKING, ANSWER)))
-    assert (seen["text"], seen["finish"], seen["error"]) == (ANSWER, "stop", None)
+    seen = take(client, "whole", whole(client, THINKING, ANSWER))
+    assert (seen["text"], seen["finish"], seen["error"]) == (ANSWER, UPSTREAMS[client.row.dialect].finish, None)
     assert seen["thinking"] == (THINKING if client.row.reads_reasoning else "")
     check_page(client, "whole", "benign", cell(seen))
 
 
 def test_a_whole_reply_is_cut(client: Started) -> None:
-    seen = take(client, "whole", replay(completion(LEAK, REFUSAL)))
+    seen = take(client, "whole", whole(client, LEAK, REFUSAL))
     assert is_filtered(client, seen)
     assert seen["text"] == ("" if client.row.on_filter else MESSAGE)
     assert seen["thinking"] == ""
@@ -133,7 +147,7 @@ def test_a_whole_reply_is_cut(client: Started) -> None:
 
 
 def test_a_whole_reply_cut_with_an_error_is_the_clients_own_exception(client: Started) -> None:
-    seen = take(client, "whole", replay(completion(LEAK, REFUSAL)), ERROR_SHAPE)
+    seen = take(client, "whole", whole(client, LEAK, REFUSAL), ERROR_SHAPE)
     assert raises_its_own(client, seen)
     assert seen["text"] + seen["thinking"] == ""
     check_page(client, "whole", "`cut_shape: error`", cell(seen))

@@ -16,12 +16,13 @@ from pydantic import BaseModel
 from guardtrace_proxy.wire.chat_fields import FORCED, KNOWN, PASSED, UNFOLLOWED
 from guardtrace_proxy.wire.chat_request import MEDIA, ROLES
 
-TEXT = (Path(__file__).parents[2] / "docs" / "chat-completions.md").read_text("utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = (DOCS / "chat-completions.md").read_text("utf-8")
 
 
-def rows(heading: str) -> dict[str, str]:
+def rows(heading: str, text: str = TEXT) -> dict[str, str]:
     """The fields of a section's table with their fates; a field that stands twice fails."""
-    section = TEXT.partition(f"\n{heading}\n")[2].partition("\n#")[0]
+    section = text.partition(f"\n{heading}\n")[2].partition("\n#")[0]
     found: dict[str, str] = {}
     for line in section.splitlines():
         if line.startswith("| `"):

@@ -31,7 +31,7 @@ def test_they_hold_for_mutated_recordings(data: bytes) -> None:
 def test_a_string_that_is_missed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     data = HEADER + b'data: {"choices": [{"delta": {"vendor": "x"}}]}\n\n'
     check(data)
-    monkeypatch.setattr(chat_spans, "_field", lambda key, value, path: iter(()))
+    monkeypatch.setattr(chat_spans, "field_strings", lambda key, value, path: iter(()))
     with pytest.raises(AssertionError, match="'x' is in no span"):
         check(data)
 

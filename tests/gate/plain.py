@@ -47,7 +47,15 @@ def inline(content: str, segments: list[Segment], *, finish: str | None = None) 
 
 
 class PlainWriter:
-    """Implements ``gate.Writer``."""
+    """Implements ``wire.reply.Writer``. ``repeats`` are the events that mustn't leave as they came."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self.repeats: list[bytes] = []
+
+    def passes(self, event: Event) -> bool:
+        self.asked.append(event.raw)
+        return event.raw not in self.repeats
 
     def rewrite(self, event: Event, fates: Mapping[int, Fate]) -> bytes:
         lines = []
@@ -73,7 +81,7 @@ class PlainWriter:
     def usage(self, usage: Mapping[str, Any] | None, tokens_read: int, *, expose: bool) -> bytes:
         return f"usage:{tokens_read if usage is None else usage['completion_tokens']}\n".encode()
 
-    def error(self, message: str, type: str, code: str) -> bytes:
+    def error(self, message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
         return f"error:{code}\n".encode()
 
     def done(self) -> bytes:
@@ -84,8 +92,9 @@ class Driver:
     """Drives a gate by hand: ``now`` is its clock, ``audits`` are those in flight, ``sent`` what left."""
 
     def __init__(self, rules: Policy | None = None, *, capacity: int = 4096, choices: int = 1, limit: int = 1 << 20):
+        self.writer = PlainWriter()
         self.gate = StreamGate(
-            rules or policy(), PlainWriter(), capacity=capacity, max_stream_bytes=limit, choices=choices
+            rules or policy(), self.writer, capacity=capacity, max_stream_bytes=limit, choices=choices
         )
         self.now = 0.0
         self.sent = b""

@@ -153,6 +153,18 @@ def test_redaction_leaves_one_placeholder_a_run_and_goes_on() -> None:
     assert lines == ["0:thinking:[withheld by policy]:", f"0:thinking:{'good ' * 16}:", "0:thinking::stop", "DONE"]
 
 
+def test_an_event_that_the_dialect_keeps_from_passing_is_written_anew_in_its_place() -> None:
+    driver = Driver()
+    copy, finish = text("", Phase.ANSWERING), text("", finish="stop")
+    driver.writer.repeats.append(copy.raw)
+    driver.receive(text("bad " * 16), copy, text("good " * 16), finish, DONE)
+    driver.answer(MAYBE)
+    driver.answer(SAFE)
+    lines = driver.sent.decode().splitlines()
+    assert lines == ["0:thinking:[withheld by policy]:", f"0:thinking:{'good ' * 16}:", "0:thinking::stop", "DONE"]
+    assert driver.writer.asked == [copy.raw, text("good " * 16).raw, finish.raw]
+
+
 def test_the_auditor_judges_the_transcript_with_its_redactions() -> None:
     driver = Driver()
     driver.receive(text("bad " * 16))

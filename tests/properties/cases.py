@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from guardtrace_proxy.policy.schema import Policy
+from guardtrace_proxy.wire.completion import CompletionStream
+from guardtrace_proxy.wire.reply import Reply
 from tests.properties.alphabet import Alphabet
 from tests.properties.dialects import DIALECTS, Writing, beats_of_choice
 from tests.properties.draws import Draw, Source
@@ -29,6 +32,16 @@ def draw_case(source: Source) -> Case:
         for index in range(choices)
     }
     manner = draw_manner(draw.section("manner"))
+    texts = [text for parts in beats.values() for part in parts for text in part.texts]
+    reply: Callable[[], Reply] | None = None
+    include_usage, limit = draw.chance(50), draw.pick(1 << 20, 1 << 20, 1 << 20, 8000)
+    if all(text.path == ("content",) for text in texts) and draw.section("dialect").chance(30):
+        manner = replace(manner, text_only=True, role="none")
+        policy = of_completions(policy)
+        style = dialect.style()
+        reply = lambda: CompletionStream(  # noqa: E731
+            [style], choices, include_usage=include_usage, max_event_bytes=limit, model="asked-for"
+        )
     whole = draw.chance(10)
     time = draw.section("time")
     if whole:
@@ -45,9 +58,9 @@ def draw_case(source: Source) -> Case:
         tags=dialect.tags,
         starts_open=dialect.starts_open,
         choices=choices,
-        include_usage=draw.chance(50),
+        include_usage=include_usage,
         capacity=draw.pick(4096, 200, 64),
-        limit=draw.pick(1 << 20, 1 << 20, 1 << 20, 8000),
+        limit=limit,
         certain=draw.chance(20),
         events=events,
         ending=ending,
@@ -58,7 +71,18 @@ def draw_case(source: Source) -> Case:
             for _ in range(time.number(1, 6))
         ],
         late=time.pick(0.0, 0.0, 0.03),
+        reply=reply,
     )
+
+
+def of_completions(policy: Policy) -> Policy:
+    """What a policy means there: no text has another field, and none says that it refuses."""
+    settings = policy.model_dump(mode="json", exclude_none=True, exclude={"extends"})
+    if settings["reasoning_field"] != "strip":
+        settings["reasoning_field"] = "as_is"
+    if settings["cut_shape"] == "refusal":
+        settings["cut_shape"] = "content_filter"
+    return Policy.model_validate(settings)
 
 
 def draw_policy(draw: Draw) -> Policy:

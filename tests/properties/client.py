@@ -39,19 +39,19 @@ class Unreadable(Exception):
     """No client could read this."""
 
 
-def frames_of(data: bytes, at: int) -> list[Frame]:
+def frames_of(data: bytes, at: int, body_key: str = "delta") -> list[Frame]:
     """The events of one write, which must be whole ones."""
     found: list[Frame] = []
     start = 0
     for match in BLANK.finditer(data):
-        found.append(_frame(data[start : match.end()], at))
+        found.append(_frame(data[start : match.end()], at, body_key))
         start = match.end()
     if data[start:]:
         raise Unreadable(f"half an event was sent: {data[start:]!r}")
     return found
 
 
-def _frame(raw: bytes, at: int) -> Frame:
+def _frame(raw: bytes, at: int, body_key: str) -> Frame:
     lines = raw.decode().splitlines()
     data = "\n".join(line[5:].removeprefix(" ") for line in lines if line.startswith("data:"))
     if data == "[DONE]":
@@ -62,7 +62,27 @@ def _frame(raw: bytes, at: int) -> Frame:
         raise Unreadable(f"neither JSON nor [DONE]: {raw!r}") from None
     if not isinstance(content, dict) or not (isinstance(content.get("choices"), list) or content.get("error")):
         raise Unreadable(f"neither choices nor an error: {raw!r}")
-    return Frame(raw, at, data, content, frozenset(betrayed(content)))
+    betrays = frozenset(betrayed(content))
+    if content.get("object") == "text_completion":
+        content = _as_chat(content, body_key)
+    return Frame(raw, at, data, content, betrays)
+
+
+def _as_chat(content: dict[str, Any], body_key: str) -> dict[str, Any]:
+    """A completion in the shape of a chat completion, so that both are held against the same promises. Who speaks is
+    understood there."""
+    choices = []
+    for choice in content["choices"]:
+        text = choice["text"]
+        said = {"role": "assistant", "content": text} if text else {}
+        finished = choice["finish_reason"]
+        rest = {key: value for key, value in choice.items() if key not in ("text", "logprobs")}
+        tokens = choice.get("logprobs")
+        logprobs = tokens and {
+            "content": [{"token": token, "logprob": -0.1, "top_logprobs": []} for token in tokens["tokens"]]
+        }
+        choices.append({**rest, body_key: said, "logprobs": logprobs, "finish_reason": finished})
+    return {**content, "object": "chat.completion.chunk", "choices": choices}
 
 
 def texts(delta: dict[str, Any]) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from tests.properties.alphabet import OCCURS_ONCE
 from tests.properties.sent import Part, Path, Sent, Text
 
 HEAD = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "thinker"}
+TEXT_HEAD = {**HEAD, "object": "text_completion"}
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Manner:
     comments: bool
     nameless: bool
     """Azure begins with a chunk that names nothing."""
+    text_only: bool = False
+    """Whether it is a completion: what would be content is ``text``, right in its choice."""
 
     def write(self, content: Any) -> bytes:
         data = json.dumps(content, ensure_ascii=self.ascii, separators=(",", ":") if self.compact else None).encode()
@@ -74,7 +77,7 @@ def chunk_events(manner: Manner, order: list[list[Part]]) -> list[Sent]:
             events.append(Sent("comment", b": ping" + manner.blank))
     if manner.usage == "end":
         usage = usage_of(produced)
-        events.append(Sent("chunk", manner.write({**HEAD, "choices": [], "usage": usage}), [], usage))
+        events.append(Sent("chunk", manner.write({**_head(manner), "choices": [], "usage": usage}), [], usage))
     if manner.done:
         events.append(manner.end())
     return events
@@ -101,10 +104,11 @@ def completion(manner: Manner, beats: dict[int, list[Part]]) -> Sent:
                     _put(body, path, text.text)
         if calls:
             body["tool_calls"] = calls
-        choices.append({"index": index, "message": body, **_beside(whole), "finish_reason": "stop"})
+        said = {"text": body["content"] or ""} if manner.text_only else {"message": body}
+        choices.append({"index": index, **said, **_beside(whole), "finish_reason": "stop"})
         parts.append(whole)
     usage = usage_of(9)
-    head = {**HEAD, "object": "chat.completion"}
+    head = TEXT_HEAD if manner.text_only else {**HEAD, "object": "chat.completion"}
     raw = manner.write({**head, "choices": choices, "usage": usage})
     return Sent("whole", raw[len(b"data: ") : -len(manner.blank)], parts, usage)
 
@@ -140,7 +144,8 @@ def _mark(manner: Manner, part: Part) -> None:
     if manner.token_ids and text:
         part.token_ids = [ord(char) if ord(char) in OCCURS_ONCE else ord(char) % 100 for char in text]
     if manner.logprobs and text:
-        part.logprobs = {"content": [_sampled(text[at : at + 100]) for at in range(0, len(text), 100)]}
+        tokens = [text[at : at + 100] for at in range(0, len(text), 100)]
+        part.logprobs = _side_by_side(tokens) if manner.text_only else {"content": [_sampled(each) for each in tokens]}
 
 
 def _early(parts: list[Part]) -> list[Part]:
@@ -155,7 +160,8 @@ def _early(parts: list[Part]) -> list[Part]:
 
 def _chunk(manner: Manner, parts: list[Part], usage: dict[str, Any] | None, number: int) -> Sent:
     """``obfuscation``, which OpenAI sends, makes each event's bytes its own."""
-    content: dict[str, Any] = {**HEAD, "choices": [_choice(part) for part in parts], "obfuscation": f"{number:x}"}
+    choices = [_text_choice(part) if manner.text_only else _choice(part) for part in parts]
+    content: dict[str, Any] = {**_head(manner), "choices": choices, "obfuscation": f"{number:x}"}
     if usage is not None or manner.usage == "running":
         content["usage"] = usage
     return Sent("chunk", manner.write(content), parts, usage)
@@ -168,6 +174,24 @@ def _choice(part: Part) -> dict[str, Any]:
         for path in (text.path, *text.copies):
             _put(delta, path, text.text, part.labels)
     return {"index": part.index, "delta": delta, **_beside(part), "finish_reason": part.finish}
+
+
+def _text_choice(part: Part) -> dict[str, Any]:
+    text = "".join(each.text for each in part.texts)
+    return {"index": part.index, "text": text, **_beside(part), "finish_reason": part.finish}
+
+
+def _head(manner: Manner) -> dict[str, Any]:
+    return TEXT_HEAD if manner.text_only else HEAD
+
+
+def _side_by_side(tokens: list[str]) -> dict[str, Any]:
+    return {
+        "text_offset": [0 for _ in tokens],
+        "token_logprobs": [-0.1 for _ in tokens],
+        "tokens": tokens,
+        "top_logprobs": [{token: -0.1} for token in tokens],
+    }
 
 
 def _beside(part: Part) -> dict[str, Any]:

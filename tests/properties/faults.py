@@ -17,7 +17,6 @@ from guardtrace_proxy.gate.tape import Tape
 from guardtrace_proxy.policy.decision import Decision
 from guardtrace_proxy.policy.levels import Level
 from guardtrace_proxy.policy.schema import Action, Policy
-from guardtrace_proxy.wire import chat_writer
 from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.fates import Cut
 from tests.properties.alphabet import ANALYSIS
@@ -63,8 +62,8 @@ def leaks_one_character(original: Any) -> Any:
 
 
 def keeps_logprobs(original: Any) -> Any:
-    def rebuild(sent: dict[str, Any], *rest: Any) -> Any:
-        rebuilt = original(sent, *rest)
+    def rebuild(self: ChatStream, sent: dict[str, Any], *rest: Any) -> Any:
+        rebuilt = original(self, sent, *rest)
         return rebuilt and {**rebuilt, "logprobs": sent.get("logprobs")}
 
     return rebuild
@@ -130,7 +129,7 @@ FAULTS = [
     Fault(
         "a rewritten event keeps its logprobs",
         "nothing_leaves_without_its_verdict",
-        chat_writer,
+        ChatStream,
         "_rebuild",
         keeps_logprobs,
     ),

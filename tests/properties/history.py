@@ -211,7 +211,7 @@ class History:
             elif entry.what == "sent" and self.case.whole is None:
                 self.frames += frames_of(entry.value, at)
             elif entry.what in ("sent", "rejected"):
-                self.frames += frames_of(b"data: " + entry.value + b"\n\n", at)
+                self.frames += frames_of(b"data: " + entry.value + b"\n\n", at, "message")
             elif entry.what == "asked":
                 hearing = Hearing(entry.value, at, new_text(entry.value))
                 by_id[entry.value.id] = hearing

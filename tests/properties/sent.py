@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from guardtrace_proxy.policy.schema import Policy
+from guardtrace_proxy.wire.reply import Reply
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 Path = tuple[str | int, ...]
@@ -106,6 +107,8 @@ class Case:
     """How long audits take and what becomes of them, over and over: "judge", "fail", or a mark's name."""
     late: float
     """How late timers are."""
+    reply: Callable[[], Reply] | None = None
+    """A reader and writer of another dialect than chat completions."""
 
     @property
     def stream(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Runs a case through the objects that ``server/chat.py`` wires together, as ``server/exchange.py`` drives them, with a
+"""Runs a case through the objects that ``server/answer.py`` wires together, as ``server/exchange.py`` drives them, with a
 clock of its own. What it writes down is what a network sees, and what the auditor was asked and said."""
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from guardtrace_proxy.gate import Reject, Release, StartAudit, StreamGate
 from guardtrace_proxy.server.exchange import BROKE_OFF
 from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import EventKind
+from guardtrace_proxy.wire.reply import Reply
 from tests.properties.alphabet import Mark, judge, verdict
 from tests.properties.sent import Case
 
@@ -57,8 +58,10 @@ class World:
         self.case = case
         self.log = Log()
         self.now = 100.0
-        self.dialect = ChatStream(
-            case.style, include_usage=case.include_usage, max_event_bytes=case.limit, model="asked-for"
+        self.dialect: Reply = (
+            case.reply()
+            if case.reply is not None
+            else ChatStream(case.style, include_usage=case.include_usage, max_event_bytes=case.limit, model="asked-for")
         )
         self.gate = StreamGate(
             case.policy,

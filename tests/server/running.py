@@ -37,11 +37,11 @@ class Running:
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.url + "/v1", api_key="EMPTY", max_retries=0, timeout=30)
 
-    def raw(self, body: Any, **options: Any) -> httpx.Response:
-        """POST to chat completions; a dict goes as JSON, bytes as they are."""
+    def raw(self, body: Any, path: str = "/chat/completions", **options: Any) -> httpx.Response:
+        """POST; a dict goes as JSON, bytes as they are."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         with httpx.Client(timeout=30, trust_env=False) as client:
-            return client.post(self.url + "/v1/chat/completions", content=content, **options)
+            return client.post(self.url + "/v1" + path, content=content, **options)
 
 
 class Connection(HTTPConnection):

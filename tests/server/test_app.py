@@ -27,8 +27,9 @@ def digest(key: str) -> str:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("POST", "/v1/completions"),
-        ("POST", "/v1/responses"),
+        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/chat/completions/"),
+        ("GET", "/v1/completions"),
         ("GET", "/v1/chat/completions"),
         ("GET", "/"),
         ("GET", "/v1/x/.."),

@@ -30,6 +30,7 @@ from tests.effects import Effect, check, missing
 from tests.server.running import ask
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, completion, http, judging
 from tests.server.sites import FINE, PICTURE, Commands, Site, Stage, answers, stage
+from tests.wire.response_events import reply
 
 Scenario = Callable[[Site], object]
 SLOW_SECONDS = 0.25
@@ -59,6 +60,15 @@ def status(site: Site, **more: Any) -> int:
 
 def status_of(**more: Any) -> Scenario:
     return lambda site: status(site, **more)
+
+
+def sends_secrets_back(site: Site) -> int:
+    """Whether a client's request with encrypted reasoning reaches the upstream."""
+    site.stage.upstream = lambda _: [http(200, json.dumps(reply("", "fine").whole()))]
+    item = {"type": "reasoning", "summary": [], "encrypted_content": "gAAAAABo" + "Zx9Kq3VbT7mLw2Rc" * 8}
+    with site.serve() as running:
+        body = {"model": "thinker", "input": [item, {"role": "user", "content": "Please help."}]}
+        return running.raw(body, "/responses").status_code
 
 
 def status_by_key(site: Site) -> int:
@@ -291,6 +301,7 @@ EFFECTS = {
     "upstreams.NAME.thinking.close": Effect(
         ("</a>", "</b>"), own_tags, beside={**CUSTOM, "upstreams.NAME.thinking.open": "<a>"}, refused=(None,)
     ),
+    "upstreams.NAME.allow_encrypted_reasoning": Effect((False, True), sends_secrets_back),
     "upstreams.NAME.allow_fields": Effect(([], ["x_mine"]), status_of(x_mine=1)),
     "auditor.backend": Effect(
         ("openai", "transformers", "vllm"),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from guardtrace_proxy.server import chat, exchange, record
+from guardtrace_proxy.server import answer, exchange, record
 from guardtrace_proxy.server.forwarded import MAX_PASSED, MAX_VALUE_CHARS, to_client, to_upstream
 from tests.server.running import ask, proxy
 from tests.server.scripted import HEAD, completion, http, stream
@@ -163,7 +163,7 @@ def test_the_same_id_at_the_same_time_disturbs_nobody():
 
 
 def test_every_line_of_the_log_has_the_request_id(monkeypatch):
-    for module in (chat, exchange, record):
+    for module in (answer, exchange, record):
         monkeypatch.setattr(
             module, "log", structlog.get_logger("guardtrace")
         )  # none that was set up by an earlier test

@@ -54,7 +54,7 @@ def test_a_reply_read_to_its_end_gives_its_connection_back(path):
     async def run() -> None:
         async with asked(handler, path) as upstream:
             for _ in range(3):
-                async with upstream.chat(b"{}", ID) as reply:
+                async with upstream.ask("/chat/completions", b"{}", ID) as reply:
                     assert await read_bounded(reply, 100) == b'{"data": []}'
             await upstream.models(ID)
 
@@ -82,7 +82,7 @@ def test_leaving_early_closes_the_connection_at_once():
 
         async with asked(endless) as upstream:
             for _ in range(2):
-                async with upstream.chat(b"{}", ID) as reply:
+                async with upstream.ask("/chat/completions", b"{}", ID) as reply:
                     assert await reply.read()
                 with anyio.fail_after(2):
                     await gone.wait()
@@ -115,7 +115,7 @@ def test_a_refusal_is_read_only_so_far():
     async def run() -> None:
         async with asked(handler) as upstream:
             with pytest.raises(ApiError, match="without an error object") as caught:
-                async with upstream.chat(b"{}", ID):
+                async with upstream.ask("/chat/completions", b"{}", ID):
                     pass
             assert caught.value.status == 429
             assert caught.value.headers == ((b"retry-after", b"7"),)
@@ -135,7 +135,7 @@ def test_a_reply_that_is_not_http_is_unreachable():
             upstream = Upstream("default", url, None, ThinkingStyle("field"))
             await upstream.start()
             with pytest.raises(ApiError) as caught:
-                async with upstream.chat(b"{}", ID):
+                async with upstream.ask("/chat/completions", b"{}", ID):
                     pass
             assert (caught.value.status, caught.value.code) == (502, "upstream_unreachable")
             assert "HARM" not in caught.value.message

@@ -27,17 +27,17 @@ MARKERS = (QUESTION, THINKING, ANSWER, KEY, PICTURE, ANALYSIS, ERROR)
 
 RAISING = f"""
 import guardtrace_proxy.server.record as record
-import guardtrace_proxy.server.chat as chat
-add, read = record.ReplyRecord.add, chat.read_request
+import guardtrace_proxy.server.answer as answer
+add, read = record.ReplyRecord.add, answer._read
 def failing_add(self, decided):
     add(self, decided)
     if "boom-in-stream" in self._log._context["request_id"]:
         raise ValueError("{THINKING}")
-def failing_read(body, allowed):
+def failing_read(dialect, body, settings):
     if b"boom-before" in body:
         raise ValueError(body.decode())
-    return read(body, allowed)
-record.ReplyRecord.add, chat.read_request = failing_add, failing_read
+    return read(dialect, body, settings)
+record.ReplyRecord.add, answer._read = failing_add, failing_read
 {GUARDTRACE}
 """
 """The server with two defects: exceptions that carry user text, before the reply and in the middle of it."""

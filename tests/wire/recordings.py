@@ -1,20 +1,29 @@
-"""The recordings, and what a reader must find in each."""
+"""The recordings, and what a reader must find in each. ``RECORDINGS`` are those of chat completions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from guardtrace_proxy.wire.events import Event, EventKind
+from guardtrace_proxy.wire.reply import Reply
 from guardtrace_proxy.wire.tags import ThinkingStyle
-from tests.wire.replies import dialect, read
+from tests.wire.replies import completion, dialect, response
 
 FOLDER = Path(__file__).parent.parent / "recordings"
 STARTS_OPEN = ThinkingStyle(starts_open=True)
 APRIEL = ThinkingStyle("custom", close="[BEGIN FINAL RESPONSE]")
 SEED = ThinkingStyle("custom", open="<seed:think>", close="</seed:think>")
+
+
+REPLIES: dict[str, Callable[[ThinkingStyle], Reply]] = {
+    "chat": dialect,
+    "completions": completion,
+    "responses": response,
+}
 
 
 class Recording(NamedTuple):
@@ -25,6 +34,12 @@ class Recording(NamedTuple):
     usage: dict[str, Any] | None = None
     """Some of the fields of the last usage."""
     style: ThinkingStyle = ThinkingStyle()
+    dialect: str = "chat"
+    """Of whose replies it is one; others than chat have a folder of their own."""
+
+    def reply(self) -> Reply:
+        """A reader for it."""
+        return REPLIES[self.dialect](self.style)
 
     @property
     def is_stream(self) -> bool:
@@ -36,9 +51,10 @@ class Recording(NamedTuple):
 
     def events(self, *pieces: bytes) -> list[Event]:
         """What the reader makes of it, cut in these pieces."""
-        if self.is_stream:
-            return read(*(pieces or (self.data,)), style=self.style)
-        return [dialect(self.style).completion(self.data)]
+        reply = self.reply()
+        if not self.is_stream:
+            return [reply.completion(self.data)]
+        return [event for piece in pieces or (self.data,) for event in reply.feed(piece)] + reply.end()
 
     def chunks(self) -> list[Event]:
         """All but the end of the stream."""
@@ -117,7 +133,51 @@ RECORDINGS = [
     Recording("stop-inside-opening-tag.sse", {0: ("A:<thi", "stop")}),
 ]
 
+COMPLETIONS = [
+    Recording(f"completions/{file}", choices, usage, style, "completions")
+    for file, choices, usage, style in [
+        (
+            "vllm-think-tags.sse",
+            {0: ("[<think>] T:Is 9.11 less? Yes. [</think>] A:\n\nIt is “less”.", "stop")},
+            {"completion_tokens": 12},
+            ThinkingStyle(),
+        ),
+        ("vllm-logprobs.sse", {0: ("A:Two plus two", "length")}, None, ThinkingStyle()),
+        (
+            "vllm-two-prompts.sse",
+            {0: ("[<think>] T:A. [</think>] A:One.", "stop"), 1: ("[<think>] T:B.Hm. [</think>] A:Two.", "stop")},
+            None,
+            ThinkingStyle(),
+        ),
+        ("prompt-opens-the-tag.sse", {0: ("T:A red car.\n [</think>] A:\n\nRed.", "stop")}, None, STARTS_OPEN),
+        ("vllm.json", {0: ("[<think>] T:Two. [</think>] A:2", "stop")}, {"total_tokens": 9}, ThinkingStyle()),
+        ("openai.json", {0: ("A: Four.", "stop")}, {"total_tokens": 7}, ThinkingStyle()),
+    ]
+]
+RESPONSES = [
+    Recording(f"responses/{file}", {0: (text, finish)}, usage, ThinkingStyle(), "responses")
+    for file, text, finish, usage in [
+        ("vllm-reasoning.sse", "T:Is 9.11 less? Yes. A:\n\nIt is “less”.", "completed", {"total_tokens": 21}),
+        (
+            "vllm-call.sse",
+            'T:Look. A:get_weather{"city": "Zürich"}get_weather{"city": "Oslo"}',
+            "completed",
+            {"output_tokens": 12},
+        ),
+        ("vllm-inline.sse", "[<think>] T:Two. [</think>] A:2", "completed", {"total_tokens": 21}),
+        ("openai-logprobs.sse", "A:Two plus", "completed", {"total_tokens": 21}),
+        ("openai-summary.sse", "T:**Adding** two.Done. A:Four, it is.", "completed", {"total_tokens": 21}),
+        ("openai-refusal.sse", "A:I can't help.", "completed", {"total_tokens": 21}),
+        ("openai-custom-call.sse", "A:Let me see.shellls -l", "completed", {"total_tokens": 21}),
+        ("openai-incomplete.sse", "A:One two", "incomplete", {"total_tokens": 21}),
+        ("vllm.json", "T:Is it? Yes. A:It is.", "completed", {"total_tokens": 21}),
+        ("openai-call.json", 'T:Adding. A:add{"a": 2}', "completed", {"total_tokens": 21}),
+    ]
+]
+ALL = [*RECORDINGS, *COMPLETIONS, *RESPONSES]
+
 BY_FILE = {recording.file: recording for recording in RECORDINGS}
-STREAMS = [recording for recording in RECORDINGS if recording.is_stream]
-recordings = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.file)
+STREAMS = [recording for recording in ALL if recording.is_stream]
+recordings = pytest.mark.parametrize("recording", ALL, ids=lambda recording: recording.file)
 streams = pytest.mark.parametrize("recording", STREAMS, ids=lambda recording: recording.file)
+chat_recordings = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.file)

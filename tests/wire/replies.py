@@ -8,7 +8,9 @@ from itertools import groupby
 from typing import Any
 
 from guardtrace_proxy.wire.chat import ChatStream
+from guardtrace_proxy.wire.completion import CompletionStream
 from guardtrace_proxy.wire.events import Event, Phase, Segment
+from guardtrace_proxy.wire.responses import ResponsesStream
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1750000000, "model": "m"}
@@ -27,6 +29,18 @@ def sse(*contents: Any) -> bytes:
 
 def dialect(style: ThinkingStyle | None = None, *, include_usage: bool = True, limit: int = LIMIT) -> ChatStream:
     return ChatStream(style or ThinkingStyle(), include_usage=include_usage, max_event_bytes=limit, model="asked-for")
+
+
+def completion(style: ThinkingStyle | None = None, *, prompts: int = 1, n: int = 1) -> CompletionStream:
+    """The reply to a completion's request, each of whose prompts leaves thinking as ``style`` says."""
+    styles = [style or ThinkingStyle()] * prompts
+    return CompletionStream(styles, n, include_usage=True, max_event_bytes=LIMIT, model="asked-for")
+
+
+def response(style: ThinkingStyle | None = None, *, keeps_encrypted: bool = False) -> ResponsesStream:
+    return ResponsesStream(
+        style or ThinkingStyle(), max_event_bytes=LIMIT, model="asked-for", keeps_encrypted=keeps_encrypted
+    )
 
 
 def read(*pieces: bytes, style: ThinkingStyle | None = None, limit: int = LIMIT) -> list[Event]:

@@ -3,16 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardtrace_proxy.wire.ahead import TokensAhead
-from guardtrace_proxy.wire.chat_schema import Logprobs, Sampled
-
-
-def sampled(*tokens: str) -> Logprobs:
-    return Logprobs(content=[Sampled(token=token) for token in tokens])
 
 
 def after(tokens: list[str], *texts: str) -> tuple[int, str]:
     ahead = TokensAhead()
-    ahead.sample(sampled(*tokens))
+    ahead.sample(tokens)
     for text in texts:
         ahead.say(text)
     return ahead.unsaid, ahead.text
@@ -50,7 +45,7 @@ def test_whatever_is_said_in_pieces_is_counted_once(tokens: list[str], data: st.
     text = "".join(tokens)
     cut = data.draw(st.integers(0, len(text)))
     ahead = TokensAhead()
-    ahead.sample(sampled(*tokens))
+    ahead.sample(tokens)
     assert 0 <= ahead.unsaid <= len(text)
     ahead.say(text[:cut])
     # What is still to come is at least the text of the tokens that nothing was said of.

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from guardtrace_proxy.wire.chat import MAX_CHOICES, MAX_ERROR_CHARS
+from guardtrace_proxy.wire.choices import MAX_CHOICES
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Span, SpanKind
 from guardtrace_proxy.wire.tags import ThinkingStyle
+from guardtrace_proxy.wire.upstream_error import MAX_ERROR_CHARS
 from tests.wire.replies import DONE, HEAD, chunk, dialect, read, segments, shown, sse, tape
 
 FAST: dict[str, Any] = {}

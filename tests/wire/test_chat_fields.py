@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardtrace_proxy.wire.chat_fields import FORCED, KNOWN, PASSED, SWITCHES, TEXTS, UNFOLLOWED, RequestError
+from guardtrace_proxy.wire.chat_fields import FORCED, KNOWN, PASSED, SWITCHES, TEXTS, UNFOLLOWED
 from guardtrace_proxy.wire.chat_request import ChatRequest, body_for_upstream, read_request
+from guardtrace_proxy.wire.request import Allowed, RequestError
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -25,7 +26,7 @@ def read(**fields: Any) -> ChatRequest:
 
 def refusal(allowed: tuple[str, ...] = (), **fields: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        read_request(body(**fields), allowed)
+        read_request(body(**fields), Allowed(allowed))
     return caught.value
 
 
@@ -44,7 +45,7 @@ def test_what_nobody_has_heard_of_is_refused_unless_the_operator_lists_it() -> N
     error = refusal(unheard_of=[1])
     assert (error.param, error.code) == ("unheard_of", "invalid_value")
     assert "allow_fields" in error.message
-    assert read_request(body(unheard_of=[1]), ["unheard_of"]).forced == ()
+    assert read_request(body(unheard_of=[1]), Allowed(["unheard_of"])).forced == ()
     assert refusal(k="v" * 999).message.count("v") < 9
 
 

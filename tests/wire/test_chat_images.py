@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from guardtrace_proxy.wire.chat_images import replace_images
-from guardtrace_proxy.wire.chat_request import RequestError, read_request
+from guardtrace_proxy.wire.chat_request import read_request
+from guardtrace_proxy.wire.request import RequestError
 
 
 def test_only_the_urls_change() -> None:

@@ -9,16 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardtrace_proxy.wire.chat_fields import RequestError
-from guardtrace_proxy.wire.chat_request import (
-    MAX_CHOICES,
-    MAX_DEPTH,
-    MAX_MESSAGES,
-    MEDIA,
-    ChatRequest,
-    Prefill,
-    read_request,
-)
+from guardtrace_proxy.wire.chat_request import MAX_MESSAGES, MEDIA, ChatRequest, read_request
+from guardtrace_proxy.wire.request import MAX_CHOICES, MAX_DEPTH, Prefill, RequestError
 
 USER = {"role": "user", "content": "hi"}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -44,7 +36,7 @@ def refused(**fields: Any) -> str | None:
 
 
 def test_the_smallest_request() -> None:
-    assert read() == ChatRequest("m", False, 1, False, (("user", "hi"),), (), None)
+    assert read() == ChatRequest("m", False, 1, (("user", "hi"),), (), None)
 
 
 def test_streaming_and_its_options() -> None:

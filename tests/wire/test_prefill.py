@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from guardtrace_proxy.wire.chat_request import Prefill
 from guardtrace_proxy.wire.prefill import opening_of
+from guardtrace_proxy.wire.request import Prefill
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 AUTO = ThinkingStyle()

@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from guardtrace_proxy.wire.events import Event, EventKind, SpanKind
 from guardtrace_proxy.wire.sse import SSEDecoder
 from tests.wire.cuts import cut, in_two, one_by_one, places
-from tests.wire.recordings import BY_FILE, FOLDER, RECORDINGS, STARTS_OPEN, Recording, recordings, streams
+from tests.wire.recordings import ALL, BY_FILE, FOLDER, RECORDINGS, STARTS_OPEN, Recording, recordings, streams
 from tests.wire.replies import LIMIT, read, segments, shown, tape
 
 
 def test_every_recording_is_read_here_and_described() -> None:
-    files = {path.name for path in FOLDER.iterdir() if path.suffix in (".sse", ".json")}
-    assert {recording.file for recording in RECORDINGS} == files
+    files = {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.suffix in (".sse", ".json")}
+    assert {recording.file for recording in ALL} == files
     described = re.findall(r"^\| `([^`]+)`", (FOLDER / "README.md").read_text("utf-8"), re.MULTILINE)
     assert sorted(described) == sorted(files)
 
 
-def test_every_recording_stands_in_the_table_of_dialects() -> None:
-    page = (FOLDER.parents[1] / "docs" / "dialects.md").read_text("utf-8")
+def test_every_recording_stands_in_the_table_of_servers() -> None:
+    page = (FOLDER.parents[1] / "docs" / "chat-servers.md").read_text("utf-8")
     rows = [line.strip("|").split("|")[-1] for line in page.splitlines() if line.startswith("| ")]
     named = re.findall(r"`([^`]+)`", " ".join(rows))
     assert sorted(named) == sorted({recording.file.rpartition(".")[0] for recording in RECORDINGS})
@@ -38,7 +38,8 @@ def test_a_recording_is_read_as_what_it_is(recording: Recording) -> None:
         assert "".join(segment.text for segment in segments(events, index)) == tape(events, index)
     assert {part.index for event in events for part in event.parts} == set(recording.choices)
     if recording.is_stream:
-        assert [event.kind for event in events] == [EventKind.CHUNK] * (len(events) - 1) + [EventKind.DONE]
+        last = EventKind.CHUNK if recording.dialect == "responses" else EventKind.DONE
+        assert [event.kind for event in events] == [EventKind.CHUNK] * (len(events) - 1) + [last]
     usages = [event.usage for event in events if event.usage is not None]
     if recording.usage is None:
         assert usages == []
@@ -79,7 +80,7 @@ def test_a_recording_leaves_byte_for_byte_without_its_comments(recording: Record
     kept = re.sub(rb"^:.*\n\n", b"", data, flags=re.MULTILINE)
     assert b"".join(event.raw for event in recording.events()) == kept
     if recording.is_stream:
-        decoder = SSEDecoder(LIMIT)
+        decoder = SSEDecoder(LIMIT, named=True)
         assert b"".join(event.raw for event in decoder.feed(data) + decoder.end()) == kept
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from guardtrace_proxy.wire.events import Event, Phase
 from guardtrace_proxy.wire.tags import KNOWN_PAIRS, TagPair, ThinkingStyle
-from tests.wire.recordings import Recording, recordings
+from tests.wire.recordings import Recording, chat_recordings
 from tests.wire.replies import dialect, read, text_of
 from tests.wire.test_tags import by_one_pattern
 
@@ -93,7 +93,7 @@ def assert_alike(events: list[Event], said: dict[int, Said], style: ThinkingStyl
         assert [part.finish_reason for part in parts if part.finish_reason] == each.finishes
 
 
-@recordings
+@chat_recordings
 def test_we_read_what_the_official_client_reads(recording: Recording) -> None:
     said = read_by_client(recording.data, recording.is_stream)
     assert_alike(recording.events(), said, recording.style)

@@ -193,3 +193,27 @@ def test_plain_events_keep_every_byte(stream: bytes, at: list[int]) -> None:
 @given(st.binary(max_size=60) | st.lists(st.sampled_from([b"data", b":", b"\r", b"\n", b"x"])).map(b"".join), places)
 def test_any_bytes_at_all_read_the_same_in_pieces(stream: bytes, at: list[int]) -> None:
     assert read(*cut(stream, at)) == read(stream)
+
+
+def test_names_are_kept_where_a_dialect_has_them_and_nothing_else_beside_data() -> None:
+    named = b"event: a\ndata: 1\n\n"
+    stream = named + b"data: 2\n\nevent: b\nid: 7\ndata: 3\n\ndata: 4\nevent: c\n\nevent: d\nevent: e\ndata: 5\n\n"
+    decoder = SSEDecoder(LIMIT, named=True)
+    assert decoder.feed(stream) + decoder.end() == [
+        (named, b"1", b"a"),
+        (b"data: 2\n\n", b"2", b""),
+        (b"event: b\ndata: 3\n\n", b"3", b"b"),
+        # A name behind the data, or a second one: clients don't agree on which counts.
+        (b"data: 4\n\n", b"4", b""),
+        (b"event: d\ndata: 5\n\n", b"5", b"d"),
+    ]
+    plain = SSEDecoder(LIMIT)
+    assert plain.feed(named) + plain.end() == [(b"data: 1\n\n", b"1", b"")]
+
+
+def test_a_named_event_is_the_same_at_every_split() -> None:
+    stream = b"event: a\r\ndata: 1\r\n\r\nevent: b\ndata: 2\n\n"
+    whole = SSEDecoder(LIMIT, named=True).feed(stream)
+    for at in range(len(stream)):
+        decoder = SSEDecoder(LIMIT, named=True)
+        assert decoder.feed(stream[:at]) + decoder.feed(stream[at:]) + decoder.end() == whole

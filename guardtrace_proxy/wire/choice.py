@@ -1,33 +1,33 @@
-"""One choice of a chat completion as it is read: which of its strings are thinking, which tokens await their text."""
+"""One choice of a reply as it is read: which of its strings are thinking, which tokens await their text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from guardtrace_proxy.wire.ahead import TokensAhead
-from guardtrace_proxy.wire.chat_schema import Logprobs
 from guardtrace_proxy.wire.chat_spans import Found, tokens_alone
 from guardtrace_proxy.wire.events import ChoicePart, Phase, Segment, Span, SpanKind
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 
 class ChoiceReader:
-    """What is remembered of one choice between events."""
+    """What is remembered of one choice between events. ``tagged`` is the field in which thinking tags may stand."""
 
-    __slots__ = ("ahead", "latches", "tags")
+    __slots__ = ("ahead", "latches", "tagged", "tags")
 
-    def __init__(self, style: ThinkingStyle) -> None:
+    def __init__(self, style: ThinkingStyle, tagged: str = "content") -> None:
+        self.tagged = tagged
         self.tags = style.tag_reader()
         self.latches = style.style == "auto"
         self.ahead = TokensAhead()
 
     def follow(
-        self, found: list[Found], logprobs: Logprobs | None, token_ids: Sequence[int] | None, finished: bool
+        self, found: list[Found], sampled: Sequence[str] | None, token_ids: Sequence[int] | None, finished: bool
     ) -> int:
         """How many characters are still to come for the tokens of this event. At the end those that never came are text
-        themselves. Ids alone say nothing of their text's length."""
-        if logprobs is not None:
-            self.ahead.sample(logprobs)
+        themselves. ``sampled`` are the tokens of its logprobs; ids alone say nothing of their text's length."""
+        if sampled is not None:
+            self.ahead.sample(sampled)
         for _, span in found:
             # A field that nobody knows may hold anything: it counts where it says just what was sampled.
             if span.kind is not SpanKind.OTHER or self.ahead.text.startswith(span.text):
@@ -35,7 +35,7 @@ class ChoiceReader:
         if finished:
             found += self.left()
             return 0
-        return self.ahead.unsaid if logprobs is not None else int(bool(token_ids) and not found)
+        return self.ahead.unsaid if sampled is not None else int(bool(token_ids) and not found)
 
     def left(self) -> list[Found]:
         """What was sampled and will never be said."""
@@ -55,7 +55,7 @@ class ChoiceReader:
         for phase, span in found:
             if self.tags is None:
                 segments.append(Segment(phase, span.text))
-            elif span.kind is SpanKind.TEXT and span.path[-1] == "content":
+            elif span.kind is SpanKind.TEXT and span.path[-1] == self.tagged:
                 segments += self.tags.feed(span.text)
             else:
                 segments += self.tags.end()

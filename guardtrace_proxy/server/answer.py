@@ -1,0 +1,212 @@
+"""One request of an audited route: it is read, its images are resolved, the reply goes through the gate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TypeVar
+
+import anyio
+import structlog
+
+from guardtrace_proxy.auditor.cascade import within
+from guardtrace_proxy.auditor.prompt import Query, Turn
+from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, Session
+from guardtrace_proxy.gate import StreamGate
+from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, RequestImage, is_remote, resolve_images
+from guardtrace_proxy.policy.schema import Policy, ReasoningField
+from guardtrace_proxy.server.asgi_io import JSON, Send, respond
+from guardtrace_proxy.server.config import UpstreamSettings
+from guardtrace_proxy.server.continued import ContinuedSession
+from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
+from guardtrace_proxy.server.event_stream import EventStream
+from guardtrace_proxy.server.exchange import Exchange
+from guardtrace_proxy.server.record import ReplyRecord
+from guardtrace_proxy.server.service import Service
+from guardtrace_proxy.server.tenants import Tenant
+from guardtrace_proxy.server.unopened import UnopenedSession
+from guardtrace_proxy.server.upstream_reply import UpstreamBroke, UpstreamReply, read_bounded
+from guardtrace_proxy.wire.dialects import Dialect
+from guardtrace_proxy.wire.events import Event, EventKind
+from guardtrace_proxy.wire.prefill import opening_of
+from guardtrace_proxy.wire.reply import Reply
+from guardtrace_proxy.wire.request import Allowed, Request, RequestError
+
+log = structlog.get_logger("guardtrace")
+
+Asked = TypeVar("Asked", bound=Request)
+OpenSession = Callable[[int], Awaitable[Session]]
+
+
+async def answer(
+    service: Service,
+    tenant: Tenant,
+    dialect: Dialect[Asked],
+    body: bytes,
+    forwarded: Mapping[str, str],
+    send: Send,
+) -> None:
+    """Answer one request. ``forwarded`` are the headers for the upstream, ``x-request-id`` among them.
+
+    Raises ApiError for everything that goes wrong before the reply has begun.
+    """
+    upstream = service.upstreams[tenant.upstream]
+    request = _read(dialect, body, service.config.upstreams[tenant.upstream])
+    policy = _policy_for(dialect, request, service.policies[tenant.policy].policy)
+    images = await _images(service, request)
+    queries = [
+        Query([Turn(*turn) for turn in turns], images, stream=forwarded["x-request-id"], tenant=tenant.name)
+        for turns in request.queries
+    ]
+    prefill = request.prefill
+    opening = None if prefill is None else opening_of(prefill, upstream.thinking)
+
+    async def open_session(choice: int) -> Session:
+        session = await service.auditor.open(queries[choice // request.n])
+        if prefill is None or opening is None:
+            return session
+        try:
+            return ContinuedSession(session, opening, prefill.where)
+        except DoesNotFit:
+            await session.aclose()
+            raise
+
+    sessions = await _first_sessions(open_session, request, service.config.auditor.timeout_ms)
+    max_bytes = service.config.server.max_stream_bytes
+    reply = dialect.reply(request, upstream.thinking if opening is None else opening.style, max_bytes)
+    gate = StreamGate(
+        policy,
+        reply,
+        capacity=min(session.capacity for session in sessions.values()),
+        max_stream_bytes=max_bytes,
+        choices=request.choices,
+    )
+    record = ReplyRecord(
+        tenant.name,
+        tenant.policy,
+        policy,
+        service.auditor.name,
+        request.stream,
+        forwarded["x-request-id"],
+        service.observer,
+    )
+    out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
+    urls = [image.data_url for image in images] if any(is_remote(url) for url, _ in request.images) else None
+    body = dialect.body_for_upstream(body, request, urls)
+    kept_alive = out.kept_alive() if request.stream else nullcontext()
+    async with kept_alive, upstream.ask(dialect.path, body, forwarded) as source:
+        exchange = Exchange(
+            gate,
+            service.plan_for(policy),
+            sessions,
+            open_session=open_session,
+            close_upstream=source.close,
+            on_decided=record.add,
+        )
+        with service.budget.counting(lambda: gate.held_bytes):
+            try:
+                if request.stream:
+                    await _stream(exchange, source, reply, out)
+                else:
+                    await _whole(exchange, source, reply, service, record, send)
+            finally:
+                record.close(gate)
+
+
+def _read(dialect: Dialect[Asked], body: bytes, settings: UpstreamSettings) -> Asked:
+    try:
+        return dialect.read_request(body, Allowed(settings.allow_fields, settings.allow_encrypted_reasoning))
+    except RequestError as error:
+        raise ApiError(400, error.message, param=error.param, code=error.code) from None
+
+
+def _policy_for(dialect: Dialect[Asked], request: Asked, policy: Policy) -> Policy:
+    """The tenant's policy; where the client asks not to see the thinking, it is audited and then stripped."""
+    field = policy.reasoning_field
+    if request.hides_reasoning:
+        field = ReasoningField.STRIP
+    elif not dialect.has_reasoning_fields and field is not ReasoningField.STRIP:
+        field = ReasoningField.AS_IS
+    return policy if field is policy.reasoning_field else policy.model_copy(update={"reasoning_field": field})
+
+
+async def _images(service: Service, request: Request) -> Sequence[RequestImage]:
+    settings = service.config.images
+    limits = ImageLimits(settings.max_count, settings.max_bytes, settings.max_pixels)
+    try:
+        return await resolve_images(request.images, limits, service.image_fetcher)
+    except ImageError as error:
+        if isinstance(error, FetchError):
+            log.info("image not fetched", field=error.field, reason=error.reason)
+        raise ApiError(400, str(error), param=error.field, code="invalid_image") from None
+
+
+async def _first_sessions(open_session: OpenSession, request: Request, timeout_ms: int) -> dict[int, Session]:
+    """One session of each query, by its first choice, so that what doesn't fit is told before anything is sent on."""
+    sessions: dict[int, Session] = {}
+    try:
+        for choice in range(0, request.choices, request.n):
+            sessions[choice] = await _first_session(open_session, choice, timeout_ms)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            for session in sessions.values():
+                await session.aclose()
+        raise
+    return sessions
+
+
+async def _first_session(open_session: OpenSession, choice: int, timeout_ms: int) -> Session:
+    try:
+        with within(timeout_ms, anyio.current_time()):
+            return await open_session(choice)
+    except DoesNotFit as error:
+        raise ApiError(400, str(error), param=error.field, code="does_not_fit_auditor") from None
+    except AuditorFailure as failure:
+        return UnopenedSession(failure)
+
+
+async def _stream(exchange: Exchange, source: UpstreamReply, reply: Reply, out: EventStream) -> None:
+    if "text/event-stream" not in source.content_type:
+        raise upstream_unreadable(
+            f"{source.content_type[:80] or 'no content type'} where an event stream was asked for"
+        )
+    await out.begin(source.limits)
+    await exchange.run(_events(source, reply), out.write)
+
+
+async def _events(source: UpstreamReply, reply: Reply) -> AsyncIterator[list[Event]]:
+    try:
+        while data := await source.read():
+            events = reply.feed(data)
+            if events:
+                yield events
+    except UpstreamBroke:
+        # What waits for the rest of a tag is judged before the stream is broken off.
+        yield reply.end()
+        raise
+    yield reply.end()
+
+
+async def _whole(
+    exchange: Exchange, source: UpstreamReply, reply: Reply, service: Service, record: ReplyRecord, send: Send
+) -> None:
+    try:
+        body = await read_bounded(source, service.config.server.max_stream_bytes)
+    except UpstreamBroke as error:
+        raise upstream_unreadable("a reply that broke off") from error
+    completion = reply.completion(body)
+    if completion.kind is not EventKind.COMPLETION:
+        raise upstream_unreadable(completion.detail or "a reply that can't be read")
+
+    async def once() -> AsyncIterator[list[Event]]:
+        yield [completion]
+
+    parts: list[bytes] = []
+
+    async def keep(data: bytes, more: bool) -> None:
+        parts.append(data)
+
+    await exchange.run(once(), keep)
+    status = 200 if exchange.rejected is None else 400
+    headers = [JSON, *source.limits, *record.headers(final=True)]
+    await respond(send, status, exchange.rejected or b"".join(parts), headers)

@@ -1,0 +1,195 @@
+"""Replies in choices (chat completions, completions): from the upstream's bytes to events, streamed or whole."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choices
+from guardtrace_proxy.wire.choice import ChoiceReader
+from guardtrace_proxy.wire.choices_writer import ChoicesWriter
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind
+from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
+from guardtrace_proxy.wire.upstream_error import bounded_error
+
+MAX_CHOICES = 128
+TWICE = "The upstream sent an event with a choice twice."
+
+
+class ChoicesStream(ChoicesWriter):
+    """One reply of an upstream: reads it, and writes what a policy puts in the place of parts of it.
+
+    ``model`` is the request's, for frames that are written before the upstream has named its own.
+    """
+
+    def __init__(self, *, include_usage: bool, max_event_bytes: int, model: str) -> None:
+        super().__init__(include_usage=include_usage, model=model)
+        self._decoder = SSEDecoder(max_event_bytes)
+        self._readers: dict[int, ChoiceReader] = {}
+
+    # What dialects differ in
+
+    @staticmethod
+    @abstractmethod
+    def _decode_chunk(data: bytes, /) -> Any:
+        """An event of the usual shape; raises msgspec.ValidationError for others."""
+
+    @abstractmethod
+    def _new_reader(self, index: int) -> ChoiceReader:
+        """A reader for a choice."""
+
+    @abstractmethod
+    def _part(self, choice: Any) -> ChoicePart:
+        """A choice of the usual shape."""
+
+    @abstractmethod
+    def _spans(self, choice: dict[str, Any], kind: EventKind) -> list[Found]:
+        """All strings of a choice of any shape."""
+
+    @abstractmethod
+    def _sampled(self, choice: dict[str, Any]) -> Sequence[str] | None:
+        """The tokens of its logprobs, where those are of the usual shape."""
+
+    @abstractmethod
+    def _has_role(self, choice: dict[str, Any], kind: EventKind) -> bool:
+        """Whether it says whose turn it is."""
+
+    # What they share
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events that are complete with ``data``."""
+        try:
+            return self._read_all(self._decoder.feed(data))
+        except EventTooLarge as error:
+            events = self._read_all(error.before)
+            return [*events, *self._rests(), malformed(b"", f"The upstream sent {error}.")]
+
+    def end(self) -> list[Event]:
+        """What is left at the end of the connection."""
+        return [*self._read_all(self._decoder.end()), *self._rests()]
+
+    def completion(self, body: bytes) -> Event:
+        """A reply that wasn't streamed."""
+        try:
+            content = msgspec.json.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return malformed(body, "something other than JSON")
+        if not isinstance(content, dict) or not isinstance(content.get("choices"), list):
+            return malformed(body, f"JSON that isn't a {self.WHOLE}")
+        self.stream = False
+        return self._read_slowly(EventKind.COMPLETION, body, content)
+
+    def _reader(self, index: int) -> ChoiceReader:
+        reader = self._readers.get(index)
+        if reader is None:
+            reader = self._readers[index] = self._new_reader(index)
+        return reader
+
+    def _read_all(self, found: list[SSEEvent]) -> list[Event]:
+        events: list[Event] = []
+        for each in found:
+            event = self._read(each)
+            if event.kind is not EventKind.CHUNK:
+                events += self._rests()
+            events.append(event)
+        return events
+
+    def _rests(self) -> list[Event]:
+        """What is left of choices that nobody has finished: nothing comes after it any more."""
+        parts = [part for index, reader in self._readers.items() if (part := reader.rest(index)) is not None]
+        return [Event(EventKind.CHUNK, b"", parts)] if parts else []
+
+    def _read(self, event: SSEEvent) -> Event:
+        try:
+            chunk = self._decode_chunk(event.data)
+        except msgspec.ValidationError:
+            return self._read_unusual(event)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return self._read_other(event)
+        choices = chunk.choices
+        if not (self.head and self.head["id"]):
+            self._learn_head(msgspec.structs.asdict(chunk))
+        if not choices:
+            return Event(EventKind.CHUNK, event.raw, [], chunk.usage)
+        if len(choices) > MAX_CHOICES:
+            return malformed(event.raw, "The upstream sent an event with too many choices.")
+        for choice in choices:
+            if not 0 <= choice.index < MAX_CHOICES:
+                return malformed(event.raw, "The upstream sent an event with too many choices.")
+        if len(choices) > 1 and len({choice.index for choice in choices}) < len(choices):
+            return malformed(event.raw, TWICE)
+        parts = [self._part(choice) for choice in choices]
+        return Event(EventKind.CHUNK, event.raw, parts, chunk.usage)
+
+    def _learn_head(self, chunk: dict[str, Any]) -> None:
+        """Until a chunk with an id has come: Azure begins with one that names nothing."""
+        self.head = {key: chunk.get(key) for key in self.HEAD_FIELDS}
+
+    # The slow path
+
+    def _read_unusual(self, event: SSEEvent) -> Event:
+        """JSON, but not of the usual shape."""
+        try:
+            content = msgspec.json.decode(event.data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._read_other(event)
+        if not isinstance(content, dict):
+            return malformed(event.raw, "The upstream sent an event that isn't a JSON object.")
+        if content.get("error"):
+            return Event(EventKind.ERROR, self.error(**bounded_error(content["error"])))
+        return self._read_slowly(EventKind.CHUNK, event.raw, content)
+
+    def _read_other(self, event: SSEEvent) -> Event:
+        if event.data.strip() == b"[DONE]":
+            return Event(EventKind.DONE, event.raw)
+        return malformed(event.raw, "The upstream sent an event that isn't JSON.")
+
+    def _read_slowly(self, kind: EventKind, raw: bytes, content: dict[str, Any]) -> Event:
+        if not (self.head and self.head["id"]):
+            self._learn_head(content)
+        choices = content.get("choices") or []
+        if not isinstance(choices, list) or len(choices) > MAX_CHOICES:
+            return malformed(raw, "The upstream sent an event whose choices can't be read.")
+        parts: list[ChoicePart] = []
+        try:
+            beside = spans_beside_choices(content)
+            for choice in choices:
+                part = self._slow_part(choice, beside, kind)
+                if part is None:
+                    return malformed(raw, "The upstream sent an event whose choices can't be read.")
+                beside = []
+                parts.append(part)
+            if len({part.index for part in parts}) < len(parts):
+                return malformed(raw, TWICE)
+        except (TooDeep, RecursionError):
+            return malformed(raw, "The upstream sent an event that is nested too deeply.")
+        if beside:
+            parts.append(self._reader(0).part(0, beside))
+        usage = content.get("usage")
+        return Event(kind, raw, parts, usage if isinstance(usage, dict) else None)
+
+    def _slow_part(self, choice: Any, beside: list[Found], kind: EventKind) -> ChoicePart | None:
+        if not isinstance(choice, dict):
+            return None
+        index = choice.get("index", 0)
+        finish = choice.get("finish_reason")
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MAX_CHOICES:
+            return None
+        if finish is not None and not isinstance(finish, str):
+            return None
+        finish = finish or ("stop" if kind is EventKind.COMPLETION else None)
+        token_ids = choice.get("token_ids")
+        found = self._spans(choice, kind) + beside
+        ids = token_ids if isinstance(token_ids, list) else None
+        reader, unsaid = self._reader(index), 0
+        if kind is EventKind.CHUNK or not found:
+            unsaid = reader.follow(found, self._sampled(choice), ids, finish is not None)
+        return reader.part(index, found, finish, ids, self._has_role(choice, kind), unsaid)
+
+
+def malformed(raw: bytes, detail: str) -> Event:
+    """An event that ends the stream."""
+    return Event(EventKind.MALFORMED, raw, [], None, detail)

@@ -1,0 +1,248 @@
+"""Responses (``POST /v1/responses``): from the upstream's bytes to events, streamed or whole.
+
+A reply has one choice. Deltas are its tape. Events that say a text again (``*.done``, items, parts, the response
+itself) are compared with what was said: what is the same shares its fate, what isn't is text of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from guardtrace_proxy.wire.chat_spans import Found, Path, TooDeep
+from guardtrace_proxy.wire.choice import ChoiceReader
+from guardtrace_proxy.wire.choices import malformed
+from guardtrace_proxy.wire.events import Event, EventKind, Phase, Span, SpanKind
+from guardtrace_proxy.wire.responses_places import (
+    DELTAS,
+    OUTPUT_TEXT,
+    TERMINAL,
+    Place,
+    Slot,
+    decode_delta,
+    is_logprobs,
+    places_of,
+    places_of_response,
+    tokens_of,
+)
+from guardtrace_proxy.wire.responses_request import ResponsesRequest
+from guardtrace_proxy.wire.responses_writer import ResponsesEvent, ResponsesWriter
+from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
+from guardtrace_proxy.wire.tags import ThinkingStyle
+from guardtrace_proxy.wire.upstream_error import bounded_error
+
+RECENT = 16
+"""How many deltas back the tokens of a delta's logprobs may reach."""
+TOO_DEEP = "The upstream sent an event that is nested too deeply."
+
+
+class ResponsesStream(ResponsesWriter):
+    """One reply of an upstream: reads it, and writes what a policy puts in the place of parts of it."""
+
+    def __init__(
+        self, thinking: ThinkingStyle, *, max_event_bytes: int, model: str = "", keeps_encrypted: bool = False
+    ) -> None:
+        super().__init__(model=model)
+        self._decoder = SSEDecoder(max_event_bytes, named=True)
+        self._reader = ChoiceReader(thinking, tagged=OUTPUT_TEXT)
+        self._keeps_encrypted = keeps_encrypted
+        self._said: dict[Slot, list[str]] = {}
+        """What was read of each text."""
+        self._others: dict[str, Slot] = {}
+        """Strings that nobody knows."""
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events that are complete with ``data``."""
+        try:
+            return self._read_all(self._decoder.feed(data))
+        except EventTooLarge as error:
+            return [*self._read_all(error.before), *self._rest(), malformed(b"", f"The upstream sent {error}.")]
+
+    def end(self) -> list[Event]:
+        """What is left at the end of the connection."""
+        return [*self._read_all(self._decoder.end()), *self._rest()]
+
+    def completion(self, body: bytes) -> Event:
+        """A reply that wasn't streamed."""
+        try:
+            response = msgspec.json.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return malformed(body, "something other than JSON")
+        if not isinstance(response, dict) or not isinstance(response.get("output"), list):
+            return malformed(body, "JSON that isn't a response")
+        self.stream = False
+        try:
+            places = list(places_of_response(response, keeps_encrypted=self._keeps_encrypted))
+            return self._event(EventKind.COMPLETION, body, "", response, places, _status(response))
+        except (TooDeep, RecursionError):
+            return malformed(body, "a reply that is nested too deeply")
+
+    def _read_all(self, found: Iterable[SSEEvent]) -> list[Event]:
+        events: list[Event] = []
+        for each in found:
+            event = self._read(each)
+            if event.kind is not EventKind.CHUNK:
+                events += self._rest()
+            events.append(event)
+        return events
+
+    def _rest(self) -> list[Event]:
+        """What could have become a tag, where nothing comes any more."""
+        part = self._reader.rest(0)
+        return [] if part is None else [Event(EventKind.CHUNK, b"", [part])]
+
+    def _read(self, event: SSEEvent) -> Event:
+        try:
+            delta = decode_delta(event.data)
+        except msgspec.ValidationError:
+            return self._read_other(event)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return self._read_no_json(event)
+        text = DELTAS.get(delta.type)
+        if text is None or (delta.logprobs and tokens_of(msgspec.to_builtins(delta.logprobs)) != delta.delta):
+            return self._read_other(event)
+        index = delta.content_index if delta.content_index is not None else delta.summary_index or 0
+        slot = (delta.output_index, delta.item_id or "", index, text.name)
+        found: list[Found] = []
+        if delta.delta:
+            self._said.setdefault(slot, []).append(delta.delta)
+            found = [(text.phase, Span(slot, delta.delta, text.kind))]
+        self._last_read = max(self._last_read, delta.sequence_number)
+        raw = _named(event, delta.type)
+        return ResponsesEvent(EventKind.CHUNK, raw, [self._reader.part(0, found)], None, None, delta.type, delta)
+
+    def _read_no_json(self, event: SSEEvent) -> Event:
+        if event.data.strip() == b"[DONE]":
+            return Event(EventKind.DONE, event.raw)
+        return malformed(event.raw, "The upstream sent an event that isn't JSON.")
+
+    def _read_other(self, event: SSEEvent) -> Event:
+        try:
+            content = msgspec.json.decode(event.data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._read_no_json(event)
+        if not isinstance(content, dict):
+            return malformed(event.raw, "The upstream sent an event that isn't a JSON object.")
+        kind = content.get("type")
+        number = content.get("sequence_number")
+        if isinstance(number, int) and not isinstance(number, bool):
+            self._last_read = max(self._last_read, number)
+        if kind == "error" or content.get("error"):
+            error = content.get("error") or {key: content.get(key) for key in ("message", "code")}
+            return Event(EventKind.ERROR, self.error(**bounded_error(error)))
+        if not isinstance(kind, str):
+            return malformed(event.raw, "The upstream sent an event without a type.")
+        try:
+            places = list(places_of(content, keeps_encrypted=self._keeps_encrypted))
+            finish = _status(content.get("response")) if kind in TERMINAL else None
+            return self._event(EventKind.CHUNK, _named(event, kind), kind, content, places, finish)
+        except (TooDeep, RecursionError):
+            return malformed(event.raw, TOO_DEEP)
+
+    def _event(
+        self,
+        kind: EventKind,
+        raw: bytes,
+        type: str,
+        content: dict[str, Any],
+        places: list[Place],
+        finish: str | None,
+    ) -> Event:
+        """An event with a span for every string that wasn't said before, and the places of all."""
+        found: list[Found] = []
+        slots: dict[Path, Slot] = {}
+        for place in places:
+            slot, is_new = self._place(place, is_delta=type in DELTAS and place.where == ("delta",))
+            slots[place.where] = slot
+            if is_new:
+                found.append((place.phase, Span(slot, place.text, place.kind)))
+        found += self._unsaid_tokens(content, places)
+        part = self._reader.part(0, found, finish)
+        strips = not self._keeps_encrypted and _holds_encrypted(content)
+        return ResponsesEvent(kind, raw, [part], _usage(content), None, type, None, content, slots, strips)
+
+    def _place(self, place: Place, *, is_delta: bool) -> tuple[Slot, bool]:
+        """Which text a string is, and whether it says something new."""
+        said = self._said.get(place.slot)
+        if not place.text or (said is not None and not is_delta and "".join(said) == place.text):
+            return place.slot, False
+        other = None if is_delta else self._same_text(place)
+        if other is not None:
+            return other, False
+        slot = place.slot if said is None or is_delta else (*place.slot[:-1], len(self._said), place.slot[-1])
+        self._said.setdefault(slot, []).append(place.text)
+        if place.kind is SpanKind.OTHER:
+            self._others[place.text] = slot
+        return slot, True
+
+    def _same_text(self, place: Place) -> Slot | None:
+        """Another text that says the same: some servers give an item another id in their last event."""
+        if place.kind is SpanKind.OTHER:
+            return self._others.get(place.text)
+        if place.where[0] != "response":
+            return None
+        name = place.slot[-1]
+        return next(
+            (slot for slot, said in self._said.items() if slot[-1] == name and "".join(said) == place.text), None
+        )
+
+    def _unsaid_tokens(self, content: Mapping[str, Any], places: Iterable[Place]) -> list[Found]:
+        """Tokens of logprobs that say something else than the texts beside them: text of their own."""
+        found: list[Found] = []
+        beside = [place.text for place in places]
+        beside += ["".join(self._said[place.slot][-RECENT:]) for place in places if place.slot in self._said]
+        for logprobs in _logprobs_in(content):
+            tokens = tokens_of(logprobs)
+            if tokens and not any(tokens in text for text in beside):
+                slot: Slot = (len(self._said), "other")
+                self._said[slot] = [tokens]
+                found.append((Phase.ANSWERING, Span(slot, tokens, SpanKind.OTHER)))
+        return found
+
+
+def responses_reply(request: ResponsesRequest, thinking: ThinkingStyle, max_event_bytes: int) -> ResponsesStream:
+    """The reply to a request."""
+    return ResponsesStream(
+        thinking,
+        max_event_bytes=max_event_bytes,
+        model=request.model,
+        keeps_encrypted=request.keeps_encrypted,
+    )
+
+
+def _named(event: SSEEvent, kind: str) -> bytes:
+    """The event's bytes; under its type's name where it has another one."""
+    if not event.name or event.name == kind.encode():
+        return event.raw
+    return b"event: " + msgspec.json.encode(kind)[1:-1] + b"\ndata: " + event.data.replace(b"\n", b"\ndata: ") + b"\n\n"
+
+
+def _status(response: Any) -> str:
+    status = response.get("status") if isinstance(response, dict) else None
+    return status if isinstance(status, str) and status else "completed"
+
+
+def _usage(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    response = content.get("response")
+    usage = (response if isinstance(response, dict) else content).get("usage")
+    return usage if isinstance(usage, dict) else None
+
+
+def _holds_encrypted(value: Any) -> bool:
+    if isinstance(value, dict):
+        return bool(value.get("encrypted_content")) or any(map(_holds_encrypted, value.values()))
+    return isinstance(value, list) and any(map(_holds_encrypted, value))
+
+
+def _logprobs_in(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "logprobs" and is_logprobs(key, inner):
+                yield inner
+            else:
+                yield from _logprobs_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _logprobs_in(inner)

@@ -1,0 +1,170 @@
+"""What the proxy itself writes into a reply of the Responses API: cuts, redactions and ends.
+
+Everything follows from what the client has: which items and parts stand open, what was said in them, and the last
+sequence number. ``passes`` and ``rewrite`` keep count of it, in the order in which events leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from guardtrace_proxy.wire.chat_spans import Path
+from guardtrace_proxy.wire.choices_writer import numbers
+from guardtrace_proxy.wire.events import Event, EventKind, Span
+from guardtrace_proxy.wire.fates import Cut, Fate, Kept
+from guardtrace_proxy.wire.responses_client import Client
+from guardtrace_proxy.wire.responses_frames import rebuild, rebuild_response
+from guardtrace_proxy.wire.responses_places import DELTAS, DONES, TERMINAL, Delta, Slot
+
+
+class ResponsesEvent(Event, gc=False):
+    """An event of this API. ``delta`` is one of the usual shape; of others there is ``content``, with the text that
+    stands at each place. ``strips``: it holds encrypted reasoning, which doesn't pass."""
+
+    type: str = ""
+    delta: Delta | None = None
+    content: dict[str, Any] = msgspec.field(default_factory=dict)
+    slots: dict[Path, Slot] = msgspec.field(default_factory=dict)
+    strips: bool = False
+
+
+class ResponsesWriter:
+    """Writes frames with the response's own id, model and items."""
+
+    def __init__(self, *, model: str) -> None:
+        self.stream = True
+        self._client = Client(model)
+        self._last_read = -1
+        """The highest sequence number of the upstream's."""
+        self._notes: list[Mapping[str, Any]] = []
+        self._cut_note: Mapping[str, Any] | None = None
+
+    def passes(self, event: Event) -> bool:
+        """Whether the event can leave as it came: not where it repeats what left otherwise."""
+        if not isinstance(event, ResponsesEvent):
+            return True
+        if event.strips or self._repeats_altered(event):
+            return False
+        if self._notes and event.type in TERMINAL:
+            return False
+        for span in event.parts[0].spans:
+            self._client.say(span.path, span.text)
+        self._client.follow(event.type, event.delta, event.content)
+        return True
+
+    def rewrite(self, event: Event, fates: Mapping[int, Fate]) -> bytes:
+        """The event, built anew from the fields that are known."""
+        assert isinstance(event, ResponsesEvent)
+        fate = fates.get(0)
+        if isinstance(fate, Cut):
+            return self._cut_whole(event, fate)
+        if not isinstance(fate, Kept):
+            return b""
+        spans = event.parts[0].spans
+        texts = [span.text for span in spans] if fate.texts is None else fate.texts
+        for span, text in zip(spans, texts, strict=True):
+            self._client.say(span.path, text, altered=text != span.text)
+        if event.kind is EventKind.COMPLETION:
+            return msgspec.json.encode(rebuild_response(event.content, (), self._text_at(event)))
+        content = self._rebuilt_delta(event, spans, texts) if event.delta else self._rebuilt(event)
+        if content is None:
+            return b""
+        if event.type in TERMINAL and self._notes:
+            content["guardtrace"] = dict(self._notes[-1])
+        self._client.follow(event.type, event.delta, content)
+        return _frame(content)
+
+    def _rebuilt_delta(self, event: ResponsesEvent, spans: list[Span], texts: Any) -> dict[str, Any] | None:
+        text = "".join(texts)
+        if spans and not text:
+            return None
+        shown: dict[str, Any] = msgspec.to_builtins(event.delta)
+        shown |= {"delta": text} | ({} if event.delta is None or event.delta.logprobs is None else {"logprobs": []})
+        return {key: value for key, value in shown.items() if value is not None and key != "obfuscation"}
+
+    def _rebuilt(self, event: ResponsesEvent) -> dict[str, Any] | None:
+        if not event.strips and not self._repeats_altered(event):
+            return dict(event.content)
+        content = rebuild(event.content, self._text_at(event))
+        if event.type in DELTAS:
+            return content if content.get("delta") else None
+        if event.type not in DONES and not {"item", "part", "response"} & content.keys():
+            return None
+        return content
+
+    def _repeats_altered(self, event: ResponsesEvent) -> bool:
+        return any(self._client.is_altered(slot) for slot in event.slots.values())
+
+    def _text_at(self, event: ResponsesEvent) -> Any:
+        def text_at(where: Path, original: str) -> str:
+            slot = event.slots.get(where)
+            return original if slot is None or not original else self._client.text(slot)
+
+        return text_at
+
+    def cut(self, index: int, cut: Cut) -> bytes:
+        """Closes what stands open with what was released, then says the message as an item of its own. The last event
+        comes with the usage."""
+        if cut.shape == "error":
+            return self.error(cut.message, "content_filter", "content_filter")
+        self._cut_note = cut.note
+        frames = self._client.close(cut.close)
+        frames += self._client.add_message(cut.message, refuses=cut.shape == "refusal")
+        return b"".join(map(_frame, frames))
+
+    def note(self, index: int, note: Mapping[str, Any]) -> bytes:
+        """No event may be put in between, since all are numbered: the last one bears the mark."""
+        self._notes.append(note)
+        return b""
+
+    def usage(self, usage: Mapping[str, Any] | None, tokens_read: int, *, expose: bool) -> bytes:
+        """``response.incomplete``, behind the closing frames of a cut."""
+        counts = {
+            "input_tokens": 0,
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": tokens_read,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": tokens_read,
+        }
+        content = self._client.incomplete(numbers(usage) if usage is not None else counts)
+        note = dict(self._cut_note or {})
+        if usage is None and expose:
+            note["usage_estimated"] = True
+        if note:
+            content["guardtrace"] = note
+        return _frame(content)
+
+    def error(self, message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
+        """An ``error`` event, with OpenAI's error object as well, which its clients raise; without streaming, the
+        body."""
+        fields = {"message": message, "type": type, "param": param, "code": code}
+        if not self.stream:
+            return msgspec.json.encode({"error": fields})
+        number = max(self._last_read, self._client.sequence) + 1
+        code = None if code is None else str(code)
+        return _frame(
+            {"type": "error", "code": code, "message": message, "param": param, "sequence_number": number}
+            | {"error": fields}
+        )
+
+    def done(self) -> bytes:
+        """Nothing: the last event says that it is the last."""
+        return b""
+
+    def _cut_whole(self, event: ResponsesEvent, cut: Cut) -> bytes:
+        if cut.shape == "error":
+            return self.error(cut.message, "content_filter", "content_filter")
+        usage = event.content.get("usage")
+        self._client.follow("response.created", None, {"response": {**event.content, "output": []}})
+        self._client.add_message(cut.message, refuses=cut.shape == "refusal")
+        response = self._client.incomplete(numbers(usage) if isinstance(usage, dict) else None)["response"]
+        if cut.note:
+            response["guardtrace"] = dict(cut.note)
+        return msgspec.json.encode(response)
+
+
+def _frame(content: Mapping[str, Any]) -> bytes:
+    return b"event: " + str(content["type"]).encode() + b"\ndata: " + msgspec.json.encode(content) + b"\n\n"
