@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from typing import TypeVar
 
 import anyio
@@ -71,46 +71,46 @@ async def answer(
             await session.aclose()
             raise
 
-    sessions = await _first_sessions(open_session, request, service.config.auditor.timeout_ms)
-    max_bytes = service.config.server.max_stream_bytes
-    reply = dialect.reply(request, upstream.thinking if opening is None else opening.style, max_bytes)
-    gate = StreamGate(
-        policy,
-        reply,
-        capacity=min(session.capacity for session in sessions.values()),
-        max_stream_bytes=max_bytes,
-        choices=request.choices,
-    )
-    record = ReplyRecord(
-        tenant.name,
-        tenant.policy,
-        policy,
-        service.auditor.name,
-        request.stream,
-        forwarded["x-request-id"],
-        service.observer,
-    )
-    out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
-    urls = [image.data_url for image in images] if any(is_remote(url) for url, _ in request.images) else None
-    body = dialect.body_for_upstream(body, request, urls)
-    kept_alive = out.kept_alive() if request.stream else nullcontext()
-    async with kept_alive, upstream.ask(dialect.path, body, forwarded) as source:
-        exchange = Exchange(
-            gate,
-            service.plan_for(policy),
-            sessions,
-            open_session=open_session,
-            close_upstream=source.close,
-            on_decided=record.add,
+    async with _sessions(open_session, request, service.config.auditor.timeout_ms) as sessions:
+        max_bytes = service.config.server.max_stream_bytes
+        reply = dialect.reply(request, upstream.thinking if opening is None else opening.style, max_bytes)
+        gate = StreamGate(
+            policy,
+            reply,
+            capacity=min(session.capacity for session in sessions.values()),
+            max_stream_bytes=max_bytes,
+            choices=request.choices,
         )
-        with service.budget.counting(lambda: gate.held_bytes):
-            try:
-                if request.stream:
-                    await _stream(exchange, source, reply, out)
-                else:
-                    await _whole(exchange, source, reply, service, record, send)
-            finally:
-                record.close(gate)
+        record = ReplyRecord(
+            tenant.name,
+            tenant.policy,
+            policy,
+            service.auditor.name,
+            request.stream,
+            forwarded["x-request-id"],
+            service.observer,
+        )
+        out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
+        urls = [image.data_url for image in images] if any(is_remote(url) for url, _ in request.images) else None
+        body = dialect.body_for_upstream(body, request, urls)
+        kept_alive = out.kept_alive() if request.stream else nullcontext()
+        async with kept_alive, upstream.ask(dialect.path, body, forwarded) as source:
+            exchange = Exchange(
+                gate,
+                service.plan_for(policy),
+                sessions,
+                open_session=open_session,
+                close_upstream=source.close,
+                on_decided=record.add,
+            )
+            with service.budget.counting(lambda: gate.held_bytes):
+                try:
+                    if request.stream:
+                        await _stream(exchange, source, reply, out)
+                    else:
+                        await _whole(exchange, source, reply, service, record, send)
+                finally:
+                    record.close(gate)
 
 
 def _read(dialect: Dialect[Asked], body: bytes, settings: UpstreamSettings) -> Asked:
@@ -141,18 +141,19 @@ async def _images(service: Service, request: Request) -> Sequence[RequestImage]:
         raise ApiError(400, str(error), param=error.field, code="invalid_image") from None
 
 
-async def _first_sessions(open_session: OpenSession, request: Request, timeout_ms: int) -> dict[int, Session]:
-    """One session of each query, by its first choice, so that what doesn't fit is told before anything is sent on."""
+@asynccontextmanager
+async def _sessions(open_session: OpenSession, request: Request, timeout_ms: int) -> AsyncIterator[dict[int, Session]]:
+    """One session of each query, by its first choice, so that what doesn't fit is told before anything is sent on. All
+    that are in it at the end are closed, whatever happened."""
     sessions: dict[int, Session] = {}
     try:
         for choice in range(0, request.choices, request.n):
             sessions[choice] = await _first_session(open_session, choice, timeout_ms)
-    except BaseException:
+        yield sessions
+    finally:
         with anyio.CancelScope(shield=True):
             for session in sessions.values():
                 await session.aclose()
-        raise
-    return sessions
 
 
 async def _first_session(open_session: OpenSession, choice: int, timeout_ms: int) -> Session:

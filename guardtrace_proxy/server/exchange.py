@@ -45,7 +45,8 @@ class Exchange:
         close_upstream: Callable[[], None],
         on_decided: Callable[[Decided], None],
     ) -> None:
-        """``sessions`` are open already, by choice; ``open_session`` opens the auditor's session of one more choice.
+        """``sessions`` are open already, by choice; ``open_session`` opens the auditor's session of one more choice,
+        which is added to them. Whoever made them closes them.
         ``on_decided`` is told of every decision."""
         self.rejected: bytes | None = None
         """The body of the HTTP 400 that a cut asks for, where the reply isn't streamed."""
@@ -67,17 +68,12 @@ class Exchange:
 
     async def run(self, events: Events, send: Callable[[bytes, bool], Awaitable[None]]) -> None:
         """Gate a reply to its end. ``send`` takes bytes and whether more follow."""
-        try:
-            async with anyio.create_task_group() as self._tasks:
-                self._tasks.start_soon(self._read, events)
-                self._tasks.start_soon(self._keep_time)
-                await self._write(send)
-                await self._read_all.wait()
-                self._tasks.cancel_scope.cancel()
-        finally:
-            with anyio.CancelScope(shield=True):
-                for session in self._sessions.values():
-                    await session.aclose()
+        async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self._read, events)
+            self._tasks.start_soon(self._keep_time)
+            await self._write(send)
+            await self._read_all.wait()
+            self._tasks.cancel_scope.cancel()
 
     async def _read(self, events: Events) -> None:
         broken: str | None = None

@@ -46,6 +46,42 @@ def test_an_upstream_that_answers_html(reply, streamed):
     assert "<html>" not in got.text
 
 
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [http(503, '{"error": {"message": "busy"}}')],
+        [http(200, "<html>Sign in</html>", "text/html")],
+        [SSE_HEAD, *stream("a b", "c")],
+    ],
+)
+def test_the_auditors_sessions_are_closed_whatever_the_upstream_does(reply, n):
+    opened, closed = [], []
+    with proxy(replay(*reply)) as running:
+        auditor = running.app.service.auditor
+        open_one = auditor.open
+
+        async def open_and_note(query):
+            session = await open_one(query)
+            close = session.aclose
+
+            async def close_and_note():
+                closed.append(session)
+                await close()
+
+            session.aclose = close_and_note
+            opened.append(session)
+            return session
+
+        auditor.open = open_and_note
+        running.raw(ask(stream=True, n=n))
+        deadline = time.monotonic() + 10  # a client may have its last byte before the session is closed
+        while closed != opened and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert opened
+        assert closed == opened
+
+
 def test_the_upstreams_own_error_passes_with_its_status():
     body = json.dumps({"error": {"message": "Slow down.", "type": "rate_limit", "param": None, "code": "rate"}})
     with proxy(replay(http(429, body))) as running, pytest.raises(openai.RateLimitError, match="Slow down"):
