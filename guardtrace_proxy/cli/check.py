@@ -34,10 +34,10 @@ def upstream(
         settings = load_config(config, os.environ)
     except ConfigError as error:
         fail(error, 2)
-    if name not in settings.upstreams:
-        fail(f"there is no upstream {name!r}; known: {', '.join(settings.upstreams)}", 2)
+    if name not in settings.over_http:
+        fail(f"there is no upstream {name!r}; known: {', '.join(settings.over_http)}", 2)
     try:
-        finding = anyio.run(inspect_upstream, name, settings.upstreams[name], os.environ, model)
+        finding = anyio.run(inspect_upstream, name, settings.over_http[name], os.environ, model)
     except ApiError as error:
         fail(error.message)
     _print(name, finding)

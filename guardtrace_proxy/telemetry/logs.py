@@ -26,6 +26,19 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
 
     What other libraries log from warnings on goes the same way, whatever the level.
     """
+    _configure_structlog(format, level)
+    logging.basicConfig(level=logging.WARNING, handlers=[_FromOthers()], force=True)
+
+
+def configure_own_logging(format: Literal["json", "console"], level: str) -> bool:
+    """Set up our lines alone, inside another's process; False where it has set up structlog itself, which stays so."""
+    if structlog.is_configured() and _exception_without_text not in structlog.get_config()["processors"]:
+        return False
+    _configure_structlog(format, level)
+    return True
+
+
+def _configure_structlog(format: Literal["json", "console"], level: str) -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -42,7 +55,6 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, handlers=[_FromOthers()], force=True)
 
 
 class _FromOthers(logging.Handler):
