@@ -88,11 +88,12 @@ class InnerReply:
         limit = None if self._is_whole else DISCONNECT_SECONDS + CANCEL_SECONDS
         try:
             await asyncio.wait([self._task], timeout=limit)
-        finally:
+        except asyncio.CancelledError:  # the server itself stops
+            self._task.cancel()
+            raise
+        if self._task.done():
             self._timer.cancel()
-            if not self._task.done():
-                self._task.cancel()
-        if not self._task.done():
+        else:
             log.error("the server's app goes on although it was cancelled")
 
     @property

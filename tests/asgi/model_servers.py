@@ -170,6 +170,7 @@ def write_settings(folder: Path, auditor: str, policy: dict[str, Any], more: dic
         "auditor": {"base_url": auditor, "model": "guard", "depth": "annotate", "timeout_ms": 3000},
         "tenants": {"all": {"policy": "test"}},
         "anonymous_tenant": "all",
+        "logging": {"level": "error"},
         **more,
     }
     (folder / "policies").mkdir()
