@@ -100,7 +100,7 @@ class _Later:
         self._model.worked_on = True
 
 
-OTHERS = ("/v1/completions", "/v1/embeddings", "/tokenize", "/health", "/metrics", "/docs-of-ours")
+OTHERS = ("/v1/rerank", "/v1/embeddings", "/tokenize", "/health", "/metrics", "/docs-of-ours")
 
 
 def starlette_app(model: Model) -> Any:

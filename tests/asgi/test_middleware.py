@@ -146,7 +146,7 @@ def test_a_slow_client_slows_the_app_down_and_still_gets_everything():
 def test_every_other_route_is_closed(make):
     model = Model(lambda _: FINE)
     with guarded(make(model)) as running:
-        asked = [("POST", "/v1/completions"), ("POST", "/v1/embeddings"), ("POST", "/tokenize"), ("GET", "/docs")]
+        asked = [("POST", "/v1/rerank"), ("POST", "/v1/embeddings"), ("POST", "/tokenize"), ("GET", "/docs")]
         asked += [("GET", "/openapi.json"), ("GET", "/v1/chat/completions"), ("POST", "/v1/chat/completions/")]
         asked += [("POST", "//v1/chat/completions"), ("POST", "/health"), ("POST", "/v1/models"), ("GET", "/health/")]
         asked += [("PUT", "/metrics"), ("POST", "/v1/chat%2Fcompletions/x"), ("GET", "/metrics%2F..%2Fv1")]
@@ -207,7 +207,7 @@ def test_listed_routes_pass_with_a_tenants_key_in_whose_place_the_app_gets_its_o
             "1",
             b"x",
         )
-        assert running.ask("POST", "/v1/completions", headers=known).status_code == 404
+        assert running.ask("POST", "/v1/rerank", headers=known).status_code == 404
 
 
 def test_tenants_are_known_by_their_keys_and_the_app_gets_few_headers_and_its_own_key():
@@ -273,7 +273,7 @@ def test_mounted_below_a_path_it_starts_with_the_first_request(make):
         assert running.ask("POST", "/llm/v1/chat/completions", json=ask(stream=True)).content == b"".join(FINE)
         assert running.ask("GET", "/llm/v1/models").json() == MODELS
         assert running.ask("GET", "/llm/health").json()["path"] == "/llm/health"
-        assert running.ask("POST", "/llm/v1/completions").status_code == 404
+        assert running.ask("POST", "/llm/v1/rerank").status_code == 404
         assert running.ask("GET", "/llm/llm/health").status_code == 404
     assert "/llm/v1/chat/completions" in model.paths
 
