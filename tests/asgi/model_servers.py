@@ -14,6 +14,7 @@ from typing import Any
 import fastapi
 import httpx
 import openai
+import structlog
 import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -182,6 +183,19 @@ def write_settings(folder: Path, auditor: str, policy: dict[str, Any], more: dic
 
 
 @contextmanager
+def no_structlog() -> Iterator[None]:
+    """As in a process that hasn't set up structlog."""
+    was, settings = structlog.is_configured(), structlog.get_config()
+    structlog.reset_defaults()
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+        if was:
+            structlog.configure(**settings)
+
+
+@contextmanager
 def guarded(
     app: Any,
     auditor: Script | None = None,
@@ -195,6 +209,7 @@ def guarded(
     """Serve ``app`` with the guard inside: added as its middleware, or put before it if it takes none. ``mounted``
     makes of it what is served; ``own_auditor`` is asked in the place of one that follows the script."""
     with ExitStack() as stack:
+        stack.enter_context(no_structlog())
         auditor_server = stack.enter_context(model_server(auditor or judging(by_word)))
         folder = Path(stack.enter_context(TemporaryDirectory()))
         path = write_settings(folder, auditor_server.url, policy or {}, config or {})
