@@ -1,6 +1,7 @@
 """Clients that look at the clock: ``python -m benchmarks.readers PORT STREAMS EVENTS``. Prints JSON: the delays.
 
-A delay is what lies between an event's stamp (`benchmarks/paced.py`) and its arrival here, in ns. Fails unless every reply is whole.
+A delay is what lies between an event's stamp (`benchmarks/paced.py`) and its arrival here, in ns. Fails unless every
+reply is whole.
 """
 
 from __future__ import annotations

@@ -23,12 +23,11 @@ from guardtrace_proxy.server.asgi_io import (
     Scope,
     Send,
     close_websocket,
-    header,
     respond_error,
     route_of,
 )
 from guardtrace_proxy.server.config import Config
-from guardtrace_proxy.server.errors import not_started, unauthorized
+from guardtrace_proxy.server.errors import ApiError, not_started
 from guardtrace_proxy.server.inner import InnerApp
 from guardtrace_proxy.server.inner_config import MODEL, load_inner_config
 from guardtrace_proxy.server.service import api_key_of
@@ -93,10 +92,17 @@ class GuardTraceMiddleware:
             await respond_error(send, not_started(), error_shape(route))
         elif route not in guard.service.config.server.passthrough:
             await guard(scope, receive, send)
-        elif guard.tenants.of(header(scope, b"authorization")) is None:
-            await respond_error(send, unauthorized(), error_shape(route))
         else:
-            await self.app(self._inner.with_own_key(scope), receive, send)
+            await self._pass(guard, scope, receive, send)
+
+    async def _pass(self, guard: GuardTraceApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """A route that the operator listed: unaudited, but not without a tenant's key."""
+        try:
+            guard.tenant_of(scope)
+        except ApiError as error:
+            await respond_error(send, error, error_shape(route_of(scope)))
+            return
+        await self.app(self._inner.with_own_key(scope), receive, send)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         guard = await self._started(late=False)

@@ -62,7 +62,7 @@ class GuardTraceApp:
         environ = os.environ if environ is None else environ
         self.service = Service(config, environ, auditor, observer, image_fetcher, upstreams)
         self.startup_error: str | None = None
-        self.tenants = Tenants(config)
+        self._tenants = Tenants(config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -121,7 +121,7 @@ class GuardTraceApp:
         elif reads and path == "/readyz":
             await self._ready(send)
         elif reads and path == "/v1/models":
-            tenant = self._tenant(scope)
+            tenant = self.tenant_of(scope)
             models, limits = await self._upstream(tenant, scope).models(forwarded)
             await respond(send, 200, models, [JSON, *limits])
         elif method == "POST" and path in BY_ROUTE:
@@ -132,7 +132,7 @@ class GuardTraceApp:
     async def _answer(
         self, dialect: Dialect[Any], scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]
     ) -> None:
-        tenant = self._tenant(scope)
+        tenant = self.tenant_of(scope)
         self.service.budget.admit()
         body = await read_body(scope, receive, self.service.config.server.max_body_bytes)
         failure: ApiError | None = None
@@ -159,8 +159,9 @@ class GuardTraceApp:
     def _upstream(self, tenant: Tenant, scope: Scope) -> Model:
         return self.service.upstreams[tenant.upstream].for_request(scope)
 
-    def _tenant(self, scope: Scope) -> Tenant:
-        tenant = self.tenants.of(header(scope, b"authorization"))
+    def tenant_of(self, scope: Scope) -> Tenant:
+        """Whose key a request carries; raises ApiError 401 where it is nobody's."""
+        tenant = self._tenants.of(header(scope, b"authorization"))
         if tenant is None:
             raise unauthorized()
         return tenant

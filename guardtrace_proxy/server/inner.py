@@ -15,6 +15,8 @@ from guardtrace_proxy.server.inner_reply import InnerReply
 from guardtrace_proxy.server.upstream import MAX_ERROR_BYTES, models_in, refusal, thinking_style
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke, read_bounded
 
+KEYS = (b"authorization", b"x-api-key")
+
 
 class InnerApp:
     """The app behind the middleware. A client's own key never reaches it; ``api_key`` is the one that it asks for."""
@@ -36,7 +38,7 @@ class InnerApp:
 
     def with_own_key(self, scope: Scope) -> Scope:
         """The request as it came, but for the client's key."""
-        headers = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
+        headers = [(name, value) for name, value in scope["headers"] if name not in KEYS]
         return {**scope, "headers": [*headers, *self.authorization]}
 
     async def start(self) -> None:

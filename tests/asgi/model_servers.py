@@ -25,6 +25,7 @@ from starlette.websockets import WebSocket
 from guardtrace_proxy.asgi import GuardTraceMiddleware
 from guardtrace_proxy.auditor.protocol import Auditor
 from guardtrace_proxy.demo.serving import served
+from guardtrace_proxy.wire.dialects import BY_ROUTE
 from tests.server.running import CHUNKS
 from tests.server.scripted import Script, Server, by_word, judging, model_server
 
@@ -106,7 +107,7 @@ OTHERS = ("/v1/rerank", "/v1/embeddings", "/tokenize", "/health", "/metrics", "/
 
 def starlette_app(model: Model) -> Any:
     routes = [
-        Route("/v1/chat/completions", model.chat, methods=["POST"]),
+        *(Route(path, model.chat, methods=["POST"]) for path in BY_ROUTE),
         Route("/v1/models", model.models),
         *(Route(path, model.other, methods=["GET", "POST"]) for path in OTHERS),
         WebSocketRoute("/v1/realtime", model.websocket),
@@ -117,9 +118,11 @@ def starlette_app(model: Model) -> Any:
 def fastapi_app(model: Model) -> Any:
     app = fastapi.FastAPI(lifespan=loading)
 
-    @app.post("/v1/chat/completions")
     async def chat(request: fastapi.Request) -> Response:
         return await model.chat(request)
+
+    for path in BY_ROUTE:
+        app.post(path)(chat)
 
     @app.get("/v1/models")
     async def models(request: fastapi.Request) -> Response:

@@ -70,6 +70,21 @@ def test_a_whole_reply_passes_byte_for_byte_with_the_guards_own_headers(make):
 
 
 @apps
+def test_another_api_is_audited_under_its_own_route(make):
+    """Completions stand for all: what a dialect reads and writes has its own tests."""
+    piece = b'data: {"id":"c","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":"%s","finish_reason":%s}]}\n\n'
+    frames = [piece % (b"All is fine. ", b"null"), piece % (b"HARM ", b"null"), piece % (b"", b'"stop"'), DONE]
+    model = Model(lambda asked: frames if asked["prompt"] == "harm" else [frames[0], *frames[2:]])
+    with guarded(make(model)) as running:
+        asked = {"model": "m", "prompt": "fine", "stream": True}
+        assert running.ask("POST", "/v1/completions", json=asked).content == b"".join([frames[0], *frames[2:]])
+        cut = running.ask("POST", "/v1/completions", json={**asked, "prompt": "harm"}).content
+    assert b"content_filter" in cut
+    assert b"HARM" not in cut
+    assert model.paths == ["/v1/completions"] * 2
+
+
+@apps
 def test_a_cut_ends_the_stream_and_cancels_the_apps_handler(make):
     model = Model(lambda _: HARM, pause=0.01)
     with guarded(make(model)) as running:
@@ -340,3 +355,17 @@ def test_the_auditor_lives_as_long_as_the_server(how):
         assert running.ask("GET", "/healthz").status_code == 200
         assert auditor.told == ["start"]
     assert auditor.told == ["start", "aclose"]
+
+
+def test_the_log_holds_no_word_of_what_the_app_raised(capfd):
+    class Failing(Model):
+        async def chat(self, request: Any) -> Any:
+            raise ValueError(f"wombat-private {await self._note(request)!r}")
+
+    with guarded(starlette_app(Failing(lambda _: FINE)), config={"logging": {"level": "debug"}}) as running:
+        assert running.raw(ask()).status_code == 500
+    said = capfd.readouterr()
+    assert "the server's app raised" in said.err
+    assert "ValueError" in said.err
+    assert "wombat-private" not in said.err + said.out
+    assert "Please help" not in said.err + said.out
