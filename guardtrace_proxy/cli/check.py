@@ -57,7 +57,7 @@ def middleware(
         fail(error, 2)
     typer.echo(f"audited:         {', '.join(BY_ROUTE)}")
     typer.echo(f"passes, no key:  {', '.join(PROBES)}")
-    typer.echo(f"passes, any key: {', '.join(settings.server.passthrough) or 'none'}")
+    typer.echo(f"passes, a key:   {', '.join(settings.server.passthrough) or 'none'}")
     typer.echo(f"tenants:         {', '.join(settings.tenants)}")
 
 

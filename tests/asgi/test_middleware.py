@@ -105,7 +105,8 @@ def test_what_a_client_leaves_is_cancelled(make):
         with httpx.stream(
             "POST", running.url + "/v1/chat/completions", json=ask(stream=True), trust_env=False
         ) as reply:
-            next(reply.iter_raw())
+            parts = reply.iter_raw()  # held: where it goes, the connection goes
+            next(parts)
             assert model.running == 1
         assert eventually(lambda: model.running == 0, 3)
     assert model.sent < 1000
