@@ -18,6 +18,9 @@ DISCONNECT_SECONDS = 1.0
 """How long an app may take to stop once it was told that its client has left; then its task is cancelled."""
 CANCEL_SECONDS = 5.0
 """How long a cancelled app is waited for."""
+LATE_MESSAGES = 16
+"""What an app sends after its client has left is dropped so often, then ``send`` raises. Raising at once would leave
+a generator suspended outside its own code, where only the garbage collector ends it, and the engine's work with it."""
 
 
 class NobodyReads(OSError):
@@ -42,6 +45,7 @@ class InnerReply:
         self._unread_bytes = 0
         self._is_whole = False
         self._is_closed = False
+        self._late = 0
         self._broke: str | None = None
         self._waiting_since: float | None = None
         self._news = asyncio.Event()
@@ -78,8 +82,8 @@ class InnerReply:
             return
         self._is_closed = True
         self._timer.cancel()
+        self._room.set()  # first: what waits in ``send`` is back in the app's own code when it is told
         self._client_left.set()
-        self._room.set()
         if not self._is_whole:
             self._timer = self._loop.call_later(DISCONNECT_SECONDS, self._task.cancel)
 
@@ -142,7 +146,10 @@ class InnerReply:
 
     async def _send(self, message: Message) -> None:
         if self._is_closed:
-            raise NobodyReads("the reply isn't read any more")
+            self._late += 1
+            if self._late > LATE_MESSAGES:
+                raise NobodyReads("the reply isn't read any more")
+            return
         kind = message["type"]
         if kind == "http.response.start" and not self.status:
             self._take_head(message)
@@ -151,11 +158,9 @@ class InnerReply:
         else:
             raise RuntimeError(f"unexpected ASGI message {kind!r}")
         self._news.set()
-        while self._unread_bytes > MAX_UNREAD_BYTES and not self._is_whole:
+        while self._unread_bytes > MAX_UNREAD_BYTES and not self._is_whole and not self._is_closed:
             self._room.clear()
             await self._room.wait()
-            if self._is_closed:
-                raise NobodyReads("the reply isn't read any more")
 
     def _take_head(self, message: Message) -> None:
         headers: dict[str, str] = {}

@@ -89,7 +89,7 @@ def test_a_cut_ends_the_stream_and_cancels_the_apps_handler(make):
     model = Model(lambda _: HARM, pause=0.01)
     with guarded(make(model)) as running:
         shown = list(running.client.chat.completions.create(**ask(stream=True)))
-        assert eventually(lambda: model.running == 0, 3)
+        assert eventually(lambda: model.running == 0)
     text = "".join(getattr(choice.delta, "reasoning", None) or "" for part in shown for choice in part.choices)
     assert "HARM" not in text
     assert text.startswith("All is")
@@ -108,7 +108,7 @@ def test_what_a_client_leaves_is_cancelled(make):
             parts = reply.iter_raw()  # held: where it goes, the connection goes
             next(parts)
             assert model.running == 1
-        assert eventually(lambda: model.running == 0, 3)
+        assert eventually(lambda: model.running == 0)
     assert model.sent < 1000
     assert model.ended in ("CancelledError", "GeneratorExit")
 
@@ -125,7 +125,7 @@ def test_a_client_that_leaves_before_the_head_has_come_is_told_to_the_app():
     with guarded(app) as running:
         with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=0.3, trust_env=False) as client:
             client.post(running.url + "/v1/chat/completions", json=ask(stream=True))
-        assert left.wait(3)
+        assert left.wait(10)
 
 
 def test_a_slow_client_slows_the_app_down_and_still_gets_everything():

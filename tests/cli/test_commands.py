@@ -37,7 +37,16 @@ def test_version_and_help_as_a_process():
 
 @pytest.mark.parametrize(
     "command",
-    ["serve", "demo", "policy check", "policy explain", "keys new", "check upstream", "check middleware", "auditor check"],
+    [
+        "serve",
+        "demo",
+        "policy check",
+        "policy explain",
+        "keys new",
+        "check upstream",
+        "check middleware",
+        "auditor check",
+    ],
 )
 def test_every_command_explains_itself(command):
     said = call(*command.split(), "--help")
