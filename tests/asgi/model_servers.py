@@ -175,8 +175,10 @@ def write_settings(folder: Path, auditor: str, policy: dict[str, Any], more: dic
         "tenants": {"all": {"policy": "test"}},
         "anonymous_tenant": "all",
         "logging": {"level": "error"},
-        **more,
     }
+    for key, value in more.items():
+        old = settings.get(key)
+        settings[key] = {**old, **value} if isinstance(old, dict) and key != "tenants" else value
     (folder / "policies").mkdir()
     content = {"version": 1, "extends": "balanced", **CHUNKS, **policy}
     (folder / "policies" / "test.yaml").write_text(yaml.safe_dump(content), "utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import io
 import socket
@@ -96,6 +97,22 @@ def test_a_cut_ends_the_stream_and_cancels_the_apps_handler(make):
     assert shown[-1].choices[0].finish_reason == "content_filter"
     assert model.ended in ("CancelledError", "GeneratorExit")
     assert model.sent < 1000
+
+
+@pytest.fixture
+def no_collector():
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@apps
+def test_a_generator_that_is_about_to_send_at_the_cut_does_not_wait_for_the_garbage_collector(make, no_collector):
+    model = Model(lambda _: HARM, pause=0.001)
+    with guarded(make(model)) as running:
+        assert b"content_filter" in running.raw(ask(stream=True)).content
+        assert eventually(lambda: model.running == 0)
+    assert model.ended in ("CancelledError", "whole")
 
 
 @apps

@@ -238,7 +238,8 @@ def test_an_app_that_never_waits_is_read_piece_by_piece():
             assert judged.wait(20)
         return judging(by_word)(request)
 
-    with guarded(app, waiting, config={"server": {"max_stream_bytes": 2**20}}) as running:
+    config = {"server": {"max_stream_bytes": 2**20}, "auditor": {"timeout_ms": 30_000}}
+    with guarded(app, waiting, config=config) as running:
         asking = threading.Thread(target=running.raw, args=(ask(stream=True),))
         asking.start()
         assert eventually(lambda: len(ahead) > 90)
