@@ -81,6 +81,7 @@ types: $(STAMP) ## Check types
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.proxy_cpu
+	$(BIN)/python -m benchmarks.doors
 	$(BIN)/python -m benchmarks.audit_cost
 	$(BIN)/python -m benchmarks.audit_throughput
 	$(BIN)/python -m benchmarks.audit_streams

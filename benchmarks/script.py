@@ -17,6 +17,7 @@ PROSE = (
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
+CREATED = 1_760_000_000
 
 
 def events(tokens: int) -> list[bytes]:
@@ -39,7 +40,7 @@ def _event(delta: dict[str, str], finish: str | None = None) -> bytes:
     head = {
         "id": "chatcmpl-4f6d1f0c2b9e4c55a2c87a1de0b93d17",
         "object": "chat.completion.chunk",
-        "created": 1_760_000_000,
+        "created": CREATED,
         "model": "Qwen/Qwen3-VL-8B-Thinking",
     }
     return b"data: " + json.dumps({**head, "choices": [choice]}, separators=(",", ":")).encode() + b"\n\n"

@@ -16,7 +16,7 @@ from guardtrace_proxy.gate import StreamGate
 from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, RequestImage, is_remote, resolve_images
 from guardtrace_proxy.policy.schema import Policy, ReasoningField
 from guardtrace_proxy.server.asgi_io import JSON, Send, respond
-from guardtrace_proxy.server.config import UpstreamSettings
+from guardtrace_proxy.server.config import ModelSettings
 from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.event_stream import EventStream
@@ -25,7 +25,8 @@ from guardtrace_proxy.server.record import ReplyRecord
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.tenants import Tenant
 from guardtrace_proxy.server.unopened import UnopenedSession
-from guardtrace_proxy.server.upstream_reply import UpstreamBroke, UpstreamReply, read_bounded
+from guardtrace_proxy.server.upstream import Model
+from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, read_bounded
 from guardtrace_proxy.wire.dialects import Dialect
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.prefill import opening_of
@@ -41,6 +42,7 @@ OpenSession = Callable[[int], Awaitable[Session]]
 async def answer(
     service: Service,
     tenant: Tenant,
+    upstream: Model,
     dialect: Dialect[Asked],
     body: bytes,
     forwarded: Mapping[str, str],
@@ -50,7 +52,6 @@ async def answer(
 
     Raises ApiError for everything that goes wrong before the reply has begun.
     """
-    upstream = service.upstreams[tenant.upstream]
     request = _read(dialect, body, service.config.upstreams[tenant.upstream])
     policy = _policy_for(dialect, request, service.policies[tenant.policy].policy)
     images = await _images(service, request)
@@ -113,7 +114,7 @@ async def answer(
                     record.close(gate)
 
 
-def _read(dialect: Dialect[Asked], body: bytes, settings: UpstreamSettings) -> Asked:
+def _read(dialect: Dialect[Asked], body: bytes, settings: ModelSettings) -> Asked:
     try:
         return dialect.read_request(body, Allowed(settings.allow_fields, settings.allow_encrypted_reasoning))
     except RequestError as error:
@@ -166,7 +167,7 @@ async def _first_session(open_session: OpenSession, choice: int, timeout_ms: int
         return UnopenedSession(failure)
 
 
-async def _stream(exchange: Exchange, source: UpstreamReply, reply: Reply, out: EventStream) -> None:
+async def _stream(exchange: Exchange, source: Source, reply: Reply, out: EventStream) -> None:
     if "text/event-stream" not in source.content_type:
         raise upstream_unreadable(
             f"{source.content_type[:80] or 'no content type'} where an event stream was asked for"
@@ -175,7 +176,7 @@ async def _stream(exchange: Exchange, source: UpstreamReply, reply: Reply, out: 
     await exchange.run(_events(source, reply), out.write)
 
 
-async def _events(source: UpstreamReply, reply: Reply) -> AsyncIterator[list[Event]]:
+async def _events(source: Source, reply: Reply) -> AsyncIterator[list[Event]]:
     try:
         while data := await source.read():
             events = reply.feed(data)
@@ -189,7 +190,7 @@ async def _events(source: UpstreamReply, reply: Reply) -> AsyncIterator[list[Eve
 
 
 async def _whole(
-    exchange: Exchange, source: UpstreamReply, reply: Reply, service: Service, record: ReplyRecord, send: Send
+    exchange: Exchange, source: Source, reply: Reply, service: Service, record: ReplyRecord, send: Send
 ) -> None:
     try:
         body = await read_bounded(source, service.config.server.max_stream_bytes)

@@ -20,18 +20,21 @@ from guardtrace_proxy.server.asgi_io import (
     Receive,
     Scope,
     Send,
+    close_websocket,
     header,
     read_body,
     respond,
     respond_error,
     respond_json,
+    route_of,
 )
 from guardtrace_proxy.server.config import Config
 from guardtrace_proxy.server.errors import ApiError, no_route, unauthorized
 from guardtrace_proxy.server.forwarded import to_upstream
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.tenants import Tenant, Tenants
-from guardtrace_proxy.wire.dialects import BY_ROUTE, Dialect, openai_error
+from guardtrace_proxy.server.upstream import Model, ModelServer
+from guardtrace_proxy.wire.dialects import BY_ROUTE, Dialect, error_shape
 
 log = structlog.get_logger("guardtrace")
 
@@ -42,7 +45,8 @@ class GuardTraceApp:
     """The reverse proxy as an ASGI application.
 
     ``auditor`` replaces the one that the config names, ``image_fetcher`` the one for its ``images.allow_urls``;
-    ``environ`` is where keys are looked up; ``observer`` is told of every decision.
+    ``environ`` is where keys are looked up; ``observer`` is told of every decision. ``upstreams`` are asked in place of
+    the config's.
     """
 
     def __init__(
@@ -53,9 +57,10 @@ class GuardTraceApp:
         environ: Mapping[str, str] | None = None,
         observer: Callable[[Decided], None] | None = None,
         image_fetcher: ImageFetcher | None = None,
+        upstreams: Mapping[str, ModelServer] | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
-        self.service = Service(config, environ, auditor, observer, image_fetcher)
+        self.service = Service(config, environ, auditor, observer, image_fetcher, upstreams)
         self.startup_error: str | None = None
         self._tenants = Tenants(config)
 
@@ -65,8 +70,7 @@ class GuardTraceApp:
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
+            await close_websocket(receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -104,13 +108,12 @@ class GuardTraceApp:
         if send.began:
             # The reply is broken off so that it can't be taken for a finished one.
             raise error
-        dialect = BY_ROUTE.get(scope["path"])
-        shape = openai_error if dialect is None else dialect.error
+        shape = error_shape(route_of(scope))
         # Whether a body still comes after `expect: 100-continue` was answered with an error is the client's choice.
         await respond_error(send, error, shape, [CLOSE] if header(scope, b"expect") is not None else None)
 
     async def _route(self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]) -> None:
-        method, path = scope["method"], scope["path"]
+        method, path = scope["method"], route_of(scope)
         # What HEAD gets is GET's answer; the server leaves its body out.
         reads = method in ("GET", "HEAD")
         if reads and path == "/healthz":
@@ -118,8 +121,8 @@ class GuardTraceApp:
         elif reads and path == "/readyz":
             await self._ready(send)
         elif reads and path == "/v1/models":
-            tenant = self._tenant(scope)
-            models, limits = await self.service.upstreams[tenant.upstream].models(forwarded)
+            tenant = self.tenant_of(scope)
+            models, limits = await self._upstream(tenant, scope).models(forwarded)
             await respond(send, 200, models, [JSON, *limits])
         elif method == "POST" and path in BY_ROUTE:
             await self._answer(BY_ROUTE[path], scope, receive, send, forwarded)
@@ -129,7 +132,7 @@ class GuardTraceApp:
     async def _answer(
         self, dialect: Dialect[Any], scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]
     ) -> None:
-        tenant = self._tenant(scope)
+        tenant = self.tenant_of(scope)
         self.service.budget.admit()
         body = await read_body(scope, receive, self.service.config.server.max_body_bytes)
         failure: ApiError | None = None
@@ -146,14 +149,18 @@ class GuardTraceApp:
 
             tasks.start_soon(leave_with_client)
             try:
-                await answer(self.service, tenant, dialect, body, forwarded, send)
+                await answer(self.service, tenant, self._upstream(tenant, scope), dialect, body, forwarded, send)
             except ApiError as error:
                 failure = error
             tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
-    def _tenant(self, scope: Scope) -> Tenant:
+    def _upstream(self, tenant: Tenant, scope: Scope) -> Model:
+        return self.service.upstreams[tenant.upstream].for_request(scope)
+
+    def tenant_of(self, scope: Scope) -> Tenant:
+        """Whose key a request carries; raises ApiError 401 where it is nobody's."""
         tenant = self._tenants.of(header(scope, b"authorization"))
         if tenant is None:
             raise unauthorized()

@@ -15,6 +15,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON = (b"content-type", b"application/json")
 
@@ -29,6 +30,19 @@ def header(scope: Scope, name: bytes) -> str | None:
         if key == name:
             return str(value.decode("latin-1"))
     return None
+
+
+def route_of(scope: Scope) -> str:
+    """The path below where the app is mounted (``root_path``), as Starlette's router takes it."""
+    path = str(scope["path"])
+    below = path.removeprefix(scope.get("root_path", ""))
+    return below if below.startswith("/") else path
+
+
+async def close_websocket(receive: Receive, send: Send) -> None:
+    """Refuse a websocket before it is open: the server answers HTTP 403."""
+    await receive()
+    await send({"type": "websocket.close", "code": 1008, "reason": "not audited, so not served"})
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

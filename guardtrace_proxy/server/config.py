@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
@@ -74,18 +74,16 @@ class ThinkingSettings(Settings):
         return self
 
 
-class UpstreamSettings(Settings):
-    """One model server. ``read_timeout_ms`` bounds the silence between two reads: a busy one may queue a request for
-    minutes before its first byte. ``allow_encrypted_reasoning``: reasoning that nobody can audit passes, each way."""
+class ModelSettings(Settings):
+    """How a model server is asked, over HTTP or from inside. ``read_timeout_ms`` bounds the silence between two reads:
+    a busy one may queue a request for minutes before its first byte. ``allow_encrypted_reasoning``: reasoning that
+    nobody can audit passes, each way."""
 
-    base_url: str
     api_key_env: str | None = None
     read_timeout_ms: Milliseconds = 600_000
     thinking: ThinkingSettings = ThinkingSettings()
     allow_fields: list[str] = []
     allow_encrypted_reasoning: bool = False
-
-    _url = field_validator("base_url")(_check_url)
 
     @field_validator("allow_fields")
     @classmethod
@@ -97,6 +95,14 @@ class UpstreamSettings(Settings):
                 if field in dialect.known:
                     raise ValueError(f"{field} is known already: {dialect.page} says what becomes of it")
         return value
+
+
+class UpstreamSettings(ModelSettings):
+    """A model server that is asked over HTTP."""
+
+    base_url: str
+
+    _url = field_validator("base_url")(_check_url)
 
 
 class AuditorSettings(Settings):
@@ -164,11 +170,11 @@ class LoggingSettings(Settings):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class ConfigFile(Settings):
-    """The file as it is written."""
+class SettingsFile(Settings):
+    """What a file says whichever door it is for."""
 
     server: ServerSettings = ServerSettings()
-    upstreams: dict[str, UpstreamSettings]
+    upstreams: Mapping[str, ModelSettings]
     auditor: AuditorSettings
     policies_dir: str = "policies"
     tenants: dict[str, TenantSettings]
@@ -177,12 +183,18 @@ class ConfigFile(Settings):
     logging: LoggingSettings = LoggingSettings()
 
 
+class ConfigFile(SettingsFile):
+    """The proxy's file as it is written."""
+
+    upstreams: dict[str, UpstreamSettings]
+
+
 @dataclass(frozen=True)
 class Config:
     """The settings with the policies that they name."""
 
     server: ServerSettings
-    upstreams: dict[str, UpstreamSettings]
+    upstreams: Mapping[str, ModelSettings]
     auditor: AuditorSettings
     tenants: dict[str, TenantSettings]
     anonymous_tenant: str | None
@@ -190,25 +202,46 @@ class Config:
     logging: LoggingSettings
     policies: dict[str, LoadedPolicy]
 
+    @property
+    def over_http(self) -> dict[str, UpstreamSettings]:
+        """The upstreams, but for the app that a middleware stands before."""
+        return {name: each for name, each in self.upstreams.items() if isinstance(each, UpstreamSettings)}
+
+
+F = TypeVar("F", bound=SettingsFile)
+
 
 def load_config(path: Path, environ: Mapping[str, str]) -> Config:
-    """Read guardtrace.yaml and every policy that it names; raises ConfigError with all problems."""
+    """Read the proxy's guardtrace.yaml and every policy that it names; raises ConfigError with all problems."""
     try:
         file = read_yaml(path)
-        settings = ConfigFile.model_validate(file.content)
     except BadYaml as error:
         raise ConfigError([error.problem]) from None
+    settings = validated(file, ConfigFile)
+    return config_of(settings, file, environ, _not_yet(settings, file))
+
+
+def validated(file: YamlFile, model: type[F]) -> F:
+    """The file's content; raises ConfigError."""
+    try:
+        return model.model_validate(file.content)
     except ValidationError as error:
-        raise ConfigError(problems_of(error, ConfigFile, file)) from None
+        raise ConfigError(problems_of(error, model, file)) from None
+
+
+def config_of(
+    settings: SettingsFile, file: YamlFile, environ: Mapping[str, str], of_the_door: Iterable[Problem]
+) -> Config:
+    """The settings with their policies; raises ConfigError with all problems, those ``of_the_door`` among them."""
     problems = [
+        *of_the_door,
         *_references(settings, file),
         *_same_servers(settings, file),
         *_environment(settings, file, environ),
         *_of_depth(settings.auditor, file),
-        *_not_yet(settings, file),
     ]
     policies: dict[str, LoadedPolicy] = {}
-    folder = path.parent / settings.policies_dir
+    folder = file.path.parent / settings.policies_dir
     for name, tenant in settings.tenants.items():
         found = find_policy(tenant.policy, folder)
         if found is None:
@@ -224,12 +257,12 @@ def load_config(path: Path, environ: Mapping[str, str]) -> Config:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     fields: dict[str, Any] = {
-        name: getattr(settings, name) for name in ConfigFile.model_fields if name != "policies_dir"
+        name: getattr(settings, name) for name in SettingsFile.model_fields if name != "policies_dir"
     }
     return Config(**fields, policies=policies)
 
 
-def _references(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
+def _references(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:
     owners: dict[str, str] = {}
     if not settings.upstreams:
         yield file.problem("upstreams", "expected at least one upstream")
@@ -255,7 +288,7 @@ def _references(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
         yield file.problem("auditor.kv_cache_bytes", f"has no effect with backend {backend}")
 
 
-def _same_servers(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
+def _same_servers(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:
     seen: dict[str, int] = {}
     for number, url in enumerate(settings.auditor.base_url or ()):
         first = seen.setdefault(str(URL(url.rstrip("/"))), number)
@@ -294,7 +327,7 @@ def _late_escalation(
             )
 
 
-def _environment(settings: ConfigFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:
+def _environment(settings: SettingsFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:
     named = {f"upstreams.{name}.api_key_env": upstream.api_key_env for name, upstream in settings.upstreams.items()}
     named["auditor.api_key_env"] = settings.auditor.api_key_env
     for key, variable in named.items():

@@ -83,6 +83,21 @@ def upstream_silent() -> ApiError:
     )
 
 
+def upstream_failed() -> ApiError:
+    """The app behind the middleware raised before its reply began, or made none."""
+    return ApiError(500, "The model server failed; its log says where.", type="upstream_error", code="upstream_failed")
+
+
+def not_started() -> ApiError:
+    """The middleware's settings or its auditor can't be used."""
+    return ApiError(
+        500,
+        "The guard of this model server didn't start, so nothing is served; the server's log says why.",
+        type="server_error",
+        code="guard_not_started",
+    )
+
+
 def upstream_unreadable(what: str) -> ApiError:
     """The upstream answered, but not with what was asked for."""
     return ApiError(

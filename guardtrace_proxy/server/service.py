@@ -15,9 +15,8 @@ from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.images import AllowList, ImageFetcher
 from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.server.budget import HeldBytes
-from guardtrace_proxy.server.config import AuditorSettings, Config
-from guardtrace_proxy.server.upstream import Upstream
-from guardtrace_proxy.wire.tags import ThinkingStyle
+from guardtrace_proxy.server.config import AuditorSettings, Config, ModelSettings
+from guardtrace_proxy.server.upstream import ModelServer, Upstream, thinking_style
 
 log = structlog.get_logger("guardtrace")
 
@@ -50,10 +49,28 @@ def audit_plan(settings: AuditorSettings, calibrated: float | None, policy: Poli
     )
 
 
+def api_key_of(settings: ModelSettings, environ: Mapping[str, str]) -> str | None:
+    """The model server's own key."""
+    return environ.get(settings.api_key_env) if settings.api_key_env else None
+
+
+def _over_http(config: Config, environ: Mapping[str, str]) -> dict[str, ModelServer]:
+    return {
+        name: Upstream(
+            name,
+            settings.base_url,
+            api_key_of(settings, environ),
+            thinking_style(settings.thinking),
+            read_timeout_ms=settings.read_timeout_ms,
+        )
+        for name, settings in config.over_http.items()
+    }
+
+
 class Service:
     """Started and closed with the server.
 
-    ``auditor`` and ``image_fetcher`` may be given, where a program brings its own.
+    ``auditor``, ``image_fetcher`` and ``upstreams`` may be given, where a program brings its own.
     """
 
     def __init__(
@@ -63,6 +80,7 @@ class Service:
         auditor: Auditor | None = None,
         observer: Callable[[Decided], None] | None = None,
         image_fetcher: ImageFetcher | None = None,
+        upstreams: Mapping[str, ModelServer] | None = None,
     ) -> None:
         self.config = config
         self.observer = observer
@@ -74,21 +92,7 @@ class Service:
         self.budget = HeldBytes(config.server.max_total_bytes)
         self.probed: str | None = None
         """None until one audit was tried, then ``ok`` or what went wrong."""
-        self.upstreams = {
-            name: Upstream(
-                name,
-                settings.base_url,
-                environ.get(settings.api_key_env) if settings.api_key_env else None,
-                ThinkingStyle(
-                    settings.thinking.style,
-                    settings.thinking.starts_open,
-                    settings.thinking.open,
-                    settings.thinking.close,
-                ),
-                read_timeout_ms=settings.read_timeout_ms,
-            )
-            for name, settings in config.upstreams.items()
-        }
+        self.upstreams = _over_http(config, environ) if upstreams is None else upstreams
 
     async def start(self) -> None:
         """Load the auditor, open the upstreams; raises AuditorSettingsError where it can't work as configured."""

@@ -1,15 +1,17 @@
-"""The upstream thinking model, asked over aiohttp."""
+"""The upstream thinking model: what all have in common, and one that is asked over aiohttp."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from typing import Protocol
 
 import aiohttp
 import msgspec
 
 from guardtrace_proxy.outgoing import TROUBLE, open_session
-from guardtrace_proxy.server.asgi_io import Headers
+from guardtrace_proxy.server.asgi_io import Headers, Scope
+from guardtrace_proxy.server.config import ThinkingSettings
 from guardtrace_proxy.server.errors import (
     ApiError,
     upstream_silent,
@@ -17,7 +19,7 @@ from guardtrace_proxy.server.errors import (
     upstream_unreadable,
 )
 from guardtrace_proxy.server.forwarded import to_client
-from guardtrace_proxy.server.upstream_reply import UpstreamBroke, UpstreamReply, read_bounded
+from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, UpstreamReply, read_bounded
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 CONNECT_SECONDS = 10.0
@@ -26,6 +28,36 @@ KEEPALIVE_SECONDS = 30.0
 MAX_ERROR_BYTES = 65_536
 MAX_ERROR_CHARS = 500
 MAX_MODELS_BYTES = 1_048_576
+
+
+class Model(Protocol):
+    """A model server as it is asked on behalf of one request."""
+
+    thinking: ThinkingStyle
+
+    def ask(self, path: str, body: bytes, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Source]:
+        """POST to a dialect's path, until the context is left."""
+
+    async def models(self, headers: Mapping[str, str]) -> tuple[bytes, Headers]:
+        """The list of models, and the headers that pass with it."""
+
+
+class ModelServer(Protocol):
+    """One upstream: a server that is asked over HTTP, or the app that a middleware stands before."""
+
+    def for_request(self, scope: Scope) -> Model:
+        """The same, on behalf of a client's request."""
+
+    async def start(self) -> None:
+        """Open what it needs."""
+
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+def thinking_style(settings: ThinkingSettings) -> ThinkingStyle:
+    """Where its thinking stands."""
+    return ThinkingStyle(settings.style, settings.starts_open, settings.open, settings.close)
 
 
 class Upstream:
@@ -54,6 +86,10 @@ class Upstream:
         """Close all connections."""
         await self._session.close()
 
+    def for_request(self, scope: Scope) -> Upstream:
+        """Itself: nothing of the client's request but body and headers counts."""
+        return self
+
     @asynccontextmanager
     async def ask(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[UpstreamReply]:
         """POST to a path below the base URL; the reply's body hasn't been read when the context is entered.
@@ -77,14 +113,7 @@ class Upstream:
         except TROUBLE as error:
             raise _no_reply(error) from error
         with closing(await self._accepted(response)) as reply:
-            try:
-                body = await read_bounded(reply, MAX_MODELS_BYTES)
-                msgspec.json.decode(body, type=dict[str, object])
-            except UpstreamBroke as error:
-                raise upstream_unreadable("a list of models that broke off") from error
-            except msgspec.MsgspecError as error:
-                raise upstream_unreadable("something other than a JSON object") from error
-        return body, reply.limits
+            return await models_in(reply), reply.limits
 
     async def _accepted(self, response: aiohttp.ClientResponse) -> UpstreamReply:
         try:
@@ -101,18 +130,38 @@ def _no_reply(error: Exception) -> ApiError:
 
 
 async def _refusal(response: aiohttp.ClientResponse, read_seconds: float) -> ApiError:
-    """The upstream's own error, without what a provider may have put there of the generated text."""
-    status = response.status if 400 <= response.status < 600 else 502
-    limits = tuple(to_client(response.headers))
     try:
         with closing(UpstreamReply(response, read_seconds)) as reply:
-            body = msgspec.json.decode(await read_bounded(reply, MAX_ERROR_BYTES), type=dict[str, object])
-    except (ApiError, UpstreamBroke, msgspec.MsgspecError, UnicodeDecodeError):
-        body = {}
-    error = body.get("error")
+            body = await read_bounded(reply, MAX_ERROR_BYTES)
+    except (ApiError, UpstreamBroke):
+        body = b""
+    return refusal(response.status, response.headers.get("content-type", ""), to_client(response.headers), body)
+
+
+async def models_in(reply: Source) -> bytes:
+    """The body of a list of models, which is a JSON object; raises ApiError."""
+    try:
+        body = await read_bounded(reply, MAX_MODELS_BYTES)
+        msgspec.json.decode(body, type=dict[str, object])
+    except UpstreamBroke as error:
+        raise upstream_unreadable("a list of models that broke off") from error
+    except msgspec.MsgspecError as error:
+        raise upstream_unreadable("something other than a JSON object") from error
+    return body
+
+
+def refusal(answered: int, content_type: str, headers: Headers, body: bytes) -> ApiError:
+    """The upstream's own error, without what a provider may have put there of the generated text."""
+    status = answered if 400 <= answered < 600 else 502
+    limits = tuple(headers)
+    try:
+        content = msgspec.json.decode(body, type=dict[str, object])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        content = {}
+    error = content.get("error")
     if not isinstance(error, dict):
-        what = response.headers.get("content-type", "no content type")[:80]
-        message = f"The upstream model server answered HTTP {response.status} ({what}) without an error object."
+        what = content_type[:80] or "no content type"
+        message = f"The upstream model server answered HTTP {answered} ({what}) without an error object."
         return ApiError(status, message, type="upstream_error", code="upstream_error", headers=limits)
     text, kind = error.get("message"), error.get("type")
     code, param = error.get("code"), error.get("param")

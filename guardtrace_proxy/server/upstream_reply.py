@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Protocol
 
 import aiohttp
 import anyio
@@ -19,6 +20,19 @@ WATCH_SECONDS = 2.0
 
 class UpstreamBroke(Exception):
     """The connection broke off in the middle of a reply."""
+
+
+class Source(Protocol):
+    """An upstream's reply whose head has come. ``limits`` are the headers that pass to the client."""
+
+    content_type: str
+    limits: Headers
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, empty at its end; raises UpstreamBroke."""
+
+    def close(self) -> None:
+        """Stop the upstream, unless the body was read to its end."""
 
 
 class UpstreamReply:
@@ -83,7 +97,7 @@ class UpstreamReply:
             self._response.content.set_exception(aiohttp.ClientPayloadError("no more bytes will come"))
 
 
-async def read_bounded(reply: UpstreamReply, limit: int) -> bytes:
+async def read_bounded(reply: Source, limit: int) -> bytes:
     """The whole body, at most ``limit`` bytes; raises ApiError 502 beyond, and UpstreamBroke."""
     chunks: list[bytes] = []
     size = 0

@@ -26,6 +26,19 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
 
     What other libraries log from warnings on goes the same way, whatever the level.
     """
+    _configure_structlog(format, level, for_good=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_FromOthers()], force=True)
+
+
+def configure_own_logging(format: Literal["json", "console"], level: str) -> bool:
+    """Set up our lines alone, inside another's process; False where it has set up structlog itself, which stays so."""
+    if structlog.is_configured() and _exception_without_text not in structlog.get_config()["processors"]:
+        return False
+    _configure_structlog(format, level, for_good=False)
+    return True
+
+
+def _configure_structlog(format: Literal["json", "console"], level: str, *, for_good: bool) -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -40,9 +53,8 @@ def configure_logging(format: Literal["json", "console"] = "json", level: str = 
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=for_good,
     )
-    logging.basicConfig(level=logging.WARNING, handlers=[_FromOthers()], force=True)
 
 
 class _FromOthers(logging.Handler):

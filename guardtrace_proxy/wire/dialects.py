@@ -95,3 +95,8 @@ RESPONSES = Dialect[ResponsesRequest](
 
 DIALECTS: tuple[Dialect[Any], ...] = (CHAT, COMPLETIONS, RESPONSES)
 BY_ROUTE = {dialect.route: dialect for dialect in DIALECTS}
+
+
+def error_shape(route: str) -> ErrorShape:
+    """How errors look on a route; OpenAI's shape where it isn't one of an API."""
+    return BY_ROUTE[route].error if route in BY_ROUTE else openai_error

@@ -37,7 +37,16 @@ def test_version_and_help_as_a_process():
 
 @pytest.mark.parametrize(
     "command",
-    ["serve", "demo", "policy check", "policy explain", "keys new", "check upstream", "auditor check"],
+    [
+        "serve",
+        "demo",
+        "policy check",
+        "policy explain",
+        "keys new",
+        "check upstream",
+        "check middleware",
+        "auditor check",
+    ],
 )
 def test_every_command_explains_itself(command):
     said = call(*command.split(), "--help")
@@ -162,6 +171,24 @@ def test_check_upstream_that_cant_be_asked(tmp_path):
     said = call("check", "upstream", "default", "--config", config, "--model", "m")
     assert (said.exit_code, said.stdout) == (1, "")
     assert said.stderr == "The upstream model server can't be reached.\n"
+
+
+def test_check_middleware_reads_the_settings_as_a_model_server_would(tmp_path):
+    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1")
+    said = call("check", "middleware", "--config", config)
+    assert said.exit_code == 2
+    assert "upstreams.default.base_url: has no effect inside a model server" in said.output
+    settings = yaml.safe_load(config.read_text("utf-8"))
+    del settings["upstreams"]
+    config.write_text(yaml.safe_dump({**settings, "server": {"passthrough": ["/tokenize"]}}), "utf-8")
+    said = call("check", "middleware", "--config", config)
+    assert said.exit_code == 0
+    assert said.output.splitlines()[0].startswith("audited:         /v1/chat/completions")
+    assert said.output.splitlines()[1:] == [
+        "passes, no key:  /health, /metrics",
+        "passes, a key:   /tokenize",
+        "tenants:         all",
+    ]
 
 
 def test_check_upstream_with_a_wrong_config(tmp_path):

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +79,18 @@ def eventually(holds: object, seconds: float = 20) -> bool:
 
 
 @contextmanager
-def vllm_server(name: str, command: Sequence[str], folder: Path, *, gives_way: bool = False) -> Iterator[VllmServer]:
+def vllm_server(
+    name: str,
+    command: Sequence[str],
+    folder: Path,
+    *,
+    gives_way: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[VllmServer]:
     """Start one, with ``command`` from the environment's ``bin``; ``{port}`` in it is filled in. Wait for it yourself.
 
     ``gives_way``: to all other processes, where cores are few. vLLM's own wait for each other without sleeping.
+    ``environ``: more of the environment's variables.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -94,7 +102,7 @@ def vllm_server(name: str, command: Sequence[str], folder: Path, *, gives_way: b
             [program, *(word.replace("{port}", str(port)) for word in command[1:])],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, **(environ or {})},
             start_new_session=True,
         )
         if gives_way:
