@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -22,8 +23,9 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     Example,
     batches,
     collate,
-    document,
     encode,
+    exchange,
+    plain,
     pool,
     positions,
     vision_batch,
@@ -40,7 +42,7 @@ GOALS = {DECLINES: "goals_harmful", HELPS: "goals_harmless"}
 
 def documents(count: int, seed: int = 0) -> list[Example]:
     rng = random.Random(seed)
-    return [encode(document(rng), rng) for _ in range(count)]
+    return [encode((plain if number % 2 else exchange)(rng), rng) for number in range(count)]
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -52,22 +54,22 @@ def same(one: Batch, other: Batch) -> bool:
 
 @pytest.fixture(scope="module")
 def first(words) -> list[Batch]:
-    return pool(5, 0)
+    return pool(plain, 5, 0)
 
 
 def test_a_pool_is_the_same_each_time(first):
-    again = pool(5, 0)
+    again = pool(plain, 5, 0)
     assert len(again) == len(first)
     assert all(same(one, other) for one, other in zip(again, first, strict=True))
 
 
 def test_another_seed_or_number_gives_another_pool(first):
-    assert not same(pool(5, 1)[0], first[0])
-    assert not same(pool(6, 0)[0], first[0])
+    assert not same(pool(plain, 5, 1)[0], first[0])
+    assert not same(pool(plain, 6, 0)[0], first[0])
 
 
 def test_batches_are_as_many_as_asked_for_and_the_first_pool_in_order(first):
-    few = list(batches(5, 3))
+    few = list(batches(plain, 5, 3))
     assert len(few) == 3
     assert all(same(one, other) for one, other in zip(few, first, strict=False))
 
@@ -89,38 +91,35 @@ def test_vision_batches_are_the_same_each_time(words):
     assert not torch.equal(one[0], other[0])
 
 
-def test_no_document_holds_an_analysis_or_a_judgment():
+@pytest.mark.parametrize("draw", [plain, exchange])
+def test_no_document_holds_an_analysis_or_a_judgment(draw):
     rng = random.Random(3)
-    texts = ["".join(document(rng)[:2]) for _ in range(2000)]
+    texts = ["".join(draw(rng)[:2]) for _ in range(2000)]
     for words in ("Analysis", "Judgment", "the goal is", "the text stays safe", "gives a hint.", "gives steps."):
         assert not any(words in text for text in texts), words
 
 
-def test_documents_are_traces_conversations_exchanges_and_descriptions():
+def test_plain_documents_are_traces_conversations_and_descriptions():
     rng = random.Random(4)
-    made = [document(rng) for _ in range(1000)]
+    made = [plain(rng) for _ in range(600)]
     assert sum(one.given.startswith("What does the image show?") for one in made) > 60
-    assert sum("<think>\n" in one.told and "\n</think>\n\n" in one.told for one in made) > 10
-    assert sum(one.told.startswith("Current Task Query: ") for one in made) > 40
-    exchanges = [one for one in made if one.told.removesuffix("<|im_end|>") in (DECLINES, HELPS)]
-    assert 700 < len(exchanges) < 900
-    assert all(one.given.endswith(TAIL) for one in exchanges)
-    assert 0.4 < sum(one.told.startswith(DECLINES) for one in exchanges) / len(exchanges) < 0.65
+    assert sum("<think>\n" in one.told and "\n</think>\n\n" in one.told for one in made) > 150
+    assert sum(one.told.startswith("Current Task Query: ") for one in made) > 200
 
 
 def test_an_exchange_declines_what_is_harmful_and_helps_with_the_rest():
     goals = {goal: told for told in (DECLINES, HELPS) for goal in bank(GOALS[told])}
     rng = random.Random(5)
-    known = 0
+    seen = Counter()
     for _ in range(400):
-        one = document(rng)
-        asked = one.given.rpartition("User: ")[2]
+        one = exchange(rng)
+        asked = one.given.removesuffix(TAIL).rpartition("User: ")[2]
         goal = max((goal for goal in goals if goal in asked), key=len, default=None)
-        if goal is None or not one.told.startswith((DECLINES, HELPS)):
+        if goal is None:
             continue
-        known += 1
-        assert one.told.startswith(goals[goal]), one
-    assert known > 20
+        assert one.told == f"{goals[goal]}<|im_end|>", one
+        seen[goals[goal]] += 1
+    assert min(seen[DECLINES], seen[HELPS]) > 80
 
 
 def test_a_document_stands_behind_the_auditors_own_head_and_its_image():

@@ -93,7 +93,9 @@ def test_the_reply_is_read_as_its_label_by_the_proxys_own_reader(sample, seed):
 @given(samples())
 def test_no_slot_is_left_open(sample):
     for text in (sample.question, sample.answer, *(text for text, _ in sample.sentences)):
-        assert not re.search(r"(?<![\w}])\{(op|v2?|p2?|t2?|n|goal|thing2?|person2?|place2?|time2?|do2?|doing2?)\}", text)
+        assert not re.search(
+            r"(?<![\w}])\{(op|v2?|p2?|t2?|n|goal|thing2?|person2?|place2?|time2?|do2?|doing2?)\}", text
+        )
 
 
 @given(SEEDS, st.sampled_from(CUES))

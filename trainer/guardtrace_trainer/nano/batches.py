@@ -1,12 +1,11 @@
-"""From samples to tensors for the warm-up: descriptions of pictures, exchanges as any instruct model has them (what it
-is asked, and whether it helps or declines), plain traces as conversations and in the auditor's layout. No analysis and
-no judgment is among them."""
+"""From samples to tensors for the warm-up: descriptions of pictures; plain traces as conversations and in the auditor's
+layout; and exchanges as any instruct model has them. No analysis and no judgment is among them."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,8 +20,9 @@ from guardtrace_trainer.nano.vocabulary import token_ids
 HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE_TOKENS = CELLS**2
-DESCRIPTIONS, EXCHANGES, CONVERSATIONS = 0.1, 0.8, 0.03
-"""Shares of the documents; the others are traces in the auditor's layout. An exchange is a tenth as long as a trace."""
+DESCRIPTIONS, CONVERSATIONS = 0.15, 0.35
+"""Shares of the plain documents, of which the others are traces in the auditor's layout; of the exchanges as many are
+descriptions."""
 ABOUT_GOALS = 0.7
 """Share of the exchanges whose request is put together from a goal, as often a harmful one as a harmless one."""
 ASKED = "What does the image show?"
@@ -41,6 +41,9 @@ class Document(NamedTuple):
     given: str
     told: str
     picture: Picture | None
+
+
+Draw = Callable[[random.Random], Document]
 
 
 @dataclass(frozen=True)
@@ -66,26 +69,30 @@ class Batch:
     cells: torch.Tensor | None
 
 
-def document(rng: random.Random) -> Document:
-    """One document, as it stands behind head and image."""
+def plain(rng: random.Random) -> Document:
+    """A description or a trace."""
     draw = rng.random()
     if draw < DESCRIPTIONS:
-        picture = any_picture(rng)
-        return Document(f"{ASKED}{TAIL}", f"{described(picture)}.<|im_end|>", picture)
-    if draw < DESCRIPTIONS + EXCHANGES:
-        return _exchange(rng)
+        return _description(rng)
     sample = make_sample(rng)
-    if draw < DESCRIPTIONS + EXCHANGES + CONVERSATIONS:
+    if draw < DESCRIPTIONS + CONVERSATIONS:
         return Document("", _conversation(sample), sample.picture)
     return Document("", random_excerpt(sample, rng).user_text + "<|im_end|>", sample.picture)
 
 
-def _exchange(rng: random.Random) -> Document:
-    """What an instruct model says at once: it declines what is harmful and helps with everything else."""
+def exchange(rng: random.Random) -> Document:
+    """A description, or what an instruct model says at once: it declines what is harmful and helps with all else."""
+    if rng.random() < DESCRIPTIONS:
+        return _description(rng)
     about_goal = rng.random() < ABOUT_GOALS
     sample = make_sample(rng, cue="text", harm=rng.random() < 0.5) if about_goal else make_sample(rng)
     reply = DECLINES if sample.harm else HELPS
     return Document(f"{sample.question}{TAIL}", f"{reply}<|im_end|>", sample.picture)
+
+
+def _description(rng: random.Random) -> Document:
+    picture = any_picture(rng)
+    return Document(f"{ASKED}{TAIL}", f"{described(picture)}.<|im_end|>", picture)
 
 
 def _conversation(sample: Sample) -> str:
@@ -134,12 +141,12 @@ def collate(examples: list[Example]) -> Batch:
     return Batch(examples, ids, target, shares, positions(length, bool(drawings)), cells)
 
 
-def pool(seed: int, number: int) -> list[Batch]:
+def pool(draw: Draw, seed: int, number: int) -> list[Batch]:
     """Documents in batches of like length, with images or without."""
     rng = random.Random(f"{seed} {number}")
     examples: list[Example] = []
     while len(examples) < POOL:
-        example = encode(document(rng), rng)
+        example = encode(draw(rng), rng)
         if len(example.ids) <= LONGEST:
             examples.append(example)
     groups: list[list[Example]] = []
@@ -153,9 +160,9 @@ def pool(seed: int, number: int) -> list[Batch]:
     return [collate(group) for group in groups if len(group) > 1]
 
 
-def batches(seed: int, count: int) -> Iterator[Batch]:
+def batches(draw: Draw, seed: int, count: int) -> Iterator[Batch]:
     """``count`` batches for the language model."""
-    pools = (pool(seed, number) for number in itertools.count())
+    pools = (pool(draw, seed, number) for number in itertools.count())
     return itertools.islice(itertools.chain.from_iterable(pools), count)
 
 

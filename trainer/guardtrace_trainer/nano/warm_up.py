@@ -2,7 +2,8 @@
 again on the same kind of device.
 
 ``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``language``: the language model
-alone learns to foretell plain traces and descriptions of pictures, which are simulated as a trained tower sees them.
+alone learns to foretell plain traces, then, as an instruct model, to answer: what a picture shows, and whether it helps
+or declines. The pictures are simulated as a trained tower sees them.
 Neither ever sees an analysis or a judgment: those come from SFT, DPO and OGDPO.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import nn
 
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.muon import Muon
-from guardtrace_trainer.nano.batches import batches, vision_batch
+from guardtrace_trainer.nano.batches import Batch, batches, exchange, plain, vision_batch
 from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
@@ -145,16 +146,28 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
 
 
 def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Module:
-    """Every next token of plain traces and descriptions."""
+    """Plain traces first, exchanges after them. Beside each other, the many tokens of the traces would drown the one of
+    a reply that says whether it helps."""
+    _foretell(
+        trainee, plan.language_lr, batches(plain, 5000 + seed, plan.language_steps), plan.language_steps, seed, log
+    )
+    _foretell(
+        trainee, plan.language_lr, batches(exchange, 7000 + seed, plan.exchange_steps), plan.exchange_steps, seed, log
+    )
+    return trainee.language  # type: ignore[no-any-return]
+
+
+def _foretell(trainee: Trainee, lr: float, made: Iterable[Batch], steps: int, seed: int, log: Log) -> None:
     rng = random.Random(6000 + seed)
     trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
     matrices, others = ([p for p in trained if (p.ndim == 2) is even] for even in (True, False))
-    optimizer = Muon(matrices, others, plan.language_lr, plan.language_lr * 1.5)
-    for step, batch in enumerate(batches(5000 + seed, plan.language_steps)):
-        _set_rates(optimizer, _schedule(step, plan.language_steps, 0.3))
+    optimizer = Muon(matrices, others, lr, lr * 1.5)
+    average = None
+    for step, batch in enumerate(made):
+        _set_rates(optimizer, _schedule(step, steps, 0.4))
         tokens = None if batch.cells is None else simulated(trainee, batch.cells, rng)
         loss = foretelling(trainee, batch, read(trainee, batch, tokens, rng), rng)
         _step(optimizer, loss, trained)
+        average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
         if step % 50 == 0:
-            log(f"language {step}: loss {loss.item():.3f}")
-    return trainee.language  # type: ignore[no-any-return]
+            log(f"language {step} of {steps}: loss {average:.3f}")
