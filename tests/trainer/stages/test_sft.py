@@ -141,8 +141,9 @@ run_sft(settings, base={str(small)!r}, data=[Path({str(corpus / "sft.jsonl")!r})
     assert not (tmp_path / "training").exists()
 
 
-def test_so_does_one_with_adapters(small, corpus, tmp_path):
-    settings = FEW.model_copy(update={"lora": Lora(rank=4, alpha=8)})
+@pytest.mark.parametrize("update", [{"lora": Lora(rank=4, alpha=8)}, {"optimizer": "muon"}])
+def test_so_does_one_with_adapters_or_muon(update, small, corpus, tmp_path):
+    settings = FEW.model_copy(update=update)
 
     def run(out: str, log=nothing) -> Path:
         return run_sft(settings, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path / out, seed=3, log=log)
@@ -157,6 +158,17 @@ def test_so_does_one_with_adapters(small, corpus, tmp_path):
     run("stopped", said.append)
     assert "sft: goes on from checkpoint-4" in said
     assert not changed(run("whole"), tmp_path / "stopped")
+
+
+def test_muon_takes_other_steps_and_is_never_for_adapters(trained, small, corpus, tmp_path):
+    settings = FEW.model_copy(update={"optimizer": "muon"})
+    other = run_sft(settings, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=3, log=nothing)
+    losses = manifest(other).counts["losses"]
+    assert losses[-1] < losses[0]
+    assert losses[0] == manifest(trained).counts["losses"][0]
+    assert changed(trained, other)
+    with pytest.raises(ValueError, match="muon steps whole matrices"):
+        SftSettings(optimizer="muon", lora=Lora())
 
 
 def test_half_written_checkpoints_dont_count(tmp_path):
