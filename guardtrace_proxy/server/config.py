@@ -76,10 +76,12 @@ class ThinkingSettings(Settings):
 
 class UpstreamSettings(Settings):
     """One model server. ``read_timeout_ms`` bounds the silence between two reads: a busy one may queue a request for
-    minutes before its first byte. ``allow_encrypted_reasoning``: reasoning that nobody can audit passes, each way."""
+    minutes before its first byte. ``api_key_header`` is where its key goes. ``allow_encrypted_reasoning``: reasoning
+    that nobody can audit passes, each way."""
 
     base_url: str
     api_key_env: str | None = None
+    api_key_header: Literal["authorization", "x-api-key"] = "authorization"
     read_timeout_ms: Milliseconds = 600_000
     thinking: ThinkingSettings = ThinkingSettings()
     allow_fields: list[str] = []

@@ -86,6 +86,7 @@ class Service:
                     settings.thinking.close,
                 ),
                 read_timeout_ms=settings.read_timeout_ms,
+                api_key_header=settings.api_key_header,
             )
             for name, settings in config.upstreams.items()
         }

@@ -32,12 +32,20 @@ class Upstream:
     """One upstream of the config. A client's own key never reaches it."""
 
     def __init__(
-        self, name: str, base_url: str, api_key: str | None, thinking: ThinkingStyle, *, read_timeout_ms: int = 600_000
+        self,
+        name: str,
+        base_url: str,
+        api_key: str | None,
+        thinking: ThinkingStyle,
+        *,
+        read_timeout_ms: int = 600_000,
+        api_key_header: str = "authorization",
     ) -> None:
         self.name = name
         self.thinking = thinking
         self._base_url = base_url.rstrip("/")
-        self._headers = {"authorization": f"Bearer {api_key}"} if api_key is not None else {}
+        bearer = "Bearer " if api_key_header == "authorization" else ""
+        self._headers = {api_key_header: bearer + api_key} if api_key is not None else {}
         self._read_seconds = read_timeout_ms / 1000
         self._session: aiohttp.ClientSession
 
