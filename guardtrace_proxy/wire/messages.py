@@ -130,7 +130,7 @@ class MessagesStream(MessagesWriter):
         if kind == "message_stop" and not places:
             return Event(EventKind.DONE, raw)
         if kind == "ping" and not places:
-            return Event(EventKind.CHUNK, raw, [])
+            return MessagesEvent(EventKind.CHUNK, raw, [], type=kind)
         return self._event(raw, kind, content, places)
 
     def _read_no_json(self, event: SSEEvent) -> Event:

@@ -1,5 +1,4 @@
-"""Where text stands in the events and blocks of the Messages API, what is no text by its exact shape, and how both are
-built anew from what is known.
+"""Where text stands in the events and blocks of the Messages API, and what is no text by its exact shape.
 
 Sources: Anthropic's reference, the types of anthropic-python 2.14, vLLM 0.33 (``vllm/entrypoints/anthropic``).
 """
@@ -16,7 +15,6 @@ from msgspec import Meta, Struct
 
 from guardtrace_proxy.wire.chat_schema import Label, Name, Usage, is_of_type
 from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted, other_strings
-from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.events import Phase, SpanKind
 
 
@@ -167,65 +165,3 @@ def _others(key: str, value: Any, where: Path) -> Iterator[Place]:
         yield Place(here, key, Phase.ANSWERING, SpanKind.OTHER)
     for inner, text in other_strings(value, here):
         yield Place(inner, text, Phase.ANSWERING, SpanKind.OTHER)
-
-
-# Built anew
-
-Texts = Mapping[Path, str]
-"""By the place of a string: what leaves there."""
-
-
-def rebuild(event: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
-    """An event of which something may not leave."""
-    shown: dict[str, Any] = {}
-    for key, value in event.items():
-        if key == "content_block" and isinstance(value, dict):
-            shown[key] = rebuild_block(value, (key,), texts)
-        elif key == "delta" and isinstance(value, dict):
-            shown[key] = _rebuild_delta(value, (key,), texts)
-        elif key == "message" and isinstance(value, dict):
-            shown[key] = head_of(value) | {"content": []}
-        elif is_plain(key, value):
-            shown[key] = numbers(value) if key == "usage" else value
-    return shown
-
-
-def head_of(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A reply without what it says."""
-    return {
-        key: numbers(value) if key == "usage" and isinstance(value, dict) else value
-        for key, value in message.items()
-        if key != "content" and is_plain(key, value)
-    }
-
-
-def rebuild_block(block: Mapping[str, Any], where: Path, texts: Texts) -> dict[str, Any]:
-    """A block with its text. A thinking block of which something is missing loses its signature, a text its sources."""
-    kind = block.get("type")
-    text = BLOCKS.get(str(kind))
-    shown: dict[str, Any] = {}
-    for key, value in block.items():
-        here = (*where, key)
-        if text is not None and key == text.key and isinstance(value, str):
-            shown[key] = texts.get(here, value)
-        elif kind == CALL and key in ("name", "input"):
-            shown[key] = value
-        elif key == "signature" and kind == "thinking":
-            is_whole = is_signature(value) and all(texts.get((*where, each), old) == old for each, old in block.items())
-            shown[key] = value if is_whole else ""
-        elif key == "citations" and value is not None:
-            shown[key] = []
-        elif value is None or is_label(key, value) or (kind == REDACTED and key == "data" and is_encrypted(value)):
-            shown[key] = value
-    return shown
-
-
-def _rebuild_delta(delta: Mapping[str, Any], where: Path, texts: Texts) -> dict[str, Any]:
-    text = DELTAS.get(str(delta.get("type")))
-    shown: dict[str, Any] = {}
-    for key, value in delta.items():
-        if text is not None and key == text.key and isinstance(value, str):
-            shown[key] = texts.get((*where, key), value)
-        elif is_plain(key, value):
-            shown[key] = value
-    return shown

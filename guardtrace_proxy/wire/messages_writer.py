@@ -15,19 +15,21 @@ import msgspec
 from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
-from guardtrace_proxy.wire.messages_blocks import (
-    BLOCKS,
-    CALL,
-    DELTAS,
-    REDACTED,
-    Delta,
-    Texts,
+from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, Delta
+from guardtrace_proxy.wire.messages_errors import error_object, error_type
+from guardtrace_proxy.wire.messages_frames import (
+    frame,
     head_of,
     rebuild,
-    rebuild_block,
+    rebuild_whole,
+    says,
+    shifted,
+    stopped,
+    text_block,
+    text_delta,
 )
-from guardtrace_proxy.wire.messages_errors import error_object, error_type
 
+NOT_STOPPED = {"stop_reason": None, "stop_sequence": None}
 OWN_ID = "msg_guardtrace"
 """The id of a stream that hasn't named its own."""
 
@@ -48,11 +50,12 @@ class MessagesEvent(Event, gc=False):
 @dataclass(slots=True)
 class _Block:
     """A block that was begun. ``shift`` is how many before it were left out; ``opening`` its announcement, as long as
-    it waits; ``is_altered``: something of it left otherwise than it came."""
+    it waits, and ``behind`` what came behind that; ``is_altered``: something of it left otherwise than it came."""
 
     type: str
     shift: int
     opening: bytes | None = None
+    behind: bytes = b""
     is_altered: bool = False
     is_left_out: bool = False
     is_open: bool = True
@@ -87,7 +90,7 @@ class MessagesWriter:
         block = self._blocks.get(event.index)
         if block is None:
             self._follow(event.type, event.content)
-            return event.index < 0 or not self._left_out
+            return self._waiting is None and (event.index < 0 or not self._left_out)
         if block.is_left_out or block.opening is not None or block.shift or (event.signs and block.is_altered):
             return False
         block.is_open = block.is_open and event.type != "content_block_stop"
@@ -96,6 +99,8 @@ class MessagesWriter:
     def rewrite(self, event: Event, fates: Mapping[int, Fate]) -> bytes:
         """The event, built anew from the fields that are known where something of it may not leave."""
         assert isinstance(event, MessagesEvent)
+        if not event.parts:
+            return self._behind(event.raw)
         fate = fates.get(0)
         if isinstance(fate, Cut):
             return self._cut_whole(event, fate)
@@ -106,7 +111,8 @@ class MessagesWriter:
         new = {span.path: text for span, text in zip(spans, texts, strict=True)}
         is_altered = any(new[span.path] != span.text for span in spans)
         if event.kind is EventKind.COMPLETION:
-            return msgspec.json.encode(_rebuilt_whole(event, new, is_altered))
+            whole = rebuild_whole(event.content, new if is_altered else None, hides_encrypted=event.is_hidden)
+            return msgspec.json.encode(whole)
         content = event.content if event.delta is None else msgspec.to_builtins(event.delta)
         if is_altered:
             content = rebuild(content, new)
@@ -127,9 +133,8 @@ class MessagesWriter:
         block = self._blocks[event.index] = _Block(kind, self._left_out, is_altered=raw is None)
         text = BLOCKS.get(kind)
         if event.is_hidden or (block.is_altered and text is None):
-            self._leave_out(block)
-            return before
-        block.opening = _shifted(content, raw, block.shift)
+            return before + self._leave_out(block)
+        block.opening = shifted(content, raw, block.shift)
         self._waiting = block
         waits = text is not None and not shown.get(text.key)
         return before if waits else before + self._announce(block)
@@ -142,17 +147,23 @@ class MessagesWriter:
         if block.is_left_out:
             return b""
         if ends and block.opening is not None and block.is_altered:
-            self._leave_out(block)
+            return self._leave_out(block)
+        if (event.signs and block.is_altered) or (raw is None and not says(content)):
             return b""
-        if (event.signs and block.is_altered) or (raw is None and not _says(content)):
-            return b""
-        return self._announce(block) + _shifted(content, raw, block.shift)
+        return self._announce(block) + shifted(content, raw, block.shift)
 
     def _without_block(self, event: MessagesEvent, content: dict[str, Any], raw: bytes | None) -> bytes:
         if raw is None and event.type not in ("message_start", "message_delta", "message_stop"):
             return b""
         self._follow(event.type, content)
-        return _shifted(content, raw, self._left_out if event.index >= 0 else 0)
+        return self._behind(shifted(content, raw, self._left_out if event.index >= 0 else 0))
+
+    def _behind(self, frame: bytes) -> bytes:
+        """An event of no block leaves behind the announcement that came before it."""
+        if self._waiting is None:
+            return frame
+        self._waiting.behind += frame
+        return b""
 
     def _announce(self, block: _Block) -> bytes:
         """The block's announcement, if it still waits."""
@@ -161,12 +172,13 @@ class MessagesWriter:
         opening, block.opening = block.opening, None
         self._waiting = None
         self._next += 1
-        return opening
+        return opening + block.behind
 
-    def _leave_out(self, block: _Block) -> None:
+    def _leave_out(self, block: _Block) -> bytes:
         block.is_left_out = True
         block.opening = self._waiting = None
         self._left_out += 1
+        return block.behind
 
     def _follow(self, type: str, content: Mapping[str, Any]) -> None:
         message = content.get("message")
@@ -187,32 +199,32 @@ class MessagesWriter:
 
     def note(self, index: int, note: Mapping[str, Any]) -> bytes:
         """A ``ping``, which may stand anywhere, with a ``guardtrace`` object."""
-        return _frame({"type": "ping", "guardtrace": dict(note)})
+        return frame({"type": "ping", "guardtrace": dict(note)})
 
     def usage(self, usage: Mapping[str, Any] | None, tokens_read: int, *, expose: bool) -> bytes:
         """The closing frames of a cut: open blocks are closed with what was released, a call is left open; then the
         policy's message as a block of its own, and ``message_delta``."""
         cut = self._cut
         assert cut is not None
-        frames = [] if self._began else [{"type": "message_start", "message": self._message([], None, {})}]
+        frames = [] if self._began else [{"type": "message_start", "message": self._message([], NOT_STOPPED, {})}]
         frames += self._closed(cut.close)
         if cut.shape != "refusal":
-            frames += _text_block(self._next, cut.message)
+            frames += text_block(self._next, cut.message)
         note = dict(cut.note or {})
         if usage is None and expose:
             note["usage_estimated"] = True
         counts = {"output_tokens": tokens_read} if usage is None else {"output_tokens": tokens_read} | numbers(usage)
-        ending: dict[str, Any] = {"type": "message_delta", "delta": _stopped(cut), "usage": counts}
-        return b"".join(map(_frame, [*frames, ending | ({"guardtrace": note} if note else {})]))
+        ending: dict[str, Any] = {"type": "message_delta", "delta": stopped(cut), "usage": counts}
+        return b"".join(map(frame, [*frames, ending | ({"guardtrace": note} if note else {})]))
 
     def error(self, message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
         """An ``error`` event, which Anthropic's clients raise; without streaming, the body."""
         content = error_object(error_type(type, code), message)
-        return _frame(content) if self.stream else msgspec.json.encode(content)
+        return frame(content) if self.stream else msgspec.json.encode(content)
 
     def done(self) -> bytes:
         """``message_stop``, unless the client has it, or an error in its place."""
-        return b"" if self._ended else _frame({"type": "message_stop"})
+        return b"" if self._ended else frame({"type": "message_stop"})
 
     def _closed(self, tag: str | None) -> list[dict[str, Any]]:
         """The ends of the blocks that the client has open; ``tag`` first, where a thinking tag is."""
@@ -222,15 +234,12 @@ class MessagesWriter:
                 continue
             shown = index - block.shift
             if tag is not None and block.type == "text":
-                frames.append(_text_delta(shown, tag))
+                frames.append(text_delta(shown, tag))
             frames.append({"type": "content_block_stop", "index": shown})
         return frames
 
-    def _message(
-        self, content: list[Any], stopped: Mapping[str, Any] | None, usage: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _message(self, content: list[Any], ending: Mapping[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
         counts = {"input_tokens": 0, "output_tokens": 0, **usage}
-        ending = stopped or {"stop_reason": None, "stop_sequence": None}
         return {**self._head, "content": content, **ending, "usage": counts}
 
     def _cut_whole(self, event: MessagesEvent, cut: Cut) -> bytes:
@@ -238,62 +247,5 @@ class MessagesWriter:
             return self.error(cut.message, "content_filter", "content_filter")
         self._head |= head_of(event.content)
         content = [] if cut.shape == "refusal" else [{"type": "text", "text": cut.message}]
-        message = self._message(content, _stopped(cut), self._head.get("usage") or {})
+        message = self._message(content, stopped(cut), self._head.get("usage") or {})
         return msgspec.json.encode(message | ({"guardtrace": dict(cut.note)} if cut.note else {}))
-
-
-def _stopped(cut: Cut) -> dict[str, Any]:
-    """How a reply ends that was cut. The API's own refusals say their reason beside the content."""
-    stopped: dict[str, Any] = {"stop_reason": "refusal", "stop_sequence": None}
-    if cut.shape == "refusal":
-        stopped["stop_details"] = {"type": "refusal", "category": None, "explanation": cut.message}
-    return stopped
-
-
-def _rebuilt_whole(event: MessagesEvent, new: Texts, is_altered: bool) -> dict[str, Any]:
-    """A whole reply: blocks of which nothing is left, and encrypted thinking that doesn't pass, are left out."""
-    content = []
-    for index, block in enumerate(event.content["content"]):
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind == REDACTED and event.is_hidden:
-            continue
-        if not is_altered:
-            content.append(block)
-            continue
-        text = BLOCKS.get(str(kind))
-        if text is None and kind not in (CALL, REDACTED):
-            continue
-        shown = rebuild_block(block, ("content", index), new)
-        if text is None or shown.get(text.key) or not block.get(text.key):
-            content.append(shown)
-    return {**(head_of(event.content) if is_altered else event.content), "content": content}
-
-
-def _says(content: Mapping[str, Any]) -> bool:
-    """Whether anything is left of a delta."""
-    delta = content.get("delta")
-    text = DELTAS.get(str(delta.get("type"))) if isinstance(delta, dict) else None
-    return bool(text is not None and isinstance(delta, dict) and delta.get(text.key))
-
-
-def _shifted(content: Mapping[str, Any], raw: bytes | None, shift: int) -> bytes:
-    """An event of a block, counted anew."""
-    if raw is not None and not shift:
-        return raw
-    return _frame({**content, "index": content["index"] - shift} if shift else content)
-
-
-def _text_delta(index: int, text: str) -> dict[str, Any]:
-    return {"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": text}}
-
-
-def _text_block(index: int, text: str) -> list[dict[str, Any]]:
-    return [
-        {"type": "content_block_start", "index": index, "content_block": {"type": "text", "text": ""}},
-        _text_delta(index, text),
-        {"type": "content_block_stop", "index": index},
-    ]
-
-
-def _frame(content: Mapping[str, Any]) -> bytes:
-    return b"event: " + str(content["type"]).encode() + b"\ndata: " + msgspec.json.encode(content) + b"\n\n"

@@ -52,6 +52,10 @@ class Writing:
         self.blocks[-1] = {**empty, "input": json.loads("".join(pieces) or "{}")}
         return self
 
+    def other(self, block: dict[str, Any]) -> Writing:
+        """A block that comes whole."""
+        return self._block(block, "", "", [])
+
     def _block(
         self, empty: dict[str, Any], key: str, delta: str, pieces: list[str], signature: str | None = None
     ) -> Writing:

@@ -18,7 +18,7 @@ def check_stream(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     open_blocks: set[int] = set()
     for event in said:
         kind, index = event["type"], event.get("index")
-        assert kind == "message_start" or message, f"{kind} before message_start"
+        assert kind in ("message_start", "error") or message, f"{kind} before message_start"
         assert "stop_reason" not in message or kind in ("message_stop", "error"), f"{kind} behind the end"
         if kind == "message_start":
             assert not message, "message_start twice"
