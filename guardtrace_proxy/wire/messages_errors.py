@@ -36,7 +36,10 @@ def messages_error(status: int, fields: Mapping[str, Any], request_id: str) -> t
     kind = BY_STATUS.get(status) or (BY_STATUS[400] if status < 500 else BY_STATUS[500])
     if fields.get("type") in TYPES and status not in BY_STATUS:
         kind = str(fields["type"])
-    return status, msgspec.json.encode(error_object(kind, str(fields["message"])) | {"request_id": request_id})
+    message, param = str(fields["message"]), fields.get("param")
+    if param and param not in message:
+        message = f"{param}: {message}"  # there is no place for it but this
+    return status, msgspec.json.encode(error_object(kind, message) | {"request_id": request_id})
 
 
 def error_type(type: str, code: str | int | None) -> str:
