@@ -15,7 +15,7 @@ from guardtrace_proxy.auditor.protocol import Auditor
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.images import ImageFetcher
 from guardtrace_proxy.policy.errors import ConfigError, Problem
-from guardtrace_proxy.server.app import GuardTraceApp
+from guardtrace_proxy.server.app import GuardTraceApp, OneResponse
 from guardtrace_proxy.server.asgi_io import (
     App,
     Message,
@@ -28,11 +28,12 @@ from guardtrace_proxy.server.asgi_io import (
 )
 from guardtrace_proxy.server.config import Config
 from guardtrace_proxy.server.errors import ApiError, not_started
+from guardtrace_proxy.server.forwarded import to_upstream
 from guardtrace_proxy.server.inner import InnerApp
 from guardtrace_proxy.server.inner_config import MODEL, load_inner_config
 from guardtrace_proxy.server.service import api_key_of
 from guardtrace_proxy.telemetry.logs import configure_own_logging
-from guardtrace_proxy.wire.dialects import error_shape
+from guardtrace_proxy.wire.dialects import speaking_at
 
 log = structlog.get_logger("guardtrace")
 
@@ -43,7 +44,7 @@ LAST = ("lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutd
 
 
 class GuardTraceMiddleware:
-    """Audits the chat completions of ``app`` and refuses every route, HTTP or websocket, that it doesn't audit.
+    """Audits what ``app`` answers in the known dialects; refuses every route, HTTP or websocket, that it doesn't audit.
 
     ``config`` is the settings' path; without it the environment variable ``GUARDTRACE_CONFIG`` names it. Settings that
     can't be used end the server's start, or, where it doesn't speak ASGI's lifespan, are a 500 for every request.
@@ -89,7 +90,7 @@ class GuardTraceMiddleware:
             return
         guard = await self._started(late=True)
         if guard is None:
-            await respond_error(send, not_started(), error_shape(route))
+            await self._refuse(scope, send, not_started())
         elif route not in guard.service.config.server.passthrough:
             await guard(scope, receive, send)
         else:
@@ -100,9 +101,14 @@ class GuardTraceMiddleware:
         try:
             guard.tenant_of(scope)
         except ApiError as error:
-            await respond_error(send, error, error_shape(route_of(scope)))
+            await self._refuse(scope, send, error)
             return
         await self.app(self._inner.with_own_key(scope), receive, send)
+
+    async def _refuse(self, scope: Scope, send: Send, error: ApiError) -> None:
+        dialect, request_id = speaking_at(route_of(scope)), to_upstream(scope)["x-request-id"]
+        named = OneResponse(send, request_id, dialect.id_headers)
+        await respond_error(named, error, dialect.error, request_id)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         guard = await self._started(late=False)

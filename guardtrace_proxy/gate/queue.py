@@ -25,7 +25,8 @@ class HeldPart(NamedTuple):
         """Whether it may leave. A reply never looks finished before its last verdict, not even where its text runs
         ahead."""
         choice, _, end, part = self
-        clear = choice.leave.clear if part.finish_reason is None else choice.leave.settled
+        waits = part.waits or part.finish_reason is not None
+        clear = choice.leave.settled if waits else choice.leave.clear
         if end > clear:
             return False
         # Tokens that run ahead of their text wait for it, or for the choice's end where it never comes.

@@ -293,7 +293,7 @@ class StreamGate:
         fates = self._queue.fates(held)
         cuts = {part.part.index: self._cut_of(part.choice) for part in held.parts if part.choice.cut_by}
         self._queue.clear()
-        altered = cuts or is_altered(fates)
+        altered = cuts or is_altered(fates) or not self._writer.passes(held.event)
         body = self._writer.rewrite(held.event, {**fates, **cuts}) if altered else held.event.raw
         rejects = cuts and self._policy.cut_shape is CutShape.ERROR
         self._outputs.append(Reject(body) if rejects else Release(body))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import anyio
@@ -34,7 +34,7 @@ from guardtrace_proxy.server.forwarded import to_upstream
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.tenants import Tenant, Tenants
 from guardtrace_proxy.server.upstream import Model, ModelServer
-from guardtrace_proxy.wire.dialects import BY_ROUTE, Dialect, error_shape
+from guardtrace_proxy.wire.dialects import BY_ROUTE, Dialect, speaking_at
 
 log = structlog.get_logger("guardtrace")
 
@@ -90,7 +90,7 @@ class GuardTraceApp:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         forwarded = to_upstream(scope)
-        guarded = OneResponse(send, forwarded["x-request-id"])
+        guarded = OneResponse(send, forwarded["x-request-id"], speaking_at(route_of(scope)).id_headers)
         with structlog.contextvars.bound_contextvars(request_id=forwarded["x-request-id"]):
             try:
                 await self._route(scope, receive, guarded, forwarded)
@@ -108,9 +108,10 @@ class GuardTraceApp:
         if send.began:
             # The reply is broken off so that it can't be taken for a finished one.
             raise error
-        shape = error_shape(route_of(scope))
+        shape = speaking_at(route_of(scope)).error
         # Whether a body still comes after `expect: 100-continue` was answered with an error is the client's choice.
-        await respond_error(send, error, shape, [CLOSE] if header(scope, b"expect") is not None else None)
+        closing = [CLOSE] if header(scope, b"expect") is not None else None
+        await respond_error(send, error, shape, send.request_id, closing)
 
     async def _route(self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]) -> None:
         method, path = scope["method"], route_of(scope)
@@ -133,6 +134,9 @@ class GuardTraceApp:
         self, dialect: Dialect[Any], scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]
     ) -> None:
         tenant = self.tenant_of(scope)
+        for name in dialect.required_headers:
+            if not header(scope, name.encode()):
+                raise ApiError(400, f"{name}: this header is required.", param=name)
         self.service.budget.admit()
         body = await read_body(scope, receive, self.service.config.server.max_body_bytes)
         failure: ApiError | None = None
@@ -161,7 +165,7 @@ class GuardTraceApp:
 
     def tenant_of(self, scope: Scope) -> Tenant:
         """Whose key a request carries; raises ApiError 401 where it is nobody's."""
-        tenant = self._tenants.of(header(scope, b"authorization"))
+        tenant = self._tenants.of(header(scope, b"authorization"), header(scope, b"x-api-key"))
         if tenant is None:
             raise unauthorized()
         return tenant
@@ -179,19 +183,19 @@ class GuardTraceApp:
 
 
 class OneResponse:
-    """Sends a response under its request id and knows whether it has begun and ended."""
+    """Sends a response under its request id, in these headers, and knows whether it has begun and ended."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, id_headers: Collection[str]) -> None:
+        self.request_id = request_id
         self._send = send
-        self._request_id = request_id.encode()
+        self._ids = [(name.encode(), request_id.encode()) for name in id_headers]
         self.began = False
         self.ended = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.began = True
-            headers = [*message["headers"], (b"x-request-id", self._request_id)]
-            message = {**message, "headers": headers}
+            message = {**message, "headers": [*message["headers"], *self._ids]}
         else:
             self.ended = not message.get("more_body", False)
         await self._send(message)

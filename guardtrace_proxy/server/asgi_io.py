@@ -92,6 +92,9 @@ async def respond_json(send: Send, status: int, content: object, headers: Header
     await respond(send, status, msgspec.json.encode(content), [JSON, *(headers or [])])
 
 
-async def respond_error(send: Send, error: ApiError, shape: ErrorShape, headers: Headers | None = None) -> None:
+async def respond_error(
+    send: Send, error: ApiError, shape: ErrorShape, request_id: str, headers: Headers | None = None
+) -> None:
     """Send an error in a dialect's shape."""
-    await respond(send, error.status, shape(error.status, error.fields), [JSON, *error.headers, *(headers or [])])
+    status, body = shape(error.status, error.fields, request_id)
+    await respond(send, status, body, [JSON, *error.headers, *(headers or [])])

@@ -76,10 +76,11 @@ class ThinkingSettings(Settings):
 
 class ModelSettings(Settings):
     """How a model server is asked, over HTTP or from inside. ``read_timeout_ms`` bounds the silence between two reads:
-    a busy one may queue a request for minutes before its first byte. ``allow_encrypted_reasoning``: reasoning that
-    nobody can audit passes, each way."""
+    a busy one may queue a request for minutes before its first byte. ``api_key_header`` is where its key goes.
+    ``allow_encrypted_reasoning``: reasoning that nobody can audit passes, each way."""
 
     api_key_env: str | None = None
+    api_key_header: Literal["authorization", "x-api-key"] = "authorization"
     read_timeout_ms: Milliseconds = 600_000
     thinking: ThinkingSettings = ThinkingSettings()
     allow_fields: list[str] = []

@@ -49,7 +49,8 @@ def unauthorized() -> ApiError:
     """No tenant for this key; the message never repeats the key."""
     return ApiError(
         401,
-        "No tenant has this API key. Send `Authorization: Bearer KEY` with a key that the operator gave you.",
+        "No tenant has this API key. Send `Authorization: Bearer KEY` or `x-api-key: KEY` with a key that the operator "
+        "gave you.",
         type="authentication_error",
         code="invalid_api_key",
     )

@@ -15,6 +15,13 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 MAX_TRACESTATE_CHARS = 512
 
+VERSION = re.compile(r"[A-Za-z0-9.-]{1,32}", re.ASCII)
+BETAS = re.compile(
+    r"(?:context-1m|effort|extended-cache-ttl|fast-mode|fine-grained-tool-streaming|interleaved-thinking|output-128k|"
+    r"prompt-caching|structured-outputs|token-efficient-tools)-[0-9]{4}-[0-9]{2}-[0-9]{2}",
+    re.ASCII,
+)
+"""Anthropic's betas that steer the reply or name a cache. Others bring in what the auditor wouldn't see, or may."""
 RETRY_HEADERS = {"retry-after", "retry-after-ms", "x-should-retry", "ratelimit"}
 LIMIT_HEADERS = re.compile(r"(x-)?ratelimit-[a-z0-9-]{1,64}", re.ASCII)
 MAX_PASSED = 32
@@ -22,7 +29,8 @@ MAX_VALUE_CHARS = 256
 
 
 def to_upstream(scope: Scope) -> dict[str, str]:
-    """``x-request-id``, the client's own if it is plain, else a new one; ``traceparent`` and ``tracestate``."""
+    """``x-request-id``, the client's own if it is plain, else a new one; ``traceparent`` and ``tracestate``;
+    ``anthropic-version``, and of ``anthropic-beta`` what is known."""
     asked = _values(scope, b"x-request-id")
     taken = len(asked) == 1 and REQUEST_ID.fullmatch(asked[0])
     headers = {"x-request-id": asked[0] if taken else secrets.token_hex(8)}
@@ -31,6 +39,13 @@ def to_upstream(scope: Scope) -> dict[str, str]:
         headers["traceparent"] = parents[0]
         if state and _is_plain(state, MAX_TRACESTATE_CHARS):
             headers["tracestate"] = state
+    versions = _values(scope, b"anthropic-version")
+    if len(versions) == 1 and VERSION.fullmatch(versions[0]):
+        headers["anthropic-version"] = versions[0]
+    betas = [beta.strip() for value in _values(scope, b"anthropic-beta") for beta in value.split(",")]
+    betas = [beta for beta in betas[:MAX_PASSED] if BETAS.fullmatch(beta)]
+    if betas:
+        headers["anthropic-beta"] = ",".join(betas)
     return headers
 
 

@@ -12,7 +12,7 @@ from guardtrace_proxy.server.config import ModelSettings
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.forwarded import to_client
 from guardtrace_proxy.server.inner_reply import InnerReply
-from guardtrace_proxy.server.upstream import MAX_ERROR_BYTES, models_in, refusal, thinking_style
+from guardtrace_proxy.server.upstream import MAX_ERROR_BYTES, models_in, own_key, refusal, thinking_style
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke, read_bounded
 
 KEYS = (b"authorization", b"x-api-key")
@@ -25,21 +25,19 @@ class InnerApp:
         self.app = app
         self.thinking = thinking_style(settings.thinking)
         self.read_seconds = settings.read_timeout_ms / 1000
-        self._api_key = api_key
+        self.own_key: Headers = [
+            (name.encode(), value.encode()) for name, value in own_key(settings.api_key_header, api_key).items()
+        ]
+        """The header with the app's own key, if it has one."""
 
     def for_request(self, scope: Scope) -> InnerRequest:
         """The app as it is asked on behalf of one request."""
         return InnerRequest(self, scope)
 
-    @property
-    def authorization(self) -> Headers:
-        """The header with the app's own key, if it has one."""
-        return [] if self._api_key is None else [(b"authorization", f"Bearer {self._api_key}".encode())]
-
     def with_own_key(self, scope: Scope) -> Scope:
         """The request as it came, but for the client's key."""
         headers = [(name, value) for name, value in scope["headers"] if name not in KEYS]
-        return {**scope, "headers": [*headers, *self.authorization]}
+        return {**scope, "headers": [*headers, *self.own_key]}
 
     async def start(self) -> None:
         """Nothing to open: the server runs the app."""
@@ -108,7 +106,7 @@ class InnerRequest:
             "path": path,
             "raw_path": path.encode(),
             "query_string": b"",
-            "headers": [*own.items(), *self._inner.authorization],
+            "headers": [*own.items(), *self._inner.own_key],
             "extensions": {},
         }
 

@@ -44,7 +44,12 @@ async def inspect_upstream(
     """Ask the upstream once; raises ApiError where it can't be asked."""
     api_key = environ.get(settings.api_key_env) if settings.api_key_env else None
     upstream = Upstream(
-        name, settings.base_url, api_key, ThinkingStyle("field"), read_timeout_ms=settings.read_timeout_ms
+        name,
+        settings.base_url,
+        api_key,
+        ThinkingStyle("field"),
+        read_timeout_ms=settings.read_timeout_ms,
+        api_key_header=settings.api_key_header,
     )
     await upstream.start()
     try:

@@ -62,6 +62,7 @@ def _over_http(config: Config, environ: Mapping[str, str]) -> dict[str, ModelSer
             api_key_of(settings, environ),
             thinking_style(settings.thinking),
             read_timeout_ms=settings.read_timeout_ms,
+            api_key_header=settings.api_key_header,
         )
         for name, settings in config.over_http.items()
     }

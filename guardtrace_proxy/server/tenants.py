@@ -32,14 +32,19 @@ class Tenants:
         ]
         self._anonymous = None if config.anonymous_tenant is None else tenants[config.anonymous_tenant]
 
-    def of(self, authorization: str | None) -> Tenant | None:
-        """The tenant of an ``Authorization`` header; None for an unknown key, or no key where one is needed."""
-        scheme, _, key = (authorization or "").partition(" ")
-        key = key.strip()
-        if not authorization or (scheme.lower() == "bearer" and (not key or key in PLACEHOLDERS)):
-            return self._anonymous
-        if scheme.lower() != "bearer":
+    def of(self, authorization: str | None, api_key: str | None = None) -> Tenant | None:
+        """The tenant of an ``Authorization`` or an ``x-api-key`` header, or of both where they agree; None for an
+        unknown key, or no key where one is needed."""
+        scheme, _, bearer = (authorization or "").partition(" ")
+        if authorization and scheme.lower() != "bearer":
             return None
+        keys = {key.strip() for key in (bearer, api_key or "")} - PLACEHOLDERS - {""}
+        if not keys:
+            return self._anonymous
+        found = {self._of_key(key) for key in keys}
+        return found.pop() if len(found) == 1 else None
+
+    def _of_key(self, key: str) -> Tenant | None:
         digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
         found = None
         # No early exit: how long it takes says nothing about which hash came near.

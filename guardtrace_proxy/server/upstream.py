@@ -60,16 +60,30 @@ def thinking_style(settings: ThinkingSettings) -> ThinkingStyle:
     return ThinkingStyle(settings.style, settings.starts_open, settings.open, settings.close)
 
 
+def own_key(header: str, api_key: str | None) -> dict[str, str]:
+    """The header with the key that a model server asks for, if it asks for one."""
+    if api_key is None:
+        return {}
+    return {header: f"Bearer {api_key}" if header == "authorization" else api_key}
+
+
 class Upstream:
     """One upstream of the config. A client's own key never reaches it."""
 
     def __init__(
-        self, name: str, base_url: str, api_key: str | None, thinking: ThinkingStyle, *, read_timeout_ms: int = 600_000
+        self,
+        name: str,
+        base_url: str,
+        api_key: str | None,
+        thinking: ThinkingStyle,
+        *,
+        read_timeout_ms: int = 600_000,
+        api_key_header: str = "authorization",
     ) -> None:
         self.name = name
         self.thinking = thinking
         self._base_url = base_url.rstrip("/")
-        self._headers = {"authorization": f"Bearer {api_key}"} if api_key is not None else {}
+        self._headers = own_key(api_key_header, api_key)
         self._read_seconds = read_timeout_ms / 1000
         self._session: aiohttp.ClientSession
 

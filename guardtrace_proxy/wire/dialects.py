@@ -12,25 +12,37 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from guardtrace_proxy.wire import chat_fields, chat_request, completion_request, responses_fields, responses_request
+from guardtrace_proxy.wire import (
+    chat_fields,
+    chat_request,
+    completion_request,
+    messages_fields,
+    messages_request,
+    responses_fields,
+    responses_request,
+)
 from guardtrace_proxy.wire.chat import chat_reply
 from guardtrace_proxy.wire.chat_request import ChatRequest
 from guardtrace_proxy.wire.completion import completion_reply
 from guardtrace_proxy.wire.completion_request import CompletionRequest
+from guardtrace_proxy.wire.messages import messages_reply
+from guardtrace_proxy.wire.messages_errors import messages_error
+from guardtrace_proxy.wire.messages_request import MessagesRequest
 from guardtrace_proxy.wire.reply import Reply
 from guardtrace_proxy.wire.request import Allowed, Request
 from guardtrace_proxy.wire.responses import responses_reply
 from guardtrace_proxy.wire.responses_request import ResponsesRequest
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
-ErrorShape = Callable[[int, Mapping[str, Any]], bytes]
-"""From an HTTP status and OpenAI's error fields (message, type, param, code) to the body of an error."""
+ErrorShape = Callable[[int, Mapping[str, Any], str], tuple[int, bytes]]
+"""From an HTTP status, OpenAI's error fields (message, type, param, code) and the request's id to an error's status and
+body."""
 Asked = TypeVar("Asked", bound=Request)
 
 
-def openai_error(status: int, fields: Mapping[str, Any]) -> bytes:
+def openai_error(status: int, fields: Mapping[str, Any], request_id: str) -> tuple[int, bytes]:
     """OpenAI's error object."""
-    return msgspec.json.encode({"error": fields})
+    return status, msgspec.json.encode({"error": fields})
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,10 @@ class Dialect(Generic[Asked]):
     error: ErrorShape = openai_error
     has_reasoning_fields: bool = True
     """Whether thinking can move to another field (a policy's ``reasoning_field``); else it stays or is stripped."""
+    required_headers: Collection[str] = ()
+    """Headers without which a request is refused."""
+    id_headers: Collection[str] = ("x-request-id",)
+    """Where its clients look for the id of a request."""
 
     @property
     def route(self) -> str:
@@ -93,10 +109,24 @@ RESPONSES = Dialect[ResponsesRequest](
     has_reasoning_fields=False,
 )
 
-DIALECTS: tuple[Dialect[Any], ...] = (CHAT, COMPLETIONS, RESPONSES)
+MESSAGES = Dialect[MessagesRequest](
+    path="/messages",
+    read_request=messages_request.read_request,
+    body_for_upstream=messages_request.body_for_upstream,
+    reply=messages_reply,
+    known=messages_fields.KNOWN,
+    unfollowed=messages_fields.UNFOLLOWED,
+    page="docs/messages.md",
+    error=messages_error,
+    has_reasoning_fields=False,
+    required_headers=("anthropic-version",),
+    id_headers=("x-request-id", "request-id"),
+)
+
+DIALECTS: tuple[Dialect[Any], ...] = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 BY_ROUTE = {dialect.route: dialect for dialect in DIALECTS}
 
 
-def error_shape(route: str) -> ErrorShape:
-    """How errors look on a route; OpenAI's shape where it isn't one of an API."""
-    return BY_ROUTE[route].error if route in BY_ROUTE else openai_error
+def speaking_at(path: str) -> Dialect[Any]:
+    """Whose clients ask for a path: errors there are in its words. OpenAI's, where nobody's do."""
+    return next((each for each in DIALECTS if (path + "/").startswith(each.route + "/")), CHAT)

@@ -70,6 +70,9 @@ class ChoicePart(msgspec.Struct, gc=False):
     unsaid: int = 0
     """How many characters of text, at least, are still to come for the logprobs and token ids that it carries: a server
     that keeps text back (a tag, a tool call, a ``stop`` string) sends them ahead of it."""
+    waits: bool = False
+    """Whether it leaves behind the verdict on all text before it, even where text may leave ahead of its own: a
+    signature vouches for what it signs."""
 
 
 class EventKind(Enum):

@@ -14,25 +14,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardtrace_proxy.gate import StartAudit
-from guardtrace_proxy.policy.schema import CutShape, Mode, OnAuditorFailure, Policy, ReasoningField
-from guardtrace_proxy.wire.events import Phase
+from guardtrace_proxy.policy.schema import CutShape
 from guardtrace_proxy.wire.responses import ResponsesStream
 from guardtrace_proxy.wire.responses_client import Client
 from guardtrace_proxy.wire.responses_writer import ResponsesWriter
 from guardtrace_proxy.wire.tags import ThinkingStyle
-from tests.properties.alphabet import Alphabet, betrayed, known
-from tests.properties.cases import MESSAGE, draw_pieces, draw_policy
+from tests.properties.alphabet import Alphabet, known
+from tests.properties.cases import MESSAGE, draw_policy
 from tests.properties.dialects import DIALECTS
 from tests.properties.dialects import Writing as Texts
 from tests.properties.draws import Draw, Seeded, Source
-from tests.properties.history import decided, new_text
-from tests.properties.sent import Case, Sent
+from tests.properties.one_choice import (
+    LIMIT,
+    History,
+    asked_for,
+    case_of,
+    failed,
+    may_hide,
+    nothing_leaves_without_its_verdict,
+    unaltered_events_keep_their_bytes_and_order,
+    without_other_fields,
+)
+from tests.properties.sent import Case
 from tests.properties.world import Log, run
 from tests.wire.response_events import PARTS, Writing, content_of
 from tests.wire.well_formed import check_stream
 
-LIMIT = 1 << 20
 PLAIN = DIALECTS[0]
 THINKING_PARTS = ("reasoning_text", "summary_text")
 
@@ -47,7 +54,7 @@ class Drawn:
 
 def draw(source: Source) -> Drawn:
     main = Draw(source)
-    policy = _without_lag(draw_policy(main.section("policy")))
+    policy = without_other_fields(draw_policy(main.section("policy")))
     texts = Texts(main.section("texts"), PLAIN, Alphabet(), main.pick(4, 0, 2, 10))
     thinking: set[str] = set()
     writing = Writing(final_ids=not main.chance(30)).begin()
@@ -60,33 +67,13 @@ def draw(source: Source) -> Drawn:
         writing.events.insert(place - 1, note)
         for number, event in enumerate(writing.events):
             event["sequence_number"] = number
-    whole = main.chance(10)
-    frames = [json.dumps(writing.whole()).encode()] if whole else writing.frames
-    ending = "closed"
-    if not whole and main.chance(15):
-        frames, ending = frames[: main.number(0, len(frames) - 1)], main.pick("closed", "broken")
-    events = [Sent("chunk", frame) for frame in frames]
-    time = main.section("time")
-    case = Case(
-        policy=policy,
-        style=ThinkingStyle("field"),
-        tags=None,
-        starts_open=False,
-        choices=1,
-        include_usage=False,
-        capacity=main.pick(4096, 200, 64),
-        limit=LIMIT,
-        certain=main.chance(20),
-        events=events,
-        ending=ending,
-        whole=frames[0] if whole else None,
-        pieces=draw_pieces(time, events),
-        audits=[
-            (time.pick(0.0, 0.01, 0.2, 1.0, 3.0), time.pick(*["judge"] * 9, "fail", "SAFE", "MAYBE", "HARM"))
-            for _ in range(time.number(1, 6))
-        ],
-        late=time.pick(0.0, 0.0, 0.03),
-        reply=lambda: ResponsesStream(ThinkingStyle("field"), max_event_bytes=LIMIT, model="asked-for"),
+    whole = json.dumps(writing.whole()).encode() if main.chance(10) else None
+    case = case_of(
+        main,
+        policy,
+        writing.frames,
+        whole,
+        lambda: ResponsesStream(ThinkingStyle("field"), max_event_bytes=LIMIT, model="asked-for"),
     )
     return Drawn(case, writing, thinking)
 
@@ -110,48 +97,7 @@ def _add_item(main: Draw, writing: Writing, texts: Texts, thinking: set[str]) ->
     writing.parts("reasoning" if kind == "reasoning" else "message", parts)
 
 
-def _without_lag(policy: Policy) -> Policy:
-    """Texts that run ahead have promises of their own; here each waits for its verdict. Thinking has no other field."""
-    settings = policy.model_dump(mode="json", exclude_none=True)
-    for phase in ("thinking", "answer"):
-        if settings[phase]["mode"] == "lag":
-            settings[phase]["mode"] = "hold"
-    if settings["reasoning_field"] != "strip":
-        settings["reasoning_field"] = "as_is"
-    settings.pop("extends", None)
-    return Policy.model_validate(settings)
-
-
 # The promises
-
-
-class History:
-    def __init__(self, drawn: Drawn, log: Log) -> None:
-        self.drawn, self.log = drawn, log
-        self.case, self.policy = drawn.case, drawn.case.policy
-        self.standing: dict[str, str] = {}
-        self.asked: dict[int, StartAudit] = {}
-        self.hits = False
-
-    def hides(self, char: str) -> bool:
-        gone = self.policy.thinking.mode is Mode.WITHHOLD or self.policy.reasoning_field is ReasoningField.STRIP
-        return gone and char in self.drawn.thinking
-
-    def enforces(self, char: str) -> bool:
-        phase = self.policy.thinking if char in self.drawn.thinking else self.policy.answer
-        return phase.mode is Mode.HOLD
-
-    def hear(self, id: int, mark: Any) -> None:
-        asked = self.asked[id]
-        action = None if mark is None else decided(self.policy, asked.phase, mark, self.case.certain)
-        passes = action is not None and action.value in ("pass", "flag")
-        phase = self.policy.thinking if asked.phase is Phase.THINKING else self.policy.answer
-        self.hits = self.hits or (action is not None and not passes and phase.mode is Mode.HOLD)
-        for char in new_text(asked):
-            if action is not None:
-                self.standing[char] = "pass" if passes else "hit"
-            elif self.policy.on_auditor_failure is OnAuditorFailure.RELEASE and self.standing.get(char) != "hit":
-                self.standing[char] = "unaudited"
 
 
 def broken_promises(drawn: Drawn, log: Log) -> Iterator[str]:
@@ -165,23 +111,8 @@ def broken_promises(drawn: Drawn, log: Log) -> Iterator[str]:
     if drawn.case.whole is None:
         yield from streams_are_well_formed(history)
         yield from unaltered_events_keep_their_bytes_and_order(history)
-    elif not history.hits and log.sent != drawn.case.whole and not _may_hide(history) and not _cut(log):
+    elif not history.hits and log.sent != drawn.case.whole and not may_hide(history) and not failed(log):
         yield "a whole reply was altered for nothing"
-
-
-def nothing_leaves_without_its_verdict(history: History) -> Iterator[str]:
-    for entry in history.log.entries:
-        if entry.what == "asked":
-            history.asked[entry.value.id] = entry.value
-        elif entry.what == "answered":
-            history.hear(entry.value.id, entry.value.mark)
-        elif entry.what in ("sent", "rejected"):
-            contents = content_of(entry.value) if history.case.whole is None else [json.loads(entry.value)]
-            for char in betrayed(contents):
-                if history.hides(char):
-                    yield f"hidden {char!r} left"
-                if history.enforces(char) and history.standing.get(char) not in ("pass", "unaudited"):
-                    yield f"{char!r} left, standing {history.standing.get(char)}"
 
 
 def streams_are_well_formed(history: History) -> Iterator[str]:
@@ -200,7 +131,7 @@ def streams_are_well_formed(history: History) -> Iterator[str]:
             yield f"the last item of a cut is {message}"
         if bool(last.get("guardtrace")) is not history.policy.expose.object:
             yield "the mark"
-        if history.log.raised is None and not _asked_for(history):
+        if history.log.raised is None and not asked_for(history):
             yield "cut for nothing"
     complete = len(history.case.events) == len(history.drawn.writing.events)
     if complete and last["type"] not in ("response.completed", "response.incomplete", "error"):
@@ -209,36 +140,6 @@ def streams_are_well_formed(history: History) -> Iterator[str]:
         yield f"a broken stream ends with {last['type']}"
     if last["type"] == "error" and complete and history.policy.cut_shape is not CutShape.ERROR:
         yield "an error for nothing"
-
-
-def _asked_for(history: History) -> bool:
-    failed = any(entry.what == "answered" and entry.value.mark is None for entry in history.log.entries)
-    return history.hits or failed
-
-
-def unaltered_events_keep_their_bytes_and_order(history: History) -> Iterator[str]:
-    """What leaves as it came is a subsequence of what came; without hits it is everything, but for the last's mark."""
-    came = [event.raw for event in history.case.events]
-    blocks = [block + b"\n\n" for block in history.log.sent.split(b"\n\n")[:-1]]
-    at = 0
-    for block in blocks:
-        if block in came[at:]:
-            at = came.index(block, at) + 1
-        elif block in came:
-            yield f"out of order: {block!r}"
-    if history.hits or _may_hide(history) or _asked_for(history):
-        return
-    marked = b'"guardtrace"' in history.log.sent
-    if blocks[: len(came) - marked] != came[: len(came) - marked]:
-        yield "altered for nothing"
-
-
-def _may_hide(history: History) -> bool:
-    return any(history.hides(char) for char in history.drawn.thinking)
-
-
-def _cut(log: Log) -> bool:
-    return any(entry.what == "answered" and entry.value.mark is None for entry in log.entries)
 
 
 def check(source: Source) -> None:

@@ -11,7 +11,7 @@ import pytest
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.reply import Reply
 from guardtrace_proxy.wire.tags import ThinkingStyle
-from tests.wire.replies import completion, dialect, response
+from tests.wire.replies import completion, dialect, message, response
 
 FOLDER = Path(__file__).parent.parent / "recordings"
 STARTS_OPEN = ThinkingStyle(starts_open=True)
@@ -23,6 +23,7 @@ REPLIES: dict[str, Callable[[ThinkingStyle], Reply]] = {
     "chat": dialect,
     "completions": completion,
     "responses": response,
+    "messages": message,
 }
 
 
@@ -174,7 +175,22 @@ RESPONSES = [
         ("openai-call.json", 'T:Adding. A:add{"a": 2}', "completed", {"total_tokens": 21}),
     ]
 ]
-ALL = [*RECORDINGS, *COMPLETIONS, *RESPONSES]
+MESSAGES = [
+    Recording(f"messages/{file}", {0: (text, finish)}, {"output_tokens": tokens}, ThinkingStyle(), "messages")
+    for file, text, finish, tokens in [
+        ("anthropic-text.sse", "A:Hello!", "end_turn", 15),
+        ("anthropic-thinking.sse", "T:Is 1071 less? Yes. A:It is “less”.", "end_turn", 30),
+        ("anthropic-call.sse", 'A:Let me look.get_weather{"location": "Zürich"}', "tool_use", 89),
+        ("anthropic-redacted.sse", "A:Four.", "stop_sequence", 9),
+        ("anthropic-refusal.sse", "A:One two", "refusal", 7),
+        ("anthropic-call.json", 'T:Adding. A:Let me add.add{"a": 2}', "tool_use", 30),
+        ("vllm-thinking.sse", "T:Is 9.11 less? Yes. A:It is.", "end_turn", 12),
+        ("vllm-calls.sse", 'A:get_weather{"city": "Oslo"}get_timeSo.', "tool_use", 12),
+        ("vllm-inline.sse", "[<think>] T:Two. [</think>] A:2", "end_turn", 12),
+        ("vllm.json", "T:Is it? Yes. A:It is.", "end_turn", 12),
+    ]
+]
+ALL = [*RECORDINGS, *COMPLETIONS, *RESPONSES, *MESSAGES]
 
 BY_FILE = {recording.file: recording for recording in RECORDINGS}
 STREAMS = [recording for recording in ALL if recording.is_stream]

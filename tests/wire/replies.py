@@ -10,6 +10,7 @@ from typing import Any
 from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.completion import CompletionStream
 from guardtrace_proxy.wire.events import Event, Phase, Segment
+from guardtrace_proxy.wire.messages import MessagesStream
 from guardtrace_proxy.wire.responses import ResponsesStream
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
@@ -39,6 +40,12 @@ def completion(style: ThinkingStyle | None = None, *, prompts: int = 1, n: int =
 
 def response(style: ThinkingStyle | None = None, *, keeps_encrypted: bool = False) -> ResponsesStream:
     return ResponsesStream(
+        style or ThinkingStyle(), max_event_bytes=LIMIT, model="asked-for", keeps_encrypted=keeps_encrypted
+    )
+
+
+def message(style: ThinkingStyle | None = None, *, keeps_encrypted: bool = False) -> MessagesStream:
+    return MessagesStream(
         style or ThinkingStyle(), max_event_bytes=LIMIT, model="asked-for", keeps_encrypted=keeps_encrypted
     )
 

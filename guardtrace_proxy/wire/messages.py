@@ -1,0 +1,198 @@
+"""Messages (``POST /v1/messages``): from the upstream's bytes to events, streamed or whole.
+
+A reply has one choice. Its tape is what its blocks say, in their order; nothing is said twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from guardtrace_proxy.wire.chat_spans import Found, TooDeep
+from guardtrace_proxy.wire.choice import ChoiceReader
+from guardtrace_proxy.wire.choices import malformed
+from guardtrace_proxy.wire.events import Event, EventKind, Span
+from guardtrace_proxy.wire.messages_blocks import (
+    DELTAS,
+    REDACTED,
+    Delta,
+    Place,
+    decode_delta,
+    places_of,
+    places_of_message,
+)
+from guardtrace_proxy.wire.messages_request import MessagesRequest
+from guardtrace_proxy.wire.messages_writer import MessagesEvent, MessagesWriter
+from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
+from guardtrace_proxy.wire.tags import ThinkingStyle
+from guardtrace_proxy.wire.upstream_error import bounded_error
+
+MAX_BLOCKS = 4096
+TOO_DEEP = "The upstream sent an event that is nested too deeply."
+OF_BLOCKS = frozenset({"content_block_start", "content_block_delta", "content_block_stop"})
+
+
+class MessagesStream(MessagesWriter):
+    """One reply of an upstream: reads it, and writes what a policy puts in the place of parts of it."""
+
+    def __init__(
+        self, thinking: ThinkingStyle, *, max_event_bytes: int, model: str = "", keeps_encrypted: bool = False
+    ) -> None:
+        super().__init__(model=model)
+        self._decoder = SSEDecoder(max_event_bytes, named=True)
+        self._reader = ChoiceReader(thinking, tagged="text")
+        self._keeps_encrypted = keeps_encrypted
+        self._read_stop = False
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events that are complete with ``data``."""
+        try:
+            return self._read_all(self._decoder.feed(data))
+        except EventTooLarge as error:
+            return [*self._read_all(error.before), *self._rest(), malformed(b"", f"The upstream sent {error}.")]
+
+    def end(self) -> list[Event]:
+        """What is left at the end of the connection."""
+        return [*self._read_all(self._decoder.end()), *self._rest()]
+
+    def completion(self, body: bytes) -> Event:
+        """A reply that wasn't streamed."""
+        try:
+            message = msgspec.json.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return malformed(body, "something other than JSON")
+        if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+            return malformed(body, "JSON that isn't a message")
+        self.stream = False
+        try:
+            places = list(places_of_message(message, keeps_encrypted=self._keeps_encrypted))
+        except (TooDeep, RecursionError):
+            return malformed(body, "a reply that is nested too deeply")
+        hides = any(self._is_hidden(block) for block in message["content"])
+        part = self._reader.part(0, _found(places), _word(message.get("stop_reason")) or "end_turn")
+        return MessagesEvent(
+            EventKind.COMPLETION, body, [part], _usage(message), type="message", content=message, is_hidden=hides
+        )
+
+    def _read_all(self, found: Iterable[SSEEvent]) -> list[Event]:
+        events: list[Event] = []
+        for each in found:
+            event = self._read(each)
+            if event.kind is not EventKind.CHUNK:
+                events += self._rest()
+            events.append(event)
+        return events
+
+    def _rest(self) -> list[Event]:
+        """What could have become a tag, where nothing comes any more."""
+        part = self._reader.rest(0)
+        return [] if part is None else [Event(EventKind.CHUNK, b"", [part])]
+
+    def _read(self, event: SSEEvent) -> Event:
+        try:
+            delta = decode_delta(event.data)
+        except msgspec.ValidationError:
+            return self._read_other(event)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return self._read_no_json(event)
+        text = DELTAS[delta.delta.type]
+        said = getattr(delta.delta, text.key)
+        if not _is_usual(delta) or not 0 <= delta.index < MAX_BLOCKS:
+            return self._read_other(event)
+        found: list[Found] = [(text.phase, Span(("delta", text.key), said, text.kind))] if said else []
+        part = self._reader.part(0, found)
+        raw = _named(event, delta.type)
+        return MessagesEvent(EventKind.CHUNK, raw, [part], type=delta.type, index=delta.index, delta=delta)
+
+    def _read_other(self, event: SSEEvent) -> Event:
+        try:
+            content = msgspec.json.decode(event.data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._read_no_json(event)
+        if not isinstance(content, dict):
+            return malformed(event.raw, "The upstream sent an event that isn't a JSON object.")
+        kind = content.get("type")
+        if kind == "error" or content.get("error"):
+            return Event(EventKind.ERROR, self.error(**bounded_error(content.get("error"))))
+        if not isinstance(kind, str):
+            return malformed(event.raw, "The upstream sent an event without a type.")
+        index = content.get("index")
+        if kind in OF_BLOCKS and not (type(index) is int and 0 <= index < MAX_BLOCKS):
+            return malformed(event.raw, "The upstream sent an event of a block without a usable index.")
+        try:
+            places = list(places_of(content, keeps_encrypted=self._keeps_encrypted))
+        except (TooDeep, RecursionError):
+            return malformed(event.raw, TOO_DEEP)
+        raw = _named(event, kind)
+        self._read_stop = self._read_stop or kind == "message_stop"
+        if kind == "message_stop" and not places:
+            return Event(EventKind.DONE, raw)
+        if kind == "ping" and not places:
+            return MessagesEvent(EventKind.CHUNK, raw, [], type=kind)
+        return self._event(raw, kind, content, places)
+
+    def _read_no_json(self, event: SSEEvent) -> Event:
+        """Some gateways end all streams alike."""
+        if event.data.strip() == b"[DONE]":
+            return Event(EventKind.DONE, b"" if self._read_stop else self.done())
+        return malformed(event.raw, "The upstream sent an event that isn't JSON.")
+
+    def _event(self, raw: bytes, kind: str, content: dict[str, Any], places: list[Place]) -> Event:
+        delta = content.get("delta")
+        finish = _word(delta.get("stop_reason")) if kind == "message_delta" and isinstance(delta, dict) else None
+        part = self._reader.part(0, _found(places), finish)
+        signs = kind == "content_block_delta" and isinstance(delta, dict) and delta.get("type") == "signature_delta"
+        part.waits = signs
+        return MessagesEvent(
+            EventKind.CHUNK,
+            raw,
+            [part],
+            _usage(content) if kind == "message_delta" else None,
+            type=kind,
+            index=content["index"] if kind in OF_BLOCKS else -1,
+            content=content,
+            is_hidden=self._is_hidden(content.get("content_block")),
+            signs=signs,
+        )
+
+    def _is_hidden(self, block: Any) -> bool:
+        return isinstance(block, dict) and block.get("type") == REDACTED and not self._keeps_encrypted
+
+
+def messages_reply(request: MessagesRequest, thinking: ThinkingStyle, max_event_bytes: int) -> MessagesStream:
+    """The reply to a request."""
+    return MessagesStream(
+        thinking,
+        max_event_bytes=max_event_bytes,
+        model=request.model,
+        keeps_encrypted=request.keeps_encrypted,
+    )
+
+
+def _found(places: Iterable[Place]) -> list[Found]:
+    return [(place.phase, Span(place.where, place.text, place.kind)) for place in places if place.text]
+
+
+def _is_usual(delta: Delta) -> bool:
+    """Whether it says what its type says, and nothing else."""
+    piece, key = delta.delta, DELTAS[delta.delta.type].key
+    said = [name for name in ("text", "thinking", "partial_json") if getattr(piece, name) is not None]
+    return said == [key]
+
+
+def _named(event: SSEEvent, kind: str) -> bytes:
+    """The event's bytes; under its type's name where it has another one."""
+    if not event.name or event.name == kind.encode():
+        return event.raw
+    return b"event: " + msgspec.json.encode(kind)[1:-1] + b"\ndata: " + event.data.replace(b"\n", b"\ndata: ") + b"\n\n"
+
+
+def _word(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _usage(content: dict[str, Any]) -> dict[str, Any] | None:
+    usage = content.get("usage")
+    return usage if isinstance(usage, dict) else None

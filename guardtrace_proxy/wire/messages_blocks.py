@@ -1,0 +1,167 @@
+"""Where text stands in the events and blocks of the Messages API, and what is no text by its exact shape.
+
+Sources: Anthropic's reference, the types of anthropic-python 2.14, vLLM 0.33 (``vllm/entrypoints/anthropic``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
+
+from guardtrace_proxy.wire.chat_schema import Label, Name, Usage, is_of_type
+from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted, other_strings
+from guardtrace_proxy.wire.events import Phase, SpanKind
+
+
+class Place(NamedTuple):
+    """A string of an event. ``where`` leads to it in the event's JSON."""
+
+    where: Path
+    text: str
+    phase: Phase
+    kind: SpanKind
+
+
+class TextOf(NamedTuple):
+    """What a block or a delta says: the key of its text, whose phase it is, and what."""
+
+    key: str
+    phase: Phase
+    kind: SpanKind = SpanKind.TEXT
+
+
+TEXT = TextOf("text", Phase.ANSWERING)
+THINKING = TextOf("thinking", Phase.THINKING)
+BLOCKS = {"text": TEXT, "thinking": THINKING}
+"""By a block's type."""
+DELTAS = {
+    "text_delta": TEXT,
+    "thinking_delta": THINKING,
+    "input_json_delta": TextOf("partial_json", Phase.ANSWERING, SpanKind.ARGUMENTS),
+}
+"""By a delta's type."""
+CALL = "tool_use"
+REDACTED = "redacted_thinking"
+LABELS = frozenset({"type", "id", "tool_use_id", "role", "stop_reason"})
+"""Keys whose short strings say what something is."""
+SIGNATURE = re.compile(r"[A-Za-z0-9+/=_-]{0,64}")
+
+
+class StopDetails(Struct, forbid_unknown_fields=True, gc=False):
+    """Why a provider refused, in words of its own choice; an explanation is text."""
+
+    type: Label
+    category: Annotated[str, Meta(max_length=32, pattern="^[a-z_]*$")] | None = None
+    explanation: None = None
+
+
+class Piece(Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """What a delta of the usual shape says."""
+
+    type: Literal["text_delta", "thinking_delta", "input_json_delta"]
+    text: str | None = None
+    thinking: str | None = None
+    partial_json: str | None = None
+
+
+class Delta(Struct, forbid_unknown_fields=True, gc=False):
+    """A delta of the usual shape."""
+
+    type: Literal["content_block_delta"]
+    index: int
+    delta: Piece
+
+
+decode_delta = msgspec.json.Decoder(Delta).decode
+
+
+def is_signature(value: Any) -> bool:
+    """Whether this is a provider's seal over a thinking block and no text: Anthropic's bytes in base64, or an id."""
+    return isinstance(value, str) and (SIGNATURE.fullmatch(value) is not None or is_encrypted(value))
+
+
+# Where text stands
+
+
+def places_of(event: Mapping[str, Any], *, keeps_encrypted: bool) -> Iterator[Place]:
+    """Every string of an event that could be text; raises TooDeep. ``keeps_encrypted``: encrypted thinking passes."""
+    for key, value in event.items():
+        if key == "content_block" and isinstance(value, dict):
+            yield from _block(value, (key,), keeps_encrypted)
+        elif key == "delta" and isinstance(value, dict):
+            yield from _delta(value, (key,))
+        elif key == "message" and isinstance(value, dict):
+            yield from places_of_message(value, (key,), keeps_encrypted=keeps_encrypted)
+        elif not is_plain(key, value):
+            yield from _others(key, value, ())
+
+
+def places_of_message(message: Mapping[str, Any], where: Path = (), *, keeps_encrypted: bool) -> Iterator[Place]:
+    """Every string of a reply, whole or as it is announced, that could be text."""
+    for key, value in message.items():
+        if key != "content" or not isinstance(value, list):
+            if not is_plain(key, value):
+                yield from _others(key, value, where)
+            continue
+        for index, block in enumerate(value):
+            if isinstance(block, dict):
+                yield from _block(block, (*where, key, index), keeps_encrypted)
+            else:
+                yield from _others(key, block, where)
+
+
+def is_plain(key: str, value: Any) -> bool:
+    """Whether a field beside the blocks holds no generated text. ``stop_sequence`` repeats one of the request's."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return bool(PLAIN_KEY.fullmatch(key))
+    if key == "usage":
+        return is_of_type(value, Usage)
+    if key == "stop_details":
+        return is_of_type(value, StopDetails)
+    return is_label(key, value) or (key in ("model", "stop_sequence") and is_of_type(value, Name))
+
+
+def is_label(key: str, value: Any) -> bool:
+    """Whether this only says what something is."""
+    return key in LABELS and is_of_type(value, Label)
+
+
+def _block(block: Mapping[str, Any], where: Path, keeps_encrypted: bool) -> Iterator[Place]:
+    kind = block.get("type")
+    text = BLOCKS.get(str(kind))
+    for key, value in block.items():
+        here = (*where, key)
+        if text is not None and key == text.key and isinstance(value, str):
+            yield Place(here, value, text.phase, text.kind)
+        elif kind == CALL and key in ("name", "input"):
+            # An object's keys are the model's own words as well.
+            said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else ""
+            yield Place(here, said, Phase.ANSWERING, SpanKind.ARGUMENTS)
+        elif kind == REDACTED and key == "data":
+            if keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
+                yield from _others(key, value, where)
+        elif not (is_label(key, value) or (kind == "thinking" and key == "signature" and is_signature(value))):
+            yield from _others(key, value, where)
+
+
+def _delta(delta: Mapping[str, Any], where: Path) -> Iterator[Place]:
+    kind = delta.get("type")
+    text = DELTAS.get(str(kind))
+    for key, value in delta.items():
+        if text is not None and key == text.key and isinstance(value, str):
+            yield Place((*where, key), value, text.phase, text.kind)
+        elif not (is_plain(key, value) or (kind == "signature_delta" and key == "signature" and is_signature(value))):
+            yield from _others(key, value, where)
+
+
+def _others(key: str, value: Any, where: Path) -> Iterator[Place]:
+    here = (*where, key)
+    if not PLAIN_KEY.fullmatch(key):
+        yield Place(here, key, Phase.ANSWERING, SpanKind.OTHER)
+    for inner, text in other_strings(value, here):
+        yield Place(inner, text, Phase.ANSWERING, SpanKind.OTHER)

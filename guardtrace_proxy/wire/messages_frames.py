@@ -1,0 +1,132 @@
+"""Events of the Messages API as the proxy writes them: its own, and the upstream's built anew from what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from guardtrace_proxy.wire.chat_spans import Path, is_encrypted
+from guardtrace_proxy.wire.choices_writer import numbers
+from guardtrace_proxy.wire.fates import Cut
+from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, DELTAS, REDACTED, is_label, is_plain, is_signature
+
+Texts = Mapping[Path, str]
+"""By the place of a string: what leaves there."""
+
+
+def rebuild(event: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+    """An event of which something may not leave."""
+    shown: dict[str, Any] = {}
+    for key, value in event.items():
+        if key == "content_block" and isinstance(value, dict):
+            shown[key] = rebuild_block(value, (key,), texts)
+        elif key == "delta" and isinstance(value, dict):
+            shown[key] = _rebuild_delta(value, (key,), texts)
+        elif key == "message" and isinstance(value, dict):
+            shown[key] = head_of(value) | {"content": []}
+        elif is_plain(key, value):
+            shown[key] = numbers(value) if key == "usage" else value
+    return shown
+
+
+def head_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A reply without what it says."""
+    return {
+        key: numbers(value) if key == "usage" and isinstance(value, dict) else value
+        for key, value in message.items()
+        if key != "content" and is_plain(key, value)
+    }
+
+
+def rebuild_block(block: Mapping[str, Any], where: Path, texts: Texts) -> dict[str, Any]:
+    """A block with its text. A thinking block of which something is missing loses its signature, a text its sources."""
+    kind = block.get("type")
+    text = BLOCKS.get(str(kind))
+    shown: dict[str, Any] = {}
+    for key, value in block.items():
+        here = (*where, key)
+        if text is not None and key == text.key and isinstance(value, str):
+            shown[key] = texts.get(here, value)
+        elif kind == CALL and key in ("name", "input"):
+            shown[key] = value
+        elif key == "signature" and kind == "thinking":
+            is_whole = is_signature(value) and all(texts.get((*where, each), old) == old for each, old in block.items())
+            shown[key] = value if is_whole else ""
+        elif key == "citations" and value is not None:
+            shown[key] = []
+        elif value is None or is_label(key, value) or (kind == REDACTED and key == "data" and is_encrypted(value)):
+            shown[key] = value
+    return shown
+
+
+def _rebuild_delta(delta: Mapping[str, Any], where: Path, texts: Texts) -> dict[str, Any]:
+    text = DELTAS.get(str(delta.get("type")))
+    shown: dict[str, Any] = {}
+    for key, value in delta.items():
+        if text is not None and key == text.key and isinstance(value, str):
+            shown[key] = texts.get((*where, key), value)
+        elif is_plain(key, value):
+            shown[key] = value
+    return shown
+
+
+def stopped(cut: Cut) -> dict[str, Any]:
+    """How a reply ends that was cut. The API's own refusals say their reason beside the content."""
+    stopped: dict[str, Any] = {"stop_reason": "refusal", "stop_sequence": None}
+    if cut.shape == "refusal":
+        stopped["stop_details"] = {"type": "refusal", "category": None, "explanation": cut.message}
+    return stopped
+
+
+def rebuild_whole(message: Mapping[str, Any], new: Texts | None, *, hides_encrypted: bool) -> dict[str, Any]:
+    """A whole reply with ``new`` texts, or with its own. Blocks of which nothing is left are left out."""
+    content = []
+    for index, block in enumerate(message["content"]):
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == REDACTED and hides_encrypted:
+            continue
+        if new is None:
+            content.append(block)
+            continue
+        text = BLOCKS.get(str(kind))
+        if text is None and kind not in (CALL, REDACTED):
+            continue
+        shown = rebuild_block(block, ("content", index), new)
+        if text is None or shown.get(text.key) or not block.get(text.key):
+            content.append(shown)
+    return {**(message if new is None else head_of(message)), "content": content}
+
+
+def says(content: Mapping[str, Any]) -> bool:
+    """Whether anything is left of a delta."""
+    delta = content.get("delta")
+    text = DELTAS.get(str(delta.get("type"))) if isinstance(delta, dict) else None
+    return bool(text is not None and isinstance(delta, dict) and delta.get(text.key))
+
+
+def shifted(content: Mapping[str, Any], raw: bytes | None, shift: int) -> bytes:
+    """An event of a block, counted anew."""
+    if raw is not None and not shift:
+        return raw
+    return frame({**content, "index": content["index"] - shift} if shift else content)
+
+
+def text_delta(index: int, text: str) -> dict[str, Any]:
+    """A piece of a block of text."""
+    return {"type": "content_block_delta", "index": index, "delta": {"type": "text_delta", "text": text}}
+
+
+def text_block(index: int, text: str) -> list[dict[str, Any]]:
+    """A whole block of text."""
+    return [
+        {"type": "content_block_start", "index": index, "content_block": {"type": "text", "text": ""}},
+        text_delta(index, text),
+        {"type": "content_block_stop", "index": index},
+    ]
+
+
+def frame(content: Mapping[str, Any]) -> bytes:
+    """An event's bytes."""
+    return b"event: " + str(content["type"]).encode() + b"\ndata: " + msgspec.json.encode(content) + b"\n\n"

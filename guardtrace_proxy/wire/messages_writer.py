@@ -1,0 +1,251 @@
+"""What the proxy itself writes into a reply of the Messages API: cuts, redactions and ends.
+
+Clients add blocks up by their index, so those that don't leave are left out and the others are counted anew. A block
+is announced together with the first that it says, since only then is it known that there will be one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from guardtrace_proxy.wire.choices_writer import numbers
+from guardtrace_proxy.wire.events import Event, EventKind
+from guardtrace_proxy.wire.fates import Cut, Fate, Kept
+from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, Delta
+from guardtrace_proxy.wire.messages_errors import error_object, error_type
+from guardtrace_proxy.wire.messages_frames import (
+    frame,
+    head_of,
+    rebuild,
+    rebuild_whole,
+    says,
+    shifted,
+    stopped,
+    text_block,
+    text_delta,
+)
+
+NOT_STOPPED = {"stop_reason": None, "stop_sequence": None}
+OWN_ID = "msg_guardtrace"
+"""The id of a stream that hasn't named its own."""
+
+
+class MessagesEvent(Event, gc=False):
+    """An event of this API. ``index`` is its block's, -1 where it has none; ``delta`` is one of the usual shape, of
+    others there is ``content``. ``is_hidden``: it holds encrypted thinking, which doesn't pass. ``signs``: it is the
+    signature of a block."""
+
+    type: str = ""
+    index: int = -1
+    delta: Delta | None = None
+    content: dict[str, Any] = msgspec.field(default_factory=dict)
+    is_hidden: bool = False
+    signs: bool = False
+
+
+@dataclass(slots=True)
+class _Block:
+    """A block that was begun. ``shift`` is how many before it were left out; ``opening`` its announcement, as long as
+    it waits, and ``behind`` what came behind that; ``is_altered``: something of it left otherwise than it came."""
+
+    type: str
+    shift: int
+    opening: bytes | None = None
+    behind: bytes = b""
+    is_altered: bool = False
+    is_left_out: bool = False
+    is_open: bool = True
+
+
+class MessagesWriter:
+    """Writes frames with the message's own id, model and blocks."""
+
+    def __init__(self, *, model: str) -> None:
+        self.stream = True
+        self._head: dict[str, Any] = {"id": OWN_ID, "type": "message", "role": "assistant", "model": model}
+        self._began = False
+        self._ended = False
+        self._blocks: dict[int, _Block] = {}
+        self._waiting: _Block | None = None
+        """The block whose announcement waits."""
+        self._left_out = 0
+        self._next = 0
+        """The index of the client's next block."""
+        self._cut: Cut | None = None
+
+    # What leaves
+
+    def passes(self, event: Event) -> bool:
+        """Whether the event can leave as it came: not where a block before it was left out, or its own isn't whole."""
+        if not isinstance(event, MessagesEvent):
+            return True
+        if event.kind is EventKind.COMPLETION:
+            return not event.is_hidden
+        if event.type == "content_block_start":
+            return False
+        block = self._blocks.get(event.index)
+        if block is None:
+            self._follow(event.type, event.content)
+            return self._waiting is None and (event.index < 0 or not self._left_out)
+        if block.is_left_out or block.opening is not None or block.shift or (event.signs and block.is_altered):
+            return False
+        block.is_open = block.is_open and event.type != "content_block_stop"
+        return True
+
+    def rewrite(self, event: Event, fates: Mapping[int, Fate]) -> bytes:
+        """The event, built anew from the fields that are known where something of it may not leave."""
+        assert isinstance(event, MessagesEvent)
+        if not event.parts:
+            return self._behind(event.raw)
+        fate = fates.get(0)
+        if isinstance(fate, Cut):
+            return self._cut_whole(event, fate)
+        if not isinstance(fate, Kept):
+            return b""
+        spans = event.parts[0].spans
+        texts = [span.text for span in spans] if fate.texts is None else fate.texts
+        new = {span.path: text for span, text in zip(spans, texts, strict=True)}
+        is_altered = any(new[span.path] != span.text for span in spans)
+        if event.kind is EventKind.COMPLETION:
+            whole = rebuild_whole(event.content, new if is_altered else None, hides_encrypted=event.is_hidden)
+            return msgspec.json.encode(whole)
+        content = event.content if event.delta is None else msgspec.to_builtins(event.delta)
+        if is_altered:
+            content = rebuild(content, new)
+        raw = None if is_altered else event.raw
+        if event.type == "content_block_start":
+            return self._begin(event, content, raw)
+        block = self._blocks.get(event.index)
+        if block is None:
+            return self._without_block(event, content, raw)
+        return self._of_block(event, block, content, raw)
+
+    def _begin(self, event: MessagesEvent, content: dict[str, Any], raw: bytes | None) -> bytes:
+        """A block is announced; at once where it says something already."""
+        before = b"" if self._waiting is None else self._announce(self._waiting)
+        found = content.get("content_block")
+        shown: dict[str, Any] = found if isinstance(found, dict) else {}
+        kind = str(shown.get("type"))
+        block = self._blocks[event.index] = _Block(kind, self._left_out, is_altered=raw is None)
+        text = BLOCKS.get(kind)
+        if event.is_hidden or (block.is_altered and text is None):
+            return before + self._leave_out(block)
+        block.opening = shifted(content, raw, block.shift)
+        self._waiting = block
+        waits = text is not None and not shown.get(text.key)
+        return before if waits else before + self._announce(block)
+
+    def _of_block(self, event: MessagesEvent, block: _Block, content: dict[str, Any], raw: bytes | None) -> bytes:
+        """A delta, or the end of a block."""
+        block.is_altered = block.is_altered or raw is None
+        ends = event.type == "content_block_stop"
+        block.is_open = block.is_open and not ends
+        if block.is_left_out:
+            return b""
+        if ends and block.opening is not None and block.is_altered:
+            return self._leave_out(block)
+        if (event.signs and block.is_altered) or (raw is None and not says(content)):
+            return b""
+        return self._announce(block) + shifted(content, raw, block.shift)
+
+    def _without_block(self, event: MessagesEvent, content: dict[str, Any], raw: bytes | None) -> bytes:
+        if raw is None and event.type not in ("message_start", "message_delta", "message_stop"):
+            return b""
+        self._follow(event.type, content)
+        return self._behind(shifted(content, raw, self._left_out if event.index >= 0 else 0))
+
+    def _behind(self, frame: bytes) -> bytes:
+        """An event of no block leaves behind the announcement that came before it."""
+        if self._waiting is None:
+            return frame
+        self._waiting.behind += frame
+        return b""
+
+    def _announce(self, block: _Block) -> bytes:
+        """The block's announcement, if it still waits."""
+        if block.opening is None:
+            return b""
+        opening, block.opening = block.opening, None
+        self._waiting = None
+        self._next += 1
+        return opening + block.behind
+
+    def _leave_out(self, block: _Block) -> bytes:
+        block.is_left_out = True
+        block.opening = self._waiting = None
+        self._left_out += 1
+        return block.behind
+
+    def _follow(self, type: str, content: Mapping[str, Any]) -> None:
+        message = content.get("message")
+        if type == "message_start" and isinstance(message, dict):
+            self._began = True
+            self._head |= head_of(message)
+        self._ended = self._ended or type == "message_stop"
+
+    # What ends it
+
+    def cut(self, index: int, cut: Cut) -> bytes:
+        """Nothing yet, but for an error: the closing frames come with the usage, behind all that may still leave."""
+        self._cut = cut
+        if cut.shape != "error":
+            return b""
+        self._ended = True
+        return self.error(cut.message, "content_filter", "content_filter")
+
+    def note(self, index: int, note: Mapping[str, Any]) -> bytes:
+        """A ``ping``, which may stand anywhere, with a ``guardtrace`` object."""
+        return frame({"type": "ping", "guardtrace": dict(note)})
+
+    def usage(self, usage: Mapping[str, Any] | None, tokens_read: int, *, expose: bool) -> bytes:
+        """The closing frames of a cut: open blocks are closed with what was released, a call is left open; then the
+        policy's message as a block of its own, and ``message_delta``."""
+        cut = self._cut
+        assert cut is not None
+        frames = [] if self._began else [{"type": "message_start", "message": self._message([], NOT_STOPPED, {})}]
+        frames += self._closed(cut.close)
+        if cut.shape != "refusal":
+            frames += text_block(self._next, cut.message)
+        note = dict(cut.note or {})
+        if usage is None and expose:
+            note["usage_estimated"] = True
+        counts = {"output_tokens": tokens_read} if usage is None else {"output_tokens": tokens_read} | numbers(usage)
+        ending: dict[str, Any] = {"type": "message_delta", "delta": stopped(cut), "usage": counts}
+        return b"".join(map(frame, [*frames, ending | ({"guardtrace": note} if note else {})]))
+
+    def error(self, message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
+        """An ``error`` event, which Anthropic's clients raise; without streaming, the body."""
+        content = error_object(error_type(type, code), message)
+        return frame(content) if self.stream else msgspec.json.encode(content)
+
+    def done(self) -> bytes:
+        """``message_stop``, unless the client has it, or an error in its place."""
+        return b"" if self._ended else frame({"type": "message_stop"})
+
+    def _closed(self, tag: str | None) -> list[dict[str, Any]]:
+        """The ends of the blocks that the client has open; ``tag`` first, where a thinking tag is."""
+        frames: list[dict[str, Any]] = []
+        for index, block in self._blocks.items():
+            if not block.is_open or block.is_left_out or block.opening is not None or block.type.endswith(CALL):
+                continue
+            shown = index - block.shift
+            if tag is not None and block.type == "text":
+                frames.append(text_delta(shown, tag))
+            frames.append({"type": "content_block_stop", "index": shown})
+        return frames
+
+    def _message(self, content: list[Any], ending: Mapping[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
+        counts = {"input_tokens": 0, "output_tokens": 0, **usage}
+        return {**self._head, "content": content, **ending, "usage": counts}
+
+    def _cut_whole(self, event: MessagesEvent, cut: Cut) -> bytes:
+        if cut.shape == "error":
+            return self.error(cut.message, "content_filter", "content_filter")
+        self._head |= head_of(event.content)
+        content = [] if cut.shape == "refusal" else [{"type": "text", "text": cut.message}]
+        message = self._message(content, stopped(cut), self._head.get("usage") or {})
+        return msgspec.json.encode(message | ({"guardtrace": dict(cut.note)} if cut.note else {}))
