@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 LOCAL := $(VENV)/.installed-local
 NODE := tests/clients/node
 VLLM := .venv-vllm/.installed
-CLIENTS := .venv-clients/.installed .venv-litellm/.installed $(NODE)/node_modules/.installed
+CLIENTS := .venv-clients/.installed .venv-agents/.installed .venv-litellm/.installed $(NODE)/node_modules/.installed
 
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false

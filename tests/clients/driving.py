@@ -25,7 +25,8 @@ class Client:
     """A row of docs/clients.md.
 
     ``package`` is the module or npm package that must be there, ``own`` the packages whose exceptions the client raises,
-    ``on_filter`` what it raises at a content filter, if it does; ``dialect`` is the API that it speaks.
+    ``on_filter`` what it raises at a content filter, if it does; ``dialect`` is the API that it speaks. ``finish`` is what it
+    calls a benign end, where it has words of its own, and ``tells_finish`` the cases in which it says how a reply ended.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Client:
     on_filter: str | None = None
     reads_reasoning: bool = True
     dialect: str = "chat"
+    finish: str | None = None
+    tells_finish: tuple[str, ...] = ("stream", "whole")
 
 
 CREATE, HELPER = ("openai_chat.py sync", "openai_chat.py helper")
@@ -63,7 +66,55 @@ CLIENTS = [
     ),
     Client("LiteLLM SDK {version}, `completion`", "litellm", "litellm", "litellm_chat.py sync", ("litellm",)),
     Client("LiteLLM SDK {version}, `acompletion`", "litellm", "litellm", "litellm_chat.py async", ("litellm",)),
-    Client("Pydantic AI {version}", "clients", "pydantic_ai", "pydantic_agent.py", ("pydantic_ai",)),
+    Client("Pydantic AI {version}", "clients", "pydantic_ai", "pydantic_agent.py chat", ("pydantic_ai",)),
+    Client(
+        "Pydantic AI {version}, `OpenAIResponsesModel`",
+        "clients",
+        "pydantic_ai",
+        "pydantic_agent.py responses",
+        ("pydantic_ai",),
+        reads_reasoning=False,
+        dialect="responses",
+        finish="stop",
+    ),
+    Client(
+        "Pydantic AI {version}, `AnthropicModel`",
+        "clients",
+        "pydantic_ai",
+        "pydantic_agent.py messages",
+        ("pydantic_ai",),
+        dialect="messages",
+        finish="stop",
+    ),
+    *[
+        Client(
+            f"anthropic-python {{version}}, {what}",
+            "clients",
+            "anthropic",
+            f"anthropic_messages.py {how}",
+            ("anthropic",),
+            dialect="messages",
+        )
+        for how, what in [("sync", "`create`"), ("async", "`AsyncAnthropic`"), ("helper", "`stream()`")]
+    ],
+    Client(
+        "OpenAI Agents SDK {version}, `OpenAIChatCompletionsModel`",
+        "agents",
+        "agents",
+        "agents_sdk.py chat",
+        ("agents", "openai"),
+        tells_finish=(),
+    ),
+    Client(
+        "OpenAI Agents SDK {version}, `OpenAIResponsesModel`",
+        "agents",
+        "agents",
+        "agents_sdk.py responses",
+        ("agents", "openai"),
+        "agents.ModelBehaviorError",
+        dialect="responses",
+        tells_finish=("stream",),
+    ),
     Client("openai-node {version}", "node", "openai", "openai_chat.mjs", ("openai",)),
     Client(
         "openai-python {version}, `responses.create`",
@@ -98,7 +149,8 @@ CLIENTS = [
         dialect="completions",
     ),
     Client("Vercel AI SDK {version}", "node", "ai", "ai_sdk.mjs", ("ai",)),
-    Client("`curl -N`", "system", "curl", "curl_chat.py", ("error",)),
+    Client("`curl -N`", "system", "curl", "curl.py chat", ("error",)),
+    Client("`curl -N`, messages", "system", "curl", "curl.py messages", ("error",), dialect="messages"),
 ]
 
 

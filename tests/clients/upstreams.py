@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.server.scripted import DONE, completion, http, stream
+from tests.wire import message_events
 from tests.wire.response_events import reply, words
 
 TEXT = {"id": "cmpl-7", "object": "text_completion", "created": 1_700_000_000, "model": "thinker"}
@@ -41,8 +42,16 @@ def _whole_response(thinking: str, answer: str) -> bytes:
     return http(200, json.dumps(writing.whole()))
 
 
+def _whole_message(thinking: str, answer: str) -> bytes:
+    writing = message_events.Writing().thinking([thinking]).text([answer])
+    return http(200, json.dumps(writing.whole(stop_reason="end_turn")))
+
+
 UPSTREAMS = {
     "chat": Upstream(stream, completion, "stop"),
     "completions": Upstream(_texts, _whole_text, "stop"),
+    "messages": Upstream(
+        lambda thinking, answer: message_events.reply(thinking, answer).frames, _whole_message, "end_turn"
+    ),
     "responses": Upstream(lambda thinking, answer: reply(thinking, answer).frames, _whole_response, "completed"),
 }

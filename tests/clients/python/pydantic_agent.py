@@ -1,9 +1,11 @@
-"""Pydantic AI's ``Agent`` over its OpenAI chat model: ``run_stream_events`` and ``run``."""
+"""Pydantic AI's ``Agent`` over its model for chat, responses or messages: ``run_stream_events`` and ``run``."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+from anthropic import AsyncAnthropic
 from lines import KEY, MODEL, PROMPT, Seen, serve
 from pydantic_ai import Agent
 from pydantic_ai.messages import (
@@ -14,13 +16,19 @@ from pydantic_ai.messages import (
     ThinkingPart,
     ThinkingPartDelta,
 )
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.anthropic import AnthropicModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.run import AgentRunResultEvent
 
 
 def agent(url: str) -> Agent:
-    return Agent(OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=url, api_key=KEY)))
+    if sys.argv[1] == "messages":
+        client = AsyncAnthropic(base_url=url.removesuffix("/v1"), api_key=KEY, max_retries=0)
+        return Agent(AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=client)))
+    model = {"chat": OpenAIChatModel, "responses": OpenAIResponsesModel}[sys.argv[1]]
+    return Agent(model(MODEL, provider=OpenAIProvider(base_url=url, api_key=KEY)))
 
 
 def read(event: Any, seen: Seen) -> None:
@@ -55,7 +63,7 @@ async def leave(url: str, seen: Seen) -> None:
     async with agent(url).run_stream_events(PROMPT) as events:
         async for event in events:
             read(event, seen)
-            if seen.thinking:
+            if seen.thinking or seen.text:
                 break
     seen.left_by = "the end of `async with`"
 
