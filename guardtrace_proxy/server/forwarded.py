@@ -23,7 +23,7 @@ BETAS = re.compile(
 )
 """Anthropic's betas that steer the reply or name a cache. Others bring in what the auditor wouldn't see, or may."""
 RETRY_HEADERS = {"retry-after", "retry-after-ms", "x-should-retry", "ratelimit"}
-LIMIT_HEADERS = re.compile(r"(x-)?ratelimit-[a-z0-9-]{1,64}", re.ASCII)
+LIMIT_HEADERS = re.compile(r"(x-|anthropic-)?ratelimit-[a-z0-9-]{1,64}", re.ASCII)
 MAX_PASSED = 32
 MAX_VALUE_CHARS = 256
 

@@ -24,6 +24,7 @@ LIMITS = {
     "x-should-retry": "false",
     "x-ratelimit-remaining-tokens": "0",
     "ratelimit-reset": "9",
+    "anthropic-ratelimit-tokens-remaining": "0",
     "ratelimit": '"default";r=0;t=9',
 }
 OTHERS = {
@@ -81,6 +82,25 @@ def test_bad_trace_context_is_dropped_whole(parent):
 @pytest.mark.parametrize("state", ["x" * 513, "a=\x01", "a=é"])
 def test_a_bad_tracestate_is_dropped_alone(state):
     assert to_upstream(scope(("traceparent", PARENT), ("tracestate", state))).keys() == {"x-request-id", "traceparent"}
+
+
+@pytest.mark.parametrize("version", ["2023-06-01", "bedrock-2023-05-31"])
+def test_anthropics_version_passes(version):
+    assert to_upstream(scope(("anthropic-version", version)))["anthropic-version"] == version
+
+
+@pytest.mark.parametrize("version", ["", "2023 06", "x" * 33, "2023-06-01\n"])
+def test_what_is_no_version_doesnt(version):
+    assert "anthropic-version" not in to_upstream(scope(("anthropic-version", version)))
+
+
+def test_of_anthropics_betas_those_pass_that_are_known():
+    betas = [
+        ("anthropic-beta", "mcp-client-2025-04-04, effort-2025-11-24"),
+        ("anthropic-beta", "context-1m-2025-08-07"),
+    ]
+    assert to_upstream(scope(*betas))["anthropic-beta"] == "effort-2025-11-24,context-1m-2025-08-07"
+    assert "anthropic-beta" not in to_upstream(scope(("anthropic-beta", "files-api-2025-04-14,effort-2025-11-24x")))
 
 
 @given(st.lists(st.tuples(st.text(max_size=20), st.text(max_size=300))))

@@ -256,6 +256,14 @@ def test_encrypted_reasoning_is_neither_asked_for_nor_passed_unless_the_operator
             assert running.upstream.bodies[-1]["include"] == include
 
 
+def test_encrypted_reasoning_is_taken_out_of_a_whole_reply_that_is_benign_otherwise() -> None:
+    writing = reply_with_secret()
+    with proxy(whole(writing)) as running:
+        found = post(running).json()
+    assert [item["type"] for item in found["output"]] == ["reasoning", "message"]
+    assert encrypted() not in json.dumps(found)
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [

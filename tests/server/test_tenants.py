@@ -69,6 +69,29 @@ def test_no_key_and_placeholders_are_the_anonymous_tenant_if_there_is_one(tmp_pa
     assert name_of(make(tmp_path, "guest"), header) == "guest"
 
 
+@pytest.mark.parametrize(
+    ("authorization", "api_key", "tenant"),
+    [
+        (None, "gt-acme", "acme"),
+        (None, " gt-acme ", "acme"),
+        ("Bearer gt-acme", "gt-acme", "acme"),
+        ("Bearer gt-acme", "gt-acme-old", "acme"),
+        ("Bearer EMPTY", "gt-acme", "acme"),
+        ("Bearer gt-acme", "EMPTY", "acme"),
+        (None, "EMPTY", "guest"),
+        (None, "", "guest"),
+        ("Bearer gt-acme", "gt-öre", None),
+        ("Bearer gt-acme", "gt-unknown", None),
+        ("Bearer gt-unknown", "gt-acme", None),
+        ("Basic gt-acme", "gt-acme", None),
+        (None, "Bearer gt-acme", None),
+    ],
+)
+def test_a_key_in_either_header_counts_and_two_must_agree(tmp_path, authorization, api_key, tenant):
+    found = make(tmp_path, "guest").of(authorization, api_key)
+    assert (found and found.name) == tenant
+
+
 def test_a_placeholder_in_other_letters_is_a_key(tmp_path):
     assert make(tmp_path, "guest").of("Bearer Empty") is None
 
