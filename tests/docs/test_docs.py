@@ -119,7 +119,7 @@ def test_documented_settings_load(block: Block, tmp_path: Path) -> None:
         path = tmp_path / "guardtrace.yaml"
         path.write_text(block.text, "utf-8")
         load = load_config if "upstreams" in keys else load_inner_config
-        load(path, {})
+        load(path, {"UPSTREAM_API_KEY": "documented"})
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
