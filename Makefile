@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 SECONDS ?= 60
+TESTERS ?= 2
 STAMP := $(VENV)/.installed
 LOCAL := $(VENV)/.installed-local
 NODE := tests/clients/node
@@ -62,8 +63,8 @@ $(VLLM): tests/vllm/requirements.txt tests/vllm/repair.py pyproject.toml
 demo: $(LOCAL) ## Show the main job: four streams with and without the proxy
 	@$(BIN)/guardtrace demo
 
-test: $(STAMP) $(CLIENTS) ## Run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP) $(CLIENTS) ## Run the tests, in TESTERS processes side by side
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
 
 test-vllm: $(VLLM) ## Run the tests against real vLLM servers on this CPU
 	.venv-vllm/bin/python -m pytest tests/vllm --durations=5

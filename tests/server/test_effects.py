@@ -103,6 +103,13 @@ def upstream_key(site: Site) -> object:
     return site.stage.servers["{upstream}"].requests[-1][1].get("authorization")
 
 
+def headers_with_a_key(site: Site) -> object:
+    status(site)
+    return {
+        name for name, value in site.stage.servers["{upstream}"].requests[-1][1].items() if value in ("a", "Bearer a")
+    }
+
+
 def auditor_key(site: Site) -> object:
     status(site)
     return site.stage.servers["{auditor}"].requests[-1][1].get("authorization")
@@ -288,6 +295,9 @@ EFFECTS = {
     "server.passthrough": Effect(([],), status, refused=(["/v1/embeddings"],)),
     "upstreams.NAME.base_url": Effect(("{upstream}", "{other upstream}"), asked),
     "upstreams.NAME.api_key_env": Effect(("KEY_A", "KEY_B", None), upstream_key, refused=("KEY_C",)),
+    "upstreams.NAME.api_key_header": Effect(
+        ("authorization", "x-api-key"), headers_with_a_key, beside={"upstreams.NAME.api_key_env": "KEY_A"}
+    ),
     "upstreams.NAME.read_timeout_ms": Effect((20, 30_000), slow_upstream),
     "upstreams.NAME.thinking.style": Effect(
         ("auto", "field", "inline", "custom"),
