@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 
@@ -10,13 +11,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra `train` isn't installed")
 pytest.importorskip("transformers", reason="the extra `train` isn't installed")
 
+from guardtrace_trainer.nano.authored import authored  # noqa: E402
 from guardtrace_trainer.nano.batches import (  # noqa: E402
     DECLINES,
+    GIVEN,
     HEAD,
     HELPS,
     IMAGE_TOKENS,
     LONGEST,
+    MORE,
     MOST_ROWS,
+    SHOWS,
     TAIL,
     TOKENS_PER_BATCH,
     Batch,
@@ -24,15 +29,15 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     batches,
     collate,
     encode,
-    exchange,
     plain,
     pool,
     positions,
+    talk,
     vision_batch,
 )
 from guardtrace_trainer.nano.model import control_id  # noqa: E402
 from guardtrace_trainer.nano.vocabulary import make_tokenizer  # noqa: E402
-from guardtrace_trainer.nano.wording import bank  # noqa: E402
+from guardtrace_trainer.nano.wording import BANK, bank  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
@@ -42,7 +47,7 @@ GOALS = {DECLINES: "goals_harmful", HELPS: "goals_harmless"}
 
 def documents(count: int, seed: int = 0) -> list[Example]:
     rng = random.Random(seed)
-    return [encode((plain if number % 2 else exchange)(rng), rng) for number in range(count)]
+    return [encode((plain if number % 2 else talk)(rng), rng) for number in range(count)]
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -91,44 +96,68 @@ def test_vision_batches_are_the_same_each_time(words):
     assert not torch.equal(one[0], other[0])
 
 
-@pytest.mark.parametrize("draw", [plain, exchange])
+@pytest.mark.parametrize("draw", [plain, talk])
 def test_no_document_holds_an_analysis_or_a_judgment(draw):
     rng = random.Random(3)
-    texts = ["".join(draw(rng)[:2]) for _ in range(2000)]
-    for words in ("Analysis", "Judgment", "the goal is", "the text stays safe", "gives a hint.", "gives steps."):
+    texts = [" ".join(itertools.chain.from_iterable(draw(rng).turns)) for _ in range(2000)]
+    for words in ("Analysis", "Judgment", "the goal is harm", "the text stays", "gives a hint", "gives steps"):
         assert not any(words in text for text in texts), words
 
 
 def test_plain_documents_are_traces_conversations_and_descriptions():
     rng = random.Random(4)
     made = [plain(rng) for _ in range(600)]
-    assert sum(one.given.startswith("What does the image show?") for one in made) > 60
-    assert sum("<think>\n" in one.told and "\n</think>\n\n" in one.told for one in made) > 150
-    assert sum(one.told.startswith("Current Task Query: ") for one in made) > 200
+    assert sum(one.turns[0][0].startswith(SHOWS) for one in made) > 60
+    told = [one.turns[0][1] for one in made]
+    assert sum("<think>\n" in one and "\n</think>\n\n" in one for one in told) > 150
+    assert sum(one.startswith("Current Task Query: ") for one in told) > 200
 
 
-def test_an_exchange_declines_what_is_harmful_and_helps_with_the_rest():
+def test_a_talk_declines_what_is_harmful_and_helps_with_the_rest():
     goals = {goal: told for told in (DECLINES, HELPS) for goal in bank(GOALS[told])}
     rng = random.Random(5)
     seen = Counter()
-    for _ in range(400):
-        one = exchange(rng)
-        asked = one.given.removesuffix(TAIL).rpartition("User: ")[2]
+    for given, told in itertools.chain.from_iterable(talk(rng).turns for _ in range(150)):
+        asked = given.removesuffix(TAIL).rpartition("User: ")[2]
         goal = max((goal for goal in goals if goal in asked), key=len, default=None)
-        if goal is None:
+        if goal is None or told.removesuffix("<|im_end|>") not in GOALS:
             continue
-        assert one.told == f"{goals[goal]}<|im_end|>", one
+        assert told == f"{goals[goal]}<|im_end|>", given
         seen[goals[goal]] += 1
     assert min(seen[DECLINES], seen[HELPS]) > 80
+
+
+def test_a_talk_says_what_a_text_gave_so_far_whatever_it_is_for():
+    strengths = {text: strength for trace in authored(BANK) for text, strength in trace.sentences}
+    rng = random.Random(6)
+    seen = Counter()
+    for turns in (talk(rng).turns for _ in range(150)):
+        for before, (given, told) in itertools.pairwise([("", ""), *turns]):
+            reply = told.removesuffix("<|im_end|>")
+            if reply not in GIVEN:
+                continue
+            own = max((strength for text, strength in strengths.items() if text in given), default=0)
+            earlier = before[1].removesuffix("<|im_end|>") if given.startswith(MORE) else GIVEN[0]
+            assert GIVEN.index(reply) >= max(own, GIVEN.index(earlier)), given
+            seen[reply] += 1
+    assert min(seen[reply] for reply in GIVEN) > 80
+
+
+def test_only_replies_are_foretold_of_a_talk():
+    tokenizer = make_tokenizer()
+    example = encode(talk(random.Random(8)), random.Random(8))
+    batch = collate([example, example])
+    told = tokenizer.decode(batch.ids[0][batch.target[0]])
+    assert told == "".join(reply for _, reply in talk(random.Random(8)).turns)
 
 
 def test_a_document_stands_behind_the_auditors_own_head_and_its_image():
     tokenizer = make_tokenizer()
     for example in documents(30, seed=4):
-        head = tokenizer.decode(example.ids[: example.read_from])
+        head = tokenizer.decode(example.ids[: example.told[0][0]])
         assert head.startswith(HEAD)
         assert example.ids.count(control_id("<|image_pad|>")) == (IMAGE_TOKENS if example.drawing else 0)
-        assert example.ids[: example.read_from].count(control_id("<|image_pad|>")) == (
+        assert example.ids[: example.told[0][0]].count(control_id("<|image_pad|>")) == (
             IMAGE_TOKENS if example.drawing else 0
         )
         assert tokenizer.decode(example.ids).endswith("<|im_end|>")
@@ -141,7 +170,7 @@ def test_padding_stands_right_and_is_no_target():
         length = len(example.ids)
         assert batch.ids[row, :length].tolist() == example.ids
         assert (batch.ids[row, length:] == control_id("<|endoftext|>")).all()
-        assert batch.target[row].nonzero().flatten().tolist() == list(range(example.read_from, length))
+        assert batch.target[row].nonzero().flatten().tolist() == [at for span in example.told for at in range(*span)]
 
 
 def test_positions_are_those_of_the_class_itself():

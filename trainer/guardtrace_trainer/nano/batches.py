@@ -1,5 +1,5 @@
 """From samples to tensors for the warm-up: descriptions of pictures; plain traces as conversations and in the auditor's
-layout; and exchanges as any instruct model has them. No analysis and no judgment is among them."""
+layout; and talks as any instruct model has them. No analysis and no judgment is among them."""
 
 from __future__ import annotations
 
@@ -19,27 +19,30 @@ from guardtrace_trainer.nano.vocabulary import token_ids
 
 HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
+NEXT = "\n<|im_start|>user\n"
 IMAGE_TOKENS = CELLS**2
 DESCRIPTIONS, CONVERSATIONS = 0.15, 0.35
-"""Shares of the plain documents, of which the others are traces in the auditor's layout; of the exchanges as many are
-descriptions."""
-ABOUT_GOALS = 0.7
-"""Share of the exchanges whose request is put together from a goal, as often a harmful one as a harmless one."""
-ASKED = "What does the image show?"
-DECLINES, HELPS = "Sorry, I can't help with that.", "Sure, here is how it's done."
-"""Always the same, so that nothing of a reply has to be learned but which of the two it is."""
+"""Shares of the plain documents, of which the others are traces in the auditor's layout."""
+SHOWS, GIVES, MORE = "What does the image show?", "What does the text give?", "And so far?"
+DECLINES, HELPS = "Sorry, I can't.", "Sure, here it is."
+GIVEN = ("Neither.", "A hint.", "Steps.")
+"""By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
+PICTURED, ABOUT_TEXT = 0.3, 0.5
+"""Shares of the talks that begin with a picture, and of their later parts that read a text."""
+ROOM = 420
+"""Tokens after which a talk takes up nothing new."""
 FORETOLD = 0.25
 """Share of a trace's tokens: with a large vocabulary their logits would cost more than all layers together."""
 POOL = 400
 TOKENS_PER_BATCH, MOST_ROWS = 4600, 80
+LETTERS_PER_TOKEN = 4
 LONGEST = 1400
 
 
 class Document(NamedTuple):
-    """A text, of which ``given`` isn't to be foretold, and its picture."""
+    """Turns of a text that is given and one that is to be foretold after it, and the picture before all of them."""
 
-    given: str
-    told: str
+    turns: tuple[tuple[str, str], ...]
     picture: Picture | None
 
 
@@ -48,10 +51,10 @@ Draw = Callable[[random.Random], Document]
 
 @dataclass(frozen=True)
 class Example:
-    """One document. ``read_from``: the first token that may be foretold; ``share``: how many of them are, at random."""
+    """One document. ``told``: from which token to which it may be foretold; ``share``: how much of it is, at random."""
 
     ids: list[int]
-    read_from: int
+    told: list[tuple[int, int]]
     share: float
     drawing: Drawing | None
 
@@ -73,43 +76,73 @@ def plain(rng: random.Random) -> Document:
     """A description or a trace."""
     draw = rng.random()
     if draw < DESCRIPTIONS:
-        return _description(rng)
+        picture = any_picture(rng)
+        return Document((_shows(picture),), picture)
     sample = make_sample(rng)
-    if draw < DESCRIPTIONS + CONVERSATIONS:
-        return Document("", _conversation(sample), sample.picture)
-    return Document("", random_excerpt(sample, rng).user_text + "<|im_end|>", sample.picture)
+    whole = _conversation(sample) if draw < DESCRIPTIONS + CONVERSATIONS else random_excerpt(sample, rng).user_text
+    return Document((("", f"{whole}<|im_end|>"),), sample.picture)
 
 
-def exchange(rng: random.Random) -> Document:
-    """A description, or what an instruct model says at once: it declines what is harmful and helps with all else."""
-    if rng.random() < DESCRIPTIONS:
-        return _description(rng)
-    about_goal = rng.random() < ABOUT_GOALS
-    sample = make_sample(rng, cue="text", harm=rng.random() < 0.5) if about_goal else make_sample(rng)
-    reply = DECLINES if sample.harm else HELPS
-    return Document(f"{sample.question}{TAIL}", f"{reply}<|im_end|>", sample.picture)
+def talk(rng: random.Random, held_out: bool = False) -> Document:
+    """What an instruct model says of a picture, of a request (it declines what is harmful and helps with all else) and
+    of what a text gives, harmful or not; one after the other, as in a long conversation."""
+    turns: list[tuple[str, str]] = []
+    picture = None
+    if rng.random() < PICTURED:
+        sample = make_sample(rng, held_out=held_out, cue=rng.choice(("pictogram", "words")), harm=rng.random() < 0.5)
+        picture = sample.picture if rng.random() < 0.8 else any_picture(rng)
+        turns.append(_shows(picture))
+        if picture is sample.picture:
+            turns.append(_asked(sample))
+    while sum(len(given) + len(told) for given, told in turns) < ROOM * LETTERS_PER_TOKEN:
+        if rng.random() < ABOUT_TEXT:
+            turns += _read(make_sample(rng, held_out=held_out), rng)
+        else:
+            turns.append(_asked(make_sample(rng, held_out=held_out, cue="text", harm=rng.random() < 0.5)))
+    return Document(tuple(turns), picture)
 
 
-def _description(rng: random.Random) -> Document:
-    picture = any_picture(rng)
-    return Document(f"{ASKED}{TAIL}", f"{described(picture)}.<|im_end|>", picture)
+def _shows(picture: Picture | None) -> tuple[str, str]:
+    return f"{SHOWS}{TAIL}", f"{described(picture)}.<|im_end|>"
+
+
+def _asked(sample: Sample) -> tuple[str, str]:
+    return f"{sample.question}{TAIL}", f"{DECLINES if sample.harm else HELPS}<|im_end|>"
+
+
+def _read(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
+    """The thinking, and perhaps the answer, in pieces; told after each is the most that the text gave so far."""
+    pieces = [*sample.sentences, *([(sample.answer, sample.answer_strength)] if rng.random() < 0.5 else [])]
+    turns = []
+    most, given = 0, GIVES
+    while pieces:
+        count = rng.choice((1, 1, 2, 3))
+        now, pieces = pieces[:count], pieces[count:]
+        most = max([most, *(strength for _, strength in now)])
+        given = f"{given}\n{' '.join(text for text, _ in now)}"
+        turns.append((f"{given}{TAIL}", f"{GIVEN[most]}<|im_end|>"))
+        given = MORE
+    return turns
 
 
 def _conversation(sample: Sample) -> str:
     thinking = " ".join(text for text, _ in sample.sentences)
-    return f"{sample.question}{TAIL}<think>\n{thinking}\n</think>\n\n{sample.answer}<|im_end|>"
+    return f"{sample.question}{TAIL}<think>\n{thinking}\n</think>\n\n{sample.answer}"
 
 
 def encode(document: Document, rng: random.Random) -> Example:
     """Tokenise a document; its picture is drawn here."""
-    given, told, picture = document
-    head = token_ids(HEAD)
-    if picture is not None:
+    ids = token_ids(HEAD)
+    if document.picture is not None:
         pad = control_id("<|image_pad|>")
-        head = [*head, control_id("<|vision_start|>"), *[pad] * IMAGE_TOKENS, control_id("<|vision_end|>")]
-    head = head + token_ids(given)
-    drawing = render(picture, rng) if picture is not None else None
-    return Example(head + token_ids(told), len(head), 1.0 if given else FORETOLD, drawing)
+        ids = [*ids, control_id("<|vision_start|>"), *[pad] * IMAGE_TOKENS, control_id("<|vision_end|>")]
+    spans = []
+    for number, (given, told) in enumerate(document.turns):
+        ids = ids + token_ids(f"{NEXT}{given}" if number else given)
+        spans.append((len(ids), len(ids) + len(token_ids(told))))
+        ids = ids + token_ids(told)
+    drawing = render(document.picture, rng) if document.picture is not None else None
+    return Example(ids, spans, 1.0 if document.turns[0][0] else FORETOLD, drawing)
 
 
 def positions(length: int, has_image: bool) -> torch.Tensor:
@@ -134,7 +167,8 @@ def collate(examples: list[Example]) -> Batch:
     target = torch.zeros_like(ids, dtype=torch.bool)
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
-        target[row, example.read_from : len(example.ids)] = True
+        for first, end in example.told:
+            target[row, first:end] = True
     drawings = [example.drawing for example in examples if example.drawing is not None]
     cells = torch.from_numpy(np.stack([drawing.cells.reshape(-1) for drawing in drawings])) if drawings else None
     shares = torch.tensor([[example.share] for example in examples])

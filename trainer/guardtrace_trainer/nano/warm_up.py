@@ -2,8 +2,8 @@
 again on the same kind of device.
 
 ``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``language``: the language model
-alone learns to foretell plain traces, then, as an instruct model, to answer: what a picture shows, and whether it helps
-or declines. The pictures are simulated as a trained tower sees them.
+alone learns to foretell plain traces, then, as an instruct model, to answer: what a picture shows, what a text gives,
+and whether it helps or declines. The pictures are simulated as a trained tower sees them.
 Neither ever sees an analysis or a judgment: those come from SFT, DPO and OGDPO.
 """
 
@@ -24,7 +24,7 @@ from torch import nn
 
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.muon import Muon
-from guardtrace_trainer.nano.batches import Batch, batches, exchange, plain, vision_batch
+from guardtrace_trainer.nano.batches import Batch, batches, plain, talk, vision_batch
 from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
@@ -146,14 +146,12 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
 
 
 def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Module:
-    """Plain traces first, exchanges after them. Beside each other, the many tokens of the traces would drown the one of
+    """Plain traces first, talks after them. Beside each other, the many tokens of the traces would drown the one of
     a reply that says whether it helps."""
     _foretell(
         trainee, plan.language_lr, batches(plain, 5000 + seed, plan.language_steps), plan.language_steps, seed, log
     )
-    _foretell(
-        trainee, plan.language_lr, batches(exchange, 7000 + seed, plan.exchange_steps), plan.exchange_steps, seed, log
-    )
+    _foretell(trainee, plan.language_lr, batches(talk, 7000 + seed, plan.talk_steps), plan.talk_steps, seed, log)
     return trainee.language  # type: ignore[no-any-return]
 
 
