@@ -29,6 +29,7 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     batches,
     collate,
     encode,
+    exchange,
     plain,
     pool,
     positions,
@@ -47,7 +48,8 @@ GOALS = {DECLINES: "goals_harmful", HELPS: "goals_harmless"}
 
 def documents(count: int, seed: int = 0) -> list[Example]:
     rng = random.Random(seed)
-    return [encode((plain if number % 2 else talk)(rng), rng) for number in range(count)]
+    draws = (plain, exchange, talk)
+    return [encode(draws[number % 3](rng), rng) for number in range(count)]
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -96,7 +98,7 @@ def test_vision_batches_are_the_same_each_time(words):
     assert not torch.equal(one[0], other[0])
 
 
-@pytest.mark.parametrize("draw", [plain, talk])
+@pytest.mark.parametrize("draw", [plain, exchange, talk])
 def test_no_document_holds_an_analysis_or_a_judgment(draw):
     rng = random.Random(3)
     texts = [" ".join(itertools.chain.from_iterable(draw(rng).turns)) for _ in range(2000)]
@@ -113,11 +115,12 @@ def test_plain_documents_are_traces_conversations_and_descriptions():
     assert sum(one.startswith("Current Task Query: ") for one in told) > 200
 
 
-def test_a_talk_declines_what_is_harmful_and_helps_with_the_rest():
+@pytest.mark.parametrize("draw", [exchange, talk])
+def test_what_is_harmful_is_declined_and_all_else_helped_with(draw):
     goals = {goal: told for told in (DECLINES, HELPS) for goal in bank(GOALS[told])}
     rng = random.Random(5)
     seen = Counter()
-    for given, told in itertools.chain.from_iterable(talk(rng).turns for _ in range(150)):
+    for given, told in itertools.chain.from_iterable(draw(rng).turns for _ in range(500)):
         asked = given.removesuffix(TAIL).rpartition("User: ")[2]
         goal = max((goal for goal in goals if goal in asked), key=len, default=None)
         if goal is None or told.removesuffix("<|im_end|>") not in GOALS:
@@ -127,11 +130,11 @@ def test_a_talk_declines_what_is_harmful_and_helps_with_the_rest():
     assert min(seen[DECLINES], seen[HELPS]) > 80
 
 
-def test_a_talk_says_what_a_text_gave_so_far_whatever_it_is_for():
+def test_what_a_text_gave_so_far_is_told_whatever_it_is_for():
     strengths = {text: strength for trace in authored(BANK) for text, strength in trace.sentences}
     rng = random.Random(6)
     seen = Counter()
-    for turns in (talk(rng).turns for _ in range(150)):
+    for turns in (talk(rng).turns for _ in range(200)):
         for before, (given, told) in itertools.pairwise([("", ""), *turns]):
             reply = told.removesuffix("<|im_end|>")
             if reply not in GIVEN:

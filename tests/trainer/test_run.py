@@ -40,7 +40,10 @@ def small_recipe(folder: Path) -> Path:
     for pattern, value in (
         (r"requests: \d+", "requests: 150"),
         (r"vision_steps: \d+", "vision_steps: 2, vision_batch: 4"),
-        (r"language_steps: \d+, talk_steps: \d+", "language_steps: 2, talk_steps: 2"),
+        (
+            r"language_steps: \d+, exchange_steps: \d+, talk_steps: \d+",
+            "language_steps: 2, exchange_steps: 2, talk_steps: 2",
+        ),
         (r"held_out: \d+", "held_out: 4"),
         (r"epochs: \d+|max_steps: \d+", "max_steps: 2"),
         (r"save_steps: \d+", "save_steps: 1"),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from guardtrace_trainer.nano.corpus import SYSTEM_PROMPT, Sample, described, make_sample, random_excerpt
+from guardtrace_trainer.nano.corpus import CUES, SYSTEM_PROMPT, Sample, described, make_sample, random_excerpt
 from guardtrace_trainer.nano.model import control_id, patch_order, patchify
 from guardtrace_trainer.nano.render import CELLS, Drawing, Picture, any_picture, render
 from guardtrace_trainer.nano.vocabulary import token_ids
@@ -27,8 +27,12 @@ SHOWS, GIVES, MORE = "What does the image show?", "What does the text give?", "A
 DECLINES, HELPS = "Sorry, I can't.", "Sure, here it is."
 GIVEN = ("Neither.", "A hint.", "Steps.")
 """By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
-PICTURED, ABOUT_TEXT = 0.3, 0.5
-"""Shares of the talks that begin with a picture, and of their later parts that read a text."""
+PICTURED = 0.15
+"""Share of the exchanges about a picture. The others are a short request each: what is harmful takes many of them."""
+READS = 0.12
+"""Share of a talk's parts that read a text: what it gives is learned much sooner."""
+TALKS_OF_PICTURES, COMES_BACK = 0.4, 0.4
+"""Shares of the talks that begin with a picture, and of their later requests that come back to it."""
 ROOM = 420
 """Tokens after which a talk takes up nothing new."""
 FORETOLD = 0.25
@@ -83,22 +87,34 @@ def plain(rng: random.Random) -> Document:
     return Document((("", f"{whole}<|im_end|>"),), sample.picture)
 
 
-def talk(rng: random.Random, held_out: bool = False) -> Document:
-    """What an instruct model says of a picture, of a request (it declines what is harmful and helps with all else) and
-    of what a text gives, harmful or not; one after the other, as in a long conversation."""
+def exchange(rng: random.Random) -> Document:
+    """What an instruct model says of a request, in words or in a picture (it declines what is harmful and helps with all
+    else), or what a picture shows."""
+    draw = rng.random()
+    if draw < PICTURED / 3:
+        picture = any_picture(rng)
+        return Document((_shows(picture),), picture)
+    cue = rng.choice(CUES[1:]) if draw < PICTURED else "text"
+    sample = make_sample(rng, cue=cue, harm=rng.random() < 0.5)
+    return Document((_asked(sample),), sample.picture)
+
+
+def talk(rng: random.Random) -> Document:
+    """The same one after the other, as in a long conversation, and what a text gives, harmful or not."""
     turns: list[tuple[str, str]] = []
-    picture = None
-    if rng.random() < PICTURED:
-        sample = make_sample(rng, held_out=held_out, cue=rng.choice(("pictogram", "words")), harm=rng.random() < 0.5)
-        picture = sample.picture if rng.random() < 0.8 else any_picture(rng)
+    picture, cue, harm = None, rng.choice(CUES[1:]), rng.random() < 0.5
+    tells = False
+    if rng.random() < TALKS_OF_PICTURES:
+        tells = rng.random() < 0.8
+        picture = make_sample(rng, cue=cue, harm=harm).picture if tells else any_picture(rng)
         turns.append(_shows(picture))
-        if picture is sample.picture:
-            turns.append(_asked(sample))
     while sum(len(given) + len(told) for given, told in turns) < ROOM * LETTERS_PER_TOKEN:
-        if rng.random() < ABOUT_TEXT:
-            turns += _read(make_sample(rng, held_out=held_out), rng)
+        if rng.random() < READS:
+            turns += _read(make_sample(rng), rng)
+        elif tells and rng.random() < COMES_BACK:
+            turns.append(_asked(make_sample(rng, cue=cue, harm=harm)))
         else:
-            turns.append(_asked(make_sample(rng, held_out=held_out, cue="text", harm=rng.random() < 0.5)))
+            turns.append(_asked(make_sample(rng, cue="text", harm=rng.random() < 0.5)))
     return Document(tuple(turns), picture)
 
 
@@ -114,13 +130,14 @@ def _read(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
     """The thinking, and perhaps the answer, in pieces; told after each is the most that the text gave so far."""
     pieces = [*sample.sentences, *([(sample.answer, sample.answer_strength)] if rng.random() < 0.5 else [])]
     turns = []
-    most, given = 0, GIVES
-    while pieces:
+    most, given, length = 0, GIVES, 0
+    while pieces and length < ROOM * LETTERS_PER_TOKEN:
         count = rng.choice((1, 1, 2, 3))
         now, pieces = pieces[:count], pieces[count:]
         most = max([most, *(strength for _, strength in now)])
         given = f"{given}\n{' '.join(text for text, _ in now)}"
         turns.append((f"{given}{TAIL}", f"{GIVEN[most]}<|im_end|>"))
+        length += len(given)
         given = MORE
     return turns
 

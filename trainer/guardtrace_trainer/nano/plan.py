@@ -15,8 +15,10 @@ class WarmUp(Settings):
     vision_lr: float = Field(5e-3, gt=0)
     language_steps: int = Field(200, ge=1)
     """Over plain traces."""
-    talk_steps: int = Field(1500, ge=1)
-    """Over talks, after them."""
+    exchange_steps: int = Field(700, ge=1)
+    """Over exchanges, after them."""
+    talk_steps: int = Field(200, ge=1)
+    """Over talks of several exchanges, at last."""
     language_lr: float = Field(2e-3, gt=0)
 
 

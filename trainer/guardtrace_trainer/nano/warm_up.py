@@ -24,7 +24,7 @@ from torch import nn
 
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.muon import Muon
-from guardtrace_trainer.nano.batches import Batch, batches, plain, talk, vision_batch
+from guardtrace_trainer.nano.batches import Batch, batches, exchange, plain, talk, vision_batch
 from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
@@ -146,12 +146,12 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
 
 
 def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Module:
-    """Plain traces first, talks after them. Beside each other, the many tokens of the traces would drown the one of
-    a reply that says whether it helps."""
-    _foretell(
-        trainee, plan.language_lr, batches(plain, 5000 + seed, plan.language_steps), plan.language_steps, seed, log
-    )
-    _foretell(trainee, plan.language_lr, batches(talk, 7000 + seed, plan.talk_steps), plan.talk_steps, seed, log)
+    """Plain traces first, exchanges after them, talks at last. Beside each other, the many tokens of the traces would
+    drown the one of a reply that says whether it helps; and in a long talk that is hardly learned, only kept."""
+    parts = ((plain, plan.language_steps), (exchange, plan.exchange_steps), (talk, plan.talk_steps))
+    for number, (draw, steps) in enumerate(parts):
+        log(f"language: {draw.__name__}")
+        _foretell(trainee, plan.language_lr, batches(draw, 5000 + 1000 * number + seed, steps), steps, seed, log)
     return trainee.language  # type: ignore[no-any-return]
 
 
