@@ -88,8 +88,8 @@ def plain(rng: random.Random) -> Document:
 
 
 def exchange(rng: random.Random) -> Document:
-    """What an instruct model says of a request, in words or in a picture (it declines what is harmful and helps with all
-    else), or what a picture shows."""
+    """What an instruct model says of a request, in words or in a picture (it declines what is harmful and helps with
+    all else), or what a picture shows."""
     draw = rng.random()
     if draw < PICTURED / 3:
         picture = any_picture(rng)
