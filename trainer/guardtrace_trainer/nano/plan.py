@@ -15,9 +15,9 @@ class WarmUp(Settings):
     vision_lr: float = Field(5e-3, gt=0)
     language_steps: int = Field(200, ge=1)
     """Over plain traces."""
-    exchange_steps: int = Field(700, ge=1)
+    exchange_steps: int = Field(500, ge=1)
     """Over exchanges, after them."""
-    talk_steps: int = Field(200, ge=1)
+    talk_steps: int = Field(250, ge=1)
     """Over talks of several exchanges, at last."""
     language_lr: float = Field(2e-3, gt=0)
 
