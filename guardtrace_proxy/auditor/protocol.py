@@ -39,6 +39,8 @@ class FailureKind(str, Enum):
     """Too many audits wait already."""
     OUTGROWN = "outgrown"
     """The text that no verdict covers yet is more than one audit takes (see ``Session.capacity``)."""
+    CIRCUIT_OPEN = "circuit_open"
+    """Not asked, since it failed again and again just now."""
     CANCELLED = "cancelled"
     """The auditor was closed while the audit ran."""
     BROKEN = "broken"

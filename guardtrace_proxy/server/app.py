@@ -176,6 +176,7 @@ class GuardTraceApp:
         auditor = {
             "name": service.auditor.name,
             "probe": service.probed,
+            "circuit": service.breaker.circuit.value,
             "warnings": list(service.auditor.warnings),
         }
         status = "ready" if ready else "starting"

@@ -106,17 +106,13 @@ class UpstreamSettings(ModelSettings):
     _url = field_validator("base_url")(_check_url)
 
 
-class AuditorSettings(Settings):
-    """The guard model and how it is asked. ``base_url`` is one URL in the file, or a list."""
+class GuardSettings(Settings):
+    """A guard model. ``base_url`` is one URL in the file, or a list."""
 
     backend: Literal["openai", "transformers", "vllm"] = "openai"
     base_url: list[Annotated[str, AfterValidator(_check_url)]] | None = None
     api_key_env: str | None = None
     model: str = Field("DloadingX/GuardTrace-VL-3B", min_length=1)
-    depth: Literal["label", "annotate", "cascade"] = "cascade"
-    escalate_at: float | None = Field(None, gt=0, le=1)
-    timeout_ms: Milliseconds = 5000
-    annotate_timeout_ms: Milliseconds | None = None
     annotate_max_tokens: int = Field(512, ge=8, le=8192)
     max_context: int = Field(8192, ge=512)
     kv_cache_bytes: Bytes | None = None
@@ -131,6 +127,26 @@ class AuditorSettings(Settings):
         if value == []:
             raise ValueError("expected at least one URL")
         return value
+
+
+class AuditorSettings(GuardSettings):
+    """The guard model and how it is asked. ``fallback`` is asked in the same way where it fails;
+    ``breaker_failures``: streams whose audits fail in a row until it is left alone for a while, None: never."""
+
+    depth: Literal["label", "annotate", "cascade"] = "cascade"
+    escalate_at: float | None = Field(None, gt=0, le=1)
+    timeout_ms: Milliseconds = 5000
+    annotate_timeout_ms: Milliseconds | None = None
+    breaker_failures: int | None = Field(5, ge=1)
+    fallback: GuardSettings | None = None
+
+    @property
+    def guards(self) -> dict[str, GuardSettings]:
+        """By key: the auditor itself, and its fallback."""
+        guards: dict[str, GuardSettings] = {"auditor": self}
+        if self.fallback is not None:
+            guards["auditor.fallback"] = self.fallback
+        return guards
 
 
 class TenantSettings(Settings):
@@ -278,25 +294,31 @@ def _references(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:
     anonymous = settings.anonymous_tenant
     if anonymous is not None and anonymous not in settings.tenants:
         yield file.problem("anonymous_tenant", f"there is no tenant {anonymous!r}")
-    if settings.auditor.backend == "openai" and settings.auditor.base_url is None:
-        yield file.problem("auditor.base_url", "required by backend openai: the URL of a server, ending in /v1")
-    backend = settings.auditor.backend
-    if backend != "openai" and settings.auditor.base_url is not None:
-        yield file.problem("auditor.base_url", f"has no effect with backend {backend}")
-    if backend != "openai" and settings.auditor.api_key_env is not None:
-        yield file.problem("auditor.api_key_env", f"has no effect with backend {backend}")
-    if backend != "transformers" and settings.auditor.kv_cache_bytes is not None:
-        yield file.problem("auditor.kv_cache_bytes", f"has no effect with backend {backend}")
+    for key, guard in settings.auditor.guards.items():
+        yield from _of_backend(key, guard, file)
+
+
+def _of_backend(key: str, guard: GuardSettings, file: YamlFile) -> Iterator[Problem]:
+    backend = guard.backend
+    if backend == "openai" and guard.base_url is None:
+        yield file.problem(f"{key}.base_url", "required by backend openai: the URL of a server, ending in /v1")
+    if backend != "openai" and guard.base_url is not None:
+        yield file.problem(f"{key}.base_url", f"has no effect with backend {backend}")
+    if backend != "openai" and guard.api_key_env is not None:
+        yield file.problem(f"{key}.api_key_env", f"has no effect with backend {backend}")
+    if backend != "transformers" and guard.kv_cache_bytes is not None:
+        yield file.problem(f"{key}.kv_cache_bytes", f"has no effect with backend {backend}")
 
 
 def _same_servers(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:
-    seen: dict[str, int] = {}
-    for number, url in enumerate(settings.auditor.base_url or ()):
-        first = seen.setdefault(str(URL(url.rstrip("/"))), number)
-        if first != number:
-            yield file.problem(
-                f"auditor.base_url.{number}", f"the same server as auditor.base_url.{first}: name it once"
-            )
+    seen: dict[str, str] = {}
+    for key, guard in settings.auditor.guards.items():
+        for number, url in enumerate(guard.base_url or ()):
+            place = f"{key}.base_url.{number}"
+            # One server may serve two models, each with a name of its own.
+            first = seen.setdefault(f"{URL(url.rstrip('/'))} {guard.model}", place)
+            if first != place:
+                yield file.problem(place, f"the same server as {first}: name it once")
 
 
 def _of_depth(auditor: AuditorSettings, file: YamlFile) -> Iterator[Problem]:
@@ -330,7 +352,7 @@ def _late_escalation(
 
 def _environment(settings: SettingsFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:
     named = {f"upstreams.{name}.api_key_env": upstream.api_key_env for name, upstream in settings.upstreams.items()}
-    named["auditor.api_key_env"] = settings.auditor.api_key_env
+    named |= {f"{key}.api_key_env": guard.api_key_env for key, guard in settings.auditor.guards.items()}
     for key, variable in named.items():
         if variable is not None and not environ.get(variable):
             yield file.problem(key, f"the environment variable {variable} isn't set; set it, or leave the key out")

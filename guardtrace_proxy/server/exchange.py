@@ -13,7 +13,8 @@ import anyio
 import anyio.abc
 import structlog
 
-from guardtrace_proxy.auditor.cascade import AuditPlan, within
+from guardtrace_proxy.auditor.breaker import BreakingPlan
+from guardtrace_proxy.auditor.cascade import within
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, FailureKind, Session
 from guardtrace_proxy.gate import Decided, Reject, Release, StartAudit, StreamGate
@@ -38,7 +39,7 @@ class Exchange:
     def __init__(
         self,
         gate: StreamGate,
-        plan: AuditPlan,
+        plan: BreakingPlan,
         sessions: dict[int, Session],
         *,
         open_session: Callable[[int], Awaitable[Session]],

@@ -65,6 +65,7 @@ class ReplyRecord:
             verdict=None if verdict is None else verdict.level.value,
             risk=None if verdict is None else round(verdict.risk, 4),
             depth=None if verdict is None else verdict.depth,
+            auditor=None if verdict is None else verdict.auditor or self._auditor,
             escalated=None if verdict is None else verdict.escalated,
             action=None if decision is None else decision.action.value,
             enforced=decided.enforced,

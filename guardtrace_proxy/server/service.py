@@ -8,9 +8,11 @@ import anyio
 import structlog
 
 from guardtrace_proxy.auditor import make_auditor
+from guardtrace_proxy.auditor.breaker import Breaker, BreakingPlan
 from guardtrace_proxy.auditor.cascade import ESCALATE_AT, AuditPlan, within
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorError
+from guardtrace_proxy.auditor.replicas import ReplicatedAuditor
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.images import AllowList, ImageFetcher
 from guardtrace_proxy.policy.schema import Policy
@@ -25,17 +27,21 @@ PROBE = Query([Turn("user", "What is 2 + 2?")]), Trace("Two and two make four.",
 
 
 def auditor_from(settings: AuditorSettings, environ: Mapping[str, str]) -> Auditor:
-    """The auditor that the config names."""
-    return make_auditor(
-        backend=settings.backend,
-        model=settings.model,
-        base_url=settings.base_url,
-        api_key=environ.get(settings.api_key_env) if settings.api_key_env else None,
-        depth=settings.depth,
-        annotate_max_tokens=settings.annotate_max_tokens,
-        max_context=settings.max_context,
-        kv_cache_bytes=settings.kv_cache_bytes,
-    )
+    """The auditor that the config names, with its fallback."""
+    auditors = {
+        key: make_auditor(
+            backend=guard.backend,
+            model=guard.model,
+            base_url=guard.base_url,
+            api_key=environ.get(guard.api_key_env) if guard.api_key_env else None,
+            depth=settings.depth,
+            annotate_max_tokens=guard.annotate_max_tokens,
+            max_context=guard.max_context,
+            kv_cache_bytes=guard.kv_cache_bytes,
+        )
+        for key, guard in settings.guards.items()
+    }
+    return ReplicatedAuditor(auditors, in_order=True) if settings.fallback else auditors["auditor"]
 
 
 def audit_plan(settings: AuditorSettings, calibrated: float | None, policy: Policy) -> AuditPlan:
@@ -90,6 +96,8 @@ class Service:
         self.image_fetcher = image_fetcher or ImageFetcher(
             AllowList(config.images.allow_urls), config.images.timeout_ms
         )
+        self.breaker = Breaker(config.auditor.breaker_failures)
+        """Stands before each audit of a reply; its ``circuit`` tells how the auditor is doing."""
         self.budget = HeldBytes(config.server.max_total_bytes)
         self.probed: str | None = None
         """None until one audit was tried, then ``ok`` or what went wrong."""
@@ -104,9 +112,10 @@ class Service:
             await upstream.start()
         await self.image_fetcher.start()
 
-    def plan_for(self, policy: Policy) -> AuditPlan:
-        """How replies under ``policy`` are audited."""
-        return audit_plan(self.config.auditor, self.auditor.escalate_at, policy)
+    def plan_for(self, policy: Policy) -> BreakingPlan:
+        """How one reply under ``policy`` is audited."""
+        plan = audit_plan(self.config.auditor, self.auditor.escalate_at, policy)
+        return BreakingPlan(plan, self.breaker)
 
     async def probe(self) -> None:
         """Try one audit, with each kind of read that audits may need.

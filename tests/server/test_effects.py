@@ -148,6 +148,61 @@ one_tag = phases_as_judged({"content": "one</think>two"})
 own_tags = phases_as_judged({"content": "<a>one<b>two</a>three</b>four"})
 
 
+def asked_of_fallback(name: str) -> Scenario:
+    """What the second auditor reads in a request, where the first is out."""
+
+    def scenario(site: Site) -> object:
+        site.stage.auditor = lambda body: [http(503, "{}")] if body["model"] == "guard" else judging(by_word)(body)
+        status(site)
+        return site.stage.servers["{other auditor}"].bodies[-1][name]
+
+    return scenario
+
+
+def said_without_the_first(site: Site) -> object:
+    """Why the reply ended, and who was asked, where the first auditor is out."""
+    site.stage.auditor = lambda body: [http(503, "{}")] if body["model"] == "guard" else judging(by_word)(body)
+    return status_and_asked(site)
+
+
+def status_and_asked(site: Site) -> object:
+    try:
+        with site.serve() as running:
+            reason = running.raw(ask()).json()["choices"][0]["finish_reason"]
+        return reason, site.stage.asked
+    except (AuditorSettingsError, ServerDidNotStart) as error:
+        return str(error)
+
+
+def fallback_key(site: Site) -> object:
+    said_without_the_first(site)
+    return site.stage.servers["{other auditor}"].requests[-1][1].get("authorization")
+
+
+def conversation_as_the_fallback_judges_it(site: Site) -> object:
+    site.stage.auditor = lambda body: [http(503, "{}")] if body["model"] == "guard" else judging(by_word)(body)
+    status(site, messages=[{"role": "user", "content": "many words " * 1200}, {"role": "user", "content": "and so"}])
+    return max(len(body["messages"][-1]["content"]) for body in site.stage.servers["{other auditor}"].bodies)
+
+
+def fallback_keeps_what_it_read(site: Site) -> bool:
+    site.stage.auditor = lambda _: [http(503, "{}")]
+    with site.serve() as running:
+        running.raw(ask())
+        [_, fallback] = running.app.service.auditor._replicas.values()  # type: ignore[attr-defined]
+        return not fallback.auditor.kept.dropped
+
+
+def not_asked_any_more(site: Site) -> int:
+    """How many of three replies an auditor that is out was asked about."""
+    site.stage.auditor = lambda _: [http(503, "{}")]
+    with site.serve() as running:
+        for _ in range(3):
+            running.raw(ask())
+    bodies = site.stage.servers["{auditor}"].bodies
+    return sum("Please help" in body["messages"][-1]["content"] for body in bodies)
+
+
 def slowly_judged(site: Site) -> object:
     def slow(request: dict[str, Any]) -> Iterable[bytes]:
         time.sleep(SLOW_SECONDS)
@@ -282,6 +337,13 @@ def digest(key: str) -> str:
 NANO = {"auditor.model": "builtin:nano", "auditor.annotate_max_tokens": 8}
 IN_PROCESS = {**NANO, "auditor.backend": "transformers", "auditor.base_url": None}
 CASCADE = {**IN_PROCESS, "auditor.annotate_max_tokens": 64, "auditor.depth": "cascade"}
+FALLBACK = {"auditor.fallback.base_url": "{other auditor}", "auditor.fallback.model": "second"}
+NANO_BEHIND = {
+    "auditor.fallback.backend": "transformers",
+    "auditor.fallback.model": "builtin:nano",
+    "auditor.fallback.base_url": None,
+    "auditor.fallback.annotate_max_tokens": 8,
+}
 CUSTOM = {"upstreams.NAME.thinking.style": "custom"}
 COMMAND = {"server.port": "{port}"}
 
@@ -335,6 +397,24 @@ EFFECTS = {
     ),
     "auditor.annotate_max_tokens": Effect((64, 512), asked_of_auditor("max_tokens")),
     "auditor.kv_cache_bytes": Effect((1024, None), keeps_what_it_read, beside=IN_PROCESS),
+    "auditor.breaker_failures": Effect((1, 2, None), not_asked_any_more),
+    "auditor.fallback": Effect((None, {"base_url": "{other auditor}", "model": "second"}), said_without_the_first),
+    "auditor.fallback.backend": Effect(
+        ("openai", "transformers", "vllm"),
+        said_without_the_first,
+        beside=FALLBACK,
+        along={"transformers": NANO_BEHIND, "vllm": {**NANO_BEHIND, "auditor.fallback.backend": "vllm"}},
+    ),
+    "auditor.fallback.base_url": Effect(
+        ("{other auditor}", "{other upstream}"), said_without_the_first, beside=FALLBACK, refused=(None,)
+    ),
+    "auditor.fallback.api_key_env": Effect(("KEY_A", "KEY_B", None), fallback_key, beside=FALLBACK, refused=("KEY_C",)),
+    "auditor.fallback.model": Effect(("second", "third"), asked_of_fallback("model"), beside=FALLBACK),
+    "auditor.fallback.annotate_max_tokens": Effect((64, 512), asked_of_fallback("max_tokens"), beside=FALLBACK),
+    "auditor.fallback.max_context": Effect(
+        (4096, 8192), conversation_as_the_fallback_judges_it, beside={**FALLBACK, "auditor.max_context": 8192}
+    ),
+    "auditor.fallback.kv_cache_bytes": Effect((1024, None), fallback_keeps_what_it_read, beside=NANO_BEHIND),
     "auditor.max_context": Effect((4096, 8192), conversation_as_judged),
     "policies_dir": Effect(("policies", "rules"), said),
     "tenants.NAME.keys": Effect(([digest("gt-a")], [digest("gt-b")]), status_by_key),
@@ -350,7 +430,14 @@ EFFECTS = {
     "logging.level": Effect(("debug", "info", "warning", "error"), log_levels, beside=COMMAND),
 }
 OF_A_PROCESS = (addresses, log_levels, log_is_json)
-NEEDS_LOCAL = ("auditor.backend", "auditor.depth", "auditor.escalate_at", "auditor.kv_cache_bytes")
+NEEDS_LOCAL = (
+    "auditor.backend",
+    "auditor.depth",
+    "auditor.escalate_at",
+    "auditor.kv_cache_bytes",
+    "auditor.fallback.backend",
+    "auditor.fallback.kv_cache_bytes",
+)
 
 
 def test_every_setting_and_every_value_of_an_enum_is_in_the_table() -> None:
