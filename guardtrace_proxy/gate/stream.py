@@ -81,6 +81,11 @@ class StreamGate:
         return earliest
 
     @property
+    def tokens_read(self) -> int:
+        """Tokens of all choices that have come."""
+        return sum(choice.tokens_read for choice in self._choices.values())
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of the upstream's that are held."""
         return self._queue.held_bytes
@@ -245,7 +250,7 @@ class StreamGate:
         self.wants_upstream = False
 
     def _own_usage(self) -> bytes:
-        read = sum(choice.tokens_read for choice in self._choices.values())
+        read = self.tokens_read
         return self._writer.usage(self._usage, read, expose=self._policy.expose.object)
 
     def _cut_of(self, choice: Choice) -> Cut:

@@ -12,7 +12,7 @@ import structlog
 from guardtrace_proxy.auditor.cascade import within
 from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, Session
-from guardtrace_proxy.gate import StreamGate
+from guardtrace_proxy.gate import Decided, StreamGate
 from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, RequestImage, is_remote, resolve_images
 from guardtrace_proxy.policy.schema import Policy, ReasoningField
 from guardtrace_proxy.server.asgi_io import JSON, Send, respond
@@ -21,6 +21,7 @@ from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.event_stream import EventStream
 from guardtrace_proxy.server.exchange import Exchange
+from guardtrace_proxy.server.limits import Use
 from guardtrace_proxy.server.record import ReplyRecord
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.tenants import Tenant
@@ -46,14 +47,17 @@ async def answer(
     dialect: Dialect[Asked],
     body: bytes,
     forwarded: Mapping[str, str],
+    use: Use,
     send: Send,
 ) -> None:
-    """Answer one request. ``forwarded`` are the headers for the upstream, ``x-request-id`` among them.
+    """Answer one request. ``forwarded`` are the headers for the upstream, ``x-request-id`` among them; ``use`` is told
+    how many tokens the request takes.
 
     Raises ApiError for everything that goes wrong before the reply has begun.
     """
     request = _read(dialect, body, service.config.upstreams[tenant.upstream])
-    policy = _policy_for(dialect, request, service.policies[tenant.policy].policy)
+    policy = _policy_for(dialect, request, tenant.loaded.policy)
+    use.prompt([text for turns in request.queries for _, text in turns])
     images = await _images(service, request)
     queries = [
         Query([Turn(*turn) for turn in turns], images, stream=forwarded["x-request-id"], tenant=tenant.name)
@@ -95,6 +99,11 @@ async def answer(
         urls = [image.data_url for image in images] if any(is_remote(url) for url, _ in request.images) else None
         body = dialect.body_for_upstream(body, request, urls)
         kept_alive = out.kept_alive() if request.stream else nullcontext()
+
+        def decided(outcome: Decided) -> None:
+            use.reply(gate.tokens_read)
+            record.add(outcome)
+
         async with kept_alive, upstream.ask(dialect.path, body, forwarded) as source:
             exchange = Exchange(
                 gate,
@@ -102,7 +111,7 @@ async def answer(
                 sessions,
                 open_session=open_session,
                 close_upstream=source.close,
-                on_decided=record.add,
+                on_decided=decided,
             )
             with service.budget.counting(lambda: gate.held_bytes):
                 try:
@@ -111,6 +120,7 @@ async def answer(
                     else:
                         await _whole(exchange, source, reply, service, record, send)
                 finally:
+                    use.reply(gate.tokens_read)
                     record.close(gate)
 
 

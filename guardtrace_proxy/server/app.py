@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import structlog
 
 from guardtrace_proxy.auditor.protocol import Auditor
@@ -133,14 +134,45 @@ class GuardTraceApp:
     async def _answer(
         self, dialect: Dialect[Any], scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]
     ) -> None:
+        service, server = self.service, self.service.config.server
         tenant = self.tenant_of(scope)
         for name in dialect.required_headers:
             if not header(scope, name.encode()):
                 raise ApiError(400, f"{name}: this header is required.", param=name)
-        self.service.budget.admit()
-        body = await read_body(scope, receive, self.service.config.server.max_body_bytes)
+        with (
+            service.shedding.request(),
+            service.limits.request(tenant.name, tenant.limits) as use,
+            service.budget.body() as came,
+        ):
+            body = await read_body(scope, receive, server.max_body_bytes, server.client_timeout_ms / 1000, came)
+            upstream = self._upstream(tenant, scope)
+
+            async def reply(send: Send) -> None:
+                await answer(service, tenant, upstream, dialect, body, forwarded, use, send)
+
+            await self._reply(reply, receive, send, use.end)
+
+    async def _reply(
+        self,
+        reply: Callable[[Send], Awaitable[None]],
+        receive: Receive,
+        send: OneResponse,
+        on_end: Callable[[], None],
+    ) -> None:
+        """``reply`` for as long as the client is there and takes what it is sent. ``on_end``: all of it was sent."""
         failure: ApiError | None = None
+        seconds = self.service.config.server.client_timeout_ms / 1000
         async with anyio.create_task_group() as tasks:
+
+            async def send_in_time(message: Message) -> None:
+                with anyio.move_on_after(seconds) as waiting:
+                    await send(message)
+                if waiting.cancelled_caught:
+                    log.warning("client takes nothing")
+                    tasks.cancel_scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+                if send.ended:
+                    on_end()
 
             async def leave_with_client() -> None:
                 while (await receive())["type"] != "http.disconnect":
@@ -153,7 +185,7 @@ class GuardTraceApp:
 
             tasks.start_soon(leave_with_client)
             try:
-                await answer(self.service, tenant, self._upstream(tenant, scope), dialect, body, forwarded, send)
+                await reply(send_in_time)
             except ApiError as error:
                 failure = error
             tasks.cancel_scope.cancel()

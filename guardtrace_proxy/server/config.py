@@ -39,8 +39,11 @@ def _check_url(value: str) -> str:
 
 
 class ServerSettings(Settings):
-    """Where the proxy listens and how much it takes. ``max_total_bytes`` bounds what all replies hold together.
+    """Where the proxy listens and how much it takes. ``max_total_bytes`` bounds request bodies and what replies hold,
+    all together; ``max_concurrent`` and ``max_lag_ms`` (how late the event loop may be; 0: as late as it is) say from
+    when on requests are turned away.
 
+    ``client_timeout_ms``: how long a client may leave its body unfinished, or take nothing of its reply.
     ``keepalive_ms``: a stream in which nothing was sent for so long gets a comment; 0 sends none.
     """
 
@@ -49,6 +52,9 @@ class ServerSettings(Settings):
     max_body_bytes: Bytes = 33_554_432
     max_stream_bytes: Bytes = 8_388_608
     max_total_bytes: Bytes = 1_073_741_824
+    max_concurrent: int = Field(4096, ge=1)
+    max_lag_ms: int = Field(1000, ge=0)
+    client_timeout_ms: Milliseconds = 60_000
     keepalive_ms: int = Field(15_000, ge=0)
     passthrough: list[str] = []
 
@@ -149,12 +155,21 @@ class AuditorSettings(GuardSettings):
         return guards
 
 
+class LimitSettings(Settings):
+    """What one tenant may ask for, in each process; None: as much as it likes."""
+
+    concurrent: int | None = Field(None, ge=1)
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+
+
 class TenantSettings(Settings):
-    """Whose requests follow which policy and go to which upstream."""
+    """Whose requests follow which policy and go to which upstream, and how many may there be."""
 
     keys: list[str] = []
     policy: str
     upstream: str = "default"
+    limits: LimitSettings = LimitSettings()
 
     @field_validator("keys")
     @classmethod

@@ -18,6 +18,8 @@ from guardtrace_proxy.images import AllowList, ImageFetcher
 from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.server.budget import HeldBytes
 from guardtrace_proxy.server.config import AuditorSettings, Config, ModelSettings
+from guardtrace_proxy.server.limits import Limits
+from guardtrace_proxy.server.shedding import Shedding
 from guardtrace_proxy.server.upstream import ModelServer, Upstream, thinking_style
 
 log = structlog.get_logger("guardtrace")
@@ -99,6 +101,8 @@ class Service:
         self.breaker = Breaker(config.auditor.breaker_failures)
         """Stands before each audit of a reply; its ``circuit`` tells how the auditor is doing."""
         self.budget = HeldBytes(config.server.max_total_bytes)
+        self.shedding = Shedding(config.server.max_concurrent, self.budget, config.server.max_lag_ms)
+        self.limits = Limits()
         self.probed: str | None = None
         """None until one audit was tried, then ``ok`` or what went wrong."""
         self.upstreams = _over_http(config, environ) if upstreams is None else upstreams
@@ -111,6 +115,7 @@ class Service:
         for upstream in self.upstreams.values():
             await upstream.start()
         await self.image_fetcher.start()
+        self.shedding.start()
 
     def plan_for(self, policy: Policy) -> BreakingPlan:
         """How one reply under ``policy`` is audited."""
@@ -141,6 +146,7 @@ class Service:
 
     async def aclose(self) -> None:
         """Close the upstreams, the auditor and what fetches images."""
+        self.shedding.stop()
         await self.image_fetcher.aclose()
         for upstream in self.upstreams.values():
             await upstream.aclose()

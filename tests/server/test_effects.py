@@ -11,12 +11,14 @@ import hashlib
 import io
 import json
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -24,6 +26,7 @@ from PIL import Image
 
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 from guardtrace_proxy.demo.serving import ServerDidNotStart
+from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.policy.errors import ConfigError
 from guardtrace_proxy.server.config import ConfigFile
 from tests.effects import Effect, check, missing
@@ -237,6 +240,59 @@ def while_another_is_held(site: Site) -> int:
     return found
 
 
+def statuses_of(requests: int) -> Scenario:
+    """Of requests one after the other."""
+
+    def scenario(site: Site) -> list[int]:
+        with site.serve() as running:
+            return [running.raw(ask()).status_code for _ in range(requests)]
+
+    return scenario
+
+
+def beside_a_busy_core(site: Site) -> int:
+    """The status of a request while what another one's audits lead to keeps the event loop from all else."""
+    blocked = 0
+
+    def block(_: Decided) -> None:
+        nonlocal blocked
+        blocked += 1
+        time.sleep(0.3)
+
+    frames = [chunk({"content": "a " * 10}) for _ in range(12)]
+    site.stage.upstream = lambda _: [SSE_HEAD, *frames, chunk({}, "stop"), DONE]
+    with site.serve() as running:
+        running.app.service.observer = block
+        busy = threading.Thread(target=running.raw, args=(ask(stream=True),))
+        busy.start()
+        _until(lambda: blocked >= 2)
+        url = running.url + "/v1/chat/completions"
+        with httpx.stream("POST", url, json=ask(stream=True), trust_env=False, timeout=30) as second:
+            found = second.status_code
+        busy.join(30)
+    return found
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def half_a_body(site: Site) -> bytes:
+    """What a client is told that doesn't go on, within two seconds."""
+    with site.serve() as running:
+        address = urlsplit(running.url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            client.settimeout(2)
+            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+            try:
+                return client.recv(12)
+            except TimeoutError:
+                return b""
+
+
 def depths(site: Site) -> set[tuple[str, bool]]:
     """What decided, and whether it took an escalation."""
     status(site)
@@ -353,6 +409,9 @@ EFFECTS = {
     "server.max_body_bytes": Effect((1024, 65536), status_of(user="x" * 3000)),
     "server.max_stream_bytes": Effect((1024, 65536), large_reply),
     "server.max_total_bytes": Effect((1024, 65536), while_another_is_held),
+    "server.max_concurrent": Effect((1, 2), while_another_is_held),
+    "server.max_lag_ms": Effect((20, 60_000), beside_a_busy_core),
+    "server.client_timeout_ms": Effect((20, 30_000), half_a_body),
     "server.keepalive_ms": Effect((0, 20), gets_comments),
     "server.passthrough": Effect(([],), status, refused=(["/v1/embeddings"],)),
     "upstreams.NAME.base_url": Effect(("{upstream}", "{other upstream}"), asked),
@@ -420,6 +479,9 @@ EFFECTS = {
     "tenants.NAME.keys": Effect(([digest("gt-a")], [digest("gt-b")]), status_by_key),
     "tenants.NAME.policy": Effect(("test", "monitor"), said, refused=("nobody",)),
     "tenants.NAME.upstream": Effect(("default", "other"), asked, refused=("nobody",)),
+    "tenants.NAME.limits.concurrent": Effect((1, 2), while_another_is_held),
+    "tenants.NAME.limits.requests_per_minute": Effect((1, 2, None), statuses_of(3)),
+    "tenants.NAME.limits.tokens_per_minute": Effect((1, 10, None), statuses_of(3)),
     "anonymous_tenant": Effect((None, "default"), status, refused=("nobody",)),
     "images.allow_urls": Effect(([], ["{images}"]), with_remote_image),
     "images.max_count": Effect((0, 8), with_image),
