@@ -38,7 +38,7 @@ def serve(
     try:
         settings = load_config(config, os.environ)
         configure_logging(settings.logging.format, settings.logging.level)
-        app = GuardTraceApp(settings)
+        app = GuardTraceApp(settings, file=config)
     except (ConfigError, AuditorSettingsError) as error:
         fail(error, 2)
     server = uvicorn.Server(
@@ -55,6 +55,7 @@ def serve(
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
     )
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is heard
     # uvicorn raises the signal again that ended it, once every reply has ended: that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     gc.freeze()  # what is loaded now stays

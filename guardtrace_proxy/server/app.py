@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -29,9 +30,10 @@ from guardtrace_proxy.server.asgi_io import (
     respond_json,
     route_of,
 )
-from guardtrace_proxy.server.config import Config
+from guardtrace_proxy.server.config import Config, load_config
 from guardtrace_proxy.server.errors import ApiError, no_route, unauthorized
 from guardtrace_proxy.server.forwarded import to_upstream
+from guardtrace_proxy.server.reload import Reloader
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.tenants import Tenant, Tenants
 from guardtrace_proxy.server.upstream import Model, ModelServer
@@ -47,7 +49,7 @@ class GuardTraceApp:
 
     ``auditor`` replaces the one that the config names, ``image_fetcher`` the one for its ``images.allow_urls``;
     ``environ`` is where keys are looked up; ``observer`` is told of every decision. ``upstreams`` are asked in place of
-    the config's.
+    the config's. ``file`` is where the config was read from: tenants and policies are read again when it changes.
     """
 
     def __init__(
@@ -59,10 +61,12 @@ class GuardTraceApp:
         observer: Callable[[Decided], None] | None = None,
         image_fetcher: ImageFetcher | None = None,
         upstreams: Mapping[str, ModelServer] | None = None,
+        file: Path | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
         self.service = Service(config, environ, auditor, observer, image_fetcher, upstreams)
         self.startup_error: str | None = None
+        self.reloader = None if file is None else Reloader(file, config, environ, load_config, self.use)
         self._tenants = Tenants(config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,6 +76,10 @@ class GuardTraceApp:
             await self._http(scope, receive, send)
         elif scope["type"] == "websocket":
             await close_websocket(receive, send)
+
+    def use(self, config: Config) -> None:
+        """Tenants and policies of ``config`` for all requests from now on."""
+        self._tenants = Tenants(config)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -83,6 +91,8 @@ class GuardTraceApp:
             return
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.service.probe)
+            if self.reloader is not None:
+                tasks.start_soon(self.reloader.watch)
             await send({"type": "lifespan.startup.complete"})
             await receive()
             tasks.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""``guardtrace.yaml``: the server's settings, read once at start."""
+"""``guardtrace.yaml``: the server's settings."""
 
 from __future__ import annotations
 
@@ -233,6 +233,7 @@ class Config:
     images: ImageSettings
     logging: LoggingSettings
     policies: dict[str, LoadedPolicy]
+    policies_dir: Path
 
     @property
     def over_http(self) -> dict[str, UpstreamSettings]:
@@ -291,7 +292,7 @@ def config_of(
     fields: dict[str, Any] = {
         name: getattr(settings, name) for name in SettingsFile.model_fields if name != "policies_dir"
     }
-    return Config(**fields, policies=policies)
+    return Config(**fields, policies=policies, policies_dir=folder)
 
 
 def _references(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:

@@ -93,7 +93,6 @@ class Service:
     ) -> None:
         self.config = config
         self.observer = observer
-        self.policies = config.policies
         self.auditor = auditor or auditor_from(config.auditor, environ)
         self.image_fetcher = image_fetcher or ImageFetcher(
             AllowList(config.images.allow_urls), config.images.timeout_ms
