@@ -18,6 +18,7 @@ from guardtrace_proxy.policy.schema import Policy, ReasoningField
 from guardtrace_proxy.server.asgi_io import JSON, Send, respond
 from guardtrace_proxy.server.config import ModelSettings
 from guardtrace_proxy.server.continued import ContinuedSession
+from guardtrace_proxy.server.drain import Drain
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.event_stream import EventStream
 from guardtrace_proxy.server.exchange import Exchange
@@ -98,7 +99,7 @@ async def answer(
         out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
         urls = [image.data_url for image in images] if any(is_remote(url) for url, _ in request.images) else None
         body = dialect.body_for_upstream(body, request, urls)
-        kept_alive = out.kept_alive() if request.stream else nullcontext()
+        kept_alive = out.kept_alive(service.drain) if request.stream else nullcontext()
 
         def decided(outcome: Decided) -> None:
             use.reply(gate.tokens_read)
@@ -116,7 +117,7 @@ async def answer(
             with service.budget.counting(lambda: gate.held_bytes):
                 try:
                     if request.stream:
-                        await _stream(exchange, source, reply, out)
+                        await _stream(exchange, source, reply, out, service.drain)
                     else:
                         await _whole(exchange, source, reply, service, record, send)
                 finally:
@@ -177,13 +178,14 @@ async def _first_session(open_session: OpenSession, choice: int, timeout_ms: int
         return UnopenedSession(failure)
 
 
-async def _stream(exchange: Exchange, source: Source, reply: Reply, out: EventStream) -> None:
+async def _stream(exchange: Exchange, source: Source, reply: Reply, out: EventStream, drain: Drain) -> None:
     if "text/event-stream" not in source.content_type:
         raise upstream_unreadable(
             f"{source.content_type[:80] or 'no content type'} where an event stream was asked for"
         )
     await out.begin(source.limits)
-    await exchange.run(_events(source, reply), out.write)
+    with drain.may_stop(exchange.stop):
+        await exchange.run(_events(source, reply), out.write)
 
 
 async def _events(source: Source, reply: Reply) -> AsyncIterator[list[Event]]:

@@ -31,7 +31,7 @@ from guardtrace_proxy.server.asgi_io import (
     route_of,
 )
 from guardtrace_proxy.server.config import Config, load_config
-from guardtrace_proxy.server.errors import ApiError, no_route, unauthorized
+from guardtrace_proxy.server.errors import ApiError, no_route, shutting_down, unauthorized
 from guardtrace_proxy.server.forwarded import to_upstream
 from guardtrace_proxy.server.reload import Reloader
 from guardtrace_proxy.server.service import Service
@@ -193,9 +193,16 @@ class GuardTraceApp:
                     log.info("client left")
                     tasks.cancel_scope.cancel()
 
+            def refuse() -> None:
+                nonlocal failure
+                if not send.began:
+                    failure = shutting_down()
+                    tasks.cancel_scope.cancel()
+
             tasks.start_soon(leave_with_client)
             try:
-                await reply(send_in_time)
+                with self.service.drain.may_stop(refuse):
+                    await reply(send_in_time)
             except ApiError as error:
                 failure = error
             tasks.cancel_scope.cancel()

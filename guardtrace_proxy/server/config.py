@@ -44,6 +44,7 @@ class ServerSettings(Settings):
     when on requests are turned away.
 
     ``client_timeout_ms``: how long a client may leave its body unfinished, or take nothing of its reply.
+    ``drain_ms``: how long replies may go on after the server was told to stop.
     ``keepalive_ms``: a stream in which nothing was sent for so long gets a comment; 0 sends none.
     """
 
@@ -55,6 +56,7 @@ class ServerSettings(Settings):
     max_concurrent: int = Field(4096, ge=1)
     max_lag_ms: int = Field(1000, ge=0)
     client_timeout_ms: Milliseconds = 60_000
+    drain_ms: int = Field(30_000, ge=0)
     keepalive_ms: int = Field(15_000, ge=0)
     passthrough: list[str] = []
 
@@ -105,9 +107,10 @@ class ModelSettings(Settings):
 
 
 class UpstreamSettings(ModelSettings):
-    """A model server that is asked over HTTP."""
+    """A model server that is asked over HTTP, and asked again where not a byte of a reply came."""
 
     base_url: str
+    retries: int = Field(1, ge=0, le=5)
 
     _url = field_validator("base_url")(_check_url)
 

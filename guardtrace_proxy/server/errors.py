@@ -78,6 +78,17 @@ def overloaded(limit: str) -> ApiError:
     )
 
 
+def shutting_down() -> ApiError:
+    """The server was told to stop, and the time that it gives replies is over."""
+    return ApiError(
+        503,
+        "The proxy is shutting down. Try again.",
+        type="server_error",
+        code="shutting_down",
+        headers=((b"retry-after", b"1"),),
+    )
+
+
 def client_silent() -> ApiError:
     """The client began a request and didn't go on."""
     return ApiError(

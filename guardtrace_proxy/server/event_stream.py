@@ -10,7 +10,8 @@ import anyio
 import structlog
 
 from guardtrace_proxy.server.asgi_io import Headers, Send
-from guardtrace_proxy.server.errors import ApiError
+from guardtrace_proxy.server.drain import Drain
+from guardtrace_proxy.server.errors import ApiError, shutting_down
 from guardtrace_proxy.wire.reply import Writer
 
 log = structlog.get_logger("guardtrace")
@@ -36,12 +37,14 @@ class EventStream:
         self._sending = anyio.Lock(fast_acquire=True)
         self._sent_at = time.monotonic()
         self._began = False
+        self._is_replying = False
         self._ended = False
 
     async def begin(self, more: Headers) -> None:
         """Send the head with ``more`` headers, unless it has left."""
         async with self._sending:
             await self._begin(more)
+        self._is_replying = True
 
     async def write(self, data: bytes, more: bool) -> None:
         """Send whole events; ``more`` says whether others follow."""
@@ -51,15 +54,23 @@ class EventStream:
         self._sent_at = time.monotonic()
 
     @asynccontextmanager
-    async def kept_alive(self) -> AsyncIterator[None]:
+    async def kept_alive(self, drain: Drain) -> AsyncIterator[None]:
         """Send comments while the context lasts. An ApiError in it is raised if the head hasn't left, else it is sent
-        as an event."""
+        as an event; so is the end of the server, until ``begin``: then it is another's to end the stream."""
         failure: ApiError | None = None
         async with anyio.create_task_group() as tasks:
+
+            def stop() -> None:
+                nonlocal failure
+                if not self._is_replying:
+                    failure = shutting_down()
+                    tasks.cancel_scope.cancel()
+
             if self._keepalive_seconds:
                 tasks.start_soon(self._keep_alive)
             try:
-                yield
+                with drain.may_stop(stop):
+                    yield
             except ApiError as error:
                 failure = error
             tasks.cancel_scope.cancel()

@@ -29,6 +29,7 @@ AFTER_DONE_SECONDS = 1.0
 """How long the upstream may take to close its reply after its last event, so that its connection is used again."""
 
 BROKE_OFF = "The upstream's connection broke off before the reply was finished."
+SHUT_DOWN = "The proxy is shutting down, so the reply ends here unfinished."
 
 Events = AsyncIterator[Sequence[Event]]
 
@@ -59,6 +60,7 @@ class Exchange:
         self._on_decided = on_decided
         self._tasks: anyio.abc.TaskGroup
         self._reading = anyio.CancelScope()
+        self._is_stopped = False
         self._read_all = anyio.Event()
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
@@ -66,6 +68,11 @@ class Exchange:
         self._room = anyio.Event()
         self._armed: float | None = None
         self._rearm = anyio.Event()
+
+    def stop(self) -> None:
+        """End the reply as if the upstream had broken off: what is held is judged first."""
+        self._is_stopped = True
+        self._reading.cancel()
 
     async def run(self, events: Events, send: Callable[[bytes, bool], Awaitable[None]]) -> None:
         """Gate a reply to its end. ``send`` takes bytes and whether more follow."""
@@ -86,6 +93,8 @@ class Exchange:
             broken = BROKE_OFF
         finally:
             self._close_upstream()
+        if self._is_stopped:
+            broken = SHUT_DOWN
         self._gate.end(time.monotonic(), broken)
         self._read_all.set()
         self._carry_out()

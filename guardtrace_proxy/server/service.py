@@ -18,6 +18,7 @@ from guardtrace_proxy.images import AllowList, ImageFetcher
 from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.server.budget import HeldBytes
 from guardtrace_proxy.server.config import AuditorSettings, Config, ModelSettings
+from guardtrace_proxy.server.drain import Drain
 from guardtrace_proxy.server.limits import Limits
 from guardtrace_proxy.server.shedding import Shedding
 from guardtrace_proxy.server.upstream import ModelServer, Upstream, thinking_style
@@ -26,6 +27,8 @@ log = structlog.get_logger("guardtrace")
 
 PROBE = Query([Turn("user", "What is 2 + 2?")]), Trace("Two and two make four.", "4")
 """What the auditor is asked once at start, to learn whether it answers at all."""
+
+CLOSE_SECONDS = 5.0
 
 
 def auditor_from(settings: AuditorSettings, environ: Mapping[str, str]) -> Auditor:
@@ -70,6 +73,7 @@ def _over_http(config: Config, environ: Mapping[str, str]) -> dict[str, ModelSer
             api_key_of(settings, environ),
             thinking_style(settings.thinking),
             read_timeout_ms=settings.read_timeout_ms,
+            retries=settings.retries,
             api_key_header=settings.api_key_header,
         )
         for name, settings in config.over_http.items()
@@ -102,6 +106,7 @@ class Service:
         self.budget = HeldBytes(config.server.max_total_bytes)
         self.shedding = Shedding(config.server.max_concurrent, self.budget, config.server.max_lag_ms)
         self.limits = Limits()
+        self.drain = Drain()
         self.probed: str | None = None
         """None until one audit was tried, then ``ok`` or what went wrong."""
         self.upstreams = _over_http(config, environ) if upstreams is None else upstreams
@@ -144,9 +149,12 @@ class Service:
         log.info("auditor probed", auditor=self.auditor.name, result=self.probed)
 
     async def aclose(self) -> None:
-        """Close the upstreams, the auditor and what fetches images."""
+        """Close the upstreams, the auditor and what fetches images, within ``CLOSE_SECONDS``."""
         self.shedding.stop()
-        await self.image_fetcher.aclose()
-        for upstream in self.upstreams.values():
-            await upstream.aclose()
-        await self.auditor.aclose()
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True) as closing:
+            await self.image_fetcher.aclose()
+            for upstream in self.upstreams.values():
+                await upstream.aclose()
+            await self.auditor.aclose()
+        if closing.cancelled_caught:
+            log.error("didn't close in time", seconds=CLOSE_SECONDS)

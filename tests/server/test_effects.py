@@ -370,6 +370,39 @@ def addresses(site: Site, commands: Commands) -> list[tuple[str, str]]:
         return [place for place, url in urls.items() if answers(url + "/healthz")]
 
 
+def waits_for_a_reply(site: Site, commands: Commands) -> bool:
+    """Whether the process, told to stop, lives on for a reply that doesn't end."""
+    is_reached, let_go = threading.Event(), threading.Event()
+
+    def hung(_: dict[str, Any]) -> Iterable[bytes]:
+        yield SSE_HEAD
+        is_reached.set()
+        let_go.wait(30)
+
+    site.stage.upstream = hung
+    url = f"http://127.0.0.1:{site.stage.names['{port}']}"
+    with commands.serve(site, [url]):
+        ask_url = url + "/v1/chat/completions"
+        options = {"json": ask(stream=True), "trust_env": False, "timeout": 30}
+        threading.Thread(target=httpx.post, args=(ask_url,), kwargs=options, daemon=True).start()
+        assert is_reached.wait(30)
+        began = time.monotonic()
+    let_go.set()
+    return time.monotonic() - began >= 2
+
+
+def refused_once(site: Site) -> int:
+    """The status where the upstream closes its first connection without a word."""
+    asked: list[int] = []
+
+    def closing(_: dict[str, Any]) -> Iterable[bytes]:
+        asked.append(1)
+        return FINE if len(asked) > 1 else []
+
+    site.stage.upstream = closing
+    return status(site)
+
+
 def log_lines(site: Site, commands: Commands) -> list[str]:
     site.stage.auditor = lambda _: [http(500, "{}")]
     url = f"http://127.0.0.1:{site.stage.names['{port}']}"
@@ -412,6 +445,7 @@ EFFECTS = {
     "server.max_concurrent": Effect((1, 2), while_another_is_held),
     "server.max_lag_ms": Effect((20, 60_000), beside_a_busy_core),
     "server.client_timeout_ms": Effect((20, 30_000), half_a_body),
+    "server.drain_ms": Effect((0, 2000), waits_for_a_reply, beside=COMMAND),
     "server.keepalive_ms": Effect((0, 20), gets_comments),
     "server.passthrough": Effect(([],), status, refused=(["/v1/embeddings"],)),
     "upstreams.NAME.base_url": Effect(("{upstream}", "{other upstream}"), asked),
@@ -420,6 +454,7 @@ EFFECTS = {
         ("authorization", "x-api-key"), headers_with_a_key, beside={"upstreams.NAME.api_key_env": "KEY_A"}
     ),
     "upstreams.NAME.read_timeout_ms": Effect((20, 30_000), slow_upstream),
+    "upstreams.NAME.retries": Effect((0, 1), refused_once),
     "upstreams.NAME.thinking.style": Effect(
         ("auto", "field", "inline", "custom"),
         tags_and_field,
@@ -491,7 +526,7 @@ EFFECTS = {
     "logging.format": Effect(("json", "console"), log_is_json, beside={**COMMAND, "logging.level": "info"}),
     "logging.level": Effect(("debug", "info", "warning", "error"), log_levels, beside=COMMAND),
 }
-OF_A_PROCESS = (addresses, log_levels, log_is_json)
+OF_A_PROCESS = (addresses, waits_for_a_reply, log_levels, log_is_json)
 NEEDS_LOCAL = (
     "auditor.backend",
     "auditor.depth",
