@@ -19,9 +19,11 @@ import uvicorn
 
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 from guardtrace_proxy.cli.problems import fail
+from guardtrace_proxy.cli.workers import DID_NOT_START, Workers
 from guardtrace_proxy.policy.errors import ConfigError
 from guardtrace_proxy.server.app import GuardTraceApp
-from guardtrace_proxy.server.config import load_config
+from guardtrace_proxy.server.config import Config, load_config
+from guardtrace_proxy.server.service import CLOSE_SECONDS
 from guardtrace_proxy.telemetry.logs import configure_logging
 
 log = structlog.get_logger("guardtrace")
@@ -58,19 +60,51 @@ def serve(
     config: Annotated[Path, typer.Option(help="The settings.", exists=True, dir_okay=False)] = Path("guardtrace.yaml"),
     host: Annotated[str | None, typer.Option(help="In place of server.host.")] = None,
     port: Annotated[int | None, typer.Option(help="In place of server.port.", min=0, max=65535)] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share the port.", min=1, max=256)] = 1,
 ) -> None:
     """Serve the proxy until it is told to stop."""
     try:
         settings = load_config(config, os.environ)
-        configure_logging(settings.logging.format, settings.logging.level)
-        app = GuardTraceApp(settings, file=config)
-    except (ConfigError, AuditorSettingsError) as error:
+    except ConfigError as error:
         fail(error, 2)
+    configure_logging(settings.logging.format, settings.logging.level)
+    in_process = [key for key, guard in settings.auditor.guards.items() if guard.backend != "openai"]
+    if workers > 1 and in_process:
+        fail(f"{in_process[0]}.backend: each worker would load the auditor; serve it (`guardtrace auditor serve`)", 2)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is heard
+    listener = _listen(host or settings.server.host, settings.server.port if port is None else port, settings)
+    gc.freeze()  # what is loaded now stays
+    gc.set_threshold(YOUNG_OBJECTS)
+    if workers == 1:
+        sys.exit(_serve(settings, config, listener))
+    stop_seconds = settings.server.drain_ms / 1000 + LAST_SECONDS + 2 * CLOSE_SECONDS
+    sys.exit(Workers(workers, lambda _: _serve(settings, config, listener), stop_seconds).run())
+
+
+def _listen(host: str, port: int, settings: Config) -> socket.socket:
+    """The socket that all workers accept on."""
+    try:
+        [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Of a client that takes nothing only the kernel can drop what waits for it. Accepted sockets inherit this.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2 * settings.server.client_timeout_ms)
+        listener.bind(address)
+    except OSError as error:
+        fail(f"The server can't listen on {host}:{port}: {(error.strerror or str(error)).lower()}", 2)
+    return listener
+
+
+def _serve(settings: Config, config: Path, listener: socket.socket) -> int:
+    """Serve to the end; the exit status."""
+    try:
+        app = GuardTraceApp(settings, file=config)
+    except AuditorSettingsError as error:
+        return _did_not_start(str(error))
     server = DrainingServer(
         uvicorn.Config(
             app,
-            host=settings.server.host if host is None else host,
-            port=settings.server.port if port is None else port,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -82,12 +116,13 @@ def serve(
         app,
         settings.server.drain_ms / 1000,
     )
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is heard
     # uvicorn raises the signal again that ended it, once every reply has ended: that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    gc.freeze()  # what is loaded now stays
-    gc.set_threshold(YOUNG_OBJECTS)
     with suppress(KeyboardInterrupt, SystemExit):
-        server.run()
-    if not server.started:
-        fail(f"The server didn't start: {app.startup_error or 'the log says why'}", 2)
+        server.run([listener])
+    return 0 if server.started else _did_not_start(app.startup_error or "the log says why")
+
+
+def _did_not_start(why: str) -> int:
+    typer.echo(f"The server didn't start: {why}", err=True)
+    return DID_NOT_START

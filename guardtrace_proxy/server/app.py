@@ -229,7 +229,8 @@ class GuardTraceApp:
             "warnings": list(service.auditor.warnings),
         }
         status = "ready" if ready else "starting"
-        await respond_json(send, 200 if ready else 503, {"status": status, "auditor": auditor})
+        content = {"status": status, "running": service.shedding.running, "auditor": auditor}
+        await respond_json(send, 200 if ready else 503, content)
 
 
 class OneResponse:
