@@ -192,19 +192,31 @@ class Rig:
 
 
 @contextmanager
-def rig(folder: Path, program: str = GUARDTRACE, **settings: Any) -> Iterator[Rig]:
-    """``settings`` are merged over the rig's; the second auditor is used where they name it as ``SECOND``."""
+def rig(
+    folder: Path,
+    program: str = GUARDTRACE,
+    *,
+    timeout_ms: int = TIMEOUT_MS,
+    read_timeout_ms: int = READ_TIMEOUT_MS,
+    with_fallback: bool = False,
+) -> Iterator[Rig]:
+    """The second auditor is the fallback, if there is to be one."""
     with ExitStack() as stack:
         peers = [Process("upstream"), Process("auditor"), Process("auditor")]
         for peer in peers:
             stack.callback(peer.kill)
             peer.start()
         upstream, auditor, second = peers
-        guard = {"base_url": auditor.url + "/v1", "model": "guard", "depth": "annotate", "timeout_ms": TIMEOUT_MS}
-        if settings.pop("with_fallback", False):
+        guard: dict[str, Any] = {
+            "base_url": auditor.url + "/v1",
+            "model": "guard",
+            "depth": "annotate",
+            "timeout_ms": timeout_ms,
+        }
+        if with_fallback:
             guard["fallback"] = {"base_url": second.url + "/v1", "model": "guard"}
-        default = {"base_url": upstream.url + "/v1", "read_timeout_ms": READ_TIMEOUT_MS}
-        content = {**SETTINGS, "upstreams": {"default": default}, "auditor": guard, **settings}
+        default = {"base_url": upstream.url + "/v1", "read_timeout_ms": read_timeout_ms}
+        content = {**SETTINGS, "upstreams": {"default": default}, "auditor": guard}
         config = write_config(folder, "", "", **content)
         proxy = stack.enter_context(serving(config, program=program))
         built = Rig(upstream, auditor, second, proxy)
