@@ -15,12 +15,14 @@ from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, Sessio
 from guardtrace_proxy.gate import StreamGate
 from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, RequestImage, is_remote, resolve_images
 from guardtrace_proxy.policy.schema import Policy, ReasoningField
+from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import JSON, Send, respond
 from guardtrace_proxy.server.config import ModelSettings
 from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.event_stream import EventStream
 from guardtrace_proxy.server.exchange import Exchange
+from guardtrace_proxy.server.forwarded import trace_id_of
 from guardtrace_proxy.server.record import ReplyRecord
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.tenants import Tenant
@@ -53,7 +55,8 @@ async def answer(
     Raises ApiError for everything that goes wrong before the reply has begun.
     """
     request = _read(dialect, body, service.config.upstreams[tenant.upstream])
-    policy = _policy_for(dialect, request, service.policies[tenant.policy].policy)
+    loaded = service.policies[tenant.policy]
+    policy = _policy_for(dialect, request, loaded.policy)
     images = await _images(service, request)
     queries = [
         Query([Turn(*turn) for turn in turns], images, stream=forwarded["x-request-id"], tenant=tenant.name)
@@ -83,13 +86,26 @@ async def answer(
             choices=request.choices,
         )
         record = ReplyRecord(
-            tenant.name,
-            tenant.policy,
+            About(
+                request_id=forwarded["x-request-id"],
+                trace_id=trace_id_of(forwarded),
+                tenant=tenant.name,
+                upstream=tenant.upstream,
+                route=dialect.route,
+                model=request.model,
+                stream=request.stream,
+                images=len(images),
+                policy=tenant.policy,
+                policy_sha256=loaded.sha256,
+                auditor=service.auditor.name,
+                checkpoint=service.checkpoint,
+                queries=request.queries,
+                n=request.n,
+            ),
             policy,
-            service.auditor.name,
-            request.stream,
-            forwarded["x-request-id"],
-            service.observer,
+            audit_log=service.audit_log,
+            evidence=service.config.audit_log.evidence,
+            observer=service.observer,
         )
         out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
         urls = [image.data_url for image in images] if any(is_remote(url) for url, _ in request.images) else None
@@ -102,7 +118,8 @@ async def answer(
                 sessions,
                 open_session=open_session,
                 close_upstream=source.close,
-                on_decided=record.add,
+                on_asked=record.asked,
+                on_decided=record.decided,
             )
             with service.budget.counting(lambda: gate.held_bytes):
                 try:

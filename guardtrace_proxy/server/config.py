@@ -171,6 +171,16 @@ class LoggingSettings(Settings):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class AuditLogSettings(Settings):
+    """The record of decisions; none without ``path``. ``keep`` older files stay; ``queue_bytes`` wait for the disk."""
+
+    path: str | None = Field(None, min_length=1)
+    evidence: Literal["none", "redacted", "full"] = "none"
+    max_bytes: int = Field(104_857_600, ge=1_048_576)
+    keep: int = Field(10, ge=1, le=1000)
+    queue_bytes: int = Field(16_777_216, ge=65_536)
+
+
 class SettingsFile(Settings):
     """What a file says whichever door it is for."""
 
@@ -182,6 +192,7 @@ class SettingsFile(Settings):
     anonymous_tenant: str | None = None
     images: ImageSettings = ImageSettings()
     logging: LoggingSettings = LoggingSettings()
+    audit_log: AuditLogSettings = AuditLogSettings()
 
 
 class ConfigFile(SettingsFile):
@@ -201,6 +212,7 @@ class Config:
     anonymous_tenant: str | None
     images: ImageSettings
     logging: LoggingSettings
+    audit_log: AuditLogSettings
     policies: dict[str, LoadedPolicy]
 
     @property
@@ -240,6 +252,7 @@ def config_of(
         *_same_servers(settings, file),
         *_environment(settings, file, environ),
         *_of_depth(settings.auditor, file),
+        *_audit_log(settings.audit_log, file),
     ]
     policies: dict[str, LoadedPolicy] = {}
     folder = file.path.parent / settings.policies_dir
@@ -260,6 +273,9 @@ def config_of(
     fields: dict[str, Any] = {
         name: getattr(settings, name) for name in SettingsFile.model_fields if name != "policies_dir"
     }
+    if settings.audit_log.path is not None:
+        path = file.path.parent / settings.audit_log.path
+        fields["audit_log"] = settings.audit_log.model_copy(update={"path": str(path)})
     return Config(**fields, policies=policies)
 
 
@@ -326,6 +342,18 @@ def _late_escalation(
                 f"is above {least:g}, the lower threshold of policy {name}, which would then act on label reads alone; "
                 "lower it, or leave it out",
             )
+
+
+def _audit_log(audit_log: AuditLogSettings, file: YamlFile) -> Iterator[Problem]:
+    if audit_log.path is None:
+        for key in sorted(audit_log.model_fields_set - {"path"}):
+            yield file.problem(f"audit_log.{key}", "has no effect without audit_log.path")
+        return
+    path = file.path.parent / audit_log.path
+    if path.is_dir():
+        yield file.problem("audit_log.path", f"{path} is a folder: name a file in it")
+    elif not path.parent.is_dir():
+        yield file.problem("audit_log.path", f"there is no folder {path.parent}: make it")
 
 
 def _environment(settings: SettingsFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""What is remembered of one reply, for its log line and its headers. No user text."""
+"""What becomes of one reply, told to the log, the audit log and the headers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Callable
 
 import structlog
 
-from guardtrace_proxy.gate import Decided, StreamGate
+from guardtrace_proxy.gate import Decided, StartAudit, StreamGate
 from guardtrace_proxy.policy.schema import Action, Policy
+from guardtrace_proxy.records.audit_log import AuditLog
+from guardtrace_proxy.records.lines import encoded
+from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import Headers
+from guardtrace_proxy.server.audit_line import audit_line
 
 log = structlog.get_logger("guardtrace")
 
@@ -17,24 +21,27 @@ SEVERITY = [Action.PASS, Action.FLAG, Action.REDACT, Action.CUT]
 
 
 class ReplyRecord:
-    """Collects the decisions of one reply."""
+    """Collects the decisions of one reply, and tells of each as it is made."""
 
     def __init__(
         self,
-        tenant: str,
-        policy_name: str,
+        about: About,
         policy: Policy,
-        auditor: str,
-        stream: bool,
-        request_id: str,
+        *,
+        audit_log: AuditLog | None,
+        evidence: str,
         observer: Callable[[Decided], None] | None = None,
     ) -> None:
+        """``evidence`` is the setting ``audit_log.evidence``."""
         self._began = time.monotonic()
-        self._policy_name = policy_name
+        self._about = about
         self._expose = policy.expose.headers
-        self._auditor = auditor
-        self._log = log.bind(tenant=tenant, policy=policy_name, stream=stream, request_id=request_id)
+        self._audit_log = audit_log
+        self._evidence = evidence
         self._observer = observer
+        self._log = log.bind(tenant=about.tenant, policy=about.policy, stream=about.stream, request_id=about.request_id)
+        self._under_way: dict[int, tuple[StartAudit, float]] = {}
+        """By choice, which has one at most: what was asked, and when."""
         self._audits = 0
         self._escalated = 0
         self._failures = 0
@@ -42,7 +49,11 @@ class ReplyRecord:
         self._action = Action.PASS
         self._level = 0.0
 
-    def add(self, decided: Decided) -> None:
+    def asked(self, asked: StartAudit) -> None:
+        """An audit begins."""
+        self._under_way[asked.choice] = asked, time.monotonic()
+
+    def decided(self, decided: Decided) -> None:
         """Take note of one audit's outcome."""
         if self._observer is not None:
             self._observer(decided)
@@ -56,6 +67,15 @@ class ReplyRecord:
         if verdict is not None:
             self._level = max(self._level, verdict.level.value)
             self._escalated += verdict.escalated
+        asked, sent = self._under_way.pop(decided.choice)
+        audit_ms = (time.monotonic() - sent) * 1000
+        if self._audit_log is not None:
+            line = audit_line(self._about, self._audits, asked, decided, audit_ms, self._evidence)
+            self._audit_log.record(encoded(line))
+        self._log_audit(decided)
+
+    def _log_audit(self, decided: Decided) -> None:
+        decision, verdict = decided.decision, decided.verdict
         self._log.debug(
             "audit",
             choice=decided.choice,
@@ -78,8 +98,8 @@ class ReplyRecord:
         if not self._expose:
             return []
         headers = [
-            (b"x-guardtrace-policy", self._policy_name.encode("latin-1", "replace")),
-            (b"x-guardtrace-auditor", self._auditor.encode("latin-1", "replace")),
+            (b"x-guardtrace-policy", self._about.policy.encode("latin-1", "replace")),
+            (b"x-guardtrace-auditor", self._about.auditor.encode("latin-1", "replace")),
         ]
         if final:
             headers.append((b"x-guardtrace-action", self._action.value.encode()))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import structlog
 
 from guardtrace_proxy.auditor import make_auditor
@@ -14,8 +16,10 @@ from guardtrace_proxy.auditor.protocol import Auditor, AuditorError
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.images import AllowList, ImageFetcher
 from guardtrace_proxy.policy.schema import Policy
+from guardtrace_proxy.records.audit_log import AuditLog
+from guardtrace_proxy.records.line_file import LineFile
 from guardtrace_proxy.server.budget import HeldBytes
-from guardtrace_proxy.server.config import AuditorSettings, Config, ModelSettings
+from guardtrace_proxy.server.config import AuditLogSettings, AuditorSettings, Config, ModelSettings
 from guardtrace_proxy.server.upstream import ModelServer, Upstream, thinking_style
 
 log = structlog.get_logger("guardtrace")
@@ -68,6 +72,13 @@ def _over_http(config: Config, environ: Mapping[str, str]) -> dict[str, ModelSer
     }
 
 
+def audit_log_from(settings: AuditLogSettings) -> AuditLog | None:
+    """The audit log that the config names, if it names one."""
+    if settings.path is None:
+        return None
+    return AuditLog(LineFile(Path(settings.path), settings.max_bytes, settings.keep), settings.queue_bytes)
+
+
 class Service:
     """Started and closed with the server.
 
@@ -87,10 +98,14 @@ class Service:
         self.observer = observer
         self.policies = config.policies
         self.auditor = auditor or auditor_from(config.auditor, environ)
+        self.checkpoint: str | None = None
+        """The hash of the auditor's weights, where they are in this process and decisions are recorded."""
+        self._knows_weights = auditor is None and config.auditor.backend != "openai"
         self.image_fetcher = image_fetcher or ImageFetcher(
             AllowList(config.images.allow_urls), config.images.timeout_ms
         )
         self.budget = HeldBytes(config.server.max_total_bytes)
+        self.audit_log = audit_log_from(config.audit_log)
         self.probed: str | None = None
         """None until one audit was tried, then ``ok`` or what went wrong."""
         self.upstreams = _over_http(config, environ) if upstreams is None else upstreams
@@ -103,6 +118,16 @@ class Service:
         for upstream in self.upstreams.values():
             await upstream.start()
         await self.image_fetcher.start()
+        if self.audit_log is not None:
+            self.checkpoint = await self._hash_weights()
+            self.audit_log.start()
+
+    async def _hash_weights(self) -> str | None:
+        if not self._knows_weights:
+            return None
+        from guardtrace_proxy.auditor.checkpoint import weights_sha256  # here, since it needs torch
+
+        return await anyio.to_thread.run_sync(weights_sha256, self.config.auditor.model)
 
     def plan_for(self, policy: Policy) -> AuditPlan:
         """How replies under ``policy`` are audited."""
@@ -131,8 +156,10 @@ class Service:
         log.info("auditor probed", auditor=self.auditor.name, result=self.probed)
 
     async def aclose(self) -> None:
-        """Close the upstreams, the auditor and what fetches images."""
+        """Close the upstreams, the auditor and what fetches images; then write the audit log to its end."""
         await self.image_fetcher.aclose()
         for upstream in self.upstreams.values():
             await upstream.aclose()
         await self.auditor.aclose()
+        if self.audit_log is not None:
+            await anyio.to_thread.run_sync(self.audit_log.close)

@@ -279,6 +279,55 @@ def digest(key: str) -> str:
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
+# What the audit log shows
+
+
+def first_line(site: Site) -> dict[str, Any]:
+    """Of the log, whatever its name, for a reply that is redacted."""
+    site.stage.upstream = lambda _: [completion("Mail ann@example.com the HINT", "fine")]
+    status(site)
+    [log] = site.folder.glob("*.jsonl")
+    _until_lines(log)
+    line = json.loads(log.read_text().splitlines()[0])
+    log.unlink()
+    return {"log": log.name, "evidence": line["evidence"]}
+
+
+def rotated(site: Site) -> int:
+    """How many files 3.5 MiB are in."""
+    with site.serve() as running:
+        log = running.app.service.audit_log
+        assert log is not None
+        for _ in range(56):
+            log.record(b"x" * 65_535 + b"\n")
+        _until(lambda: log.written == 56)
+    files = list(site.folder.glob("audit.jsonl*"))
+    for file in files:
+        file.unlink()
+    return len(files)
+
+
+def lost_on_a_full_disk(site: Site) -> int:
+    with site.serve() as running:
+        log = running.app.service.audit_log
+        assert log is not None
+        for _ in range(1000):
+            log.record(b"x" * 999 + b"\n")
+        return log.lost
+
+
+def _until_lines(log: Path) -> None:
+    _until(lambda: log.read_bytes().endswith(b"}\n"))
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+AUDIT_LOG = {"audit_log.path": "audit.jsonl"}
 NANO = {"auditor.model": "builtin:nano", "auditor.annotate_max_tokens": 8}
 IN_PROCESS = {**NANO, "auditor.backend": "transformers", "auditor.base_url": None}
 CASCADE = {**IN_PROCESS, "auditor.annotate_max_tokens": 64, "auditor.depth": "cascade"}
@@ -348,6 +397,15 @@ EFFECTS = {
     "images.timeout_ms": Effect((20, 30_000), with_slow_image, beside={"images.allow_urls": ["{images}"]}),
     "logging.format": Effect(("json", "console"), log_is_json, beside={**COMMAND, "logging.level": "info"}),
     "logging.level": Effect(("debug", "info", "warning", "error"), log_levels, beside=COMMAND),
+    "audit_log.path": Effect(("audit.jsonl", "decisions.jsonl"), first_line, refused=(".", "nowhere/audit.jsonl")),
+    "audit_log.evidence": Effect(("none", "redacted", "full"), first_line, beside=AUDIT_LOG),
+    "audit_log.max_bytes": Effect((1_048_576, 4_194_304), rotated, beside=AUDIT_LOG, refused=(1_000_000,)),
+    "audit_log.keep": Effect(
+        (1, 3), rotated, beside={**AUDIT_LOG, "audit_log.max_bytes": 1_048_576}, refused=(0, 1001)
+    ),
+    "audit_log.queue_bytes": Effect(
+        (65_536, 131_072), lost_on_a_full_disk, beside={"audit_log.path": "/dev/full"}, refused=(1000,)
+    ),
 }
 OF_A_PROCESS = (addresses, log_levels, log_is_json)
 NEEDS_LOCAL = ("auditor.backend", "auditor.depth", "auditor.escalate_at", "auditor.kv_cache_bytes")
