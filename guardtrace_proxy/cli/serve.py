@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -33,11 +34,14 @@ def serve(
     config: Annotated[Path, typer.Option(help="The settings.", exists=True, dir_okay=False)] = Path("guardtrace.yaml"),
     host: Annotated[str | None, typer.Option(help="In place of server.host.")] = None,
     port: Annotated[int | None, typer.Option(help="In place of server.port.", min=0, max=65535)] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="In place of metrics.port.", min=0, max=65535)] = None,
 ) -> None:
     """Serve the proxy until it is told to stop."""
     try:
         settings = load_config(config, os.environ)
         configure_logging(settings.logging.format, settings.logging.level)
+        if metrics_port is not None:
+            settings = replace(settings, metrics=settings.metrics.model_copy(update={"port": metrics_port}))
         app = GuardTraceApp(settings)
     except (ConfigError, AuditorSettingsError) as error:
         fail(error, 2)

@@ -103,6 +103,7 @@ async def answer(
                 n=request.n,
             ),
             policy,
+            metrics=service.metrics,
             audit_log=service.audit_log,
             evidence=service.config.audit_log.evidence,
             observer=service.observer,
@@ -121,14 +122,13 @@ async def answer(
                 on_asked=record.asked,
                 on_decided=record.decided,
             )
-            with service.budget.counting(lambda: gate.held_bytes):
-                try:
-                    if request.stream:
-                        await _stream(exchange, source, reply, out)
-                    else:
-                        await _whole(exchange, source, reply, service, record, send)
-                finally:
-                    record.close(gate)
+            with service.budget.counting(lambda: gate.held_bytes), record.running(gate):
+                if request.stream:
+                    await _stream(exchange, source, reply, out)
+                else:
+                    await _whole(exchange, source, reply, service, record, send)
+        if out.failure is not None:
+            service.metrics.error(out.failure.status)
 
 
 def _read(dialect: Dialect[Asked], body: bytes, settings: ModelSettings) -> Asked:

@@ -105,6 +105,7 @@ class GuardTraceApp:
                 await self._fail(scope, guarded, failure)
 
     async def _fail(self, scope: Scope, send: OneResponse, error: ApiError) -> None:
+        self.service.metrics.error(error.status)
         if send.began:
             # The reply is broken off so that it can't be taken for a finished one.
             raise error

@@ -181,6 +181,13 @@ class AuditLogSettings(Settings):
     queue_bytes: int = Field(16_777_216, ge=65_536)
 
 
+class MetricsSettings(Settings):
+    """Where Prometheus reads ``/metrics``: a port of its own, without a key; none where ``port`` is None."""
+
+    host: str = "127.0.0.1"
+    port: int | None = Field(None, ge=0, le=65535)
+
+
 class SettingsFile(Settings):
     """What a file says whichever door it is for."""
 
@@ -193,6 +200,7 @@ class SettingsFile(Settings):
     images: ImageSettings = ImageSettings()
     logging: LoggingSettings = LoggingSettings()
     audit_log: AuditLogSettings = AuditLogSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 class ConfigFile(SettingsFile):
@@ -213,6 +221,7 @@ class Config:
     images: ImageSettings
     logging: LoggingSettings
     audit_log: AuditLogSettings
+    metrics: MetricsSettings
     policies: dict[str, LoadedPolicy]
 
     @property
@@ -253,6 +262,7 @@ def config_of(
         *_environment(settings, file, environ),
         *_of_depth(settings.auditor, file),
         *_audit_log(settings.audit_log, file),
+        *_metrics(settings, file),
     ]
     policies: dict[str, LoadedPolicy] = {}
     folder = file.path.parent / settings.policies_dir
@@ -354,6 +364,15 @@ def _audit_log(audit_log: AuditLogSettings, file: YamlFile) -> Iterator[Problem]
         yield file.problem("audit_log.path", f"{path} is a folder: name a file in it")
     elif not path.parent.is_dir():
         yield file.problem("audit_log.path", f"there is no folder {path.parent}: make it")
+
+
+def _metrics(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:
+    metrics = settings.metrics
+    if metrics.port is None:
+        if "host" in metrics.model_fields_set:
+            yield file.problem("metrics.host", "has no effect without metrics.port")
+    elif metrics.port and metrics.port == settings.server.port:
+        yield file.problem("metrics.port", "is server.port, where tenants ask: choose another")
 
 
 def _environment(settings: SettingsFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:

@@ -37,6 +37,8 @@ class EventStream:
         self._sent_at = time.monotonic()
         self._began = False
         self._ended = False
+        self.failure: ApiError | None = None
+        """What was sent as an event, since the head had left."""
 
     async def begin(self, more: Headers) -> None:
         """Send the head with ``more`` headers, unless it has left."""
@@ -68,6 +70,7 @@ class EventStream:
         if not self._began:
             raise failure
         log.warning("failed after the head had left", status=failure.status, code=failure.code)
+        self.failure = failure
         await self.write(failure.event(self._writer.error), more=False)
 
     async def _begin(self, more: Headers) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -14,6 +15,7 @@ from guardtrace_proxy.records.lines import encoded
 from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import Headers
 from guardtrace_proxy.server.audit_line import audit_line
+from guardtrace_proxy.telemetry.metrics import Metrics
 
 log = structlog.get_logger("guardtrace")
 
@@ -28,6 +30,7 @@ class ReplyRecord:
         about: About,
         policy: Policy,
         *,
+        metrics: Metrics,
         audit_log: AuditLog | None,
         evidence: str,
         observer: Callable[[Decided], None] | None = None,
@@ -36,6 +39,7 @@ class ReplyRecord:
         self._began = time.monotonic()
         self._about = about
         self._expose = policy.expose.headers
+        self._metrics = metrics
         self._audit_log = audit_log
         self._evidence = evidence
         self._observer = observer
@@ -52,6 +56,7 @@ class ReplyRecord:
     def asked(self, asked: StartAudit) -> None:
         """An audit begins."""
         self._under_way[asked.choice] = asked, time.monotonic()
+        self._metrics.audit_began()
 
     def decided(self, decided: Decided) -> None:
         """Take note of one audit's outcome."""
@@ -68,11 +73,39 @@ class ReplyRecord:
             self._level = max(self._level, verdict.level.value)
             self._escalated += verdict.escalated
         asked, sent = self._under_way.pop(decided.choice)
-        audit_ms = (time.monotonic() - sent) * 1000
+        seconds = time.monotonic() - sent
+        self._count(decided, seconds)
         if self._audit_log is not None:
-            line = audit_line(self._about, self._audits, asked, decided, audit_ms, self._evidence)
+            line = audit_line(self._about, self._audits, asked, decided, seconds * 1000, self._evidence)
             self._audit_log.record(encoded(line))
         self._log_audit(decided)
+
+    def _count(self, decided: Decided, seconds: float) -> None:
+        verdict, decision = decided.verdict, decided.decision
+        tenant, phase, held = self._about.tenant, decided.phase.value, decided.held_ms / 1000
+        if verdict is None:
+            self._metrics.failed(
+                tenant=tenant,
+                phase=phase,
+                kind=str(decided.failure),
+                tokens=decided.tokens,
+                audit_seconds=seconds,
+                hold_seconds=held,
+            )
+            return
+        level = None if decision is None else decision.level
+        self._metrics.judged(
+            tenant=tenant,
+            phase=phase,
+            depth=verdict.depth,
+            level=(verdict.level if level is None else level).label,
+            action="wait" if decision is None else decision.action.value,
+            enforced=decided.enforced,
+            escalated=verdict.escalated,
+            tokens=decided.tokens,
+            audit_seconds=seconds,
+            hold_seconds=held,
+        )
 
     def _log_audit(self, decided: Decided) -> None:
         decision, verdict = decided.decision, decided.verdict
@@ -107,8 +140,21 @@ class ReplyRecord:
                 headers.append((b"x-guardtrace-failed-audits", str(self._failures).encode()))
         return headers
 
-    def close(self, gate: StreamGate) -> None:
-        """Log the reply."""
+    @contextmanager
+    def running(self, gate: StreamGate) -> Iterator[None]:
+        """Stands around the reply; at its end it is logged and counted."""
+        self._metrics.reply_began()
+        try:
+            yield
+        finally:
+            self._close(gate)
+
+    def _close(self, gate: StreamGate) -> None:
+        about = self._about
+        self._metrics.audits_dropped(len(self._under_way))
+        self._metrics.reply_ended(
+            tenant=about.tenant, route=about.route, action=self._action.value, finished=gate.finished
+        )
         self._log.info(
             "reply",
             action=self._action.value,

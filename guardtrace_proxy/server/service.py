@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import structlog
+from prometheus_client import ProcessCollector
 
 from guardtrace_proxy.auditor import make_auditor
 from guardtrace_proxy.auditor.cascade import ESCALATE_AT, AuditPlan, within
@@ -19,8 +20,11 @@ from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.records.audit_log import AuditLog
 from guardtrace_proxy.records.line_file import LineFile
 from guardtrace_proxy.server.budget import HeldBytes
-from guardtrace_proxy.server.config import AuditLogSettings, AuditorSettings, Config, ModelSettings
+from guardtrace_proxy.server.config import AuditLogSettings, AuditorSettings, Config, MetricsSettings, ModelSettings
+from guardtrace_proxy.server.gauges import ServiceGauges
+from guardtrace_proxy.server.metrics_listener import MetricsListener
 from guardtrace_proxy.server.upstream import ModelServer, Upstream, thinking_style
+from guardtrace_proxy.telemetry.metrics import Metrics
 
 log = structlog.get_logger("guardtrace")
 
@@ -79,6 +83,14 @@ def audit_log_from(settings: AuditLogSettings) -> AuditLog | None:
     return AuditLog(LineFile(Path(settings.path), settings.max_bytes, settings.keep), settings.queue_bytes)
 
 
+def metrics_listener_from(settings: MetricsSettings, metrics: Metrics, gauges: ServiceGauges) -> MetricsListener | None:
+    """Where the metrics are read, if the config says where."""
+    if settings.port is None:
+        return None
+    ProcessCollector(registry=metrics.registry)
+    return MetricsListener(metrics.registry, gauges, settings.host, settings.port)
+
+
 class Service:
     """Started and closed with the server.
 
@@ -106,6 +118,8 @@ class Service:
         )
         self.budget = HeldBytes(config.server.max_total_bytes)
         self.audit_log = audit_log_from(config.audit_log)
+        self.metrics = Metrics()
+        self.metrics_listener = metrics_listener_from(config.metrics, self.metrics, ServiceGauges(self))
         self.probed: str | None = None
         """None until one audit was tried, then ``ok`` or what went wrong."""
         self.upstreams = _over_http(config, environ) if upstreams is None else upstreams
@@ -118,6 +132,8 @@ class Service:
         for upstream in self.upstreams.values():
             await upstream.start()
         await self.image_fetcher.start()
+        if self.metrics_listener is not None:
+            await self.metrics_listener.start()
         if self.audit_log is not None:
             self.checkpoint = await self._hash_weights()
             self.audit_log.start()
@@ -157,6 +173,8 @@ class Service:
 
     async def aclose(self) -> None:
         """Close the upstreams, the auditor and what fetches images; then write the audit log to its end."""
+        if self.metrics_listener is not None:
+            await self.metrics_listener.aclose()
         await self.image_fetcher.aclose()
         for upstream in self.upstreams.values():
             await upstream.aclose()

@@ -99,6 +99,8 @@ REFUSED = {
     "audit log nowhere": ("audit_log: {path: gone/audit.jsonl}", "4: audit_log.path: there is no folder"),
     "audit log is a folder": ("audit_log: {path: /tmp}", "4: audit_log.path: /tmp is a folder: name a file in it"),
     "audit log without a path": ("audit_log: {keep: 3}", "4: audit_log.keep: has no effect without audit_log.path"),
+    "metrics where tenants ask": ("metrics: {port: 8080}", "4: metrics.port: is server.port, where tenants ask"),
+    "metrics nowhere": ("metrics: {host: 0.0.0.0}", "4: metrics.host: has no effect without metrics.port"),
     "log format": ("logging: {format: xml}", "4: logging.format: input should be 'json' or 'console'"),
     "log level": ("logging: {level: trace}", "4: logging.level: input should be 'debug', 'info', 'warning' or 'error'"),
     "section as list": ("images: [1]", "4: images: input should be"),

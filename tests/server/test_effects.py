@@ -327,6 +327,15 @@ def _until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def where_metrics_are(site: Site) -> list[str]:
+    with site.serve() as running:
+        listener = running.app.service.metrics_listener
+        assert listener is not None
+        port = site.stage.names.get("{port}") if listener.port == site.stage.names["{port}"] else "a free one"
+        hosts = [host for host in ("127.0.0.1", "127.0.0.2") if answers(f"http://{host}:{listener.port}/metrics")]
+        return [f"{host}:{port}" for host in hosts]
+
+
 AUDIT_LOG = {"audit_log.path": "audit.jsonl"}
 NANO = {"auditor.model": "builtin:nano", "auditor.annotate_max_tokens": 8}
 IN_PROCESS = {**NANO, "auditor.backend": "transformers", "auditor.base_url": None}
@@ -397,6 +406,8 @@ EFFECTS = {
     "images.timeout_ms": Effect((20, 30_000), with_slow_image, beside={"images.allow_urls": ["{images}"]}),
     "logging.format": Effect(("json", "console"), log_is_json, beside={**COMMAND, "logging.level": "info"}),
     "logging.level": Effect(("debug", "info", "warning", "error"), log_levels, beside=COMMAND),
+    "metrics.host": Effect(("127.0.0.1", "127.0.0.2"), where_metrics_are, beside={"metrics.port": 0}),
+    "metrics.port": Effect(("{port}", 0), where_metrics_are, refused=(8080,)),
     "audit_log.path": Effect(("audit.jsonl", "decisions.jsonl"), first_line, refused=(".", "nowhere/audit.jsonl")),
     "audit_log.evidence": Effect(("none", "redacted", "full"), first_line, beside=AUDIT_LOG),
     "audit_log.max_bytes": Effect((1_048_576, 4_194_304), rotated, beside=AUDIT_LOG, refused=(1_000_000,)),
@@ -419,7 +430,7 @@ def test_every_setting_and_every_value_of_an_enum_is_in_the_table() -> None:
 def test_every_value_shows(set_up: Stage, commands: Commands, tmp_path: Path, key: str) -> None:
     if key in NEEDS_LOCAL:
         pytest.importorskip("torch", reason="the embedded auditor needs the extra `local`")
-    if key == "server.host" and sys.platform != "linux":
+    if key.endswith(".host") and sys.platform != "linux":
         pytest.skip("only Linux has more than one loopback address ready")
     effect = EFFECTS[key]
 
