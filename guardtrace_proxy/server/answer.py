@@ -25,10 +25,12 @@ from guardtrace_proxy.server.exchange import Exchange
 from guardtrace_proxy.server.forwarded import trace_id_of
 from guardtrace_proxy.server.record import ReplyRecord
 from guardtrace_proxy.server.service import Service
+from guardtrace_proxy.server.span_attributes import of_generation, of_request
 from guardtrace_proxy.server.tenants import Tenant
 from guardtrace_proxy.server.unopened import UnopenedSession
 from guardtrace_proxy.server.upstream import Model
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, read_bounded
+from guardtrace_proxy.telemetry.tracing import Trace
 from guardtrace_proxy.wire.dialects import Dialect
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.prefill import opening_of
@@ -49,12 +51,14 @@ async def answer(
     body: bytes,
     forwarded: Mapping[str, str],
     send: Send,
+    trace: Trace,
 ) -> None:
     """Answer one request. ``forwarded`` are the headers for the upstream, ``x-request-id`` among them.
 
     Raises ApiError for everything that goes wrong before the reply has begun.
     """
-    request = _read(dialect, body, service.config.upstreams[tenant.upstream])
+    settings = service.config.upstreams[tenant.upstream]
+    request = _read(dialect, body, settings)
     loaded = service.policies[tenant.policy]
     policy = _policy_for(dialect, request, loaded.policy)
     images = await _images(service, request)
@@ -62,6 +66,23 @@ async def answer(
         Query([Turn(*turn) for turn in turns], images, stream=forwarded["x-request-id"], tenant=tenant.name)
         for turns in request.queries
     ]
+    about = About(
+        request_id=forwarded["x-request-id"],
+        trace_id=trace.trace_id or trace_id_of(forwarded),
+        tenant=tenant.name,
+        upstream=tenant.upstream,
+        route=dialect.route,
+        model=request.model,
+        stream=request.stream,
+        images=len(images),
+        policy=tenant.policy,
+        policy_sha256=loaded.sha256,
+        auditor=service.auditor.name,
+        checkpoint=service.checkpoint,
+        queries=request.queries,
+        n=request.n,
+    )
+    trace.describe(of_request(about))
     prefill = request.prefill
     opening = None if prefill is None else opening_of(prefill, upstream.thinking)
 
@@ -85,34 +106,13 @@ async def answer(
             max_stream_bytes=max_bytes,
             choices=request.choices,
         )
-        record = ReplyRecord(
-            About(
-                request_id=forwarded["x-request-id"],
-                trace_id=trace_id_of(forwarded),
-                tenant=tenant.name,
-                upstream=tenant.upstream,
-                route=dialect.route,
-                model=request.model,
-                stream=request.stream,
-                images=len(images),
-                policy=tenant.policy,
-                policy_sha256=loaded.sha256,
-                auditor=service.auditor.name,
-                checkpoint=service.checkpoint,
-                queries=request.queries,
-                n=request.n,
-            ),
-            policy,
-            metrics=service.metrics,
-            audit_log=service.audit_log,
-            evidence=service.config.audit_log.evidence,
-            observer=service.observer,
-        )
+        record = ReplyRecord(about, policy, service, trace)
         out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
         urls = [image.data_url for image in images] if any(is_remote(url) for url, _ in request.images) else None
         body = dialect.body_for_upstream(body, request, urls)
         kept_alive = out.kept_alive() if request.stream else nullcontext()
-        async with kept_alive, upstream.ask(dialect.path, body, forwarded) as source:
+        asking = _asked(upstream, dialect.path, body, forwarded, trace, about, settings)
+        async with kept_alive, asking as source:
             exchange = Exchange(
                 gate,
                 service.plan_for(policy),
@@ -129,6 +129,22 @@ async def answer(
                     await _whole(exchange, source, reply, service, record, send)
         if out.failure is not None:
             service.metrics.error(out.failure.status)
+
+
+@asynccontextmanager
+async def _asked(
+    upstream: Model,
+    path: str,
+    body: bytes,
+    forwarded: Mapping[str, str],
+    trace: Trace,
+    about: About,
+    settings: ModelSettings,
+) -> AsyncIterator[Source]:
+    """The upstream's reply, which is a part of the trace."""
+    with trace.generation(*of_generation(about, settings)) as headers:
+        async with upstream.ask(path, body, {**forwarded, **headers}) as source:
+            yield source
 
 
 def _read(dialect: Dialect[Asked], body: bytes, settings: ModelSettings) -> Asked:

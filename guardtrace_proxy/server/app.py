@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import structlog
@@ -32,9 +33,14 @@ from guardtrace_proxy.server.config import Config
 from guardtrace_proxy.server.errors import ApiError, no_route, unauthorized
 from guardtrace_proxy.server.forwarded import to_upstream
 from guardtrace_proxy.server.service import Service
+from guardtrace_proxy.server.span_attributes import of_http
 from guardtrace_proxy.server.tenants import Tenant, Tenants
 from guardtrace_proxy.server.upstream import Model, ModelServer
+from guardtrace_proxy.telemetry.tracing import NO_TRACE, Trace
 from guardtrace_proxy.wire.dialects import BY_ROUTE, Dialect, speaking_at
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 log = structlog.get_logger("guardtrace")
 
@@ -46,7 +52,7 @@ class GuardTraceApp:
 
     ``auditor`` replaces the one that the config names, ``image_fetcher`` the one for its ``images.allow_urls``;
     ``environ`` is where keys are looked up; ``observer`` is told of every decision. ``upstreams`` are asked in place of
-    the config's.
+    the config's, and spans go to ``tracer_provider`` in place of where the config says.
     """
 
     def __init__(
@@ -58,9 +64,10 @@ class GuardTraceApp:
         observer: Callable[[Decided], None] | None = None,
         image_fetcher: ImageFetcher | None = None,
         upstreams: Mapping[str, ModelServer] | None = None,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
-        self.service = Service(config, environ, auditor, observer, image_fetcher, upstreams)
+        self.service = Service(config, environ, auditor, observer, image_fetcher, upstreams, tracer_provider)
         self.startup_error: str | None = None
         self._tenants = Tenants(config)
 
@@ -91,9 +98,10 @@ class GuardTraceApp:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         forwarded = to_upstream(scope)
         guarded = OneResponse(send, forwarded["x-request-id"], speaking_at(route_of(scope)).id_headers)
-        with structlog.contextvars.bound_contextvars(request_id=forwarded["x-request-id"]):
+        request_id = forwarded["x-request-id"]
+        with structlog.contextvars.bound_contextvars(request_id=request_id), self._traced(scope, forwarded) as trace:
             try:
-                await self._route(scope, receive, guarded, forwarded)
+                await self._route(scope, receive, guarded, forwarded, trace)
             except ClientGone:
                 log.info("client left")
             except ApiError as error:
@@ -103,6 +111,15 @@ class GuardTraceApp:
                 log.exception("internal error", error=type(error).__name__)
                 failure = ApiError(500, "The proxy failed.", type="server_error", code="internal_error")
                 await self._fail(scope, guarded, failure)
+            finally:
+                trace.answered(guarded.status)
+
+    def _traced(self, scope: Scope, forwarded: Mapping[str, str]) -> AbstractContextManager[Trace]:
+        method, route = scope["method"], route_of(scope)
+        if method != "POST" or route not in BY_ROUTE:
+            return nullcontext(NO_TRACE)
+        about = of_http(method, route, forwarded["x-request-id"])
+        return self.service.tracing.request(f"{method} {route}", forwarded, about)
 
     async def _fail(self, scope: Scope, send: OneResponse, error: ApiError) -> None:
         self.service.metrics.error(error.status)
@@ -114,7 +131,9 @@ class GuardTraceApp:
         closing = [CLOSE] if header(scope, b"expect") is not None else None
         await respond_error(send, error, shape, send.request_id, closing)
 
-    async def _route(self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]) -> None:
+    async def _route(
+        self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str], trace: Trace
+    ) -> None:
         method, path = scope["method"], route_of(scope)
         # What HEAD gets is GET's answer; the server leaves its body out.
         reads = method in ("GET", "HEAD")
@@ -127,12 +146,18 @@ class GuardTraceApp:
             models, limits = await self._upstream(tenant, scope).models(forwarded)
             await respond(send, 200, models, [JSON, *limits])
         elif method == "POST" and path in BY_ROUTE:
-            await self._answer(BY_ROUTE[path], scope, receive, send, forwarded)
+            await self._answer(BY_ROUTE[path], scope, receive, send, forwarded, trace)
         else:
             raise no_route(method, path)
 
     async def _answer(
-        self, dialect: Dialect[Any], scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]
+        self,
+        dialect: Dialect[Any],
+        scope: Scope,
+        receive: Receive,
+        send: OneResponse,
+        forwarded: Mapping[str, str],
+        trace: Trace,
     ) -> None:
         tenant = self.tenant_of(scope)
         for name in dialect.required_headers:
@@ -154,7 +179,7 @@ class GuardTraceApp:
 
             tasks.start_soon(leave_with_client)
             try:
-                await answer(self.service, tenant, self._upstream(tenant, scope), dialect, body, forwarded, send)
+                await answer(self.service, tenant, self._upstream(tenant, scope), dialect, body, forwarded, send, trace)
             except ApiError as error:
                 failure = error
             tasks.cancel_scope.cancel()
@@ -190,12 +215,18 @@ class OneResponse:
         self.request_id = request_id
         self._send = send
         self._ids = [(name.encode(), request_id.encode()) for name in id_headers]
-        self.began = False
+        self.status: int | None = None
+        """None until the head has left."""
         self.ended = False
+
+    @property
+    def began(self) -> bool:
+        """Whether the head has left."""
+        return self.status is not None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.began = True
+            self.status = message["status"]
             message = {**message, "headers": [*message["headers"], *self._ids]}
         else:
             self.ended = not message.get("more_body", False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -188,6 +189,14 @@ class MetricsSettings(Settings):
     port: int | None = Field(None, ge=0, le=65535)
 
 
+class TracingSettings(Settings):
+    """Where spans are sent by OTLP over HTTP; nowhere where ``endpoint`` is None. ``sample`` is a share of the traces
+    that begin here."""
+
+    endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
+    sample: float = Field(1.0, ge=0, le=1)
+
+
 class SettingsFile(Settings):
     """What a file says whichever door it is for."""
 
@@ -201,6 +210,7 @@ class SettingsFile(Settings):
     logging: LoggingSettings = LoggingSettings()
     audit_log: AuditLogSettings = AuditLogSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
 
 
 class ConfigFile(SettingsFile):
@@ -222,6 +232,7 @@ class Config:
     logging: LoggingSettings
     audit_log: AuditLogSettings
     metrics: MetricsSettings
+    tracing: TracingSettings
     policies: dict[str, LoadedPolicy]
 
     @property
@@ -263,6 +274,7 @@ def config_of(
         *_of_depth(settings.auditor, file),
         *_audit_log(settings.audit_log, file),
         *_metrics(settings, file),
+        *_tracing(settings.tracing, file),
     ]
     policies: dict[str, LoadedPolicy] = {}
     folder = file.path.parent / settings.policies_dir
@@ -373,6 +385,22 @@ def _metrics(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:
             yield file.problem("metrics.host", "has no effect without metrics.port")
     elif metrics.port and metrics.port == settings.server.port:
         yield file.problem("metrics.port", "is server.port, where tenants ask: choose another")
+
+
+def _tracing(tracing: TracingSettings, file: YamlFile) -> Iterator[Problem]:
+    if tracing.endpoint is None:
+        if "sample" in tracing.model_fields_set:
+            yield file.problem("tracing.sample", "has no effect without tracing.endpoint")
+    elif not otlp_is_installed():
+        yield file.problem("tracing.endpoint", "needs the extra `otel`: pip install 'guardtrace-proxy[otel]'")
+
+
+def otlp_is_installed() -> bool:
+    """Whether the extra ``otel`` is there, less what it needs."""
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _environment(settings: SettingsFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
 
 from guardtrace_proxy.gate import Decided, StartAudit, StreamGate
 from guardtrace_proxy.policy.schema import Action, Policy
-from guardtrace_proxy.records.audit_log import AuditLog
 from guardtrace_proxy.records.lines import encoded
 from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import Headers
 from guardtrace_proxy.server.audit_line import audit_line
-from guardtrace_proxy.telemetry.metrics import Metrics
+from guardtrace_proxy.server.service import Service
+from guardtrace_proxy.server.span_attributes import of_audit, of_usage
+from guardtrace_proxy.telemetry.tracing import Trace
 
 log = structlog.get_logger("guardtrace")
 
@@ -29,20 +30,17 @@ class ReplyRecord:
         self,
         about: About,
         policy: Policy,
-        *,
-        metrics: Metrics,
-        audit_log: AuditLog | None,
-        evidence: str,
-        observer: Callable[[Decided], None] | None = None,
+        service: Service,
+        trace: Trace,
     ) -> None:
-        """``evidence`` is the setting ``audit_log.evidence``."""
         self._began = time.monotonic()
         self._about = about
         self._expose = policy.expose.headers
-        self._metrics = metrics
-        self._audit_log = audit_log
-        self._evidence = evidence
-        self._observer = observer
+        self._metrics = service.metrics
+        self._trace = trace
+        self._audit_log = service.audit_log
+        self._evidence = service.config.audit_log.evidence
+        self._observer = service.observer
         self._log = log.bind(tenant=about.tenant, policy=about.policy, stream=about.stream, request_id=about.request_id)
         self._under_way: dict[int, tuple[StartAudit, float]] = {}
         """By choice, which has one at most: what was asked, and when."""
@@ -57,6 +55,7 @@ class ReplyRecord:
         """An audit begins."""
         self._under_way[asked.choice] = asked, time.monotonic()
         self._metrics.audit_began()
+        self._trace.audit_began(asked.choice)
 
     def decided(self, decided: Decided) -> None:
         """Take note of one audit's outcome."""
@@ -75,6 +74,7 @@ class ReplyRecord:
         asked, sent = self._under_way.pop(decided.choice)
         seconds = time.monotonic() - sent
         self._count(decided, seconds)
+        self._trace.audit_ended(decided.choice, of_audit(self._about, decided), decided.failure)
         if self._audit_log is not None:
             line = audit_line(self._about, self._audits, asked, decided, seconds * 1000, self._evidence)
             self._audit_log.record(encoded(line))
@@ -152,6 +152,9 @@ class ReplyRecord:
     def _close(self, gate: StreamGate) -> None:
         about = self._about
         self._metrics.audits_dropped(len(self._under_way))
+        self._trace.audits_dropped()
+        self._trace.describe({"guardtrace.action": self._action.value, "guardtrace.finished": gate.finished})
+        self._trace.generated(of_usage(gate.usage))
         self._metrics.reply_ended(
             tenant=about.tenant, route=about.route, action=self._action.value, finished=gate.finished
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -20,11 +21,22 @@ from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.records.audit_log import AuditLog
 from guardtrace_proxy.records.line_file import LineFile
 from guardtrace_proxy.server.budget import HeldBytes
-from guardtrace_proxy.server.config import AuditLogSettings, AuditorSettings, Config, MetricsSettings, ModelSettings
+from guardtrace_proxy.server.config import (
+    AuditLogSettings,
+    AuditorSettings,
+    Config,
+    MetricsSettings,
+    ModelSettings,
+    TracingSettings,
+)
 from guardtrace_proxy.server.gauges import ServiceGauges
 from guardtrace_proxy.server.metrics_listener import MetricsListener
 from guardtrace_proxy.server.upstream import ModelServer, Upstream, thinking_style
 from guardtrace_proxy.telemetry.metrics import Metrics
+from guardtrace_proxy.telemetry.tracing import Tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 log = structlog.get_logger("guardtrace")
 
@@ -91,10 +103,23 @@ def metrics_listener_from(settings: MetricsSettings, metrics: Metrics, gauges: S
     return MetricsListener(metrics.registry, gauges, settings.host, settings.port)
 
 
+def tracing_from(settings: TracingSettings, provider: TracerProvider | None) -> Tracing:
+    """By a program's own provider, else as the config says."""
+    if provider is None and settings.endpoint is None:
+        return Tracing()
+    from guardtrace_proxy.telemetry.otel import OtelTracing, exporting_to  # here, since it needs the extra `otel`
+
+    if provider is not None:
+        return OtelTracing(provider)
+    assert settings.endpoint is not None
+    own = exporting_to(settings.endpoint, settings.sample)
+    return OtelTracing(own, own=own)
+
+
 class Service:
     """Started and closed with the server.
 
-    ``auditor``, ``image_fetcher`` and ``upstreams`` may be given, where a program brings its own.
+    ``auditor``, ``image_fetcher``, ``upstreams`` and ``tracer_provider`` may be given, where a program brings its own.
     """
 
     def __init__(
@@ -105,6 +130,7 @@ class Service:
         observer: Callable[[Decided], None] | None = None,
         image_fetcher: ImageFetcher | None = None,
         upstreams: Mapping[str, ModelServer] | None = None,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         self.config = config
         self.observer = observer
@@ -120,6 +146,7 @@ class Service:
         self.audit_log = audit_log_from(config.audit_log)
         self.metrics = Metrics()
         self.metrics_listener = metrics_listener_from(config.metrics, self.metrics, ServiceGauges(self))
+        self.tracing = tracing_from(config.tracing, tracer_provider)
         self.probed: str | None = None
         """None until one audit was tried, then ``ok`` or what went wrong."""
         self.upstreams = _over_http(config, environ) if upstreams is None else upstreams
@@ -181,3 +208,4 @@ class Service:
         await self.auditor.aclose()
         if self.audit_log is not None:
             await anyio.to_thread.run_sync(self.audit_log.close)
+        await anyio.to_thread.run_sync(self.tracing.close)

@@ -101,6 +101,8 @@ REFUSED = {
     "audit log without a path": ("audit_log: {keep: 3}", "4: audit_log.keep: has no effect without audit_log.path"),
     "metrics where tenants ask": ("metrics: {port: 8080}", "4: metrics.port: is server.port, where tenants ask"),
     "metrics nowhere": ("metrics: {host: 0.0.0.0}", "4: metrics.host: has no effect without metrics.port"),
+    "a share of no traces": ("tracing: {sample: 0.5}", "4: tracing.sample: has no effect without tracing.endpoint"),
+    "traces to no URL": ("tracing: {endpoint: collector}", "4: tracing.endpoint: expected an http:// or https:// URL"),
     "log format": ("logging: {format: xml}", "4: logging.format: input should be 'json' or 'console'"),
     "log level": ("logging: {level: trace}", "4: logging.level: input should be 'debug', 'info', 'warning' or 'error'"),
     "section as list": ("images: [1]", "4: images: input should be"),

@@ -25,11 +25,12 @@ from PIL import Image
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 from guardtrace_proxy.demo.serving import ServerDidNotStart
 from guardtrace_proxy.policy.errors import ConfigError
-from guardtrace_proxy.server.config import ConfigFile
+from guardtrace_proxy.server.config import ConfigFile, otlp_is_installed
 from tests.effects import Effect, check, missing
 from tests.server.running import ask
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, completion, http, judging
 from tests.server.sites import FINE, PICTURE, Commands, Site, Stage, answers, stage
+from tests.telemetry.collecting import collector
 from tests.wire.response_events import reply
 
 Scenario = Callable[[Site], object]
@@ -336,6 +337,18 @@ def where_metrics_are(site: Site) -> list[str]:
         return [f"{host}:{port}" for host in hosts]
 
 
+def spans_sent(site: Site) -> bool:
+    bodies: list[bytes] = []
+    with collector(bodies) as endpoint:
+        site.stage.names["{traces}"] = endpoint
+        with site.serve() as running:
+            running.raw(ask())
+            _until(lambda: running.app.service.probed is not None)
+        for thread in site.stage.stopping:
+            thread.join(30)
+    return b"POST /v1/chat/completions" in b"".join(bodies)
+
+
 AUDIT_LOG = {"audit_log.path": "audit.jsonl"}
 NANO = {"auditor.model": "builtin:nano", "auditor.annotate_max_tokens": 8}
 IN_PROCESS = {**NANO, "auditor.backend": "transformers", "auditor.base_url": None}
@@ -408,6 +421,8 @@ EFFECTS = {
     "logging.level": Effect(("debug", "info", "warning", "error"), log_levels, beside=COMMAND),
     "metrics.host": Effect(("127.0.0.1", "127.0.0.2"), where_metrics_are, beside={"metrics.port": 0}),
     "metrics.port": Effect(("{port}", 0), where_metrics_are, refused=(8080,)),
+    "tracing.endpoint": Effect((None, "{traces}"), spans_sent, refused=("traces",)),
+    "tracing.sample": Effect((0.0, 1.0), spans_sent, beside={"tracing.endpoint": "{traces}"}, refused=(1.5,)),
     "audit_log.path": Effect(("audit.jsonl", "decisions.jsonl"), first_line, refused=(".", "nowhere/audit.jsonl")),
     "audit_log.evidence": Effect(("none", "redacted", "full"), first_line, beside=AUDIT_LOG),
     "audit_log.max_bytes": Effect((1_048_576, 4_194_304), rotated, beside=AUDIT_LOG, refused=(1_000_000,)),
@@ -430,6 +445,8 @@ def test_every_setting_and_every_value_of_an_enum_is_in_the_table() -> None:
 def test_every_value_shows(set_up: Stage, commands: Commands, tmp_path: Path, key: str) -> None:
     if key in NEEDS_LOCAL:
         pytest.importorskip("torch", reason="the embedded auditor needs the extra `local`")
+    if key.startswith("tracing.") and not otlp_is_installed():
+        pytest.skip("the extra `otel` isn't installed")
     if key.endswith(".host") and sys.platform != "linux":
         pytest.skip("only Linux has more than one loopback address ready")
     effect = EFFECTS[key]
