@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +24,9 @@ SSE_HEADERS: Headers = [
 KEEPALIVE = b": keepalive\n\n"
 """A comment: every parser of server-sent events drops it. With a blank line of its own, so that those that split at
 blank lines don't take it for a part of the next event."""
+
+
+WORD = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 
 
 class EventStream:
@@ -69,7 +73,7 @@ class EventStream:
             return
         if not self._began:
             raise failure
-        log.warning("failed after the head had left", status=failure.status, code=failure.code)
+        log.warning("failed after the head had left", status=failure.status, code=_word(failure.code))
         self.failure = failure
         await self.write(failure.event(self._writer.error), more=False)
 
@@ -90,3 +94,8 @@ class EventStream:
                     await self._begin([])
                     await self._send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
             self._sent_at = time.monotonic()
+
+
+def _word(code: str | int | None) -> str | int | None:
+    """The code, if it is one: of an upstream it may be any text."""
+    return code if not isinstance(code, str) or WORD.fullmatch(code) else "other"

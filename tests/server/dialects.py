@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.server import scripted
-from tests.server.scripted import DONE, SSE_HEAD, Script
+from tests.server.scripted import DONE, SSE_HEAD, Script, http
 from tests.server.test_completions import stream as completion_stream
+from tests.server.test_completions import whole as completion_whole
 from tests.wire import message_events, response_events
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -17,12 +19,14 @@ IMAGE = f"data:image/png;base64,{PNG}"
 
 @dataclass(frozen=True)
 class Case:
-    """``body`` takes a question and an image's URL, ``frames`` a thinking and an answer."""
+    """``body`` takes a question and an image's URL, ``frames`` and ``whole`` a thinking and an answer. ``whole`` has its
+    HTTP head."""
 
     name: str
     path: str
     body: Callable[[str, str], dict[str, Any]]
     frames: Callable[[str, str], list[bytes]]
+    whole: Callable[[str, str], bytes]
     headers: dict[str, str] = field(default_factory=dict)
 
     def ask(self, question: str = "Please help.", image: str = IMAGE, **more: Any) -> dict[str, Any]:
@@ -50,24 +54,27 @@ def _responses(question: str, image: str) -> dict[str, Any]:
 
 
 CASES = [
-    Case("chat", "/chat/completions", _chat, scripted.stream),
+    Case("chat", "/chat/completions", _chat, scripted.stream, scripted.completion),
     Case(
         "completions",
         "/completions",
         lambda question, _: {"prompt": question},
         lambda thinking, answer: [*completion_stream(f"<think>{thinking}</think>{answer}"), DONE],
+        lambda thinking, answer: completion_whole(f"<think>{thinking}</think>{answer}"),
     ),
     Case(
         "responses",
         "/responses",
         _responses,
         lambda thinking, answer: response_events.reply(thinking, answer).frames,
+        lambda thinking, answer: http(200, json.dumps(response_events.reply(thinking, answer).whole())),
     ),
     Case(
         "messages",
         "/messages",
         _messages,
         lambda thinking, answer: message_events.reply(thinking, answer).frames,
+        lambda thinking, answer: http(200, json.dumps(message_events.reply(thinking, answer).whole())),
         {"anthropic-version": "2023-06-01"},
     ),
 ]
