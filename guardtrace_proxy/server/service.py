@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("guardtrace")
 
+FLUSH_SECONDS = 5.0
+"""How long the last spans may take to be sent."""
 PROBE = Query([Turn("user", "What is 2 + 2?")]), Trace("Two and two make four.", "4")
 """What the auditor is asked once at start, to learn whether it answers at all."""
 
@@ -208,4 +210,5 @@ class Service:
         await self.auditor.aclose()
         if self.audit_log is not None:
             await anyio.to_thread.run_sync(self.audit_log.close)
-        await anyio.to_thread.run_sync(self.tracing.close)
+        with anyio.move_on_after(FLUSH_SECONDS):  # a collector may take connections and never answer
+            await anyio.to_thread.run_sync(self.tracing.close, abandon_on_cancel=True)

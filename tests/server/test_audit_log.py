@@ -59,7 +59,7 @@ def test_every_dialects_decisions_are_recorded_and_no_text(case: Case, tmp_path:
     path = tmp_path / "audit.jsonl"
     with proxy(case.script(f"{THINKING} HINT quokka", "wombat HARM"), config=logging_to(path)) as running:
         post(running, case, question="numbat")
-        sha256 = running.app.service.policies["test"].sha256
+        sha256 = running.app.service.config.policies["test"].sha256
     found = decisions(path)
     assert {line.audit for line in found} == set(range(1, len(found) + 1))
     for line in found:
