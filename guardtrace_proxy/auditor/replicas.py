@@ -37,6 +37,7 @@ from guardtrace_proxy.auditor.protocol import (
     Depth,
     DoesNotFit,
     FailureKind,
+    Measured,
     Session,
 )
 from guardtrace_proxy.policy.levels import Verdict
@@ -166,6 +167,19 @@ class ReplicatedAuditor:
         if first is not None and not self.in_order:
             wanted = [first, *(replica for replica in wanted if replica is not first)]
         return sorted(wanted, key=lambda replica: not replica.is_ready)
+
+    def measures(self) -> dict[str, float]:
+        """How many there are, how many are left out, and the sum of what each knows of itself."""
+        replicas = list(self._replicas.values())
+        found: dict[str, float] = {
+            "replicas": len(replicas),
+            "replicas_left_out": sum(not replica.is_ready for replica in replicas),
+        }
+        for replica in replicas:
+            if isinstance(replica.auditor, Measured):
+                for name, value in replica.auditor.measures().items():
+                    found[name] = found.get(name, 0) + value
+        return found
 
     @property
     def first(self) -> Replica:

@@ -60,6 +60,9 @@ def serve(
     config: Annotated[Path, typer.Option(help="The settings.", exists=True, dir_okay=False)] = Path("guardtrace.yaml"),
     host: Annotated[str | None, typer.Option(help="In place of server.host.")] = None,
     port: Annotated[int | None, typer.Option(help="In place of server.port.", min=0, max=65535)] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="In place of metrics.port; workers have the ports from it on.", min=0, max=65535)
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that share the port.", min=1, max=256)] = 1,
 ) -> None:
     """Serve the proxy until it is told to stop."""
@@ -75,10 +78,15 @@ def serve(
     listener = _listen(host or settings.server.host, settings.server.port if port is None else port, settings)
     gc.freeze()  # what is loaded now stays
     gc.set_threshold(YOUNG_OBJECTS)
+    metrics_port = settings.metrics.port if metrics_port is None else metrics_port
+
+    def work(worker: int) -> int:
+        return _serve(settings, config, listener, metrics_port + worker if metrics_port else metrics_port)
+
     if workers == 1:
-        sys.exit(_serve(settings, config, listener))
-    stop_seconds = settings.server.drain_ms / 1000 + LAST_SECONDS + 2 * CLOSE_SECONDS
-    sys.exit(Workers(workers, lambda _: _serve(settings, config, listener), stop_seconds).run())
+        sys.exit(work(0))
+    stop_seconds = settings.server.drain_ms / 1000 + LAST_SECONDS + 4 * CLOSE_SECONDS
+    sys.exit(Workers(workers, work, stop_seconds).run())
 
 
 def _listen(host: str, port: int, settings: Config) -> socket.socket:
@@ -96,10 +104,10 @@ def _listen(host: str, port: int, settings: Config) -> socket.socket:
     return listener
 
 
-def _serve(settings: Config, config: Path, listener: socket.socket) -> int:
+def _serve(settings: Config, config: Path, listener: socket.socket, metrics_port: int | None) -> int:
     """Serve to the end; the exit status."""
     try:
-        app = GuardTraceApp(settings, file=config)
+        app = GuardTraceApp(settings, file=config, metrics_port=metrics_port)
     except AuditorSettingsError as error:
         return _did_not_start(str(error))
     server = DrainingServer(

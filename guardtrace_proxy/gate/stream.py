@@ -96,6 +96,11 @@ class StreamGate:
         return self._queue.held_bytes < self._max_stream_bytes
 
     @property
+    def usage(self) -> dict[str, Any] | None:
+        """What the upstream said last that it used, in its own words."""
+        return self._usage
+
+    @property
     def choices(self) -> list[Choice]:
         """The choices seen so far, for records."""
         return list(self._choices.values())

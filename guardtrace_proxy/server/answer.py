@@ -15,6 +15,7 @@ from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, Sessio
 from guardtrace_proxy.gate import Decided, StreamGate
 from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, RequestImage, is_remote, resolve_images
 from guardtrace_proxy.policy.schema import Policy, ReasoningField
+from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import JSON, Send, respond
 from guardtrace_proxy.server.config import ModelSettings
 from guardtrace_proxy.server.continued import ContinuedSession
@@ -22,13 +23,16 @@ from guardtrace_proxy.server.drain import Drain
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.event_stream import EventStream
 from guardtrace_proxy.server.exchange import Exchange
+from guardtrace_proxy.server.forwarded import trace_id_of
 from guardtrace_proxy.server.limits import Use
 from guardtrace_proxy.server.record import ReplyRecord
 from guardtrace_proxy.server.service import Service
+from guardtrace_proxy.server.span_attributes import of_generation, of_request
 from guardtrace_proxy.server.tenants import Tenant
 from guardtrace_proxy.server.unopened import UnopenedSession
 from guardtrace_proxy.server.upstream import Model
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, read_bounded
+from guardtrace_proxy.telemetry.tracing import Trace
 from guardtrace_proxy.wire.dialects import Dialect
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.prefill import opening_of
@@ -50,13 +54,15 @@ async def answer(
     forwarded: Mapping[str, str],
     use: Use,
     send: Send,
+    trace: Trace,
 ) -> None:
     """Answer one request. ``forwarded`` are the headers for the upstream, ``x-request-id`` among them; ``use`` is told
     how many tokens the request takes.
 
     Raises ApiError for everything that goes wrong before the reply has begun.
     """
-    request = _read(dialect, body, service.config.upstreams[tenant.upstream])
+    settings = service.config.upstreams[tenant.upstream]
+    request = _read(dialect, body, settings)
     policy = _policy_for(dialect, request, tenant.loaded.policy)
     use.prompt([text for turns in request.queries for _, text in turns])
     images = await _images(service, request)
@@ -64,6 +70,23 @@ async def answer(
         Query([Turn(*turn) for turn in turns], images, stream=forwarded["x-request-id"], tenant=tenant.name)
         for turns in request.queries
     ]
+    about = About(
+        request_id=forwarded["x-request-id"],
+        trace_id=trace.trace_id or trace_id_of(forwarded),
+        tenant=tenant.name,
+        upstream=tenant.upstream,
+        route=dialect.route,
+        model=request.model,
+        stream=request.stream,
+        images=len(images),
+        policy=tenant.policy,
+        policy_sha256=tenant.loaded.sha256,
+        auditor=service.auditor.name,
+        checkpoint=service.checkpoint,
+        queries=request.queries,
+        n=request.n,
+    )
+    trace.describe(of_request(about))
     prefill = request.prefill
     opening = None if prefill is None else opening_of(prefill, upstream.thinking)
 
@@ -87,34 +110,28 @@ async def answer(
             max_stream_bytes=max_bytes,
             choices=request.choices,
         )
-        record = ReplyRecord(
-            tenant.name,
-            tenant.policy,
-            policy,
-            service.auditor.name,
-            request.stream,
-            forwarded["x-request-id"],
-            service.observer,
-        )
+        record = ReplyRecord(about, policy, service, trace)
         out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
         urls = [image.data_url for image in images] if any(is_remote(url) for url, _ in request.images) else None
         body = dialect.body_for_upstream(body, request, urls)
         kept_alive = out.kept_alive(service.drain) if request.stream else nullcontext()
+        asking = _asked(upstream, dialect.path, body, forwarded, trace, about, settings)
 
         def decided(outcome: Decided) -> None:
             use.reply(gate.tokens_read)
-            record.add(outcome)
+            record.decided(outcome)
 
-        async with kept_alive, upstream.ask(dialect.path, body, forwarded) as source:
+        async with kept_alive, asking as source:
             exchange = Exchange(
                 gate,
                 service.plan_for(policy),
                 sessions,
                 open_session=open_session,
                 close_upstream=source.close,
+                on_asked=record.asked,
                 on_decided=decided,
             )
-            with service.budget.counting(lambda: gate.held_bytes):
+            with service.budget.counting(lambda: gate.held_bytes), record.running(gate):
                 try:
                     if request.stream:
                         await _stream(exchange, source, reply, out, service.drain)
@@ -122,7 +139,24 @@ async def answer(
                         await _whole(exchange, source, reply, service, record, send)
                 finally:
                     use.reply(gate.tokens_read)
-                    record.close(gate)
+        if out.failure is not None:
+            service.metrics.error(out.failure.status)
+
+
+@asynccontextmanager
+async def _asked(
+    upstream: Model,
+    path: str,
+    body: bytes,
+    forwarded: Mapping[str, str],
+    trace: Trace,
+    about: About,
+    settings: ModelSettings,
+) -> AsyncIterator[Source]:
+    """The upstream's reply, which is a part of the trace."""
+    with trace.generation(*of_generation(about, settings)) as headers:
+        async with upstream.ask(path, body, {**forwarded, **headers}) as source:
+            yield source
 
 
 def _read(dialect: Dialect[Asked], body: bytes, settings: ModelSettings) -> Asked:

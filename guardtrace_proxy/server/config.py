@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -205,6 +206,31 @@ class LoggingSettings(Settings):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class AuditLogSettings(Settings):
+    """The record of decisions; none without ``path``. ``keep`` older files stay; ``queue_bytes`` wait for the disk."""
+
+    path: str | None = Field(None, min_length=1)
+    evidence: Literal["none", "redacted", "full"] = "none"
+    max_bytes: int = Field(104_857_600, ge=1_048_576)
+    keep: int = Field(10, ge=1, le=1000)
+    queue_bytes: int = Field(16_777_216, ge=65_536)
+
+
+class MetricsSettings(Settings):
+    """Where Prometheus reads ``/metrics``: a port of its own, without a key; none where ``port`` is None."""
+
+    host: str = "127.0.0.1"
+    port: int | None = Field(None, ge=0, le=65535)
+
+
+class TracingSettings(Settings):
+    """Where spans are sent by OTLP over HTTP; nowhere where ``endpoint`` is None. ``sample`` is a share of the traces
+    that begin here."""
+
+    endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
+    sample: float = Field(1.0, ge=0, le=1)
+
+
 class SettingsFile(Settings):
     """What a file says whichever door it is for."""
 
@@ -216,6 +242,9 @@ class SettingsFile(Settings):
     anonymous_tenant: str | None = None
     images: ImageSettings = ImageSettings()
     logging: LoggingSettings = LoggingSettings()
+    audit_log: AuditLogSettings = AuditLogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
 
 
 class ConfigFile(SettingsFile):
@@ -235,6 +264,9 @@ class Config:
     anonymous_tenant: str | None
     images: ImageSettings
     logging: LoggingSettings
+    audit_log: AuditLogSettings
+    metrics: MetricsSettings
+    tracing: TracingSettings
     policies: dict[str, LoadedPolicy]
     policies_dir: Path
 
@@ -275,6 +307,9 @@ def config_of(
         *_same_servers(settings, file),
         *_environment(settings, file, environ),
         *_of_depth(settings.auditor, file),
+        *_audit_log(settings.audit_log, file),
+        *_metrics(settings, file),
+        *_tracing(settings.tracing, file),
     ]
     policies: dict[str, LoadedPolicy] = {}
     folder = file.path.parent / settings.policies_dir
@@ -295,6 +330,9 @@ def config_of(
     fields: dict[str, Any] = {
         name: getattr(settings, name) for name in SettingsFile.model_fields if name != "policies_dir"
     }
+    if settings.audit_log.path is not None:
+        path = file.path.parent / settings.audit_log.path
+        fields["audit_log"] = settings.audit_log.model_copy(update={"path": str(path)})
     return Config(**fields, policies=policies, policies_dir=folder)
 
 
@@ -367,6 +405,43 @@ def _late_escalation(
                 f"is above {least:g}, the lower threshold of policy {name}, which would then act on label reads alone; "
                 "lower it, or leave it out",
             )
+
+
+def _audit_log(audit_log: AuditLogSettings, file: YamlFile) -> Iterator[Problem]:
+    if audit_log.path is None:
+        for key in sorted(audit_log.model_fields_set - {"path"}):
+            yield file.problem(f"audit_log.{key}", "has no effect without audit_log.path")
+        return
+    path = file.path.parent / audit_log.path
+    if path.is_dir():
+        yield file.problem("audit_log.path", f"{path} is a folder: name a file in it")
+    elif not path.parent.is_dir():
+        yield file.problem("audit_log.path", f"there is no folder {path.parent}: make it")
+
+
+def _metrics(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:
+    metrics = settings.metrics
+    if metrics.port is None:
+        if "host" in metrics.model_fields_set:
+            yield file.problem("metrics.host", "has no effect without metrics.port")
+    elif metrics.port and metrics.port == settings.server.port:
+        yield file.problem("metrics.port", "is server.port, where tenants ask: choose another")
+
+
+def _tracing(tracing: TracingSettings, file: YamlFile) -> Iterator[Problem]:
+    if tracing.endpoint is None:
+        if "sample" in tracing.model_fields_set:
+            yield file.problem("tracing.sample", "has no effect without tracing.endpoint")
+    elif not otlp_is_installed():
+        yield file.problem("tracing.endpoint", "needs the extra `otel`: pip install 'guardtrace-proxy[otel]'")
+
+
+def otlp_is_installed() -> bool:
+    """Whether the extra ``otel`` is there, less what it needs."""
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _environment(settings: SettingsFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,9 @@ KEEPALIVE = b": keepalive\n\n"
 blank lines don't take it for a part of the next event."""
 
 
+WORD = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
+
+
 class EventStream:
     """The head leaves with ``begin``, or with the first comment if that is due before. ``writer`` shapes errors."""
 
@@ -39,6 +43,8 @@ class EventStream:
         self._began = False
         self._is_replying = False
         self._ended = False
+        self.failure: ApiError | None = None
+        """What was sent as an event, since the head had left."""
 
     async def begin(self, more: Headers) -> None:
         """Send the head with ``more`` headers, unless it has left."""
@@ -78,7 +84,8 @@ class EventStream:
             return
         if not self._began:
             raise failure
-        log.warning("failed after the head had left", status=failure.status, code=failure.code)
+        log.warning("failed after the head had left", status=failure.status, code=_word(failure.code))
+        self.failure = failure
         await self.write(failure.event(self._writer.error), more=False)
 
     async def _begin(self, more: Headers) -> None:
@@ -98,3 +105,8 @@ class EventStream:
                     await self._begin([])
                     await self._send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
             self._sent_at = time.monotonic()
+
+
+def _word(code: str | int | None) -> str | int | None:
+    """The code, if it is one: of an upstream it may be any text."""
+    return code if not isinstance(code, str) or WORD.fullmatch(code) else "other"

@@ -45,11 +45,12 @@ class Exchange:
         *,
         open_session: Callable[[int], Awaitable[Session]],
         close_upstream: Callable[[], None],
+        on_asked: Callable[[StartAudit], None],
         on_decided: Callable[[Decided], None],
     ) -> None:
         """``sessions`` are open already, by choice; ``open_session`` opens the auditor's session of one more choice,
         which is added to them. Whoever made them closes them.
-        ``on_decided`` is told of every decision."""
+        ``on_asked`` is told of every audit, and then ``on_decided`` of its decision."""
         self.rejected: bytes | None = None
         """The body of the HTTP 400 that a cut asks for, where the reply isn't streamed."""
         self._gate = gate
@@ -57,6 +58,7 @@ class Exchange:
         self._sessions = sessions
         self._open_session = open_session
         self._close_upstream = close_upstream
+        self._on_asked = on_asked
         self._on_decided = on_decided
         self._tasks: anyio.abc.TaskGroup
         self._reading = anyio.CancelScope()
@@ -180,6 +182,7 @@ class Exchange:
                 self._unsent_bytes += len(output.data)
                 self._news.set()
             elif isinstance(output, StartAudit):
+                self._on_asked(output)
                 self._tasks.start_soon(self._audit, output)
             elif isinstance(output, Decided):
                 self._on_decided(output)

@@ -28,11 +28,12 @@ from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 from guardtrace_proxy.demo.serving import ServerDidNotStart
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.policy.errors import ConfigError
-from guardtrace_proxy.server.config import ConfigFile
+from guardtrace_proxy.server.config import ConfigFile, otlp_is_installed
 from tests.effects import Effect, check, missing
 from tests.server.running import ask
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, completion, http, judging
 from tests.server.sites import FINE, PICTURE, Commands, Site, Stage, answers, stage
+from tests.telemetry.collecting import collector
 from tests.wire.response_events import reply
 
 Scenario = Callable[[Site], object]
@@ -423,6 +424,76 @@ def digest(key: str) -> str:
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
+# What the audit log shows
+
+
+def first_line(site: Site) -> dict[str, Any]:
+    """Of the log, whatever its name, for a reply that is redacted."""
+    site.stage.upstream = lambda _: [completion("Mail ann@example.com the HINT", "fine")]
+    status(site)
+    [log] = site.folder.glob("*.jsonl")
+    _until_lines(log)
+    line = json.loads(log.read_text().splitlines()[0])
+    log.unlink()
+    return {"log": log.name, "evidence": line["evidence"]}
+
+
+def rotated(site: Site) -> int:
+    """How many files 3.5 MiB are in."""
+    with site.serve() as running:
+        log = running.app.service.audit_log
+        assert log is not None
+        for _ in range(56):
+            log.record(b"x" * 65_535 + b"\n")
+        _until(lambda: log.written == 56)
+    files = list(site.folder.glob("audit.jsonl*"))
+    for file in files:
+        file.unlink()
+    return len(files)
+
+
+def lost_on_a_full_disk(site: Site) -> int:
+    with site.serve() as running:
+        log = running.app.service.audit_log
+        assert log is not None
+        for _ in range(1000):
+            log.record(b"x" * 999 + b"\n")
+        return log.lost
+
+
+def _until_lines(log: Path) -> None:
+    _until(lambda: log.read_bytes().endswith(b"}\n"))
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def where_metrics_are(site: Site) -> list[str]:
+    with site.serve() as running:
+        listener = running.app.service.metrics_listener
+        assert listener is not None
+        port = site.stage.names.get("{port}") if listener.port == site.stage.names["{port}"] else "a free one"
+        hosts = [host for host in ("127.0.0.1", "127.0.0.2") if answers(f"http://{host}:{listener.port}/metrics")]
+        return [f"{host}:{port}" for host in hosts]
+
+
+def spans_sent(site: Site) -> bool:
+    bodies: list[bytes] = []
+    with collector(bodies) as endpoint:
+        site.stage.names["{traces}"] = endpoint
+        with site.serve() as running:
+            running.raw(ask())
+            _until(lambda: running.app.service.probed is not None)
+        for thread in site.stage.stopping:
+            thread.join(30)
+    return b"POST /v1/chat/completions" in b"".join(bodies)
+
+
+AUDIT_LOG = {"audit_log.path": "audit.jsonl"}
 NANO = {"auditor.model": "builtin:nano", "auditor.annotate_max_tokens": 8}
 IN_PROCESS = {**NANO, "auditor.backend": "transformers", "auditor.base_url": None}
 CASCADE = {**IN_PROCESS, "auditor.annotate_max_tokens": 64, "auditor.depth": "cascade"}
@@ -525,6 +596,19 @@ EFFECTS = {
     "images.timeout_ms": Effect((20, 30_000), with_slow_image, beside={"images.allow_urls": ["{images}"]}),
     "logging.format": Effect(("json", "console"), log_is_json, beside={**COMMAND, "logging.level": "info"}),
     "logging.level": Effect(("debug", "info", "warning", "error"), log_levels, beside=COMMAND),
+    "metrics.host": Effect(("127.0.0.1", "127.0.0.2"), where_metrics_are, beside={"metrics.port": 0}),
+    "metrics.port": Effect(("{port}", 0), where_metrics_are, refused=(8080,)),
+    "tracing.endpoint": Effect((None, "{traces}"), spans_sent, refused=("traces",)),
+    "tracing.sample": Effect((0.0, 1.0), spans_sent, beside={"tracing.endpoint": "{traces}"}, refused=(1.5,)),
+    "audit_log.path": Effect(("audit.jsonl", "decisions.jsonl"), first_line, refused=(".", "nowhere/audit.jsonl")),
+    "audit_log.evidence": Effect(("none", "redacted", "full"), first_line, beside=AUDIT_LOG),
+    "audit_log.max_bytes": Effect((1_048_576, 4_194_304), rotated, beside=AUDIT_LOG, refused=(1_000_000,)),
+    "audit_log.keep": Effect(
+        (1, 3), rotated, beside={**AUDIT_LOG, "audit_log.max_bytes": 1_048_576}, refused=(0, 1001)
+    ),
+    "audit_log.queue_bytes": Effect(
+        (65_536, 131_072), lost_on_a_full_disk, beside={"audit_log.path": "/dev/full"}, refused=(1000,)
+    ),
 }
 OF_A_PROCESS = (addresses, waits_for_a_reply, log_levels, log_is_json)
 NEEDS_LOCAL = (
@@ -545,7 +629,9 @@ def test_every_setting_and_every_value_of_an_enum_is_in_the_table() -> None:
 def test_every_value_shows(set_up: Stage, commands: Commands, tmp_path: Path, key: str) -> None:
     if key in NEEDS_LOCAL:
         pytest.importorskip("torch", reason="the embedded auditor needs the extra `local`")
-    if key == "server.host" and sys.platform != "linux":
+    if key.startswith("tracing.") and not otlp_is_installed():
+        pytest.skip("the extra `otel` isn't installed")
+    if key.endswith(".host") and sys.platform != "linux":
         pytest.skip("only Linux has more than one loopback address ready")
     effect = EFFECTS[key]
 

@@ -75,7 +75,7 @@ def test_what_is_said_of_the_model_counts(tmp_path):
         ),
         (
             "zzz: 1",
-            "zzz: unknown key; valid ones are anonymous_tenant, auditor, images, logging, policies_dir, server, tenants, upstreams",
+            "zzz: unknown key; valid ones are anonymous_tenant, audit_log, auditor, images, logging, metrics, policies_dir, server, tenants, tracing, upstreams",
         ),
     ],
 )
