@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 SECONDS ?= 60
+MINUTES ?= 30
 TESTERS ?= 2
 STAMP := $(VENV)/.installed
 LOCAL := $(VENV)/.installed-local
@@ -18,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients vllm demo test test-vllm lint format types bench fuzz docs-check nightly train-nano clean
+.PHONY: help install clients vllm demo test test-vllm lint format types bench fuzz docs-check nightly soak train-nano clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -98,6 +99,9 @@ docs-check: $(STAMP) ## Run the commands and check the examples of README and do
 nightly: $(STAMP) $(CLIENTS) ## Everything, the slow tests as well
 	$(BIN)/python -m pytest --run-slow
 	$(BIN)/python -m tests.properties.run --cases 200000 --processes 2
+
+soak: $(STAMP) ## Good and failing streams for MINUTES=30: none leaks, none hangs, memory stays
+	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
 train-nano: $(STAMP) ## Train the embedded auditor again, by the full pipeline (see docs/training.md)
 	OMP_NUM_THREADS=1 $(BIN)/guardtrace-train run trainer/recipes/nano.yaml

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import structlog
@@ -35,6 +36,9 @@ from guardtrace_proxy.server.service import api_key_of
 from guardtrace_proxy.telemetry.logs import configure_own_logging
 from guardtrace_proxy.wire.dialects import speaking_at
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 log = structlog.get_logger("guardtrace")
 
 VARIABLE = "GUARDTRACE_CONFIG"
@@ -60,6 +64,7 @@ class GuardTraceMiddleware:
         environ: Mapping[str, str] | None = None,
         observer: Callable[[Decided], None] | None = None,
         image_fetcher: ImageFetcher | None = None,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         self.app = app
         self.startup_error: str | None = None
@@ -70,6 +75,7 @@ class GuardTraceMiddleware:
         self._environ = os.environ if environ is None else environ
         self._observer = observer
         self._image_fetcher = image_fetcher
+        self._tracer_provider = tracer_provider
         self._inner: InnerApp
         self._starting = anyio.Lock()
 
@@ -177,6 +183,7 @@ class GuardTraceMiddleware:
                 observer=self._observer,
                 image_fetcher=self._image_fetcher,
                 upstreams={MODEL: self._inner},
+                tracer_provider=self._tracer_provider,
             )
             await guard.service.start()
         except Exception as error:

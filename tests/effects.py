@@ -61,6 +61,10 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]
     for name, info in model.model_fields.items():
         inner = info.annotation
         values = get_args(inner)[1:]
+        models = [value for value in get_args(inner) if isinstance(value, type) and issubclass(value, BaseModel)]
+        if type(None) in values and models:
+            yield f"{prefix}{name}", inner
+            inner = models[0]
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from leaves(inner, f"{prefix}{name}.")
         elif values and isinstance(values[0], type) and issubclass(values[0], BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 
 NANO = "builtin:nano"
 """The name of the checkpoint that ships in this package."""
+READ_BYTES = 1 << 20
 OWN_SETTINGS = "guardtrace.json"
 """What a checkpoint says of itself: ``system_prompt``, ``max_context`` (tokens), ``purpose``."""
 
@@ -125,6 +127,30 @@ def own_settings(source: str) -> dict[str, Any]:
     if context is not None and (not isinstance(context, int) or context < 1):
         raise AuditorSettingsError(f"{source}: max_context in {OWN_SETTINGS} must be a number of tokens")
     return {"system_prompt": prompt, "max_context": context, "purpose": purpose}
+
+
+def weights_sha256(model: str) -> str | None:
+    """The SHA-256 of the weights' file; of several that of what ``sha256sum *.safetensors`` prints. None where there
+    are none here."""
+    source = source_of(model)
+    folder = Path(source)
+    if not folder.is_dir():
+        try:
+            folder = Path(hf_hub_download(source, "config.json", local_files_only=True)).parent
+        except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+            return None
+    sums = [(_sha256_of(path), path.name) for path in sorted(folder.glob("*.safetensors"))]
+    if len(sums) < 2:
+        return sums[0][0] if sums else None
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for digest, name in sums).encode()).hexdigest()
+
+
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(READ_BYTES):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def _file_beside(source: str, name: str) -> bytes | None:

@@ -15,7 +15,7 @@ class KeptReadings:
     def __init__(self, most_bytes: int) -> None:
         self.dropped = 0
         """How many went to make room."""
-        self._most_bytes = most_bytes
+        self.most_bytes = most_bytes
         self._readings: OrderedDict[object, Reading] = OrderedDict()
         self._in_use: set[object] = set()
         self._lock = threading.Lock()
@@ -64,13 +64,13 @@ class KeptReadings:
     def is_full(self) -> bool:
         """Whether the readings in use fill the budget by themselves."""
         with self._lock:
-            return sum(self._readings[session].nbytes for session in self._in_use) >= self._most_bytes
+            return sum(self._readings[session].nbytes for session in self._in_use) >= self.most_bytes
 
     def _held(self) -> int:
         return sum(reading.nbytes for reading in self._readings.values())
 
     def _make_room(self) -> None:
-        over = self._held() - self._most_bytes
+        over = self._held() - self.most_bytes
         for session in list(self._readings):
             if over <= 0:
                 return

@@ -5,8 +5,9 @@ Correctness never depends on what a session remembers: each call carries the who
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from guardtrace_proxy.auditor.prompt import Query, Trace
 from guardtrace_proxy.policy.levels import Verdict
@@ -39,6 +40,8 @@ class FailureKind(str, Enum):
     """Too many audits wait already."""
     OUTGROWN = "outgrown"
     """The text that no verdict covers yet is more than one audit takes (see ``Session.capacity``)."""
+    CIRCUIT_OPEN = "circuit_open"
+    """Not asked, since it failed again and again just now."""
     CANCELLED = "cancelled"
     """The auditor was closed while the audit ran."""
     BROKEN = "broken"
@@ -117,4 +120,23 @@ class Auditor(Protocol):
 
     async def aclose(self) -> None:
         """Stop and free everything."""
+        ...
+
+
+MEASURES = {
+    "kv_bytes": "Keys and values of running replies that are kept.",
+    "kv_bytes_limit": "auditor.kv_cache_bytes.",
+    "kv_dropped_total": "Replies whose keys and values went to make room, and are read again.",
+    "replicas": "Servers of the auditor.",
+    "replicas_left_out": "Of these, how many aren't asked since they fell.",
+}
+"""What an auditor may know of itself, by the names that metrics have for it."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """An auditor that can tell how it is doing."""
+
+    def measures(self) -> Mapping[str, float]:
+        """Some of ``MEASURES``, now."""
         ...

@@ -13,13 +13,16 @@ its own audit, since a server may list its models while its engine hangs.
 Silence: a replica that takes connections and never answers would use up the caller's time. When half of what is left of
 it has passed without a reply of that replica, to this audit or any other, the next one is asked as well, and the first
 verdict counts. The silent one isn't given up until then, so a slow audit loses nothing.
+
+An auditor with a fallback is such a pair too, but for two things: all streams belong to the first (``in_order``), and
+go back to it as soon as it answers again, since the second may be another model.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from secrets import token_hex
 
@@ -34,6 +37,7 @@ from guardtrace_proxy.auditor.protocol import (
     Depth,
     DoesNotFit,
     FailureKind,
+    Measured,
     Session,
 )
 from guardtrace_proxy.policy.levels import Verdict
@@ -104,8 +108,15 @@ class Replica:
 class ReplicatedAuditor:
     """Auditors that share the streams. See :class:`guardtrace_proxy.auditor.protocol.Auditor`."""
 
-    def __init__(self, replicas: Mapping[str, Auditor], clock: Callable[[], float] = anyio.current_time) -> None:
-        """``replicas`` by the names that logs call them, at least one; set up alike."""
+    def __init__(
+        self,
+        replicas: Mapping[str, Auditor],
+        clock: Callable[[], float] = anyio.current_time,
+        *,
+        in_order: bool = False,
+    ) -> None:
+        """``replicas`` by the names that logs call them, at least one; set up alike, or ``in_order`` of preference."""
+        self.in_order = in_order
         self._replicas = {name: Replica(name, auditor, clock) for name, auditor in replicas.items()}
         self.clock = clock
         self.name = next(iter(replicas.values())).name
@@ -142,15 +153,38 @@ class ReplicatedAuditor:
                 if error.kind not in MOVES_ON:
                     raise
                 failure = error
+            except DoesNotFit:
+                if not self.in_order or replica is self.first:
+                    raise
+                failure = AuditorFailure(FailureKind.OUTGROWN, "the query is more than the fallback takes")
         assert failure is not None
         raise failure
 
     def order(self, stream: str, first: Replica | None = None) -> list[Replica]:
         """The replicas that an audit asks, one after the other: those that are left out at the end."""
-        wanted = [self._replicas[name] for name in ranked(list(self._replicas), stream)]
-        if first is not None:
+        names = list(self._replicas)
+        wanted = [self._replicas[name] for name in (names if self.in_order else ranked(names, stream))]
+        if first is not None and not self.in_order:
             wanted = [first, *(replica for replica in wanted if replica is not first)]
         return sorted(wanted, key=lambda replica: not replica.is_ready)
+
+    def measures(self) -> dict[str, float]:
+        """How many there are, how many are left out, and the sum of what each knows of itself."""
+        replicas = list(self._replicas.values())
+        found: dict[str, float] = {
+            "replicas": len(replicas),
+            "replicas_left_out": sum(not replica.is_ready for replica in replicas),
+        }
+        for replica in replicas:
+            if isinstance(replica.auditor, Measured):
+                for name, value in replica.auditor.measures().items():
+                    found[name] = found.get(name, 0) + value
+        return found
+
+    @property
+    def first(self) -> Replica:
+        """The one that was named first."""
+        return next(iter(self._replicas.values()))
 
     async def aclose(self) -> None:
         for replica in self._replicas.values():
@@ -224,6 +258,8 @@ class ReplicatedSession:
         if end.verdict is None:
             assert end.failure is not None
             raise end.failure
+        if self._auditor.in_order and end.replica is not self._auditor.first:
+            return replace(end.verdict, auditor=end.replica.auditor.name)
         return end.verdict
 
     async def aclose(self) -> None:

@@ -115,6 +115,11 @@ class TransformersAuditor:
         """Tokens that a prompt may have."""
         return prompt_tokens(self.max_context, self.annotate_max_tokens)
 
+    def measures(self) -> dict[str, float]:
+        """What is kept of running replies, and how much of it may be."""
+        kept = self.kept
+        return {"kv_bytes": kept.nbytes, "kv_bytes_limit": kept.most_bytes, "kv_dropped_total": kept.dropped}
+
     async def open(self, query: Query) -> TransformersSession:
         try:
             session = await anyio.to_thread.run_sync(TransformersSession, self, query, abandon_on_cancel=True)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import math
 import os
 import signal
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 import uvicorn
 
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 from guardtrace_proxy.cli.problems import fail
+from guardtrace_proxy.cli.workers import DID_NOT_START, Workers
 from guardtrace_proxy.policy.errors import ConfigError
 from guardtrace_proxy.server.app import GuardTraceApp
-from guardtrace_proxy.server.config import load_config
+from guardtrace_proxy.server.config import Config, load_config
+from guardtrace_proxy.server.service import CLOSE_SECONDS
 from guardtrace_proxy.telemetry.logs import configure_logging
 
-SHUTDOWN_SECONDS = 30
+log = structlog.get_logger("guardtrace")
+
+LAST_SECONDS = 5
+"""What replies have to end once ``server.drain_ms`` is over: the text that is held is judged first."""
 IDLE_SECONDS = 75
 """How long an idle connection stays open: longer than the 60 s after which load balancers close theirs, so that none
 sends a request into a connection that is just being closed."""
@@ -29,37 +38,99 @@ YOUNG_OBJECTS = 100_000
 them over and over, which took a fifth of the CPU time."""
 
 
+class DrainingServer(uvicorn.Server):
+    """Lets replies go on for ``seconds`` once it was told to stop; then it ends them."""
+
+    def __init__(self, config: uvicorn.Config, app: GuardTraceApp, seconds: float) -> None:
+        super().__init__(config)
+        self._app = app
+        self._seconds = seconds
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        log.info("shutting down", running=self._app.service.shedding.running, seconds=self._seconds)
+        timer = asyncio.get_running_loop().call_later(self._seconds, self._end)
+        await super().shutdown(sockets)
+        timer.cancel()
+
+    def _end(self) -> None:
+        log.warning("ended replies that still ran", replies=self._app.service.drain.end())
+
+
 def serve(
     config: Annotated[Path, typer.Option(help="The settings.", exists=True, dir_okay=False)] = Path("guardtrace.yaml"),
     host: Annotated[str | None, typer.Option(help="In place of server.host.")] = None,
     port: Annotated[int | None, typer.Option(help="In place of server.port.", min=0, max=65535)] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="In place of metrics.port; workers have the ports from it on.", min=0, max=65535)
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share the port.", min=1, max=256)] = 1,
 ) -> None:
     """Serve the proxy until it is told to stop."""
     try:
         settings = load_config(config, os.environ)
-        configure_logging(settings.logging.format, settings.logging.level)
-        app = GuardTraceApp(settings)
-    except (ConfigError, AuditorSettingsError) as error:
+    except ConfigError as error:
         fail(error, 2)
-    server = uvicorn.Server(
+    configure_logging(settings.logging.format, settings.logging.level)
+    in_process = [key for key, guard in settings.auditor.guards.items() if guard.backend != "openai"]
+    if workers > 1 and in_process:
+        fail(f"{in_process[0]}.backend: each worker would load the auditor; serve it (`guardtrace auditor serve`)", 2)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is heard
+    listener = _listen(host or settings.server.host, settings.server.port if port is None else port, settings)
+    gc.freeze()  # what is loaded now stays
+    gc.set_threshold(YOUNG_OBJECTS)
+    metrics_port = settings.metrics.port if metrics_port is None else metrics_port
+
+    def work(worker: int) -> int:
+        return _serve(settings, config, listener, metrics_port + worker if metrics_port else metrics_port)
+
+    if workers == 1:
+        sys.exit(work(0))
+    stop_seconds = settings.server.drain_ms / 1000 + LAST_SECONDS + 4 * CLOSE_SECONDS
+    sys.exit(Workers(workers, work, stop_seconds).run())
+
+
+def _listen(host: str, port: int, settings: Config) -> socket.socket:
+    """The socket that all workers accept on."""
+    try:
+        [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Of a client that takes nothing only the kernel can drop what waits for it. Accepted sockets inherit this.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2 * settings.server.client_timeout_ms)
+        listener.bind(address)
+    except OSError as error:
+        fail(f"The server can't listen on {host}:{port}: {(error.strerror or str(error)).lower()}", 2)
+    return listener
+
+
+def _serve(settings: Config, config: Path, listener: socket.socket, metrics_port: int | None) -> int:
+    """Serve to the end; the exit status."""
+    try:
+        app = GuardTraceApp(settings, file=config, metrics_port=metrics_port)
+    except AuditorSettingsError as error:
+        return _did_not_start(str(error))
+    server = DrainingServer(
         uvicorn.Config(
             app,
-            host=settings.server.host if host is None else host,
-            port=settings.server.port if port is None else port,
             log_config=None,
             access_log=False,
             server_header=False,
             date_header=True,
             lifespan="on",
             timeout_keep_alive=IDLE_SECONDS,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-        )
+            timeout_graceful_shutdown=math.ceil(settings.server.drain_ms / 1000) + LAST_SECONDS,
+        ),
+        app,
+        settings.server.drain_ms / 1000,
     )
     # uvicorn raises the signal again that ended it, once every reply has ended: that is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    gc.freeze()  # what is loaded now stays
-    gc.set_threshold(YOUNG_OBJECTS)
     with suppress(KeyboardInterrupt, SystemExit):
-        server.run()
-    if not server.started:
-        fail(f"The server didn't start: {app.startup_error or 'the log says why'}", 2)
+        server.run([listener])
+    return 0 if server.started else _did_not_start(app.startup_error or "the log says why")
+
+
+def _did_not_start(why: str) -> int:
+    typer.echo(f"The server didn't start: {why}", err=True)
+    return DID_NOT_START

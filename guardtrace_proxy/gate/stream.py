@@ -81,6 +81,11 @@ class StreamGate:
         return earliest
 
     @property
+    def tokens_read(self) -> int:
+        """Tokens of all choices that have come."""
+        return sum(choice.tokens_read for choice in self._choices.values())
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of the upstream's that are held."""
         return self._queue.held_bytes
@@ -89,6 +94,11 @@ class StreamGate:
     def wants_reading(self) -> bool:
         """False while as much is held as may be: stop reading, so that TCP slows the upstream down."""
         return self._queue.held_bytes < self._max_stream_bytes
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """What the upstream said last that it used, in its own words."""
+        return self._usage
 
     @property
     def choices(self) -> list[Choice]:
@@ -245,7 +255,7 @@ class StreamGate:
         self.wants_upstream = False
 
     def _own_usage(self) -> bytes:
-        read = sum(choice.tokens_read for choice in self._choices.values())
+        read = self.tokens_read
         return self._writer.usage(self._usage, read, expose=self._policy.expose.object)
 
     def _cut_of(self, choice: Choice) -> Cut:

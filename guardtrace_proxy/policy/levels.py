@@ -44,7 +44,8 @@ class Verdict:
     ``probabilities`` is None where only an annotation was read: such a verdict is certain of its level.
     ``analysis`` quotes what was judged, so it is user text: never logged, never sent to a client.
     ``milliseconds`` is the auditor's own time. ``depth`` is what decided, ``label`` or ``annotate``; ``escalated`` says
-    that an annotation was asked for on suspicion, so with depth ``label`` it was lost.
+    that an annotation was asked for on suspicion, so with depth ``label`` it was lost. ``auditor`` names the one that
+    judged in the configured one's place (``auditor.fallback``).
     """
 
     level: Level
@@ -53,6 +54,7 @@ class Verdict:
     depth: str = "annotate"
     milliseconds: float = 0.0
     escalated: bool = False
+    auditor: str | None = None
 
     @property
     def risk(self) -> float:

@@ -12,21 +12,27 @@ import structlog
 from guardtrace_proxy.auditor.cascade import within
 from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, Session
-from guardtrace_proxy.gate import StreamGate
+from guardtrace_proxy.gate import Decided, StreamGate
 from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, RequestImage, is_remote, resolve_images
 from guardtrace_proxy.policy.schema import Policy, ReasoningField
+from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import JSON, Send, respond
 from guardtrace_proxy.server.config import ModelSettings
 from guardtrace_proxy.server.continued import ContinuedSession
+from guardtrace_proxy.server.drain import Drain
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.event_stream import EventStream
 from guardtrace_proxy.server.exchange import Exchange
+from guardtrace_proxy.server.forwarded import trace_id_of
+from guardtrace_proxy.server.limits import Use
 from guardtrace_proxy.server.record import ReplyRecord
 from guardtrace_proxy.server.service import Service
+from guardtrace_proxy.server.span_attributes import of_generation, of_request
 from guardtrace_proxy.server.tenants import Tenant
 from guardtrace_proxy.server.unopened import UnopenedSession
 from guardtrace_proxy.server.upstream import Model
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, read_bounded
+from guardtrace_proxy.telemetry.tracing import Trace
 from guardtrace_proxy.wire.dialects import Dialect
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.prefill import opening_of
@@ -46,19 +52,41 @@ async def answer(
     dialect: Dialect[Asked],
     body: bytes,
     forwarded: Mapping[str, str],
+    use: Use,
     send: Send,
+    trace: Trace,
 ) -> None:
-    """Answer one request. ``forwarded`` are the headers for the upstream, ``x-request-id`` among them.
+    """Answer one request. ``forwarded`` are the headers for the upstream, ``x-request-id`` among them; ``use`` is told
+    how many tokens the request takes.
 
     Raises ApiError for everything that goes wrong before the reply has begun.
     """
-    request = _read(dialect, body, service.config.upstreams[tenant.upstream])
-    policy = _policy_for(dialect, request, service.policies[tenant.policy].policy)
+    settings = service.config.upstreams[tenant.upstream]
+    request = _read(dialect, body, settings)
+    policy = _policy_for(dialect, request, tenant.loaded.policy)
+    use.prompt([text for turns in request.queries for _, text in turns])
     images = await _images(service, request)
     queries = [
         Query([Turn(*turn) for turn in turns], images, stream=forwarded["x-request-id"], tenant=tenant.name)
         for turns in request.queries
     ]
+    about = About(
+        request_id=forwarded["x-request-id"],
+        trace_id=trace.trace_id or trace_id_of(forwarded),
+        tenant=tenant.name,
+        upstream=tenant.upstream,
+        route=dialect.route,
+        model=request.model,
+        stream=request.stream,
+        images=len(images),
+        policy=tenant.policy,
+        policy_sha256=tenant.loaded.sha256,
+        auditor=service.auditor.name,
+        checkpoint=service.checkpoint,
+        queries=request.queries,
+        n=request.n,
+    )
+    trace.describe(of_request(about))
     prefill = request.prefill
     opening = None if prefill is None else opening_of(prefill, upstream.thinking)
 
@@ -82,36 +110,53 @@ async def answer(
             max_stream_bytes=max_bytes,
             choices=request.choices,
         )
-        record = ReplyRecord(
-            tenant.name,
-            tenant.policy,
-            policy,
-            service.auditor.name,
-            request.stream,
-            forwarded["x-request-id"],
-            service.observer,
-        )
+        record = ReplyRecord(about, policy, service, trace)
         out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
         urls = [image.data_url for image in images] if any(is_remote(url) for url, _ in request.images) else None
         body = dialect.body_for_upstream(body, request, urls)
-        kept_alive = out.kept_alive() if request.stream else nullcontext()
-        async with kept_alive, upstream.ask(dialect.path, body, forwarded) as source:
+        kept_alive = out.kept_alive(service.drain) if request.stream else nullcontext()
+        asking = _asked(upstream, dialect.path, body, forwarded, trace, about, settings)
+
+        def decided(outcome: Decided) -> None:
+            use.reply(gate.tokens_read)
+            record.decided(outcome)
+
+        async with kept_alive, asking as source:
             exchange = Exchange(
                 gate,
                 service.plan_for(policy),
                 sessions,
                 open_session=open_session,
                 close_upstream=source.close,
-                on_decided=record.add,
+                on_asked=record.asked,
+                on_decided=decided,
             )
-            with service.budget.counting(lambda: gate.held_bytes):
+            with service.budget.counting(lambda: gate.held_bytes), record.running(gate):
                 try:
                     if request.stream:
-                        await _stream(exchange, source, reply, out)
+                        await _stream(exchange, source, reply, out, service.drain)
                     else:
                         await _whole(exchange, source, reply, service, record, send)
                 finally:
-                    record.close(gate)
+                    use.reply(gate.tokens_read)
+        if out.failure is not None:
+            service.metrics.error(out.failure.status)
+
+
+@asynccontextmanager
+async def _asked(
+    upstream: Model,
+    path: str,
+    body: bytes,
+    forwarded: Mapping[str, str],
+    trace: Trace,
+    about: About,
+    settings: ModelSettings,
+) -> AsyncIterator[Source]:
+    """The upstream's reply, which is a part of the trace."""
+    with trace.generation(*of_generation(about, settings)) as headers:
+        async with upstream.ask(path, body, {**forwarded, **headers}) as source:
+            yield source
 
 
 def _read(dialect: Dialect[Asked], body: bytes, settings: ModelSettings) -> Asked:
@@ -167,13 +212,14 @@ async def _first_session(open_session: OpenSession, choice: int, timeout_ms: int
         return UnopenedSession(failure)
 
 
-async def _stream(exchange: Exchange, source: Source, reply: Reply, out: EventStream) -> None:
+async def _stream(exchange: Exchange, source: Source, reply: Reply, out: EventStream, drain: Drain) -> None:
     if "text/event-stream" not in source.content_type:
         raise upstream_unreadable(
             f"{source.content_type[:80] or 'no content type'} where an event stream was asked for"
         )
     await out.begin(source.limits)
-    await exchange.run(_events(source, reply), out.write)
+    with drain.may_stop(exchange.stop):
+        await exchange.run(_events(source, reply), out.write)
 
 
 async def _events(source: Source, reply: Reply) -> AsyncIterator[list[Event]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import structlog
 
 from guardtrace_proxy.auditor.protocol import Auditor
@@ -28,13 +31,19 @@ from guardtrace_proxy.server.asgi_io import (
     respond_json,
     route_of,
 )
-from guardtrace_proxy.server.config import Config
-from guardtrace_proxy.server.errors import ApiError, no_route, unauthorized
+from guardtrace_proxy.server.config import Config, load_config
+from guardtrace_proxy.server.errors import ApiError, no_route, shutting_down, unauthorized
 from guardtrace_proxy.server.forwarded import to_upstream
+from guardtrace_proxy.server.reload import Reloader
 from guardtrace_proxy.server.service import Service
+from guardtrace_proxy.server.span_attributes import of_http
 from guardtrace_proxy.server.tenants import Tenant, Tenants
 from guardtrace_proxy.server.upstream import Model, ModelServer
+from guardtrace_proxy.telemetry.tracing import NO_TRACE, Trace
 from guardtrace_proxy.wire.dialects import BY_ROUTE, Dialect, speaking_at
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 log = structlog.get_logger("guardtrace")
 
@@ -46,7 +55,8 @@ class GuardTraceApp:
 
     ``auditor`` replaces the one that the config names, ``image_fetcher`` the one for its ``images.allow_urls``;
     ``environ`` is where keys are looked up; ``observer`` is told of every decision. ``upstreams`` are asked in place of
-    the config's.
+    the config's, and spans go to ``tracer_provider`` in place of where the config says; ``metrics_port`` replaces the
+    config's. ``file`` is where the config was read from: tenants and policies are read again when it changes.
     """
 
     def __init__(
@@ -58,10 +68,16 @@ class GuardTraceApp:
         observer: Callable[[Decided], None] | None = None,
         image_fetcher: ImageFetcher | None = None,
         upstreams: Mapping[str, ModelServer] | None = None,
+        tracer_provider: TracerProvider | None = None,
+        metrics_port: int | None = None,
+        file: Path | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
-        self.service = Service(config, environ, auditor, observer, image_fetcher, upstreams)
+        self.service = Service(
+            config, environ, auditor, observer, image_fetcher, upstreams, tracer_provider, metrics_port
+        )
         self.startup_error: str | None = None
+        self.reloader = None if file is None else Reloader(file, config, environ, load_config, self.use)
         self._tenants = Tenants(config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,6 +87,10 @@ class GuardTraceApp:
             await self._http(scope, receive, send)
         elif scope["type"] == "websocket":
             await close_websocket(receive, send)
+
+    def use(self, config: Config) -> None:
+        """Tenants and policies of ``config`` for all requests from now on."""
+        self._tenants = Tenants(config)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -82,6 +102,8 @@ class GuardTraceApp:
             return
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self.service.probe)
+            if self.reloader is not None:
+                tasks.start_soon(self.reloader.watch)
             await send({"type": "lifespan.startup.complete"})
             await receive()
             tasks.cancel_scope.cancel()
@@ -91,9 +113,10 @@ class GuardTraceApp:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         forwarded = to_upstream(scope)
         guarded = OneResponse(send, forwarded["x-request-id"], speaking_at(route_of(scope)).id_headers)
-        with structlog.contextvars.bound_contextvars(request_id=forwarded["x-request-id"]):
+        request_id = forwarded["x-request-id"]
+        with structlog.contextvars.bound_contextvars(request_id=request_id), self._traced(scope, forwarded) as trace:
             try:
-                await self._route(scope, receive, guarded, forwarded)
+                await self._route(scope, receive, guarded, forwarded, trace)
             except ClientGone:
                 log.info("client left")
             except ApiError as error:
@@ -103,8 +126,18 @@ class GuardTraceApp:
                 log.exception("internal error", error=type(error).__name__)
                 failure = ApiError(500, "The proxy failed.", type="server_error", code="internal_error")
                 await self._fail(scope, guarded, failure)
+            finally:
+                trace.answered(guarded.status)
+
+    def _traced(self, scope: Scope, forwarded: Mapping[str, str]) -> AbstractContextManager[Trace]:
+        method, route = scope["method"], route_of(scope)
+        if method != "POST" or route not in BY_ROUTE:
+            return nullcontext(NO_TRACE)
+        about = of_http(method, route, forwarded["x-request-id"])
+        return self.service.tracing.request(f"{method} {route}", forwarded, about)
 
     async def _fail(self, scope: Scope, send: OneResponse, error: ApiError) -> None:
+        self.service.metrics.error(error.status)
         if send.began:
             # The reply is broken off so that it can't be taken for a finished one.
             raise error
@@ -113,7 +146,9 @@ class GuardTraceApp:
         closing = [CLOSE] if header(scope, b"expect") is not None else None
         await respond_error(send, error, shape, send.request_id, closing)
 
-    async def _route(self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]) -> None:
+    async def _route(
+        self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str], trace: Trace
+    ) -> None:
         method, path = scope["method"], route_of(scope)
         # What HEAD gets is GET's answer; the server leaves its body out.
         reads = method in ("GET", "HEAD")
@@ -126,21 +161,58 @@ class GuardTraceApp:
             models, limits = await self._upstream(tenant, scope).models(forwarded)
             await respond(send, 200, models, [JSON, *limits])
         elif method == "POST" and path in BY_ROUTE:
-            await self._answer(BY_ROUTE[path], scope, receive, send, forwarded)
+            await self._answer(BY_ROUTE[path], scope, receive, send, forwarded, trace)
         else:
             raise no_route(method, path)
 
     async def _answer(
-        self, dialect: Dialect[Any], scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]
+        self,
+        dialect: Dialect[Any],
+        scope: Scope,
+        receive: Receive,
+        send: OneResponse,
+        forwarded: Mapping[str, str],
+        trace: Trace,
     ) -> None:
+        service, server = self.service, self.service.config.server
         tenant = self.tenant_of(scope)
         for name in dialect.required_headers:
             if not header(scope, name.encode()):
                 raise ApiError(400, f"{name}: this header is required.", param=name)
-        self.service.budget.admit()
-        body = await read_body(scope, receive, self.service.config.server.max_body_bytes)
+        with (
+            service.shedding.request(),
+            service.limits.request(tenant.name, tenant.limits) as use,
+            service.budget.body() as came,
+        ):
+            body = await read_body(scope, receive, server.max_body_bytes, server.client_timeout_ms / 1000, came)
+            upstream = self._upstream(tenant, scope)
+
+            async def reply(send: Send) -> None:
+                await answer(service, tenant, upstream, dialect, body, forwarded, use, send, trace)
+
+            await self._reply(reply, receive, send, use.end)
+
+    async def _reply(
+        self,
+        reply: Callable[[Send], Awaitable[None]],
+        receive: Receive,
+        send: OneResponse,
+        on_end: Callable[[], None],
+    ) -> None:
+        """``reply`` for as long as the client is there and takes what it is sent. ``on_end``: all of it was sent."""
         failure: ApiError | None = None
+        seconds = self.service.config.server.client_timeout_ms / 1000
         async with anyio.create_task_group() as tasks:
+
+            async def send_in_time(message: Message) -> None:
+                with anyio.move_on_after(seconds) as waiting:
+                    await send(message)
+                if waiting.cancelled_caught:
+                    log.warning("client takes nothing")
+                    tasks.cancel_scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+                if send.ended:
+                    on_end()
 
             async def leave_with_client() -> None:
                 while (await receive())["type"] != "http.disconnect":
@@ -151,9 +223,16 @@ class GuardTraceApp:
                     log.info("client left")
                     tasks.cancel_scope.cancel()
 
+            def refuse() -> None:
+                nonlocal failure
+                if not send.began:
+                    failure = shutting_down()
+                    tasks.cancel_scope.cancel()
+
             tasks.start_soon(leave_with_client)
             try:
-                await answer(self.service, tenant, self._upstream(tenant, scope), dialect, body, forwarded, send)
+                with self.service.drain.may_stop(refuse):
+                    await reply(send_in_time)
             except ApiError as error:
                 failure = error
             tasks.cancel_scope.cancel()
@@ -176,10 +255,12 @@ class GuardTraceApp:
         auditor = {
             "name": service.auditor.name,
             "probe": service.probed,
+            "circuit": service.breaker.circuit.value,
             "warnings": list(service.auditor.warnings),
         }
         status = "ready" if ready else "starting"
-        await respond_json(send, 200 if ready else 503, {"status": status, "auditor": auditor})
+        content = {"status": status, "running": service.shedding.running, "auditor": auditor}
+        await respond_json(send, 200 if ready else 503, content)
 
 
 class OneResponse:
@@ -189,12 +270,18 @@ class OneResponse:
         self.request_id = request_id
         self._send = send
         self._ids = [(name.encode(), request_id.encode()) for name in id_headers]
-        self.began = False
+        self.status: int | None = None
+        """None until the head has left."""
         self.ended = False
+
+    @property
+    def began(self) -> bool:
+        """Whether the head has left."""
+        return self.status is not None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.began = True
+            self.status = message["status"]
             message = {**message, "headers": [*message["headers"], *self._ids]}
         else:
             self.ended = not message.get("more_body", False)

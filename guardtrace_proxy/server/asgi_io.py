@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import anyio
 import msgspec
 
-from guardtrace_proxy.server.errors import ApiError
+from guardtrace_proxy.server.errors import ApiError, client_silent
 from guardtrace_proxy.wire.dialects import ErrorShape
 
 Message = MutableMapping[str, Any]
@@ -45,11 +47,17 @@ async def close_websocket(receive: Receive, send: Send) -> None:
     await send({"type": "websocket.close", "code": 1008, "reason": "not audited, so not served"})
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole request body, at most ``limit`` bytes.
+async def read_body(
+    scope: Scope,
+    receive: Receive,
+    limit: int,
+    silence_seconds: float = math.inf,
+    came: Callable[[int], None] = lambda _: None,
+) -> bytes:
+    """The whole request body, at most ``limit`` bytes; ``came`` is told of each piece's length.
 
-    Raises ApiError 413 beyond, 415 where it is compressed (nobody needs that, and it would be one more bomb to
-    defuse), ClientGone at a disconnect.
+    Raises ApiError 413 beyond, 408 where the client is silent for too long, 415 where it is compressed (nobody needs
+    that, and it would be one more bomb to defuse), ClientGone at a disconnect.
     """
     coding = header(scope, b"content-encoding")
     if coding is not None and coding.strip().lower() not in ("", "identity"):
@@ -68,11 +76,15 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
-        message = await receive()
+        with anyio.move_on_after(silence_seconds) as waiting:
+            message = await receive()
+        if waiting.cancelled_caught:
+            raise client_silent()
         if message["type"] == "http.disconnect":
             raise ClientGone
         chunk = message.get("body", b"")
         size += len(chunk)
+        came(len(chunk))
         if size > limit:
             raise too_large
         chunks.append(chunk)

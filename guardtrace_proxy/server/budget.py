@@ -1,11 +1,12 @@
-"""How many bytes all replies together hold (``server.max_total_bytes``)."""
+"""How many bytes are in memory for all requests together (``server.max_total_bytes``): their bodies, and what replies
+hold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from guardtrace_proxy.server.errors import ApiError
+from guardtrace_proxy.server.errors import overloaded
 
 
 class HeldBytes:
@@ -15,6 +16,7 @@ class HeldBytes:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._replies: set[Callable[[], int]] = set()
+        self._bodies = 0
 
     @contextmanager
     def counting(self, held: Callable[[], int]) -> Iterator[None]:
@@ -25,19 +27,30 @@ class HeldBytes:
         finally:
             self._replies.discard(held)
 
+    @contextmanager
+    def body(self) -> Iterator[Callable[[int], None]]:
+        """Count a request's body while the context lasts: it yields what is to be told of each piece's length, which
+        raises ApiError 503 once bodies alone reach the limit."""
+        size = 0
+
+        def add(length: int) -> None:
+            nonlocal size
+            size += length
+            self._bodies += length
+            if self._bodies >= self._limit:
+                raise overloaded("server.max_total_bytes")
+
+        try:
+            yield add
+        finally:
+            self._bodies -= size
+
     @property
     def total(self) -> int:
         """Bytes that are held now."""
-        return sum(held() for held in self._replies)
+        return self._bodies + sum(held() for held in self._replies)
 
-    def admit(self) -> None:
-        """Raise ApiError 503 where the limit is reached."""
-        if self.total < self._limit:
-            return
-        raise ApiError(
-            503,
-            "The proxy holds as much unaudited text as it may (server.max_total_bytes). Try again soon.",
-            type="server_error",
-            code="overloaded",
-            headers=((b"retry-after", b"1"),),
-        )
+    @property
+    def is_full(self) -> bool:
+        """The limit is reached."""
+        return self.total >= self._limit

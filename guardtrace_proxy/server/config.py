@@ -1,10 +1,11 @@
-"""``guardtrace.yaml``: the server's settings, read once at start."""
+"""``guardtrace.yaml``: the server's settings."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -39,8 +40,12 @@ def _check_url(value: str) -> str:
 
 
 class ServerSettings(Settings):
-    """Where the proxy listens and how much it takes. ``max_total_bytes`` bounds what all replies hold together.
+    """Where the proxy listens and how much it takes. ``max_total_bytes`` bounds request bodies and what replies hold,
+    all together; ``max_concurrent`` and ``max_lag_ms`` (how late the event loop may be; 0: as late as it is) say from
+    when on requests are turned away.
 
+    ``client_timeout_ms``: how long a client may leave its body unfinished, or take nothing of its reply.
+    ``drain_ms``: how long replies may go on after the server was told to stop.
     ``keepalive_ms``: a stream in which nothing was sent for so long gets a comment; 0 sends none.
     """
 
@@ -49,6 +54,10 @@ class ServerSettings(Settings):
     max_body_bytes: Bytes = 33_554_432
     max_stream_bytes: Bytes = 8_388_608
     max_total_bytes: Bytes = 1_073_741_824
+    max_concurrent: int = Field(4096, ge=1)
+    max_lag_ms: int = Field(1000, ge=0)
+    client_timeout_ms: Milliseconds = 60_000
+    drain_ms: int = Field(30_000, ge=0)
     keepalive_ms: int = Field(15_000, ge=0)
     passthrough: list[str] = []
 
@@ -99,24 +108,21 @@ class ModelSettings(Settings):
 
 
 class UpstreamSettings(ModelSettings):
-    """A model server that is asked over HTTP."""
+    """A model server that is asked over HTTP, and asked again where not a byte of a reply came."""
 
     base_url: str
+    retries: int = Field(1, ge=0, le=5)
 
     _url = field_validator("base_url")(_check_url)
 
 
-class AuditorSettings(Settings):
-    """The guard model and how it is asked. ``base_url`` is one URL in the file, or a list."""
+class GuardSettings(Settings):
+    """A guard model. ``base_url`` is one URL in the file, or a list."""
 
     backend: Literal["openai", "transformers", "vllm"] = "openai"
     base_url: list[Annotated[str, AfterValidator(_check_url)]] | None = None
     api_key_env: str | None = None
     model: str = Field("DloadingX/GuardTrace-VL-3B", min_length=1)
-    depth: Literal["label", "annotate", "cascade"] = "cascade"
-    escalate_at: float | None = Field(None, gt=0, le=1)
-    timeout_ms: Milliseconds = 5000
-    annotate_timeout_ms: Milliseconds | None = None
     annotate_max_tokens: int = Field(512, ge=8, le=8192)
     max_context: int = Field(8192, ge=512)
     kv_cache_bytes: Bytes | None = None
@@ -133,12 +139,41 @@ class AuditorSettings(Settings):
         return value
 
 
+class AuditorSettings(GuardSettings):
+    """The guard model and how it is asked. ``fallback`` is asked in the same way where it fails;
+    ``breaker_failures``: streams whose audits fail in a row until it is left alone for a while, None: never."""
+
+    depth: Literal["label", "annotate", "cascade"] = "cascade"
+    escalate_at: float | None = Field(None, gt=0, le=1)
+    timeout_ms: Milliseconds = 5000
+    annotate_timeout_ms: Milliseconds | None = None
+    breaker_failures: int | None = Field(5, ge=1)
+    fallback: GuardSettings | None = None
+
+    @property
+    def guards(self) -> dict[str, GuardSettings]:
+        """By key: the auditor itself, and its fallback."""
+        guards: dict[str, GuardSettings] = {"auditor": self}
+        if self.fallback is not None:
+            guards["auditor.fallback"] = self.fallback
+        return guards
+
+
+class LimitSettings(Settings):
+    """What one tenant may ask for, in each process; None: as much as it likes."""
+
+    concurrent: int | None = Field(None, ge=1)
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+
+
 class TenantSettings(Settings):
-    """Whose requests follow which policy and go to which upstream."""
+    """Whose requests follow which policy and go to which upstream, and how many may there be."""
 
     keys: list[str] = []
     policy: str
     upstream: str = "default"
+    limits: LimitSettings = LimitSettings()
 
     @field_validator("keys")
     @classmethod
@@ -171,6 +206,31 @@ class LoggingSettings(Settings):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class AuditLogSettings(Settings):
+    """The record of decisions; none without ``path``. ``keep`` older files stay; ``queue_bytes`` wait for the disk."""
+
+    path: str | None = Field(None, min_length=1)
+    evidence: Literal["none", "redacted", "full"] = "none"
+    max_bytes: int = Field(104_857_600, ge=1_048_576)
+    keep: int = Field(10, ge=1, le=1000)
+    queue_bytes: int = Field(16_777_216, ge=65_536)
+
+
+class MetricsSettings(Settings):
+    """Where Prometheus reads ``/metrics``: a port of its own, without a key; none where ``port`` is None."""
+
+    host: str = "127.0.0.1"
+    port: int | None = Field(None, ge=0, le=65535)
+
+
+class TracingSettings(Settings):
+    """Where spans are sent by OTLP over HTTP; nowhere where ``endpoint`` is None. ``sample`` is a share of the traces
+    that begin here."""
+
+    endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
+    sample: float = Field(1.0, ge=0, le=1)
+
+
 class SettingsFile(Settings):
     """What a file says whichever door it is for."""
 
@@ -182,6 +242,9 @@ class SettingsFile(Settings):
     anonymous_tenant: str | None = None
     images: ImageSettings = ImageSettings()
     logging: LoggingSettings = LoggingSettings()
+    audit_log: AuditLogSettings = AuditLogSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
 
 
 class ConfigFile(SettingsFile):
@@ -201,7 +264,11 @@ class Config:
     anonymous_tenant: str | None
     images: ImageSettings
     logging: LoggingSettings
+    audit_log: AuditLogSettings
+    metrics: MetricsSettings
+    tracing: TracingSettings
     policies: dict[str, LoadedPolicy]
+    policies_dir: Path
 
     @property
     def over_http(self) -> dict[str, UpstreamSettings]:
@@ -240,6 +307,9 @@ def config_of(
         *_same_servers(settings, file),
         *_environment(settings, file, environ),
         *_of_depth(settings.auditor, file),
+        *_audit_log(settings.audit_log, file),
+        *_metrics(settings, file),
+        *_tracing(settings.tracing, file),
     ]
     policies: dict[str, LoadedPolicy] = {}
     folder = file.path.parent / settings.policies_dir
@@ -260,7 +330,10 @@ def config_of(
     fields: dict[str, Any] = {
         name: getattr(settings, name) for name in SettingsFile.model_fields if name != "policies_dir"
     }
-    return Config(**fields, policies=policies)
+    if settings.audit_log.path is not None:
+        path = file.path.parent / settings.audit_log.path
+        fields["audit_log"] = settings.audit_log.model_copy(update={"path": str(path)})
+    return Config(**fields, policies=policies, policies_dir=folder)
 
 
 def _references(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:
@@ -278,25 +351,31 @@ def _references(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:
     anonymous = settings.anonymous_tenant
     if anonymous is not None and anonymous not in settings.tenants:
         yield file.problem("anonymous_tenant", f"there is no tenant {anonymous!r}")
-    if settings.auditor.backend == "openai" and settings.auditor.base_url is None:
-        yield file.problem("auditor.base_url", "required by backend openai: the URL of a server, ending in /v1")
-    backend = settings.auditor.backend
-    if backend != "openai" and settings.auditor.base_url is not None:
-        yield file.problem("auditor.base_url", f"has no effect with backend {backend}")
-    if backend != "openai" and settings.auditor.api_key_env is not None:
-        yield file.problem("auditor.api_key_env", f"has no effect with backend {backend}")
-    if backend != "transformers" and settings.auditor.kv_cache_bytes is not None:
-        yield file.problem("auditor.kv_cache_bytes", f"has no effect with backend {backend}")
+    for key, guard in settings.auditor.guards.items():
+        yield from _of_backend(key, guard, file)
+
+
+def _of_backend(key: str, guard: GuardSettings, file: YamlFile) -> Iterator[Problem]:
+    backend = guard.backend
+    if backend == "openai" and guard.base_url is None:
+        yield file.problem(f"{key}.base_url", "required by backend openai: the URL of a server, ending in /v1")
+    if backend != "openai" and guard.base_url is not None:
+        yield file.problem(f"{key}.base_url", f"has no effect with backend {backend}")
+    if backend != "openai" and guard.api_key_env is not None:
+        yield file.problem(f"{key}.api_key_env", f"has no effect with backend {backend}")
+    if backend != "transformers" and guard.kv_cache_bytes is not None:
+        yield file.problem(f"{key}.kv_cache_bytes", f"has no effect with backend {backend}")
 
 
 def _same_servers(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:
-    seen: dict[str, int] = {}
-    for number, url in enumerate(settings.auditor.base_url or ()):
-        first = seen.setdefault(str(URL(url.rstrip("/"))), number)
-        if first != number:
-            yield file.problem(
-                f"auditor.base_url.{number}", f"the same server as auditor.base_url.{first}: name it once"
-            )
+    seen: dict[str, str] = {}
+    for key, guard in settings.auditor.guards.items():
+        for number, url in enumerate(guard.base_url or ()):
+            place = f"{key}.base_url.{number}"
+            # One server may serve two models, each with a name of its own.
+            first = seen.setdefault(f"{URL(url.rstrip('/'))} {guard.model}", place)
+            if first != place:
+                yield file.problem(place, f"the same server as {first}: name it once")
 
 
 def _of_depth(auditor: AuditorSettings, file: YamlFile) -> Iterator[Problem]:
@@ -328,9 +407,46 @@ def _late_escalation(
             )
 
 
+def _audit_log(audit_log: AuditLogSettings, file: YamlFile) -> Iterator[Problem]:
+    if audit_log.path is None:
+        for key in sorted(audit_log.model_fields_set - {"path"}):
+            yield file.problem(f"audit_log.{key}", "has no effect without audit_log.path")
+        return
+    path = file.path.parent / audit_log.path
+    if path.is_dir():
+        yield file.problem("audit_log.path", f"{path} is a folder: name a file in it")
+    elif not path.parent.is_dir():
+        yield file.problem("audit_log.path", f"there is no folder {path.parent}: make it")
+
+
+def _metrics(settings: SettingsFile, file: YamlFile) -> Iterator[Problem]:
+    metrics = settings.metrics
+    if metrics.port is None:
+        if "host" in metrics.model_fields_set:
+            yield file.problem("metrics.host", "has no effect without metrics.port")
+    elif metrics.port and metrics.port == settings.server.port:
+        yield file.problem("metrics.port", "is server.port, where tenants ask: choose another")
+
+
+def _tracing(tracing: TracingSettings, file: YamlFile) -> Iterator[Problem]:
+    if tracing.endpoint is None:
+        if "sample" in tracing.model_fields_set:
+            yield file.problem("tracing.sample", "has no effect without tracing.endpoint")
+    elif not otlp_is_installed():
+        yield file.problem("tracing.endpoint", "needs the extra `otel`: pip install 'guardtrace-proxy[otel]'")
+
+
+def otlp_is_installed() -> bool:
+    """Whether the extra ``otel`` is there, less what it needs."""
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def _environment(settings: SettingsFile, file: YamlFile, environ: Mapping[str, str]) -> Iterator[Problem]:
     named = {f"upstreams.{name}.api_key_env": upstream.api_key_env for name, upstream in settings.upstreams.items()}
-    named["auditor.api_key_env"] = settings.auditor.api_key_env
+    named |= {f"{key}.api_key_env": guard.api_key_env for key, guard in settings.auditor.guards.items()}
     for key, variable in named.items():
         if variable is not None and not environ.get(variable):
             yield file.problem(key, f"the environment variable {variable} isn't set; set it, or leave the key out")

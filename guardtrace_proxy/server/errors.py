@@ -67,6 +67,38 @@ def no_route(method: str, path: str) -> ApiError:
     )
 
 
+def overloaded(limit: str) -> ApiError:
+    """The server has as much to do as it can; ``limit`` is the setting that says so."""
+    return ApiError(
+        503,
+        f"The proxy has as much to do as it may ({limit}). Try again soon.",
+        type="server_error",
+        code="overloaded",
+        headers=((b"retry-after", b"1"),),
+    )
+
+
+def shutting_down() -> ApiError:
+    """The server was told to stop, and the time that it gives replies is over."""
+    return ApiError(
+        503,
+        "The proxy is shutting down. Try again.",
+        type="server_error",
+        code="shutting_down",
+        headers=((b"retry-after", b"1"),),
+    )
+
+
+def client_silent() -> ApiError:
+    """The client began a request and didn't go on."""
+    return ApiError(
+        408,
+        "The request's body didn't come in time (server.client_timeout_ms).",
+        code="request_timeout",
+        headers=((b"connection", b"close"),),
+    )
+
+
 def upstream_unreachable() -> ApiError:
     """The upstream can't be reached, or doesn't speak HTTP."""
     return ApiError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,8 @@ import anyio
 import structlog
 
 from guardtrace_proxy.server.asgi_io import Headers, Send
-from guardtrace_proxy.server.errors import ApiError
+from guardtrace_proxy.server.drain import Drain
+from guardtrace_proxy.server.errors import ApiError, shutting_down
 from guardtrace_proxy.wire.reply import Writer
 
 log = structlog.get_logger("guardtrace")
@@ -25,6 +27,9 @@ KEEPALIVE = b": keepalive\n\n"
 blank lines don't take it for a part of the next event."""
 
 
+WORD = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
+
+
 class EventStream:
     """The head leaves with ``begin``, or with the first comment if that is due before. ``writer`` shapes errors."""
 
@@ -36,12 +41,16 @@ class EventStream:
         self._sending = anyio.Lock(fast_acquire=True)
         self._sent_at = time.monotonic()
         self._began = False
+        self._is_replying = False
         self._ended = False
+        self.failure: ApiError | None = None
+        """What was sent as an event, since the head had left."""
 
     async def begin(self, more: Headers) -> None:
         """Send the head with ``more`` headers, unless it has left."""
         async with self._sending:
             await self._begin(more)
+        self._is_replying = True
 
     async def write(self, data: bytes, more: bool) -> None:
         """Send whole events; ``more`` says whether others follow."""
@@ -51,15 +60,23 @@ class EventStream:
         self._sent_at = time.monotonic()
 
     @asynccontextmanager
-    async def kept_alive(self) -> AsyncIterator[None]:
+    async def kept_alive(self, drain: Drain) -> AsyncIterator[None]:
         """Send comments while the context lasts. An ApiError in it is raised if the head hasn't left, else it is sent
-        as an event."""
+        as an event; so is the end of the server, until ``begin``: then it is another's to end the stream."""
         failure: ApiError | None = None
         async with anyio.create_task_group() as tasks:
+
+            def stop() -> None:
+                nonlocal failure
+                if not self._is_replying:
+                    failure = shutting_down()
+                    tasks.cancel_scope.cancel()
+
             if self._keepalive_seconds:
                 tasks.start_soon(self._keep_alive)
             try:
-                yield
+                with drain.may_stop(stop):
+                    yield
             except ApiError as error:
                 failure = error
             tasks.cancel_scope.cancel()
@@ -67,7 +84,8 @@ class EventStream:
             return
         if not self._began:
             raise failure
-        log.warning("failed after the head had left", status=failure.status, code=failure.code)
+        log.warning("failed after the head had left", status=failure.status, code=_word(failure.code))
+        self.failure = failure
         await self.write(failure.event(self._writer.error), more=False)
 
     async def _begin(self, more: Headers) -> None:
@@ -87,3 +105,8 @@ class EventStream:
                     await self._begin([])
                     await self._send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
             self._sent_at = time.monotonic()
+
+
+def _word(code: str | int | None) -> str | int | None:
+    """The code, if it is one: of an upstream it may be any text."""
+    return code if not isinstance(code, str) or WORD.fullmatch(code) else "other"

@@ -13,7 +13,8 @@ import anyio
 import anyio.abc
 import structlog
 
-from guardtrace_proxy.auditor.cascade import AuditPlan, within
+from guardtrace_proxy.auditor.breaker import BreakingPlan
+from guardtrace_proxy.auditor.cascade import within
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, FailureKind, Session
 from guardtrace_proxy.gate import Decided, Reject, Release, StartAudit, StreamGate
@@ -28,6 +29,7 @@ AFTER_DONE_SECONDS = 1.0
 """How long the upstream may take to close its reply after its last event, so that its connection is used again."""
 
 BROKE_OFF = "The upstream's connection broke off before the reply was finished."
+SHUT_DOWN = "The proxy is shutting down, so the reply ends here unfinished."
 
 Events = AsyncIterator[Sequence[Event]]
 
@@ -38,16 +40,17 @@ class Exchange:
     def __init__(
         self,
         gate: StreamGate,
-        plan: AuditPlan,
+        plan: BreakingPlan,
         sessions: dict[int, Session],
         *,
         open_session: Callable[[int], Awaitable[Session]],
         close_upstream: Callable[[], None],
+        on_asked: Callable[[StartAudit], None],
         on_decided: Callable[[Decided], None],
     ) -> None:
         """``sessions`` are open already, by choice; ``open_session`` opens the auditor's session of one more choice,
         which is added to them. Whoever made them closes them.
-        ``on_decided`` is told of every decision."""
+        ``on_asked`` is told of every audit, and then ``on_decided`` of its decision."""
         self.rejected: bytes | None = None
         """The body of the HTTP 400 that a cut asks for, where the reply isn't streamed."""
         self._gate = gate
@@ -55,9 +58,11 @@ class Exchange:
         self._sessions = sessions
         self._open_session = open_session
         self._close_upstream = close_upstream
+        self._on_asked = on_asked
         self._on_decided = on_decided
         self._tasks: anyio.abc.TaskGroup
         self._reading = anyio.CancelScope()
+        self._is_stopped = False
         self._read_all = anyio.Event()
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
@@ -65,6 +70,11 @@ class Exchange:
         self._room = anyio.Event()
         self._armed: float | None = None
         self._rearm = anyio.Event()
+
+    def stop(self) -> None:
+        """End the reply as if the upstream had broken off: what is held is judged first."""
+        self._is_stopped = True
+        self._reading.cancel()
 
     async def run(self, events: Events, send: Callable[[bytes, bool], Awaitable[None]]) -> None:
         """Gate a reply to its end. ``send`` takes bytes and whether more follow."""
@@ -85,6 +95,8 @@ class Exchange:
             broken = BROKE_OFF
         finally:
             self._close_upstream()
+        if self._is_stopped:
+            broken = SHUT_DOWN
         self._gate.end(time.monotonic(), broken)
         self._read_all.set()
         self._carry_out()
@@ -170,6 +182,7 @@ class Exchange:
                 self._unsent_bytes += len(output.data)
                 self._news.set()
             elif isinstance(output, StartAudit):
+                self._on_asked(output)
                 self._tasks.start_soon(self._audit, output)
             elif isinstance(output, Decided):
                 self._on_decided(output)

@@ -49,6 +49,12 @@ def to_upstream(scope: Scope) -> dict[str, str]:
     return headers
 
 
+def trace_id_of(headers: Mapping[str, str]) -> str | None:
+    """The trace that a request for the upstream belongs to, if it belongs to one."""
+    parent = headers.get("traceparent")
+    return None if parent is None else parent.split("-")[1]
+
+
 def to_client(headers: Mapping[str, str]) -> Headers:
     """What the upstream says about its limits and about trying again."""
     passed = [

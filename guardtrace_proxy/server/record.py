@@ -1,15 +1,22 @@
-"""What is remembered of one reply, for its log line and its headers. No user text."""
+"""What becomes of one reply, told to the log, the audit log and the headers."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 
-from guardtrace_proxy.gate import Decided, StreamGate
+from guardtrace_proxy.gate import Decided, StartAudit, StreamGate
 from guardtrace_proxy.policy.schema import Action, Policy
+from guardtrace_proxy.records.lines import encoded
+from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import Headers
+from guardtrace_proxy.server.audit_line import audit_line
+from guardtrace_proxy.server.service import Service
+from guardtrace_proxy.server.span_attributes import of_audit, of_usage
+from guardtrace_proxy.telemetry.tracing import Trace
 
 log = structlog.get_logger("guardtrace")
 
@@ -17,24 +24,26 @@ SEVERITY = [Action.PASS, Action.FLAG, Action.REDACT, Action.CUT]
 
 
 class ReplyRecord:
-    """Collects the decisions of one reply."""
+    """Collects the decisions of one reply, and tells of each as it is made."""
 
     def __init__(
         self,
-        tenant: str,
-        policy_name: str,
+        about: About,
         policy: Policy,
-        auditor: str,
-        stream: bool,
-        request_id: str,
-        observer: Callable[[Decided], None] | None = None,
+        service: Service,
+        trace: Trace,
     ) -> None:
         self._began = time.monotonic()
-        self._policy_name = policy_name
+        self._about = about
         self._expose = policy.expose.headers
-        self._auditor = auditor
-        self._log = log.bind(tenant=tenant, policy=policy_name, stream=stream, request_id=request_id)
-        self._observer = observer
+        self._metrics = service.metrics
+        self._trace = trace
+        self._audit_log = service.audit_log
+        self._evidence = service.config.audit_log.evidence
+        self._observer = service.observer
+        self._log = log.bind(tenant=about.tenant, policy=about.policy, stream=about.stream, request_id=about.request_id)
+        self._under_way: dict[int, tuple[StartAudit, float]] = {}
+        """By choice, which has one at most: what was asked, and when."""
         self._audits = 0
         self._escalated = 0
         self._failures = 0
@@ -42,7 +51,13 @@ class ReplyRecord:
         self._action = Action.PASS
         self._level = 0.0
 
-    def add(self, decided: Decided) -> None:
+    def asked(self, asked: StartAudit) -> None:
+        """An audit begins."""
+        self._under_way[asked.choice] = asked, time.monotonic()
+        self._metrics.audit_began()
+        self._trace.audit_began(asked.choice)
+
+    def decided(self, decided: Decided) -> None:
         """Take note of one audit's outcome."""
         if self._observer is not None:
             self._observer(decided)
@@ -56,6 +71,44 @@ class ReplyRecord:
         if verdict is not None:
             self._level = max(self._level, verdict.level.value)
             self._escalated += verdict.escalated
+        asked, sent = self._under_way.pop(decided.choice)
+        seconds = time.monotonic() - sent
+        self._count(decided, seconds)
+        self._trace.audit_ended(decided.choice, of_audit(self._about, decided), decided.failure)
+        if self._audit_log is not None:
+            line = audit_line(self._about, self._audits, asked, decided, seconds * 1000, self._evidence)
+            self._audit_log.record(encoded(line))
+        self._log_audit(decided)
+
+    def _count(self, decided: Decided, seconds: float) -> None:
+        verdict, decision = decided.verdict, decided.decision
+        tenant, phase, held = self._about.tenant, decided.phase.value, decided.held_ms / 1000
+        if verdict is None:
+            self._metrics.failed(
+                tenant=tenant,
+                phase=phase,
+                kind=str(decided.failure),
+                tokens=decided.tokens,
+                audit_seconds=seconds,
+                hold_seconds=held,
+            )
+            return
+        level = None if decision is None else decision.level
+        self._metrics.judged(
+            tenant=tenant,
+            phase=phase,
+            depth=verdict.depth,
+            level=(verdict.level if level is None else level).label,
+            action="wait" if decision is None else decision.action.value,
+            enforced=decided.enforced,
+            escalated=verdict.escalated,
+            tokens=decided.tokens,
+            audit_seconds=seconds,
+            hold_seconds=held,
+        )
+
+    def _log_audit(self, decided: Decided) -> None:
+        decision, verdict = decided.decision, decided.verdict
         self._log.debug(
             "audit",
             choice=decided.choice,
@@ -65,6 +118,7 @@ class ReplyRecord:
             verdict=None if verdict is None else verdict.level.value,
             risk=None if verdict is None else round(verdict.risk, 4),
             depth=None if verdict is None else verdict.depth,
+            auditor=None if verdict is None else verdict.auditor or self._about.auditor,
             escalated=None if verdict is None else verdict.escalated,
             action=None if decision is None else decision.action.value,
             enforced=decided.enforced,
@@ -78,8 +132,8 @@ class ReplyRecord:
         if not self._expose:
             return []
         headers = [
-            (b"x-guardtrace-policy", self._policy_name.encode("latin-1", "replace")),
-            (b"x-guardtrace-auditor", self._auditor.encode("latin-1", "replace")),
+            (b"x-guardtrace-policy", self._about.policy.encode("latin-1", "replace")),
+            (b"x-guardtrace-auditor", self._about.auditor.encode("latin-1", "replace")),
         ]
         if final:
             headers.append((b"x-guardtrace-action", self._action.value.encode()))
@@ -87,8 +141,24 @@ class ReplyRecord:
                 headers.append((b"x-guardtrace-failed-audits", str(self._failures).encode()))
         return headers
 
-    def close(self, gate: StreamGate) -> None:
-        """Log the reply."""
+    @contextmanager
+    def running(self, gate: StreamGate) -> Iterator[None]:
+        """Stands around the reply; at its end it is logged and counted."""
+        self._metrics.reply_began()
+        try:
+            yield
+        finally:
+            self._close(gate)
+
+    def _close(self, gate: StreamGate) -> None:
+        about = self._about
+        self._metrics.audits_dropped(len(self._under_way))
+        self._trace.audits_dropped()
+        self._trace.describe({"guardtrace.action": self._action.value, "guardtrace.finished": gate.finished})
+        self._trace.generated(of_usage(gate.usage))
+        self._metrics.reply_ended(
+            tenant=about.tenant, route=about.route, action=self._action.value, finished=gate.finished
+        )
         self._log.info(
             "reply",
             action=self._action.value,

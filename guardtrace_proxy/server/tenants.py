@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from guardtrace_proxy.server.config import Config
+from guardtrace_proxy.policy.loading import LoadedPolicy
+from guardtrace_proxy.server.config import Config, LimitSettings
 
 PLACEHOLDERS = frozenset({"EMPTY", "none", "unused", "anonymous", "sk-no-key-required"})
 """What clients send where a key is demanded and there is none."""
 
 
-class Tenant(NamedTuple):
-    """Who asks: the names of its policy and of its upstream."""
+@dataclass(frozen=True, eq=False, slots=True)
+class Tenant:
+    """Who asks: the names of its policy and of its upstream. ``loaded`` is the policy as it was when the settings were
+    read, so a request keeps the one that it began with."""
 
     name: str
     policy: str
     upstream: str
+    limits: LimitSettings
+    loaded: LoadedPolicy
 
 
 class Tenants:
     """Finds the tenant of a request."""
 
     def __init__(self, config: Config) -> None:
-        tenants = {name: Tenant(name, settings.policy, settings.upstream) for name, settings in config.tenants.items()}
+        tenants = {
+            name: Tenant(name, each.policy, each.upstream, each.limits, config.policies[each.policy])
+            for name, each in config.tenants.items()
+        }
         self._by_hash = [
             (bytes.fromhex(key.removeprefix("sha256:")), tenants[name])
             for name, settings in config.tenants.items()

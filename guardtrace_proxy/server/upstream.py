@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from typing import Protocol
 
 import aiohttp
+import anyio
 import msgspec
+import structlog
 
 from guardtrace_proxy.outgoing import TROUBLE, open_session
 from guardtrace_proxy.server.asgi_io import Headers, Scope
@@ -22,9 +25,13 @@ from guardtrace_proxy.server.forwarded import to_client
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, UpstreamReply, read_bounded
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
+log = structlog.get_logger("guardtrace")
+
 CONNECT_SECONDS = 10.0
 MAX_CONNECTIONS = 4096
 KEEPALIVE_SECONDS = 30.0
+FIRST_RETRY_SECONDS = 0.2
+"""At random down to half of it; doubled each time."""
 MAX_ERROR_BYTES = 65_536
 MAX_ERROR_CHARS = 500
 MAX_MODELS_BYTES = 1_048_576
@@ -79,7 +86,9 @@ class Upstream:
         *,
         read_timeout_ms: int = 600_000,
         api_key_header: str = "authorization",
+        retries: int = 0,
     ) -> None:
+        self._retries = retries
         self.name = name
         self.thinking = thinking
         self._base_url = base_url.rstrip("/")
@@ -112,22 +121,31 @@ class Upstream:
         where the upstream can't be reached or refuses; of its error only type, code and a bounded message pass.
         """
         headers = {"content-type": "application/json", **headers}
-        try:
-            url = self._base_url + path
-            response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
-        except TROUBLE as error:
-            raise _no_reply(error) from error
+        response = await self._reply("POST", path, headers, body)
         with closing(await self._accepted(response)) as reply:
             yield reply
 
     async def models(self, headers: Mapping[str, str]) -> tuple[bytes, Headers]:
         """The upstream's list of models, as it sent it, and the headers that pass with it."""
-        try:
-            response = await self._session.get(self._base_url + "/models", headers=headers, allow_redirects=False)
-        except TROUBLE as error:
-            raise _no_reply(error) from error
+        response = await self._reply("GET", "/models", headers)
         with closing(await self._accepted(response)) as reply:
             return await models_in(reply), reply.limits
+
+    async def _reply(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> aiohttp.ClientResponse:
+        """The head of a reply; asked again where not a byte of one came."""
+        url, pause = self._base_url + path, FIRST_RETRY_SECONDS
+        for left in range(self._retries, -1, -1):
+            try:
+                return await self._session.request(method, url, data=body, headers=headers, allow_redirects=False)
+            except TROUBLE as error:
+                if not left or not _is_worth_a_retry(error):
+                    raise _no_reply(error) from error
+                log.warning("upstream asked again", upstream=self.name, why=type(error).__name__)
+            await anyio.sleep(pause * random.uniform(0.5, 1))
+            pause *= 2
+        raise AssertionError("unreachable")
 
     async def _accepted(self, response: aiohttp.ClientResponse) -> UpstreamReply:
         try:
@@ -137,6 +155,15 @@ class Upstream:
         except BaseException:
             response.close()
             raise
+
+
+def _is_worth_a_retry(error: Exception) -> bool:
+    """There was no connection, or it broke off before anything of a reply came; but not after a long wait."""
+    if isinstance(error, (aiohttp.ServerTimeoutError, aiohttp.ClientSSLError)):
+        return False
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return isinstance(error.message, str)  # else it is the beginning of a head
+    return isinstance(error, aiohttp.ClientOSError)
 
 
 def _no_reply(error: Exception) -> ApiError:

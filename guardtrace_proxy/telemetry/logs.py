@@ -12,7 +12,8 @@ import logging
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any, Literal, TextIO
 
 import structlog
 
@@ -52,9 +53,22 @@ def _configure_structlog(format: Literal["json", "console"], level: str, *, for_
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Lines(sys.stderr),
         cache_logger_on_first_use=for_good,
     )
+
+
+class _Lines:
+    """Writes a line a message. A disk that is full, or a reader that is gone, costs the line, never a reply."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            print(message, file=self._stream, flush=True)
+
+    debug = info = warning = error = critical = exception = fatal = log = failure = err = msg
 
 
 class _FromOthers(logging.Handler):

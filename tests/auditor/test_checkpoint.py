@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
 from guardtrace_proxy.auditor.calibration import Calibration  # noqa: E402
-from guardtrace_proxy.auditor.checkpoint import load_checkpoint  # noqa: E402
+from guardtrace_proxy.auditor.checkpoint import NANO, load_checkpoint, weights_sha256  # noqa: E402
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor  # noqa: E402
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError  # noqa: E402
 from tests.auditor.checkpoints import as_published  # noqa: E402
@@ -104,3 +106,20 @@ def test_another_architecture_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}), "utf-8")
     with pytest.raises(AuditorSettingsError):
         load_checkpoint(str(folder))
+
+
+def test_the_hash_of_the_weights_is_what_sha256sum_says(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert weights_sha256(str(tmp_path)) is None
+    (tmp_path / "model-2.safetensors").write_bytes(b"two")
+    two = hashlib.sha256(b"two").hexdigest()
+    assert weights_sha256(str(tmp_path)) == two
+    (tmp_path / "model-1.safetensors").write_bytes(b"one")
+    listed = f"{hashlib.sha256(b'one').hexdigest()}  model-1.safetensors\n{two}  model-2.safetensors\n"
+    assert weights_sha256(str(tmp_path)) == hashlib.sha256(listed.encode()).hexdigest()
+    assert weights_sha256("nobody/has-this") is None
+
+
+def test_the_embedded_checkpoint_has_a_hash() -> None:
+    weights = Path(inspect.getfile(load_checkpoint)).parent / "nano" / "model.safetensors"
+    assert weights_sha256(NANO) == hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -604,3 +604,62 @@ def test_one_url_or_a_list_of_one_is_a_plain_auditor() -> None:
     assert isinstance(made(["http://a/v1", "http://b/v1"]), ReplicatedAuditor)
     with pytest.raises(AuditorSettingsError, match="base_url"):
         made([])
+
+
+# In order of preference: an auditor and its fallback
+
+
+class Preferring(World):
+    """``a`` is the auditor, ``b`` its fallback."""
+
+    def __init__(self) -> None:
+        super().__init__(("a", "b"))
+        self.auditor = ReplicatedAuditor(self.replicas, clock=lambda: self.now, in_order=True)
+        self.first, self.second = self.replicas["a"], self.replicas["b"]
+
+
+def test_every_stream_belongs_to_the_first_and_goes_back_to_it() -> None:
+    async def run() -> None:
+        world = Preferring()
+        for number in range(20):
+            assert await world.judge(await world.open(f"stream {number}")) == "a"
+        session = await world.open()
+        world.first.answer = failing(FailureKind.UNREACHABLE)
+        assert await world.judge(session) == "b"
+        assert await world.judge(session) == "b"
+        world.first.answer = at_once
+        world.now += FIRST_PAUSE_SECONDS
+        assert await world.judge(session) == "a"
+        assert await world.judge(session) == "a"
+        await session.aclose()
+        assert [each.opened - each.closed for each in (world.first, world.second)] == [20, 0]
+
+    anyio.run(run)
+
+
+def test_a_verdict_says_where_the_fallback_judged() -> None:
+    async def run() -> None:
+        world = Preferring()
+        session = await world.open()
+        assert (await session.judge(TRACE, Depth.LABEL)).auditor is None
+        world.first.answer = failing(FailureKind.OVERLOADED)
+        assert (await session.judge(TRACE, Depth.LABEL)).auditor == "b"
+        world.second.answer = failing(FailureKind.OVERLOADED)
+        assert await world.failure(session) is FailureKind.OVERLOADED
+
+    anyio.run(run)
+
+
+def test_a_fallback_that_takes_less_fails_the_audit_rather_than_the_request() -> None:
+    async def run() -> None:
+        world = Preferring()
+        world.first.open_answer, world.second.does_not_fit = failing(FailureKind.BROKEN), True
+        with pytest.raises(AuditorFailure) as caught:
+            await world.open()
+        assert caught.value.kind is FailureKind.OUTGROWN
+        world = Preferring()
+        world.first.does_not_fit = True
+        with pytest.raises(DoesNotFit):
+            await world.open()
+
+    anyio.run(run)

@@ -44,7 +44,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def write_config(folder: Path, upstream: str, auditor: str, **more: Any) -> Path:
+def write_config(folder: Path, upstream: str, auditor: str, /, **more: Any) -> Path:
     """A tenant that needs no key, audited every few tokens."""
     settings = {
         "upstreams": {"default": {"base_url": upstream}},

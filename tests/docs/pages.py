@@ -55,6 +55,10 @@ def leaves_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, A
     for name, field in model.model_fields.items():
         inner = field.annotation
         values = get_args(inner)[1:]
+        models = [value for value in get_args(inner) if isinstance(value, type) and issubclass(value, BaseModel)]
+        if type(None) in values and models:
+            yield f"{prefix}{name}", field.default
+            inner = models[0]
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from leaves_of(inner, f"{prefix}{name}.")
         elif values and isinstance(values[0], type) and issubclass(values[0], BaseModel):

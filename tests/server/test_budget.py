@@ -12,17 +12,28 @@ from guardtrace_proxy.server.budget import HeldBytes
 from guardtrace_proxy.server.errors import ApiError
 
 
-def test_at_the_limit_new_requests_are_told_to_come_back():
+def test_it_is_full_at_the_limit():
     budget = HeldBytes(100)
     held = {"a": 60, "b": 39}
     with budget.counting(lambda: held["a"]), budget.counting(lambda: held["b"]):
-        budget.admit()
+        assert not budget.is_full
         held["b"] = 40
-        with pytest.raises(ApiError) as caught:
-            budget.admit()
-    assert (caught.value.status, caught.value.code) == (503, "overloaded")
-    assert (b"retry-after", b"1") in caught.value.headers
-    budget.admit()
+        assert budget.is_full
+    assert not budget.is_full
+
+
+def test_bodies_count_and_alone_never_come_to_more_than_the_limit():
+    budget = HeldBytes(100)
+    with budget.body() as came, budget.counting(lambda: 10):
+        came(60)
+        came(30)
+        assert (budget.total, budget.is_full) == (100, True)
+        with pytest.raises(ApiError) as caught, budget.body() as other:
+            other(10)
+        assert (caught.value.status, caught.value.code) == (503, "overloaded")
+        assert (b"retry-after", b"1") in caught.value.headers
+        assert budget.total == 100
+    assert budget.total == 0
 
 
 @given(st.lists(st.integers(0, 50)))

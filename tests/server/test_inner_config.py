@@ -41,6 +41,8 @@ def test_what_is_said_of_the_model_counts(tmp_path):
     [
         ("server: {host: 0.0.0.0}", f"server.host: {OWN}"),
         ("server: {port: 8080}", f"server.port: {OWN}"),
+        ("server: {drain_ms: 1}", f"server.drain_ms: {OWN}"),
+        ("upstreams: {default: {retries: 2}}", f"upstreams.default.retries: {OWN}"),
         ("upstreams: {default: {base_url: 'http://x/v1'}}", f"upstreams.default.base_url: {OWN}"),
         (
             "upstreams: {other: {}}",
@@ -73,7 +75,7 @@ def test_what_is_said_of_the_model_counts(tmp_path):
         ),
         (
             "zzz: 1",
-            "zzz: unknown key; valid ones are anonymous_tenant, auditor, images, logging, policies_dir, server, tenants, upstreams",
+            "zzz: unknown key; valid ones are anonymous_tenant, audit_log, auditor, images, logging, metrics, policies_dir, server, tenants, tracing, upstreams",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -12,7 +13,7 @@ from aiohttp import web
 
 from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.upstream import MAX_ERROR_BYTES, Upstream
-from guardtrace_proxy.server.upstream_reply import read_bounded
+from guardtrace_proxy.server.upstream_reply import UpstreamBroke, read_bounded
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 ID = {"x-request-id": "a"}
@@ -142,3 +143,104 @@ def test_a_reply_that_is_not_http_is_unreachable():
             await upstream.aclose()
 
     anyio.run(run)
+
+
+# Asked again, before the first byte
+
+
+async def tries(
+    first: bytes, retries: int, *, again: bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
+) -> object:
+    """The body, or the error's code, and how many connections it took, where the first one gets ``first`` and closes."""
+    connections = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n{}")
+        writer.write(first if connections == 1 else again)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        upstream = Upstream("default", url, None, ThinkingStyle("field"), retries=retries)
+        await upstream.start()
+        try:
+            async with upstream.ask("/chat/completions", b"{}", ID) as reply:
+                return await read_bounded(reply, 100), connections
+        except UpstreamBroke:
+            return "broke", connections
+        except ApiError as error:
+            return error.code, connections
+        finally:
+            await upstream.aclose()
+
+
+@pytest.mark.parametrize(
+    ("first", "retries", "expected"),
+    [
+        (b"", 1, (b"{}", 2)),
+        (b"", 0, ("upstream_unreachable", 1)),
+        # Something has come.
+        (b"H", 3, ("upstream_unreachable", 1)),
+        (b"HTTP/1.1 200 OK\r\ncontent-le", 3, ("upstream_unreachable", 1)),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n", 3, ("broke", 1)),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{", 3, ("broke", 1)),
+        (b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n", 3, ("upstream_error", 1)),
+        (b"no HTTP\r\n\r\n", 3, ("upstream_unreachable", 1)),
+    ],
+)
+def test_it_is_asked_again_only_where_not_a_byte_has_come(first, retries, expected):
+    assert anyio.run(tries, first, retries) == expected
+
+
+def test_an_upstream_that_is_just_being_restarted_is_found_again():
+    async def run() -> bytes:
+        with socket.socket() as port:
+            port.bind(("127.0.0.1", 0))
+            address = port.getsockname()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n{}")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            await writer.drain()
+            writer.close()
+
+        upstream = Upstream("default", f"http://127.0.0.1:{address[1]}/v1", None, ThinkingStyle("field"), retries=5)
+        await upstream.start()
+        asking = asyncio.get_running_loop().create_task(body_of(upstream))
+        await asyncio.sleep(0.3)
+        async with await asyncio.start_server(answer, *address):
+            body = await asking
+        await upstream.aclose()
+        return body
+
+    async def body_of(upstream: Upstream) -> bytes:
+        async with upstream.ask("/chat/completions", b"{}", ID) as reply:
+            return await read_bounded(reply, 100)
+
+    assert anyio.run(run) == b"{}"
+
+
+def test_silence_isnt_asked_again():
+    async def run() -> tuple[object, int]:
+        connections = 0
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            upstream = Upstream("default", url, None, ThinkingStyle("field"), read_timeout_ms=100, retries=3)
+            await upstream.start()
+            with pytest.raises(ApiError) as caught:
+                async with upstream.ask("/chat/completions", b"{}", ID):
+                    pass
+            await upstream.aclose()
+            return caught.value.code, connections
+
+    assert anyio.run(run) == ("upstream_timeout", 1)

@@ -28,16 +28,16 @@ MARKERS = (QUESTION, THINKING, ANSWER, KEY, PICTURE, ANALYSIS, ERROR)
 RAISING = f"""
 import guardtrace_proxy.server.record as record
 import guardtrace_proxy.server.answer as answer
-add, read = record.ReplyRecord.add, answer._read
-def failing_add(self, decided):
-    add(self, decided)
+decided, read = record.ReplyRecord.decided, answer._read
+def failing_decided(self, outcome):
+    decided(self, outcome)
     if "boom-in-stream" in self._log._context["request_id"]:
         raise ValueError("{THINKING}")
 def failing_read(dialect, body, settings):
     if b"boom-before" in body:
         raise ValueError(body.decode())
     return read(dialect, body, settings)
-record.ReplyRecord.add, answer._read = failing_add, failing_read
+record.ReplyRecord.decided, answer._read = failing_decided, failing_read
 {GUARDTRACE}
 """
 """The server with two defects: exceptions that carry user text, before the reply and in the middle of it."""

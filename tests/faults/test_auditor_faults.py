@@ -1,0 +1,112 @@
+"""The auditor is killed, stopped, slow, writes garbage, half-closes: no marker leaves, and replies fail closed, in time."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from guardtrace_proxy.auditor.replicas import FIRST_PAUSE_SECONDS
+from tests.faults.peer import WORDS
+from tests.faults.rig import TIMEOUT_MS, Reply, Rig, leaks, rig
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory) -> Iterator[Rig]:
+    with rig(tmp_path_factory.mktemp("faults")) as built:
+        yield built
+
+
+@pytest.fixture(scope="module")
+def with_fallback(tmp_path_factory) -> Iterator[Rig]:
+    with rig(tmp_path_factory.mktemp("faults"), with_fallback=True) as built:
+        yield built
+
+
+@pytest.fixture(autouse=True)
+def _settled(running: Rig) -> Iterator[None]:
+    running.well()
+    yield
+    assert running.settles()
+
+
+def failed_closed(reply: Reply) -> bool:
+    assert not leaks(reply)
+    return reply.is_cut and b"auditor_failure" in reply.data
+
+
+def test_killed_in_mid_stream(running):
+    with running.asking("slow-harmful") as rest:
+        running.auditor.kill()
+        assert failed_closed(rest())
+    assert '"kind": "unreachable"' in running.log()
+
+
+def test_down_from_the_start(running):
+    running.auditor.kill()
+    reply = running.ask("harmful")
+    assert failed_closed(reply)
+    assert not any(word in reply.text for word in WORDS)
+
+
+def test_stopped_in_mid_stream(running):
+    with running.asking("slow-harmful") as rest:
+        running.auditor.signal(signal.SIGSTOP)
+        reply = rest()
+    assert failed_closed(reply)
+    assert reply.seconds >= TIMEOUT_MS / 1000
+    assert '"kind": "timeout"' in running.log()
+
+
+@pytest.mark.parametrize("mode", ["hang", "garbage", "half-close"])
+def test_hangs_writes_garbage_or_breaks_off(running, mode):
+    running.auditor.get(f"/mode/{mode}")
+    assert failed_closed(running.ask("harmful"))
+    assert failed_closed(running.ask("fine"))
+
+
+def test_slow(running):
+    running.auditor.get("/mode/slow")
+    assert running.ask("slow").is_fine
+    reply = running.ask("slow-harmful")
+    assert reply.is_cut
+    assert not leaks(reply)
+
+
+def test_an_outage_of_some_length_opens_the_circuit_and_its_end_closes_it(running):
+    running.auditor.signal(signal.SIGSTOP)
+    replies = [running.ask("harmful") for _ in range(7)]
+    assert all(failed_closed(reply) for reply in replies)
+    assert "auditor circuit open" in running.log()
+    assert min(reply.seconds for reply in replies[-2:]) < TIMEOUT_MS / 1000
+    running.auditor.signal(signal.SIGCONT)
+    time.sleep(FIRST_PAUSE_SECONDS)
+    running.well()
+    assert "auditor circuit closed" in running.log()
+
+
+def test_a_fallback_takes_over_in_mid_stream_and_gives_back(with_fallback):
+    with_fallback.well()
+    with with_fallback.asking("slow") as rest:
+        with_fallback.auditor.kill()
+        assert rest().is_fine
+    reply = with_fallback.ask("harmful")
+    assert reply.is_cut
+    assert not leaks(reply)
+    with_fallback.auditor.start()
+    time.sleep(2 * FIRST_PAUSE_SECONDS)
+    assert with_fallback.ask("fine").is_fine
+    assert with_fallback.auditor.get("/state")["asked"] > 0
+    assert "auditor replica is back" in with_fallback.log()
+
+
+def test_with_both_auditors_out_it_fails_closed(with_fallback):
+    with_fallback.well()
+    with with_fallback.asking("slow-harmful") as rest:
+        with_fallback.auditor.signal(signal.SIGSTOP)
+        with_fallback.second.kill()
+        assert failed_closed(rest())
+    with_fallback.well()
+    assert with_fallback.settles()

@@ -1,0 +1,287 @@
+"""Metrics of real requests, read as Prometheus reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from guardtrace_proxy.demo.serving import ServerDidNotStart
+from tests.asgi.model_servers import Model, guarded, starlette_app
+from tests.cli.serving import free_port, serving, write_config
+from tests.records.test_audit_log import until
+from tests.server.dialects import CASES, Case
+from tests.server.running import ask, proxy
+from tests.server.scripted import SSE_HEAD, by_word, completion, http, judging, model_server
+from tests.server.sites import answers
+from tests.telemetry.scraping import LISTENING, Scrape, scrape, url_of
+
+THINKING = "Well then, one two three four five six seven eight"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_dialect_is_counted_and_no_text(case: Case) -> None:
+    with proxy(case.script(f"{THINKING} HINT quokka", "wombat HARM"), config=LISTENING) as running:
+        answer = running.raw(case.ask("numbat"), case.path, headers={**case.headers, "x-request-id": "bilby"})
+        assert answer.status_code == 200
+        found = scrape(running.app.service)
+    route = f"/v1{case.path}"
+    assert found.value("guardtrace_replies_total") == 1
+    assert found.labels("guardtrace_replies_total") == [
+        {"tenant": "all", "route": route, "action": "cut", "finished": "true"}
+    ]
+    assert found.value("guardtrace_audits_total", level="1", action="cut", enforced="true", depth="annotate") == 1
+    assert found.value("guardtrace_audits_total", level="0", action="pass", phase="thinking") >= 1
+    assert found.value("guardtrace_tokens_total", phase="thinking") >= 12
+    assert found.value("guardtrace_audit_seconds_count") == found.value("guardtrace_audits_total")
+    assert found.value("guardtrace_hold_seconds_count") == found.value("guardtrace_audits_total")
+    assert found.value("guardtrace_replies_running") == found.value("guardtrace_audits_running") == 0
+    assert found.value("guardtrace_held_bytes") == 0
+    for word in ("quokka", "wombat", "numbat", "bilby", "thinker", "HARM", "HINT"):
+        assert word not in found.text
+
+
+def test_failures_and_errors_are_counted_by_what_they_are() -> None:
+    with proxy(lambda _: [completion("Well", "fine")], lambda _: [http(500, "{}")], config=LISTENING) as running:
+        running.raw(ask())
+        running.raw(ask(n="many"))
+        running.raw(ask(), headers={"authorization": "Bearer nobody"})
+        found = scrape(running.app.service)
+    assert found.value("guardtrace_audit_failures_total", kind="refused", tenant="all") == 1
+    assert found.value("guardtrace_audit_seconds_count", depth="failed") == 1
+    assert found.value("guardtrace_replies_total", action="cut") == 1
+    assert found.value("guardtrace_errors_total", status="400") == 1
+    assert found.value("guardtrace_errors_total", status="401") == 1
+    assert found.value("guardtrace_auditor_probe_ok") == 0
+
+
+def test_an_upstream_that_refuses_late_is_an_error_too() -> None:
+    def late(_: dict[str, Any]) -> Iterable[bytes]:
+        time.sleep(0.3)
+        return [http(429, "{}")]
+
+    with proxy(late, config={**LISTENING, "server": {"keepalive_ms": 50}}) as running:
+        assert running.raw(ask(stream=True)).status_code == 200
+        found = scrape(running.app.service)
+    assert found.labels("guardtrace_errors_total") == [{"status": "429"}]
+
+
+def test_what_is_under_way_shows_and_goes_when_the_client_leaves() -> None:
+    asked, judged = threading.Event(), threading.Event()
+
+    def waiting(request: dict[str, Any]) -> Iterable[bytes]:
+        if "Please help" in json.dumps(request):
+            asked.set()
+            judged.wait(30)
+        return judging(by_word)(request)
+
+    case = CASES[0]
+    with proxy(case.script(THINKING, "fine"), waiting, config=LISTENING) as running:
+        url = running.url + "/v1/chat/completions"
+        with httpx.stream("POST", url, json=case.ask(), trust_env=False, timeout=30):
+            assert asked.wait(30)
+            found = scrape(running.app.service)
+            assert found.value("guardtrace_replies_running") == 1
+            assert found.value("guardtrace_audits_running") == 1
+            assert found.value("guardtrace_held_bytes") > 100
+            assert found.value("guardtrace_held_bytes_limit") == 1_073_741_824
+        until(lambda: scrape(running.app.service).value("guardtrace_replies_running") == 0)
+        found = scrape(running.app.service)
+        judged.set()
+    assert found.value("guardtrace_audits_running") == found.value("guardtrace_held_bytes") == 0
+    assert found.labels("guardtrace_replies_total")[0]["finished"] == "false"
+
+
+def test_monitored_actions_are_told_from_those_that_were_carried_out() -> None:
+    with proxy(lambda _: [completion("HARM", "fine")], config=LISTENING, policy={"extends": "monitor"}) as running:
+        running.raw(ask())
+        found = scrape(running.app.service)
+    assert found.value("guardtrace_audits_total", level="1", enforced="false") >= 1
+    assert found.value("guardtrace_audits_total", enforced="true") == 0
+    assert found.value("guardtrace_replies_total", action="pass") == 1
+
+
+def test_many_clients_make_no_more_series() -> None:
+    key = "gt-key"
+    tenants = {"acme": {"policy": "test", "keys": ["sha256:" + hashlib.sha256(key.encode()).hexdigest()]}}
+    with proxy(lambda _: [completion("Well", "fine")], config={**LISTENING, "tenants": tenants}) as running:
+
+        def series(number: int) -> int:
+            for user in range(number):
+                headers = {"authorization": f"Bearer {key}", "x-request-id": f"request-{user}"}
+                running.raw({**ask(user=f"user-{user}"), "model": f"model-{user}"}, headers=headers)
+                running.raw(ask(), f"/route-{user}")
+                running.raw(ask(), headers={"authorization": f"Bearer nobody-{user}"})
+            return len(scrape(running.app.service).samples)
+
+        assert series(2) == series(10)
+
+
+# Where they are read
+
+
+def test_they_are_read_on_a_port_of_their_own_and_nothing_else_is_there() -> None:
+    with proxy(lambda _: [completion("Well", "fine")], config=LISTENING) as running:
+        url = url_of(running.app.service)
+        with httpx.Client(trust_env=False) as client:
+            assert client.get(url).headers["content-type"].startswith("text/plain")
+            assert client.head(url).status_code == 200
+            wanted = {"accept": "application/openmetrics-text; version=1.0.0"}
+            answer = client.get(url, headers=wanted)
+            assert answer.headers["content-type"].startswith("application/openmetrics-text")
+            assert answer.text.endswith("# EOF\n")
+            base = url.removesuffix("/metrics")
+            for path in ("/", "/healthz", "/v1/models", "/v1/chat/completions"):
+                assert client.get(base + path).status_code == 404
+            assert client.post(base + "/v1/chat/completions", json=ask()).status_code == 404
+            assert client.post(url).status_code == 405
+            # Nor are they where tenants ask, with or without a key.
+            for headers in ({}, {"authorization": "Bearer EMPTY"}):
+                assert client.get(running.url + "/metrics", headers=headers).status_code == 404
+
+
+def test_without_a_port_nobody_reads_them() -> None:
+    with proxy(lambda _: [completion("Well", "fine")]) as running:
+        assert running.app.service.metrics_listener is None
+        assert running.raw(ask()).status_code == 200
+
+
+def test_a_port_that_is_taken_ends_the_start() -> None:
+    with proxy(lambda _: [completion("Well", "fine")], config=LISTENING) as first:
+        listener = first.app.service.metrics_listener
+        assert listener is not None
+        with pytest.raises(ServerDidNotStart, match="metrics: can't listen on 127"):
+            with proxy(lambda _: [], config={"metrics": {"port": listener.port}}):
+                pass
+
+
+def test_inside_a_model_server_they_stand_beside_its_own(tmp_path: Path) -> None:
+    port = free_port()
+    model = Model(lambda _: CASES[0].frames(THINKING, "fine HARM"))
+    with guarded(starlette_app(model), config={"metrics": {"port": port}}) as running:
+        running.raw(CASES[0].ask())
+        assert running.ask("GET", "/metrics").json()["path"] == "/metrics"
+        found = Scrape(httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text)
+    assert found.value("guardtrace_replies_total", action="cut") == 1
+
+
+def test_the_command_has_a_port_for_each_process(tmp_path: Path) -> None:
+    port = free_port()
+    with model_server(CASES[0].script(THINKING, "fine")) as upstream, model_server(judging(by_word)) as auditor:
+        config = write_config(tmp_path, upstream.url, auditor.url)
+        with serving(config, "--metrics-port", str(port)) as running:
+            list(running.client().chat.completions.create(**CASES[0].ask()))
+            found = Scrape(httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text)
+            assert running.stop() == 0
+    assert found.value("guardtrace_replies_total") == 1
+    assert found.value("process_resident_memory_bytes") > 1e6
+
+
+# What the auditor and the audit log know of themselves
+
+
+def test_replicas_that_are_left_out_show() -> None:
+    with model_server(judging(by_word)) as other:
+        config = {**LISTENING, "auditor": {"base_url": [other.url, f"http://127.0.0.1:{free_port()}/v1"]}}
+        with proxy(lambda _: [completion("Well", "fine")], config=config) as running:
+            assert scrape(running.app.service).value("guardtrace_auditor_replicas") == 2
+
+            def is_one_left_out() -> bool:
+                running.raw(ask())
+                return scrape(running.app.service).value("guardtrace_auditor_replicas_left_out") == 1
+
+            until(is_one_left_out)
+
+
+def test_the_embedded_auditor_tells_what_it_keeps() -> None:
+    pytest.importorskip("torch", reason="the embedded auditor needs the extra `local`")
+    own = {"backend": "transformers", "base_url": None, "model": "builtin:nano", "depth": "label", "timeout_ms": 60_000}
+    held = threading.Event()
+
+    def slow(_: dict[str, Any]) -> Iterable[bytes]:
+        yield SSE_HEAD
+        for frame in CASES[0].frames(THINKING * 3, "fine"):
+            yield frame
+            time.sleep(0.02)
+        held.wait(30)
+
+    with proxy(slow, config={**LISTENING, "auditor": own}) as running:
+        url = running.url + "/v1/chat/completions"
+        with httpx.stream("POST", url, json=CASES[0].ask(), trust_env=False, timeout=30):
+            until(lambda: scrape(running.app.service).value("guardtrace_auditor_kv_bytes") > 1000)
+            found = scrape(running.app.service)
+        held.set()
+    assert found.value("guardtrace_auditor_kv_bytes_limit") == 4 << 30
+    assert found.value("guardtrace_auditor_kv_dropped_total") == 0
+    assert found.labels("guardtrace_info") == [
+        {"version": found.labels("guardtrace_info")[0]["version"], "auditor": "builtin:nano", "depth": "label"}
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_what_the_audit_log_loses_shows(tmp_path: Path) -> None:
+    config = {**LISTENING, "audit_log": {"path": "/dev/full", "queue_bytes": 65_536}}
+    with proxy(lambda _: [completion("Well", "fine")], config=config) as running:
+        running.raw(ask())
+        log = running.app.service.audit_log
+        assert log is not None
+        log.record(b"x" * 70_000)
+        until(lambda: log.is_failing)
+        found = scrape(running.app.service)
+    assert found.value("guardtrace_audit_log_lost_total") == 1
+    assert found.value("guardtrace_audit_log_failing") == 1
+    assert found.value("guardtrace_audit_log_lines_total") == 0
+    assert found.value("guardtrace_audit_log_waiting_bytes") > 0
+
+
+def test_the_circuit_and_requests_turned_away_show() -> None:
+    config = {**LISTENING, "auditor": {"breaker_failures": 1}, "server": {"max_concurrent": 1}}
+    asked, judged = threading.Event(), threading.Event()
+
+    def waiting_then_out(request: dict[str, Any]) -> Iterable[bytes]:
+        if "Please help" in json.dumps(request):
+            asked.set()
+            judged.wait(30)
+        return [http(503, "{}")]
+
+    with proxy(CASES[0].script(THINKING, "fine"), waiting_then_out, config=config) as running:
+        assert scrape(running.app.service).value("guardtrace_auditor_circuit", state="closed") == 1
+        first = threading.Thread(target=running.raw, args=(CASES[0].ask(),))
+        first.start()
+        assert asked.wait(30)
+        assert running.raw(ask()).status_code == 503
+        found = scrape(running.app.service)
+        assert found.value("guardtrace_requests_running") == 1
+        assert (
+            found.value("guardtrace_requests_shed_total") == found.value("guardtrace_errors_total", status="503") == 1
+        )
+        judged.set()
+        first.join(30)
+        found = scrape(running.app.service)
+    assert {each["state"] for each in found.labels("guardtrace_auditor_circuit")} == {"closed", "open", "half_open"}
+    assert found.value("guardtrace_auditor_circuit", state="closed") == 0
+    assert found.value("guardtrace_auditor_circuit") == 1
+    assert found.value("guardtrace_event_loop_lag_seconds") < 30
+
+
+def test_each_worker_has_a_port(tmp_path: Path) -> None:
+    port = free_port()
+    with model_server(CASES[0].script(THINKING, "fine")) as upstream, model_server(judging(by_word)) as auditor:
+        config = write_config(tmp_path, upstream.url, auditor.url, audit_log={"path": "audit.jsonl"})
+        with serving(config, "--metrics-port", str(port), "--workers", "2") as running:
+            for _ in range(4):
+                list(running.client().chat.completions.create(**CASES[0].ask()))
+            urls = [f"http://127.0.0.1:{port + number}/metrics" for number in range(2)]
+            until(lambda: answers(urls[1]))
+            found = [Scrape(httpx.get(url, trust_env=False).text) for url in urls]
+            assert running.stop() == 0
+    assert sum(each.value("guardtrace_replies_total") for each in found) == 4
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert len({line["request_id"] for line in lines}) == 4
