@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import structlog
@@ -76,6 +77,8 @@ class Workers:
             _end_with(parent)
             structlog.contextvars.bind_contextvars(worker=worker)
             status = self._serve(worker)
+        except Exception as error:
+            log.exception("internal error", error=type(error).__name__)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -97,7 +100,8 @@ class Workers:
 
     def _pass_on(self, number: int, _: FrameType | None = None) -> None:
         for pid in self._by_pid:
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, number)
 
     def _kill(self, *_: object) -> None:
         log.error("workers didn't end in time and are killed", workers=len(self._by_pid))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import TypeVar
@@ -22,7 +23,7 @@ from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.drain import Drain
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.event_stream import EventStream
-from guardtrace_proxy.server.exchange import Exchange
+from guardtrace_proxy.server.exchange import Events, Exchange
 from guardtrace_proxy.server.forwarded import trace_id_of
 from guardtrace_proxy.server.limits import Use
 from guardtrace_proxy.server.record import ReplyRecord
@@ -62,6 +63,7 @@ async def answer(
     Raises ApiError for everything that goes wrong before the reply has begun.
     """
     settings = service.config.upstreams[tenant.upstream]
+    silence = settings.read_timeout_ms / 1000
     request = _read(dialect, body, settings)
     policy = _policy_for(dialect, request, tenant.loaded.policy)
     use.prompt([text for turns in request.queries for _, text in turns])
@@ -134,7 +136,7 @@ async def answer(
             with service.budget.counting(lambda: gate.held_bytes), record.running(gate):
                 try:
                     if request.stream:
-                        await _stream(exchange, source, reply, out, service.drain)
+                        await _stream(exchange, _events(source, reply, silence), source, out, service.drain)
                     else:
                         await _whole(exchange, source, reply, service, record, send)
                 finally:
@@ -212,22 +214,27 @@ async def _first_session(open_session: OpenSession, choice: int, timeout_ms: int
         return UnopenedSession(failure)
 
 
-async def _stream(exchange: Exchange, source: Source, reply: Reply, out: EventStream, drain: Drain) -> None:
+async def _stream(exchange: Exchange, events: Events, source: Source, out: EventStream, drain: Drain) -> None:
     if "text/event-stream" not in source.content_type:
         raise upstream_unreadable(
             f"{source.content_type[:80] or 'no content type'} where an event stream was asked for"
         )
     await out.begin(source.limits)
     with drain.may_stop(exchange.stop):
-        await exchange.run(_events(source, reply), out.write)
+        await exchange.run(events, out.write)
 
 
-async def _events(source: Source, reply: Reply) -> AsyncIterator[list[Event]]:
+async def _events(source: Source, reply: Reply, silence_seconds: float) -> AsyncIterator[list[Event]]:
+    """Comments aren't speech: an upstream that sends them alone is broken off as a silent one is."""
+    spoke = time.monotonic()
     try:
         while data := await source.read():
             events = reply.feed(data)
             if events:
                 yield events
+                spoke = time.monotonic()
+            elif time.monotonic() - spoke > silence_seconds:
+                raise UpstreamBroke("nothing but comments, or an event without end")
     except UpstreamBroke:
         # What waits for the rest of a tag is judged before the stream is broken off.
         yield reply.end()

@@ -151,6 +151,11 @@ class Upstream(Peer):
         while True:
             await self._send(writer, b": still here\n\n", pause=DRIP_SECONDS)
 
+    async def endless(self, writer: Writer) -> bool:
+        writer.write(SSE)
+        while True:
+            await self._send(writer, FINE[0], pause=DRIP_SECONDS)
+
     async def garbage_head(self, writer: Writer) -> bool:
         writer.write(b"\x00\xff\x16\x03 " + MARKER.encode() + b"\r\n\r\n")
         await writer.drain()

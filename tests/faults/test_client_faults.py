@@ -83,7 +83,7 @@ def client(running: Rig, model: str) -> subprocess.Popen[bytes]:
 
 def test_killed_in_mid_stream(running):
     before = given_up(running)
-    process = client(running, "comments-for-ever")
+    process = client(running, "endless")
     assert running.running == 1
     process.kill()
     process.wait(10)
@@ -152,7 +152,7 @@ def test_half_closed_behind_its_request(running):
     """A client that says that it will say no more has left, as far as servers of ASGI can tell."""
     before = given_up(running)
     with connect(running) as client:
-        client.sendall(request("comments-for-ever"))
+        client.sendall(request("endless"))
         client.recv(100)
         client.shutdown(socket.SHUT_WR)
         assert until(lambda: given_up(running) == before + 1)

@@ -71,6 +71,12 @@ def test_hangs_in_mid_stream(running):
     assert broke_off(running.ask("hang-in-mid"))
 
 
+def test_sends_comments_alone(running):
+    reply = running.ask("comments-for-ever")
+    assert broke_off(reply)
+    assert reply.seconds >= READ_TIMEOUT_MS / 1000
+
+
 def test_slow(running):
     assert running.ask("slow").is_fine
 
