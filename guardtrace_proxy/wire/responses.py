@@ -109,7 +109,6 @@ class ResponsesStream(ResponsesWriter):
         if delta.delta:
             self._said.setdefault(slot, []).append(delta.delta)
             found = [(text.phase, Span(slot, delta.delta, text.kind))]
-        self._last_read = max(self._last_read, delta.sequence_number)
         raw = _named(event, delta.type)
         return ResponsesEvent(EventKind.CHUNK, raw, [self._reader.part(0, found)], None, None, delta.type, delta)
 
@@ -126,12 +125,9 @@ class ResponsesStream(ResponsesWriter):
         if not isinstance(content, dict):
             return malformed(event.raw, "The upstream sent an event that isn't a JSON object.")
         kind = content.get("type")
-        number = content.get("sequence_number")
-        if isinstance(number, int) and not isinstance(number, bool):
-            self._last_read = max(self._last_read, number)
         if kind == "error" or content.get("error"):
             error = content.get("error") or {key: content.get(key) for key in ("message", "code")}
-            return Event(EventKind.ERROR, self.error(**bounded_error(error)))
+            return ResponsesEvent(EventKind.ERROR, event.raw, content=bounded_error(error))
         if not isinstance(kind, str):
             return malformed(event.raw, "The upstream sent an event without a type.")
         try:

@@ -37,8 +37,6 @@ class ResponsesWriter:
     def __init__(self, *, model: str) -> None:
         self.stream = True
         self._client = Client(model)
-        self._last_read = -1
-        """The highest sequence number of the upstream's."""
         self._notes: list[Mapping[str, Any]] = []
         self._cut_note: Mapping[str, Any] | None = None
 
@@ -46,6 +44,8 @@ class ResponsesWriter:
         """Whether the event can leave as it came: not where it repeats what left otherwise."""
         if not isinstance(event, ResponsesEvent):
             return True
+        if event.kind is EventKind.ERROR:
+            return False  # it is numbered when it leaves
         if event.strips or self._repeats_altered(event):
             return False
         if self._notes and event.type in TERMINAL:
@@ -58,6 +58,8 @@ class ResponsesWriter:
     def rewrite(self, event: Event, fates: Mapping[int, Fate]) -> bytes:
         """The event, built anew from the fields that are known."""
         assert isinstance(event, ResponsesEvent)
+        if event.kind is EventKind.ERROR:
+            return self.error(**event.content)
         fate = fates.get(0)
         if isinstance(fate, Cut):
             return self._cut_whole(event, fate)
@@ -143,12 +145,10 @@ class ResponsesWriter:
         fields = {"message": message, "type": type, "param": param, "code": code}
         if not self.stream:
             return msgspec.json.encode({"error": fields})
-        number = max(self._last_read, self._client.sequence) + 1
+        self._client.sequence += 1
         code = None if code is None else str(code)
-        return _frame(
-            {"type": "error", "code": code, "message": message, "param": param, "sequence_number": number}
-            | {"error": fields}
-        )
+        shown = {"type": "error", "code": code, "message": message, "param": param}
+        return _frame(shown | {"sequence_number": self._client.sequence, "error": fields})
 
     def done(self) -> bytes:
         """Nothing: the last event says that it is the last."""
