@@ -16,13 +16,14 @@ import pytest
 import yaml
 
 from guardtrace_proxy.wire.dialects import BY_ROUTE
+from tests.vllm.asking import MOST, ask
 from tests.vllm.servers import ON_A_CPU, VllmServer, eventually, vllm_server
 
 pytest.importorskip("vllm", reason="vLLM isn't installed here: run `make test-vllm`")
 
 from tests.vllm.checkpoints import write_thinker
 from tests.vllm.memories import ONSET, PENCILS, SHED
-from tests.vllm.test_served import MOST, SENTENCES, TIMEOUT_MS, ask
+from tests.vllm.test_served import SENTENCES, TIMEOUT_MS
 
 KEY, SERVERS_KEY = "gt-acme", "the-servers-own"
 DIGEST = "sha256:" + hashlib.sha256(KEY.encode()).hexdigest()
