@@ -71,7 +71,12 @@ class ResponsesWriter:
             self._client.say(span.path, text, altered=text != span.text)
         if event.kind is EventKind.COMPLETION:
             return msgspec.json.encode(rebuild_response(event.content, (), self._text_at(event)))
-        content = self._rebuilt_delta(event, spans, texts) if event.delta else self._rebuilt(event)
+        if event.delta:
+            content = self._rebuilt_delta(event, spans, texts)
+        elif event.strips or self._repeats_altered(event) or any(self._client.is_altered(span.path) for span in spans):
+            content = self._rebuilt(event, {span.path: text for span, text in zip(spans, texts, strict=True)})
+        else:
+            content = dict(event.content)
         if content is None:
             return b""
         if event.type in TERMINAL and self._notes:
@@ -87,12 +92,14 @@ class ResponsesWriter:
         shown |= {"delta": text} | ({} if event.delta is None or event.delta.logprobs is None else {"logprobs": []})
         return {key: value for key, value in shown.items() if value is not None and key != "obfuscation"}
 
-    def _rebuilt(self, event: ResponsesEvent) -> dict[str, Any] | None:
-        if not event.strips and not self._repeats_altered(event):
-            return dict(event.content)
+    def _rebuilt(self, event: ResponsesEvent, new: Mapping[Slot, str]) -> dict[str, Any] | None:
+        """``new`` is what the event says for the first time."""
         content = rebuild(event.content, self._text_at(event))
+        if "type" not in content:
+            return None
         if event.type in DELTAS:
-            return content if content.get("delta") else None
+            content["delta"] = new.get(event.slots.get(("delta",), ()))
+            return content if content["delta"] else None
         if event.type not in DONES and not {"item", "part", "response"} & content.keys():
             return None
         return content
@@ -158,7 +165,9 @@ class ResponsesWriter:
         if cut.shape == "error":
             return self.error(cut.message, "content_filter", "content_filter")
         usage = event.content.get("usage")
-        self._client.follow("response.created", None, {"response": {**event.content, "output": []}})
+        bare = {**event.content, "output": []}
+        bare = rebuild_response(bare, (), lambda where, text: "" if where in event.slots else text)
+        self._client.follow("response.created", None, {"response": bare})
         self._client.add_message(cut.message, refuses=cut.shape == "refusal")
         response = self._client.incomplete(numbers(usage) if isinstance(usage, dict) else None)["response"]
         if cut.note:

@@ -91,6 +91,13 @@ def test_two_calls_of_one_name_are_both_text() -> None:
         ),
         ({"type": "response.created", "response": {**HEAD, "instructions": "as asked", "output": []}}, []),
         (
+            {
+                "type": "response.created",
+                "response": {**HEAD, "metadata": {"a b": "as asked", "c": "d e"}, "output": []},
+            },
+            [("OTHER", "a b"), ("OTHER", "d e")],
+        ),
+        (
             {"type": "response.created", "response": {**HEAD, "vendor": "x", "output": ["y"]}},
             [("OTHER", "x"), ("OTHER", "y")],
         ),
@@ -101,7 +108,7 @@ def test_two_calls_of_one_name_are_both_text() -> None:
     ],
 )
 def test_strings_that_nobody_knows_are_text(event: dict[str, Any], found: list[tuple[str, str]]) -> None:
-    assert sorted(spans(read(event))) == sorted(found)
+    assert sorted(spans(read(event, stream=response(asked=["as asked"])))) == sorted(found)
 
 
 def test_a_string_that_nobody_knows_is_text_once() -> None:
