@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from guardtrace_proxy.wire.events import Event, EventKind
+from guardtrace_proxy.wire.fates import Cut, Kept
 from guardtrace_proxy.wire.reply import Reply
 from guardtrace_proxy.wire.sse import BOM, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.tags import ThinkingStyle
@@ -65,6 +66,9 @@ def check(data: bytes) -> None:
     whole = dialect.reply(style).completion(reply)
     check_segments([whole])
     check_strings([whole], dialect)
+    if dialect.named:
+        check_nothing_is_left([*events, whole], dialect)
+        check_a_cut_is_written(events, dialect.reply(style))
 
 
 def read(pieces: list[bytes], reader: Reply) -> list[Event]:
@@ -119,7 +123,7 @@ def check_events(reply: bytes, pieces: list[bytes], dialect: Dialect) -> None:
 
 
 def check_raw(events: list[Event], reply: bytes, dialect: Dialect) -> None:
-    """Every event leaves as it came, in its order; an upstream's error is written anew."""
+    """Every event leaves as it came, in its order, but for a wrong name; an upstream's error is written anew."""
     ours = [event for event in events if event.raw]
     theirs = blocks(reply, dialect.named)
     assert len(ours) == len(theirs)
@@ -128,6 +132,8 @@ def check_raw(events: list[Event], reply: bytes, dialect: Dialect) -> None:
             assert blocks(event.raw, named=True) == [SSEEvent(event.raw, block.data, type_of(block))], (
                 "its name is wrong"
             )
+        elif event.kind is EventKind.DONE and block.name:
+            assert event.raw == b"data: [DONE]\n\n", "its name is wrong"
         else:
             assert event.raw == block.raw or event.kind is EventKind.ERROR, "an event's bytes changed"
         assert bool(event.detail) is (event.kind is EventKind.MALFORMED)
@@ -170,3 +176,45 @@ def check_strings(events: list[Event], dialect: Dialect) -> None:
 def is_said(text: str, said: Iterable[str]) -> bool:
     """Tokens may be those of a piece."""
     return any(text in each if isinstance(text, Tokens) else text == each for each in said)
+
+
+GONE = "\u25a1"
+
+
+def check_nothing_is_left(events: list[Event], dialect: Dialect) -> None:
+    """Where every text is replaced, no other leaves, in whatever shape it was repeated."""
+    writer = dialect.reply(ThinkingStyle())
+    for event in events:
+        if event.kind is EventKind.COMPLETION:
+            writer = dialect.reply(ThinkingStyle())
+        sent = leaves(writer, event, GONE)
+        if event.kind is EventKind.COMPLETION:
+            left = list(dialect.texts_of_whole(json.loads(sent)))
+        elif event.kind is EventKind.CHUNK:
+            left = [text for block in blocks(sent, dialect.named) for text in dialect.texts(json.loads(block.data))]
+        else:
+            continue
+        assert all(set(text) <= {GONE} for text in left), f"{left!r} left"
+
+
+def check_a_cut_is_written(events: list[Event], reply: Reply) -> None:
+    """Behind whatever left, and its numbers go up."""
+    for event in events:
+        leaves(reply, event, None)
+    frames = reply.cut(0, Cut("Stopped.", "content_filter")) + reply.usage(None, 1, expose=True)
+    found = [
+        json.loads(block.data) for block in blocks(frames + reply.error("Broken.", "upstream_error", None), named=True)
+    ]
+    assert [each["type"] for each in found][-2:] == ["response.incomplete", "error"]
+    numbers = [each["sequence_number"] for each in found]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "numbers go up one by one"
+
+
+def leaves(writer: Reply, event: Event, gone: str | None) -> bytes:
+    """An event as it came, or with all its texts replaced."""
+    if event.kind not in (EventKind.CHUNK, EventKind.COMPLETION) or not event.raw:
+        return b""
+    spans = [span.text if gone is None else gone for part in event.parts for span in part.spans]
+    if (spans and gone is not None) or not writer.passes(event):
+        return writer.rewrite(event, {0: Kept(spans)})
+    return event.raw

@@ -9,7 +9,8 @@ from typing import Any
 from tests.fuzz.choices_texts import NAME, PADDING, PLAIN_KEY, texts
 
 LABELS = ("type", "id", "item_id", "call_id", "object", "status", "role", "phase")
-LABEL = re.compile(r"[^ ]{0,128}")
+LABEL = re.compile(r"[!-~]{0,128}")
+WORD = re.compile(r"[A-Za-z0-9_.:-]{0,64}")
 OF_THE_REQUEST = (
     *("instructions", "metadata", "tools", "tool_choice", "text", "prompt", "reasoning", "truncation", "user", "image"),
     *("safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "service_tier"),
@@ -47,7 +48,9 @@ def texts_of_response(response: dict[str, Any]) -> Iterator[str]:
         elif key == "incomplete_details" and isinstance(value, dict):
             yield from texts({**value, "reason": None}, None)
             yield from texts(value.get("reason"), REASON)
-        elif key not in OF_THE_REQUEST:
+        elif key in OF_THE_REQUEST:
+            yield from texts(value, WORD)
+        else:
             yield from texts_of_field(key, value)
 
 
