@@ -144,7 +144,8 @@ class MessagesStream(MessagesWriter):
         finish = _word(delta.get("stop_reason")) if kind == "message_delta" and isinstance(delta, dict) else None
         part = self._reader.part(0, _found(places), finish)
         signs = kind == "content_block_delta" and isinstance(delta, dict) and delta.get("type") == "signature_delta"
-        part.waits = signs
+        block = content.get("content_block") if kind == "content_block_start" else None
+        part.waits = signs or (isinstance(block, dict) and bool(block.get("signature")))
         return MessagesEvent(
             EventKind.CHUNK,
             raw,
@@ -153,7 +154,7 @@ class MessagesStream(MessagesWriter):
             type=kind,
             index=content["index"] if kind in OF_BLOCKS else -1,
             content=content,
-            is_hidden=self._is_hidden(content.get("content_block")),
+            is_hidden=self._is_hidden(block),
             signs=signs,
         )
 

@@ -14,7 +14,7 @@ WORDS = re.compile(
     r"safe|low|medium|high|userStopped|modelUnloaded|failed|eosFound|stopStringFound|toolCalls|"
     r"maxPredictedTokensReached|contextLengthReached"
 )
-WORD = re.compile(r"[^ ]{0,64}")
+WORD = re.compile(r"[!-~]{0,64}")
 SHORT = re.compile(r".{0,16}", re.DOTALL)
 NAME = re.compile(r".{0,256}", re.DOTALL)
 PADDING = re.compile(r"[A-Za-z0-9]{0,4096}\n?")
