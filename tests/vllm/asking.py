@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import anthropic
 import openai
 from PIL import Image
 
@@ -19,10 +20,14 @@ MOST = 3500
 THINK = ("<think>", "</think>")
 
 
-def data_url(image: Image.Image) -> str:
+def in_base64(image: Image.Image) -> str:
     data = io.BytesIO()
     image.save(data, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def data_url(image: Image.Image) -> str:
+    return f"data:image/png;base64,{in_base64(image)}"
 
 
 @dataclass
@@ -101,6 +106,34 @@ def respond(model: openai.OpenAI, memory: Memory, **more: Any) -> Told:
             assert response.output_text == told.answer
             details = response.incomplete_details
             told.finish = response.status if details is None else details.reason
+    return told
+
+
+def converse(model: openai.OpenAI, memory: Memory, **more: Any) -> Told:
+    """Messages, by Anthropic's client at the same place. What it adds up is what the deltas said."""
+    assert memory.image is not None
+    image = {"type": "base64", "media_type": "image/png", "data": in_base64(memory.image)}
+    blocks = [{"type": "image", "source": image}, {"type": "text", "text": memory.question}]
+    url = str(model.base_url).removesuffix("/v1/")
+    told = Told("", "", None)
+    with (
+        anthropic.Anthropic(base_url=url, api_key=model.api_key, max_retries=0, timeout=120) as client,
+        client.messages.stream(
+            model="thinker",
+            messages=[{"role": "user", "content": blocks}],  # type: ignore[typeddict-item]
+            max_tokens=MOST,
+            extra_body={"temperature": 0, **more},
+        ) as stream,
+    ):
+        for event in stream:
+            if event.type == "thinking":
+                told.thinking += event.thinking
+            elif event.type == "text":
+                told.answer += event.text
+        message = stream.get_final_message()
+    assert "".join(block.thinking for block in message.content if block.type == "thinking") == told.thinking
+    assert "".join(block.text for block in message.content if block.type == "text") == told.answer
+    told.finish = message.stop_reason
     return told
 
 

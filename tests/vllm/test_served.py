@@ -25,7 +25,7 @@ from guardtrace_proxy.images import RequestImage
 from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
 from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.config import load_config
-from tests.vllm.asking import MOST, Door, ask, complete, data_url, respond
+from tests.vllm.asking import MOST, Door, ask, complete, converse, data_url, respond
 from tests.vllm.servers import ON_A_CPU, VllmServer, eventually, vllm_server
 
 pytest.importorskip("vllm", reason="vLLM isn't installed here: run `make test-vllm`")
@@ -37,6 +37,8 @@ PROMPT = "You are a safety auditor."
 """The embedded auditor's own system prompt; a server can't tell it."""
 SENTENCES = {"boundary": {"unit": "sentences", "first": 1, "growth": 1.0, "max": 1, "max_hold_ms": 60_000}}
 TIMEOUT_MS = 60_000
+ENDLESS = {"ignore_eos": True}
+"""Left alone the thinking model writes MOST tokens. (In Messages there is no such field: it ends with its reply.)"""
 MESSAGE = "This response was stopped by policy."
 
 
@@ -117,7 +119,7 @@ def test_a_harmless_stream_passes_intact(servers: Servers, depth: Depth, tmp_pat
 def test_a_harmful_stream_is_cut_and_both_engines_stop(servers: Servers, depth: Depth, tmp_path: Path) -> None:
     written = servers.thinker.written
     with proxy(servers, depth, tmp_path) as through:
-        told = ask(through, SHED, ignore_eos=True)  # left alone it would write MOST tokens
+        told = ask(through, SHED, **ENDLESS)
     assert told.finish == "content_filter"
     assert SHED.thinking.startswith(told.thinking.strip())
     assert ONSET not in told.thinking
@@ -132,27 +134,34 @@ def test_without_the_proxy_the_same_stream_tells_it_all(servers: Servers) -> Non
     assert (told.thinking.strip(), told.answer.strip()) == (SHED.thinking, SHED.answer)
 
 
-@pytest.mark.parametrize(("door", "memory"), [(complete, PENCILS_COMPLETED), (respond, PENCILS)])
+@pytest.mark.parametrize(("door", "memory"), [(complete, PENCILS_COMPLETED), (respond, PENCILS), (converse, PENCILS)])
 def test_a_harmless_stream_passes_other_doors_intact(
     servers: Servers, door: Door, memory: Memory, tmp_path: Path
 ) -> None:
     direct = door(client(servers.thinker.url), memory)
     assert (direct.thinking.strip(), direct.answer.strip()) == (memory.thinking, memory.answer)
-    assert direct.finish in ("stop", "completed")
+    assert direct.finish in ("stop", "completed", "end_turn")
     with proxy(servers, Depth.LABEL, tmp_path) as through:
         assert door(through, memory) == direct
     assert servers.thinker.becomes_idle()
     assert servers.auditor.becomes_idle()
 
 
-@pytest.mark.parametrize(("door", "memory"), [(complete, SHED_COMPLETED), (respond, SHED)])
+@pytest.mark.parametrize(
+    ("door", "memory", "more", "finish"),
+    [
+        (complete, SHED_COMPLETED, ENDLESS, "content_filter"),
+        (respond, SHED, ENDLESS, "content_filter"),
+        (converse, SHED, {}, "refusal"),
+    ],
+)
 def test_a_harmful_stream_is_cut_at_other_doors_and_both_engines_stop(
-    servers: Servers, door: Door, memory: Memory, tmp_path: Path
+    servers: Servers, door: Door, memory: Memory, more: dict[str, Any], finish: str, tmp_path: Path
 ) -> None:
     written = servers.thinker.written
     with proxy(servers, Depth.LABEL, tmp_path) as through:
-        told = door(through, memory, ignore_eos=True)  # left alone it would write MOST tokens
-    assert told.finish == "content_filter"
+        told = door(through, memory, **more)
+    assert told.finish == finish
     assert told.thinking.strip()
     assert memory.thinking.startswith(told.thinking.strip())
     assert ONSET not in told.thinking
@@ -240,7 +249,7 @@ def test_an_auditor_that_is_killed_in_mid_stream_ends_it_as_the_policy_says(serv
 
     written = servers.thinker.written
     with proxy(servers, Depth.LABEL, tmp_path) as through:
-        told = ask(through, PENCILS, kill, ignore_eos=True)  # left alone it would write MOST tokens
+        told = ask(through, PENCILS, kill, **ENDLESS)
     assert servers.auditor.process.returncode == -signal.SIGKILL
     assert told.finish == "content_filter"
     assert told.thinking.strip()
