@@ -38,6 +38,10 @@ CHOICE_METADATA = {
 PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:$-]{0,64}")
 
 
+class Within(str):
+    """What stands within a text: tokens, strings of a call's input."""
+
+
 def texts_of(event: dict[str, Any], body_key: str) -> Iterator[str]:
     """``body_key`` leads to what a choice says; "" where it says it beside its other fields."""
     for key, value in event.items():

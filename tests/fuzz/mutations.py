@@ -20,6 +20,17 @@ BITS = [
         b"[DONE]",
     ),
     *(b'"content"', b'"reasoning"', b'"role"', b'"index"', b'"logprobs"', b'"usage"', b'"choices"', b'"error"'),
+    *(
+        b'"message"',
+        b'"content_block"',
+        b'"signature"',
+        b'"stop_reason"',
+        b'"data"',
+        b'"input"',
+        b'"id"',
+        b"_start",
+        b"_stop",
+    ),
     *(b'"type"', b'"item"', b'"part"', b'"response"', b'"output"', b'"item_id"', b'"sequence_number"', b".done"),
 ]
 edits = st.tuples(st.integers(0, 1 << 16), st.integers(0, 24), st.sampled_from([b"", *BITS]) | st.binary(max_size=4))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from guardtrace_proxy.wire.events import Event, EventKind
@@ -12,18 +12,22 @@ from guardtrace_proxy.wire.fates import Cut, Kept
 from guardtrace_proxy.wire.reply import Reply
 from guardtrace_proxy.wire.sse import BOM, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.tags import ThinkingStyle
-from tests.fuzz.choices_texts import texts_of
-from tests.fuzz.responses_texts import Tokens, texts_of_event, texts_of_response
-from tests.wire.recordings import APRIEL, COMPLETIONS, RECORDINGS, RESPONSES, SEED, STARTS_OPEN
-from tests.wire.replies import LIMIT, completion, dialect, response
+from tests.fuzz import messages_texts, responses_texts
+from tests.fuzz.choices_texts import Within, texts_of
+from tests.wire.recordings import ALL, APRIEL, SEED, STARTS_OPEN
+from tests.wire.replies import LIMIT, completion, dialect, message, response
 
 STYLES = (ThinkingStyle(), STARTS_OPEN, ThinkingStyle("inline"), ThinkingStyle("field"), APRIEL, SEED)
+LEFT = (EventKind.CHUNK, EventKind.COMPLETION, EventKind.DONE)
+"""Kinds of events that leave as they came."""
+ENDS = (b"data: [DONE]\n\n", b'event: message_stop\ndata: {"type":"message_stop"}\n\n', b"")
 HEADER = 3
 """Bytes of an input before the reply: which dialect and style, and two that say where the reply is cut."""
 
 
 class Dialect(NamedTuple):
-    """``texts`` and ``texts_of_whole`` are the strings of an event, and of a whole reply, that could be text."""
+    """``texts`` and ``texts_of_whole`` are the strings of an event, and of a whole reply, that could be text. ``cut``
+    checks one behind these frames."""
 
     name: str
     reply: Callable[[ThinkingStyle], Reply]
@@ -31,12 +35,52 @@ class Dialect(NamedTuple):
     texts_of_whole: Callable[[dict[str, Any]], Iterable[str]]
     named: bool = False
     """Whether its events have names."""
+    repeats: bool = False
+    """Whether its events say again what others said."""
+    cut: Callable[[bytes, Reply], None] | None = None
 
 
+def cut_response(sent: bytes, reply: Reply) -> None:
+    """Its numbers go up."""
+    frames = reply.cut(0, CUT) + reply.usage(None, 1, expose=True) + reply.error("Broken.", "upstream_error", None)
+    found = contents(frames)
+    assert [each["type"] for each in found][-2:] == ["response.incomplete", "error"]
+    numbers = [each["sequence_number"] for each in found]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "numbers go up one by one"
+
+
+def cut_message(sent: bytes, reply: Reply) -> None:
+    """Its message is a block of its own."""
+    found = contents(reply.cut(0, CUT) + reply.usage(None, 1, expose=True) + reply.done())
+    kinds = [each["type"] for each in found if each["type"] != "message_stop"]
+    assert kinds[-4:] == ["content_block_start", "content_block_delta", "content_block_stop", "message_delta"]
+    taken = [each["index"] for each in contents(sent) if each["type"] == "content_block_start"]
+    own = [each["index"] for each in found if each["type"] == "content_block_start"]
+    assert len(own) == 1
+    assert own[0] > max(taken, default=-1), "its index is taken"
+
+
+CUT = Cut("Stopped.", "content_filter")
 DIALECTS = (
     Dialect("chat", dialect, lambda chunk: texts_of(chunk, "delta"), lambda whole: texts_of(whole, "message")),
     Dialect("completions", completion, lambda chunk: texts_of(chunk, ""), lambda whole: texts_of(whole, "")),
-    Dialect("responses", response, texts_of_event, texts_of_response, named=True),
+    Dialect(
+        "responses",
+        response,
+        responses_texts.texts_of_event,
+        responses_texts.texts_of_response,
+        named=True,
+        repeats=True,
+        cut=cut_response,
+    ),
+    Dialect(
+        "messages",
+        message,
+        messages_texts.texts_of_event,
+        messages_texts.texts_of_message,
+        named=True,
+        cut=cut_message,
+    ),
 )
 NAMES = [each.name for each in DIALECTS]
 
@@ -48,7 +92,7 @@ def header(dialect: str, style: ThinkingStyle, widths: bytes = b"\x07\x0d") -> b
 
 def seeds() -> Iterator[bytes]:
     """The recordings as inputs."""
-    for recording in (*RECORDINGS, *COMPLETIONS, *RESPONSES):
+    for recording in ALL:
         yield header(recording.dialect, recording.style) + recording.data
 
 
@@ -66,9 +110,10 @@ def check(data: bytes) -> None:
     whole = dialect.reply(style).completion(reply)
     check_segments([whole])
     check_strings([whole], dialect)
-    if dialect.named:
+    if dialect.cut is not None:
         check_nothing_is_left([*events, whole], dialect)
-        check_a_cut_is_written(events, dialect.reply(style))
+        reply = dialect.reply(style)
+        dialect.cut(b"".join(leaves(reply, event, None) for event in events), reply)
 
 
 def read(pieces: list[bytes], reader: Reply) -> list[Event]:
@@ -124,19 +169,24 @@ def check_events(reply: bytes, pieces: list[bytes], dialect: Dialect) -> None:
 
 def check_raw(events: list[Event], reply: bytes, dialect: Dialect) -> None:
     """Every event leaves as it came, in its order, but for a wrong name; an upstream's error is written anew."""
-    ours = [event for event in events if event.raw]
+    ours = [event for event in events if event.raw or event.kind is EventKind.DONE]
     theirs = blocks(reply, dialect.named)
     assert len(ours) == len(theirs)
     for event, block in zip(ours, theirs, strict=True):
-        if event.kind is EventKind.CHUNK and block.name and block.name != type_of(block):
+        if is_done(block):
+            assert event.raw in ENDS or event.raw == block.raw, "it is no end"
+        elif event.kind in LEFT and block.name and block.name != type_of(block):
             assert blocks(event.raw, named=True) == [SSEEvent(event.raw, block.data, type_of(block))], (
                 "its name is wrong"
             )
-        elif event.kind is EventKind.DONE and block.name:
-            assert event.raw == b"data: [DONE]\n\n", "its name is wrong"
         else:
             assert event.raw == block.raw or event.kind is EventKind.ERROR, "an event's bytes changed"
         assert bool(event.detail) is (event.kind is EventKind.MALFORMED)
+
+
+def is_done(block: SSEEvent) -> bool:
+    """Whether it is OpenAI's end of a stream."""
+    return block.data.strip() == b"[DONE]"
 
 
 def type_of(block: SSEEvent) -> bytes:
@@ -165,17 +215,16 @@ def check_strings(events: list[Event], dialect: Dialect) -> None:
         found = {span.text for part in event.parts for span in part.spans}
         for span in (span for part in event.parts for span in part.spans):
             said[span.path] = said.get(span.path, "") + span.text
-        if event.kind not in (EventKind.CHUNK, EventKind.COMPLETION) or not event.raw:
+        if event.kind not in LEFT or not event.raw or event.raw in ENDS:
             continue
         is_whole = event.kind is EventKind.COMPLETION
         content = json.loads(event.raw if is_whole else blocks(event.raw, dialect.named)[0].data)
         for text in (dialect.texts_of_whole if is_whole else dialect.texts)(content):
-            assert text in found or (dialect.named and is_said(text, said.values())), f"{text!r} is in no span"
+            assert is_said(text, found) or (dialect.repeats and is_said(text, said.values())), f"{text!r} is in no span"
 
 
-def is_said(text: str, said: Iterable[str]) -> bool:
-    """Tokens may be those of a piece."""
-    return any(text in each if isinstance(text, Tokens) else text == each for each in said)
+def is_said(text: str, said: Collection[str]) -> bool:
+    return any(text in each for each in said) if isinstance(text, Within) else text in said
 
 
 GONE = "\u25a1"
@@ -191,23 +240,15 @@ def check_nothing_is_left(events: list[Event], dialect: Dialect) -> None:
         if event.kind is EventKind.COMPLETION:
             left = list(dialect.texts_of_whole(json.loads(sent)))
         elif event.kind is EventKind.CHUNK:
-            left = [text for block in blocks(sent, dialect.named) for text in dialect.texts(json.loads(block.data))]
+            left = [text for content in contents(sent) for text in dialect.texts(content)]
         else:
             continue
         assert all(set(text) <= {GONE} for text in left), f"{left!r} left"
 
 
-def check_a_cut_is_written(events: list[Event], reply: Reply) -> None:
-    """Behind whatever left, and its numbers go up."""
-    for event in events:
-        leaves(reply, event, None)
-    frames = reply.cut(0, Cut("Stopped.", "content_filter")) + reply.usage(None, 1, expose=True)
-    found = [
-        json.loads(block.data) for block in blocks(frames + reply.error("Broken.", "upstream_error", None), named=True)
-    ]
-    assert [each["type"] for each in found][-2:] == ["response.incomplete", "error"]
-    numbers = [each["sequence_number"] for each in found]
-    assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "numbers go up one by one"
+def contents(sent: bytes) -> list[dict[str, Any]]:
+    """What frames say."""
+    return [json.loads(block.data) for block in blocks(sent, named=True)]
 
 
 def leaves(writer: Reply, event: Event, gone: str | None) -> bytes:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tests.fuzz.choices_texts import NAME, PADDING, PLAIN_KEY, texts
+from tests.fuzz.choices_texts import NAME, PADDING, PLAIN_KEY, Within, texts
 
 LABELS = ("type", "id", "item_id", "call_id", "object", "status", "role", "phase")
 LABEL = re.compile(r"[!-~]{0,128}")
@@ -18,10 +18,6 @@ OF_THE_REQUEST = (
 )
 REASON = re.compile(r".{0,16}|[a-z_]{0,32}", re.DOTALL)
 LIKELY = {"token", "logprob", "bytes"}
-
-
-class Tokens(str):
-    """What was sampled, by logprobs of the usual shape."""
 
 
 def texts_of_event(event: dict[str, Any]) -> Iterator[str]:
@@ -77,7 +73,7 @@ def texts_of_field(key: str, value: Any) -> Iterator[str]:
     if key == "logprobs" and are_tokens(value):
         tokens = "".join(each.get("token") or "" for each in value or ())
         if tokens:
-            yield Tokens(tokens)
+            yield Within(tokens)
         return
     if not PLAIN_KEY.fullmatch(key):
         yield key

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from guardtrace_proxy.wire import chat_spans, completion, responses
+from guardtrace_proxy.wire import chat_spans, completion, messages, responses
 from guardtrace_proxy.wire.events import Event
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.fuzz.mutations import inputs
@@ -33,6 +33,7 @@ MISSED = {
     "chat": (chat_spans, "field_strings", b'data: {"choices": [{"delta": {"vendor": "x"}}]}\n\n'),
     "completions": (completion, "field_strings", b'data: {"choices": [{"text": "", "vendor": "x"}]}\n\n'),
     "responses": (responses, "places_of", b'data: {"type": "response.vendor.note", "note": "x"}\n\n'),
+    "messages": (messages, "places_of", b'data: {"type": "vendor_note", "note": "x"}\n\n'),
 }
 
 
