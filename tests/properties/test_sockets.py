@@ -15,10 +15,10 @@ import pytest
 from guardtrace_proxy.gate import Output, Reject, Release, StartAudit, StreamGate
 from guardtrace_proxy.policy.levels import Level, Verdict
 from guardtrace_proxy.server import answer
-from guardtrace_proxy.wire import chat, completion, responses
+from guardtrace_proxy.wire import chat, completion, messages, responses
 from guardtrace_proxy.wire.events import Event
 from tests.images.serving import picture
-from tests.properties import test_responses
+from tests.properties import test_messages, test_responses
 from tests.properties.alphabet import Mark, judge
 from tests.properties.cases import draw_case
 from tests.properties.draws import Seeded
@@ -42,6 +42,7 @@ CHAT = [seed for seed, case in CASES.items() if case.reply is None][:48]
 COMPLETIONS = [seed for seed, case in CASES.items() if case.reply is not None][:16]
 """Cases of each API, by their seeds."""
 PROMPT = "Please help."
+VERSION = {"anthropic-version": "2023-06-01"}
 
 
 @pytest.mark.parametrize("seed", CHAT)
@@ -79,6 +80,21 @@ def test_every_promise_of_responses_is_kept_over_sockets(seed: int, monkeypatch:
     assert list(test_responses.broken_promises(drawn, log)) == []
 
 
+@pytest.mark.parametrize("seed", range(24))
+def test_every_promise_of_messages_is_kept_over_sockets(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = seed % 3
+    drawn = test_messages.draw(Seeded(seed))
+    case = drawn.case = over_sockets(drawn.case)
+    drawn.keeps = False  # as the proxy does by default
+    urls = [each["image_url"]["url"] for each in PICTURES[:images]]
+    sources = [{"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]} for url in urls]
+    blocks = [{"type": "text", "text": PROMPT}, *({"type": "image", "source": source} for source in sources)]
+    body = {"model": "thinker", "max_tokens": 99, "messages": [{"role": "user", "content": blocks}]}
+    body["stream"] = case.whole is None
+    log = exchanged(case, "/messages", body, images, monkeypatch)
+    assert list(test_messages.broken_promises(drawn, log)) == []
+
+
 def over_sockets(case: Case) -> Case:
     """The annotations have no probabilities; a body without length ends like one that broke off."""
     return replace(case, certain=True, ending="closed", capacity=1 << 20, limit=1 << 20)
@@ -91,7 +107,7 @@ def exchanged(case: Case, path: str, body: dict[str, Any], images: int, monkeypa
     record(case, log, monkeypatch, path)
     policy = case.policy.model_dump(mode="json", exclude={"extends"}, exclude_none=True)
     with proxy(upstream_of(case), auditor_of(case, shown), policy=policy) as running:
-        received = running.raw(body, path).content
+        received = running.raw(body, path, headers=VERSION).content
     assert received == b"".join(entry.value for entry in log.entries if entry.what in ("sent", "rejected"))
     assert set(shown) == ({images} if any(entry.what == "answered" for entry in log.entries) else set())
     return log
@@ -137,6 +153,7 @@ STREAMS: dict[str, tuple[ModuleType, str]] = {
     "/chat/completions": (chat, "ChatStream"),
     "/completions": (completion, "CompletionStream"),
     "/responses": (responses, "ResponsesStream"),
+    "/messages": (messages, "MessagesStream"),
 }
 """By path: what reads and writes the replies there."""
 
