@@ -25,6 +25,7 @@ from guardtrace_proxy.wire.messages_blocks import (
 )
 from guardtrace_proxy.wire.messages_request import MessagesRequest
 from guardtrace_proxy.wire.messages_writer import MessagesEvent, MessagesWriter
+from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import bounded_error
@@ -38,9 +39,15 @@ class MessagesStream(MessagesWriter):
     """One reply of an upstream: reads it, and writes what a policy puts in the place of parts of it."""
 
     def __init__(
-        self, thinking: ThinkingStyle, *, max_event_bytes: int, model: str = "", keeps_encrypted: bool = False
+        self,
+        thinking: ThinkingStyle,
+        *,
+        max_event_bytes: int,
+        model: str = "",
+        request_id: str = "",
+        keeps_encrypted: bool = False,
     ) -> None:
-        super().__init__(model=model)
+        super().__init__(model=model, request_id=request_id)
         self._decoder = SSEDecoder(max_event_bytes, named=True)
         self._reader = ChoiceReader(thinking, tagged="text")
         self._keeps_encrypted = keeps_encrypted
@@ -162,12 +169,13 @@ class MessagesStream(MessagesWriter):
         return isinstance(block, dict) and block.get("type") == REDACTED and not self._keeps_encrypted
 
 
-def messages_reply(request: MessagesRequest, thinking: ThinkingStyle, max_event_bytes: int) -> MessagesStream:
+def messages_reply(request: MessagesRequest, settings: ReplySettings) -> MessagesStream:
     """The reply to a request."""
     return MessagesStream(
-        thinking,
-        max_event_bytes=max_event_bytes,
+        settings.thinking,
+        max_event_bytes=settings.max_event_bytes,
         model=request.model,
+        request_id=settings.request_id,
         keeps_encrypted=request.keeps_encrypted,
     )
 

@@ -74,8 +74,9 @@ class _Block:
 class MessagesWriter:
     """Writes frames with the message's own id, model and blocks."""
 
-    def __init__(self, *, model: str) -> None:
+    def __init__(self, *, model: str, request_id: str) -> None:
         self.stream = True
+        self._request_id = request_id
         self._head: dict[str, Any] = {"id": OWN_ID, "type": "message", "role": "assistant", "model": model}
         self._began = False
         self._ended = False
@@ -241,7 +242,7 @@ class MessagesWriter:
 
     def error(self, message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
         """An ``error`` event, which Anthropic's clients raise; without streaming, the body."""
-        content = error_object(error_type(type, code), message)
+        content = error_object(error_type(type, code), message, self._request_id)
         return frame(content) if self.stream else msgspec.json.encode(content)
 
     def done(self) -> bytes:

@@ -15,6 +15,7 @@ from guardtrace_proxy.wire.chat_spans import Found, Path, TooDeep
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices import malformed
 from guardtrace_proxy.wire.events import Event, EventKind, Phase, Span, SpanKind
+from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.responses_places import (
     DELTAS,
     OUTPUT_TEXT,
@@ -221,11 +222,11 @@ class ResponsesStream(ResponsesWriter):
         return found
 
 
-def responses_reply(request: ResponsesRequest, thinking: ThinkingStyle, max_event_bytes: int) -> ResponsesStream:
+def responses_reply(request: ResponsesRequest, settings: ReplySettings) -> ResponsesStream:
     """The reply to a request."""
     return ResponsesStream(
-        thinking,
-        max_event_bytes=max_event_bytes,
+        settings.thinking,
+        max_event_bytes=settings.max_event_bytes,
         model=request.model,
         known=Known(request.keeps_encrypted, request.echoed),
     )

@@ -49,7 +49,11 @@ def response(
 
 def message(style: ThinkingStyle | None = None, *, keeps_encrypted: bool = False) -> MessagesStream:
     return MessagesStream(
-        style or ThinkingStyle(), max_event_bytes=LIMIT, model="asked-for", keeps_encrypted=keeps_encrypted
+        style or ThinkingStyle(),
+        max_event_bytes=LIMIT,
+        model="asked-for",
+        request_id="req-1",
+        keeps_encrypted=keeps_encrypted,
     )
 
 
