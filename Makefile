@@ -99,6 +99,8 @@ docs-check: $(STAMP) ## Run the commands and check the examples of README and do
 nightly: $(STAMP) $(CLIENTS) ## Everything, the slow tests as well
 	$(BIN)/python -m pytest --run-slow
 	$(BIN)/python -m tests.properties.run --cases 200000 --processes 2
+	$(BIN)/python -m tests.properties.run --api responses --cases 50000 --processes 2
+	$(BIN)/python -m tests.properties.run --api messages --cases 50000 --processes 2
 
 soak: $(STAMP) ## Good and failing streams for MINUTES=30: none leaks, none hangs, memory stays
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)

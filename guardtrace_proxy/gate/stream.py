@@ -7,6 +7,7 @@ any monotonic clock. It doesn't know whether a proxy, a model server's middlewar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -57,8 +58,8 @@ class StreamGate:
         self._is_completion = False
         """Whether the reply isn't streamed."""
         self._ended = False
-        self._last_words: bytes | None = None
-        """The end of the stream, the upstream's own or ours: behind the last verdict, whatever ran ahead of it."""
+        self._last_words: Callable[[], bytes] | None = None
+        """Writes the end of the stream, its own or ours: behind the last verdict, whatever ran ahead of it."""
         self._noted: set[tuple[int, str]] = set()
 
     # What the driver asks
@@ -118,9 +119,9 @@ class StreamGate:
         elif event.kind is EventKind.COMPLETION:
             self._is_completion = True
             self._receive_parts(event, now)
-            self._end(b"")
+            self._end(bytes)
         elif event.kind is EventKind.DONE:
-            self._end(event.raw)
+            self._end(lambda: event.raw)
         elif event.kind is EventKind.ERROR:
             self._saw_error = True
             self._queue.push(HeldEvent(event, []))
@@ -135,11 +136,11 @@ class StreamGate:
             return
         unfinished = len(self._over) < self._expected or any(index not in self._over for index in self._choices)
         if self._saw_error:
-            self._end(b"")
+            self._end(bytes)
         elif broken is not None or unfinished:
             self._break_off(broken or BROKEN_OFF)
         else:
-            self._end(self._writer.done())
+            self._end(self._writer.done)
         self._go_on(now)
 
     def judged(self, audit: int, verdict: Verdict, now: float) -> None:
@@ -193,9 +194,12 @@ class StreamGate:
     def _break_off(self, why: str) -> None:
         """What is held is still judged, and released or dropped; then an error, and never an end that looks whole."""
         self.wants_upstream = False
-        self._end(self._writer.error(why, "upstream_error", "upstream_error"))
+        self._end_with_error(why)
 
-    def _end(self, last_words: bytes) -> None:
+    def _end_with_error(self, why: str) -> None:
+        self._end(lambda: self._writer.error(why, "upstream_error", "upstream_error"))
+
+    def _end(self, last_words: Callable[[], bytes]) -> None:
         self._ended = True
         self._last_words = last_words
         self._end_choices()
@@ -239,12 +243,13 @@ class StreamGate:
         if not self._ended:
             self.wants_upstream = False
             self._queue.drop_unsaid()
-            self._end(self._writer.done())
+            self._end(self._writer.done)
 
     def _stop_all(self, choice: Choice) -> None:
         """An error frame ends the whole stream for its client, so no other choice goes on."""
         self._drop_held()
-        self._end(self._writer.cut(choice.index, self._cut_of(choice)) + self._writer.done())
+        cut = self._cut_of(choice)
+        self._end(lambda: self._writer.cut(choice.index, cut) + self._writer.done())
 
     def _drop_held(self) -> None:
         """Release what is clear and forget the rest: the whole stream stops here."""
@@ -294,7 +299,7 @@ class StreamGate:
         if self.wants_reading or self._ended or not all(choice.is_settled for choice in self._choices.values()):
             return
         self._drop_held()
-        self._end(self._writer.error(TOO_MUCH_HELD, "upstream_error", "upstream_error"))
+        self._end_with_error(TOO_MUCH_HELD)
 
     def _release_completion(self) -> None:
         held = self._queue.completion()
@@ -314,7 +319,7 @@ class StreamGate:
         self.finished = all(choice.is_settled for choice in choices)
         decided = all(not choice.is_live or choice.received <= choice.leave.settled for choice in choices)
         if self._last_words is not None and (self.finished or decided):
-            words = (self._own_usage() if self._owes_usage else b"") + self._last_words
+            words = (self._own_usage() if self._owes_usage else b"") + self._last_words()
             self._last_words = None
             if words:
                 self._outputs.append(Release(words))

@@ -37,7 +37,7 @@ from guardtrace_proxy.telemetry.tracing import Trace
 from guardtrace_proxy.wire.dialects import Dialect
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.prefill import opening_of
-from guardtrace_proxy.wire.reply import Reply
+from guardtrace_proxy.wire.reply import Reply, ReplySettings
 from guardtrace_proxy.wire.request import Allowed, Request, RequestError
 
 log = structlog.get_logger("guardtrace")
@@ -104,7 +104,8 @@ async def answer(
 
     async with _sessions(open_session, request, service.config.auditor.timeout_ms) as sessions:
         max_bytes = service.config.server.max_stream_bytes
-        reply = dialect.reply(request, upstream.thinking if opening is None else opening.style, max_bytes)
+        style = upstream.thinking if opening is None else opening.style
+        reply = dialect.reply(request, ReplySettings(style, max_bytes, forwarded["x-request-id"]))
         gate = StreamGate(
             policy,
             reply,

@@ -14,6 +14,7 @@ from guardtrace_proxy.wire.chat_writer import ChatWriter, body_key
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices import ChoicesStream
 from guardtrace_proxy.wire.events import ChoicePart, EventKind, Phase, Span, SpanKind
+from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 REASONING = ("delta", "reasoning")
@@ -74,8 +75,11 @@ class ChatStream(ChatWriter, ChoicesStream):
         return isinstance(body, dict) and body.get("role") is not None
 
 
-def chat_reply(request: ChatRequest, thinking: ThinkingStyle, max_event_bytes: int) -> ChatStream:
+def chat_reply(request: ChatRequest, settings: ReplySettings) -> ChatStream:
     """The reply to a request."""
     return ChatStream(
-        thinking, include_usage=request.include_usage, max_event_bytes=max_event_bytes, model=request.model
+        settings.thinking,
+        include_usage=request.include_usage,
+        max_event_bytes=settings.max_event_bytes,
+        model=request.model,
     )

@@ -7,13 +7,15 @@ slow path takes the same types for what is metadata.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 MAX_LABEL = 64
-Label = Annotated[str, Meta(max_length=MAX_LABEL, pattern="^[^ ]*$")]
+LABEL = re.compile(rf"[!-~]{{0,{MAX_LABEL}}}")
+Label = Annotated[str, Meta(max_length=MAX_LABEL, pattern=r"^[!-~]*\Z")]
 """A word that says what something is. Some servers take a call's id from what the model wrote: a longer one is text."""
 Name = Annotated[str, Meta(max_length=256)]
 """Of a model, a provider, a reason to stop. ``stop_reason`` and ``matched_stop`` repeat the request's own ``stop``."""

@@ -12,7 +12,7 @@ import msgspec
 
 from guardtrace_proxy.wire.ahead import TokensAhead
 from guardtrace_proxy.wire.chat_schema import (
-    MAX_LABEL,
+    LABEL,
     MAX_SHORT,
     Logprobs,
     is_of_type,
@@ -186,7 +186,7 @@ def is_encrypted(value: str) -> bool:
 
 def is_label(key: str, value: Any) -> bool:
     """Whether this only says what a part or a call is."""
-    return key in LABELS and isinstance(value, str) and len(value) <= MAX_LABEL and " " not in value
+    return key in LABELS and isinstance(value, str) and LABEL.fullmatch(value) is not None
 
 
 def _without_copies(found: list[Found]) -> list[Found]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from guardtrace_proxy.wire.chat_spans import PLAIN_KEY
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
 
@@ -159,6 +160,8 @@ def numbers(usage: Mapping[str, Any]) -> dict[str, Any]:
     """Usage without anything that isn't a count."""
     shown: dict[str, Any] = {}
     for key, value in usage.items():
+        if not PLAIN_KEY.fullmatch(key):
+            continue
         if isinstance(value, Mapping):
             shown[key] = numbers(value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -26,6 +26,7 @@ from guardtrace_proxy.wire.completion_request import CompletionRequest
 from guardtrace_proxy.wire.events import ChoicePart, EventKind, Phase, Span, SpanKind
 from guardtrace_proxy.wire.fates import Cut, Kept
 from guardtrace_proxy.wire.prefill import leaves_open
+from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 TEXT = ("text",)
@@ -142,11 +143,16 @@ class CompletionStream(CompletionWriter, ChoicesStream):
         return False
 
 
-def completion_reply(request: CompletionRequest, thinking: ThinkingStyle, max_event_bytes: int) -> CompletionStream:
+def completion_reply(request: CompletionRequest, settings: ReplySettings) -> CompletionStream:
     """The reply to a request. No template stands before a prompt, so it alone says whether thinking is open."""
+    thinking = settings.thinking
     styles = [replace(thinking, starts_open=leaves_open(prompt, thinking)) for prompt in request.prompts]
     return CompletionStream(
-        styles, request.n, include_usage=request.include_usage, max_event_bytes=max_event_bytes, model=request.model
+        styles,
+        request.n,
+        include_usage=request.include_usage,
+        max_event_bytes=settings.max_event_bytes,
+        model=request.model,
     )
 
 

@@ -28,11 +28,10 @@ from guardtrace_proxy.wire.completion_request import CompletionRequest
 from guardtrace_proxy.wire.messages import messages_reply
 from guardtrace_proxy.wire.messages_errors import messages_error
 from guardtrace_proxy.wire.messages_request import MessagesRequest
-from guardtrace_proxy.wire.reply import Reply
+from guardtrace_proxy.wire.reply import Reply, ReplySettings
 from guardtrace_proxy.wire.request import Allowed, Request
 from guardtrace_proxy.wire.responses import responses_reply
 from guardtrace_proxy.wire.responses_request import ResponsesRequest
-from guardtrace_proxy.wire.tags import ThinkingStyle
 
 ErrorShape = Callable[[int, Mapping[str, Any], str], tuple[int, bytes]]
 """From an HTTP status, OpenAI's error fields (message, type, param, code) and the request's id to an error's status and
@@ -55,8 +54,8 @@ class Dialect(Generic[Asked]):
     """Raises RequestError for what can't be followed."""
     body_for_upstream: Callable[[bytes, Asked, Sequence[str] | None], bytes]
     """The body as it is sent on. The URLs, where there are any, replace those of the request's images, all of them."""
-    reply: Callable[[Asked, ThinkingStyle, int], Reply]
-    """A reader and writer of one reply. The number is how large an event may be, in bytes."""
+    reply: Callable[[Asked, ReplySettings], Reply]
+    """A reader and writer of one reply."""
     known: Collection[str]
     """The request's fields that an operator needs no setting for."""
     unfollowed: Mapping[str, str]

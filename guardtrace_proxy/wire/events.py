@@ -81,7 +81,8 @@ class EventKind(Enum):
     """A whole reply that was not streamed."""
     DONE = "done"
     ERROR = "error"
-    """The upstream's own error object; ``raw`` is already rebuilt from its type, code and bounded message."""
+    """The upstream's own error object; ``raw`` is already rebuilt from its type, code and bounded message, or never
+    passes, where errors are numbered and the writer writes it when it leaves."""
     MALFORMED = "malformed"
     """Not a JSON object, or one that can't be read: the stream ends with an error."""
 

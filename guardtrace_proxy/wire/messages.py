@@ -25,6 +25,7 @@ from guardtrace_proxy.wire.messages_blocks import (
 )
 from guardtrace_proxy.wire.messages_request import MessagesRequest
 from guardtrace_proxy.wire.messages_writer import MessagesEvent, MessagesWriter
+from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import bounded_error
@@ -38,9 +39,15 @@ class MessagesStream(MessagesWriter):
     """One reply of an upstream: reads it, and writes what a policy puts in the place of parts of it."""
 
     def __init__(
-        self, thinking: ThinkingStyle, *, max_event_bytes: int, model: str = "", keeps_encrypted: bool = False
+        self,
+        thinking: ThinkingStyle,
+        *,
+        max_event_bytes: int,
+        model: str = "",
+        request_id: str = "",
+        keeps_encrypted: bool = False,
     ) -> None:
-        super().__init__(model=model)
+        super().__init__(model=model, request_id=request_id)
         self._decoder = SSEDecoder(max_event_bytes, named=True)
         self._reader = ChoiceReader(thinking, tagged="text")
         self._keeps_encrypted = keeps_encrypted
@@ -144,7 +151,8 @@ class MessagesStream(MessagesWriter):
         finish = _word(delta.get("stop_reason")) if kind == "message_delta" and isinstance(delta, dict) else None
         part = self._reader.part(0, _found(places), finish)
         signs = kind == "content_block_delta" and isinstance(delta, dict) and delta.get("type") == "signature_delta"
-        part.waits = signs
+        block = content.get("content_block") if kind == "content_block_start" else None
+        part.waits = signs or (isinstance(block, dict) and bool(block.get("signature")))
         return MessagesEvent(
             EventKind.CHUNK,
             raw,
@@ -153,7 +161,7 @@ class MessagesStream(MessagesWriter):
             type=kind,
             index=content["index"] if kind in OF_BLOCKS else -1,
             content=content,
-            is_hidden=self._is_hidden(content.get("content_block")),
+            is_hidden=self._is_hidden(block),
             signs=signs,
         )
 
@@ -161,12 +169,13 @@ class MessagesStream(MessagesWriter):
         return isinstance(block, dict) and block.get("type") == REDACTED and not self._keeps_encrypted
 
 
-def messages_reply(request: MessagesRequest, thinking: ThinkingStyle, max_event_bytes: int) -> MessagesStream:
+def messages_reply(request: MessagesRequest, settings: ReplySettings) -> MessagesStream:
     """The reply to a request."""
     return MessagesStream(
-        thinking,
-        max_event_bytes=max_event_bytes,
+        settings.thinking,
+        max_event_bytes=settings.max_event_bytes,
         model=request.model,
+        request_id=settings.request_id,
         keeps_encrypted=request.keeps_encrypted,
     )
 

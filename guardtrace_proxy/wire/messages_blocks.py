@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from guardtrace_proxy.wire.chat_schema import Label, Name, Usage, is_of_type
+from guardtrace_proxy.wire.chat_schema import LABEL, Label, Name, Usage, is_of_type
 from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted, other_strings
 from guardtrace_proxy.wire.events import Phase, SpanKind
 
@@ -91,28 +91,32 @@ def is_signature(value: Any) -> bool:
 def places_of(event: Mapping[str, Any], *, keeps_encrypted: bool) -> Iterator[Place]:
     """Every string of an event that could be text; raises TooDeep. ``keeps_encrypted``: encrypted thinking passes."""
     for key, value in event.items():
-        if key == "content_block" and isinstance(value, dict):
+        if key == "content_block" and isinstance(value, dict) and event.get("type") == "content_block_start":
             yield from _block(value, (key,), keeps_encrypted)
         elif key == "delta" and isinstance(value, dict):
             yield from _delta(value, (key,))
         elif key == "message" and isinstance(value, dict):
-            yield from places_of_message(value, (key,), keeps_encrypted=keeps_encrypted)
+            yield from _announced(value, (key,))
         elif not is_plain(key, value):
             yield from _others(key, value, ())
 
 
-def places_of_message(message: Mapping[str, Any], where: Path = (), *, keeps_encrypted: bool) -> Iterator[Place]:
-    """Every string of a reply, whole or as it is announced, that could be text."""
+def places_of_message(message: Mapping[str, Any], *, keeps_encrypted: bool) -> Iterator[Place]:
+    """Every string of a whole reply that could be text."""
+    content = message["content"]
+    yield from _announced({key: value for key, value in message.items() if key != "content"}, ())
+    for index, block in enumerate(content):
+        if isinstance(block, dict):
+            yield from _block(block, ("content", index), keeps_encrypted)
+        else:
+            yield from _others("content", block, ())
+
+
+def _announced(message: Mapping[str, Any], where: Path) -> Iterator[Place]:
+    """A reply without its blocks. What is announced has none: any that stand there are text, whatever their type."""
     for key, value in message.items():
-        if key != "content" or not isinstance(value, list):
-            if not is_plain(key, value):
-                yield from _others(key, value, where)
-            continue
-        for index, block in enumerate(value):
-            if isinstance(block, dict):
-                yield from _block(block, (*where, key, index), keeps_encrypted)
-            else:
-                yield from _others(key, block, where)
+        if not is_plain(key, value):
+            yield from _others(key, value, where)
 
 
 def is_plain(key: str, value: Any) -> bool:
@@ -120,15 +124,22 @@ def is_plain(key: str, value: Any) -> bool:
     if value is None or isinstance(value, (bool, int, float)):
         return bool(PLAIN_KEY.fullmatch(key))
     if key == "usage":
-        return is_of_type(value, Usage)
+        return _is_usage(value)
     if key == "stop_details":
         return is_of_type(value, StopDetails)
     return is_label(key, value) or (key in ("model", "stop_sequence") and is_of_type(value, Name))
 
 
+def _is_usage(value: Any) -> bool:
+    if not is_of_type(value, Usage):
+        return False
+    counts = [value, *(inner for inner in value.values() if isinstance(inner, dict))]
+    return all(PLAIN_KEY.fullmatch(key) for each in counts for key in each)
+
+
 def is_label(key: str, value: Any) -> bool:
     """Whether this only says what something is."""
-    return key in LABELS and is_of_type(value, Label)
+    return key in LABELS and isinstance(value, str) and LABEL.fullmatch(value) is not None
 
 
 def _block(block: Mapping[str, Any], where: Path, keeps_encrypted: bool) -> Iterator[Place]:
@@ -139,14 +150,20 @@ def _block(block: Mapping[str, Any], where: Path, keeps_encrypted: bool) -> Iter
         if text is not None and key == text.key and isinstance(value, str):
             yield Place(here, value, text.phase, text.kind)
         elif kind == CALL and key in ("name", "input"):
-            # An object's keys are the model's own words as well.
-            said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else ""
-            yield Place(here, said, Phase.ANSWERING, SpanKind.ARGUMENTS)
+            yield Place(here, said_by(value, here), Phase.ANSWERING, SpanKind.ARGUMENTS)
         elif kind == REDACTED and key == "data":
             if keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
                 yield from _others(key, value, where)
         elif not (is_label(key, value) or (kind == "thinking" and key == "signature" and is_signature(value))):
             yield from _others(key, value, where)
+
+
+def said_by(value: Any, where: Path) -> str:
+    """A call's name or input as text, since an object's keys are the model's own words as well; raises TooDeep."""
+    if isinstance(value, str):
+        return value
+    list(other_strings(value, where))
+    return json.dumps(value, ensure_ascii=False) if value else ""
 
 
 def _delta(delta: Mapping[str, Any], where: Path) -> Iterator[Place]:

@@ -39,7 +39,7 @@ def messages_error(status: int, fields: Mapping[str, Any], request_id: str) -> t
     message, param = str(fields["message"]), fields.get("param")
     if param and param not in message:
         message = f"{param}: {message}"  # there is no place for it but this
-    return status, msgspec.json.encode(error_object(kind, message) | {"request_id": request_id})
+    return status, msgspec.json.encode(error_object(kind, message, request_id))
 
 
 def error_type(type: str, code: str | int | None) -> str:
@@ -52,6 +52,6 @@ def error_type(type: str, code: str | int | None) -> str:
     return type if type in TYPES else BY_TYPE.get(type, "api_error")
 
 
-def error_object(type: str, message: str) -> dict[str, Any]:
+def error_object(type: str, message: str, request_id: str) -> dict[str, Any]:
     """The error, as it stands in a body and in an event."""
-    return {"type": "error", "error": {"type": type, "message": message}}
+    return {"type": "error", "error": {"type": type, "message": message}, "request_id": request_id}

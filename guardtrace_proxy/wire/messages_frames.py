@@ -10,7 +10,16 @@ import msgspec
 from guardtrace_proxy.wire.chat_spans import Path, is_encrypted
 from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.fates import Cut
-from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, DELTAS, REDACTED, is_label, is_plain, is_signature
+from guardtrace_proxy.wire.messages_blocks import (
+    BLOCKS,
+    CALL,
+    DELTAS,
+    REDACTED,
+    is_label,
+    is_plain,
+    is_signature,
+    said_by,
+)
 
 Texts = Mapping[Path, str]
 """By the place of a string: what leaves there."""
@@ -20,7 +29,7 @@ def rebuild(event: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
     """An event of which something may not leave."""
     shown: dict[str, Any] = {}
     for key, value in event.items():
-        if key == "content_block" and isinstance(value, dict):
+        if key == "content_block" and isinstance(value, dict) and event.get("type") == "content_block_start":
             shown[key] = rebuild_block(value, (key,), texts)
         elif key == "delta" and isinstance(value, dict):
             shown[key] = _rebuild_delta(value, (key,), texts)
@@ -56,9 +65,13 @@ def rebuild_block(block: Mapping[str, Any], where: Path, texts: Texts) -> dict[s
             shown[key] = value if is_whole else ""
         elif key == "citations" and value is not None:
             shown[key] = []
-        elif value is None or is_label(key, value) or (kind == REDACTED and key == "data" and is_encrypted(value)):
+        elif is_label(key, value) or (value is None and is_plain(key, value)) or _is_secret(kind, key, value):
             shown[key] = value
     return shown
+
+
+def _is_secret(kind: Any, key: str, value: Any) -> bool:
+    return kind == REDACTED and key == "data" and isinstance(value, str) and is_encrypted(value)
 
 
 def _rebuild_delta(delta: Mapping[str, Any], where: Path, texts: Texts) -> dict[str, Any]:
@@ -91,12 +104,19 @@ def rebuild_whole(message: Mapping[str, Any], new: Texts | None, *, hides_encryp
             content.append(block)
             continue
         text = BLOCKS.get(str(kind))
-        if text is None and kind not in (CALL, REDACTED):
+        where = ("content", index)
+        if text is None and kind != REDACTED and not (kind == CALL and _is_whole(block, where, new)):
             continue
-        shown = rebuild_block(block, ("content", index), new)
+        shown = rebuild_block(block, where, new)
         if text is None or shown.get(text.key) or not block.get(text.key):
             content.append(shown)
     return {**(message if new is None else head_of(message)), "content": content}
+
+
+def _is_whole(call: Mapping[str, Any], where: Path, new: Texts) -> bool:
+    """Whether a call leaves as it came."""
+    said = {(*where, key): said_by(call[key], where) for key in ("name", "input") if key in call}
+    return all(new.get(each, text) == text for each, text in said.items())
 
 
 def says(content: Mapping[str, Any]) -> bool:

@@ -29,9 +29,12 @@ from guardtrace_proxy.wire.messages_frames import (
     text_delta,
 )
 
+NAMED = ("id", "type", "role", "model")
 NOT_STOPPED = {"stop_reason": None, "stop_sequence": None}
 OWN_ID = "msg_guardtrace"
 """The id of a stream that hasn't named its own."""
+MAX_BEHIND = 1 << 14
+"""Bytes that wait behind an announcement. What comes then leaves at once: an event of no block may stand anywhere."""
 
 
 class MessagesEvent(Event, gc=False):
@@ -49,10 +52,12 @@ class MessagesEvent(Event, gc=False):
 
 @dataclass(slots=True)
 class _Block:
-    """A block that was begun. ``shift`` is how many before it were left out; ``opening`` its announcement, as long as
-    it waits, and ``behind`` what came behind that; ``is_altered``: something of it left otherwise than it came."""
+    """A block that was begun. ``index`` is the upstream's, ``shift`` how many before it were left out; ``opening`` its
+    announcement, as long as it waits, and ``behind`` what came behind that; ``is_altered``: something of it left
+    otherwise than it came."""
 
     type: str
+    index: int
     shift: int
     opening: bytes | None = None
     behind: bytes = b""
@@ -60,19 +65,24 @@ class _Block:
     is_left_out: bool = False
     is_open: bool = True
 
+    @property
+    def shown(self) -> int:
+        """Its index at the client."""
+        return self.index - self.shift
+
 
 class MessagesWriter:
     """Writes frames with the message's own id, model and blocks."""
 
-    def __init__(self, *, model: str) -> None:
+    def __init__(self, *, model: str, request_id: str) -> None:
         self.stream = True
+        self._request_id = request_id
         self._head: dict[str, Any] = {"id": OWN_ID, "type": "message", "role": "assistant", "model": model}
         self._began = False
         self._ended = False
         self._blocks: dict[int, _Block] = {}
         self._waiting: _Block | None = None
         """The block whose announcement waits."""
-        self._left_out = 0
         self._next = 0
         """The index of the client's next block."""
         self._cut: Cut | None = None
@@ -90,7 +100,7 @@ class MessagesWriter:
         block = self._blocks.get(event.index)
         if block is None:
             self._follow(event.type, event.content)
-            return self._waiting is None and (event.index < 0 or not self._left_out)
+            return self._waiting is None and (event.index < 0 or not self._shift(event.index))
         if block.is_left_out or block.opening is not None or block.shift or (event.signs and block.is_altered):
             return False
         block.is_open = block.is_open and event.type != "content_block_stop"
@@ -109,7 +119,7 @@ class MessagesWriter:
         spans = event.parts[0].spans
         texts = [span.text for span in spans] if fate.texts is None else fate.texts
         new = {span.path: text for span, text in zip(spans, texts, strict=True)}
-        is_altered = any(new[span.path] != span.text for span in spans)
+        is_altered = any(text != span.text for span, text in zip(spans, texts, strict=True))
         if event.kind is EventKind.COMPLETION:
             whole = rebuild_whole(event.content, new if is_altered else None, hides_encrypted=event.is_hidden)
             return msgspec.json.encode(whole)
@@ -130,7 +140,8 @@ class MessagesWriter:
         found = content.get("content_block")
         shown: dict[str, Any] = found if isinstance(found, dict) else {}
         kind = str(shown.get("type"))
-        block = self._blocks[event.index] = _Block(kind, self._left_out, is_altered=raw is None)
+        block = _Block(kind, event.index, self._shift(event.index), is_altered=raw is None)
+        self._blocks[event.index] = block
         text = BLOCKS.get(kind)
         if event.is_hidden or (block.is_altered and text is None):
             return before + self._leave_out(block)
@@ -148,7 +159,7 @@ class MessagesWriter:
             return b""
         if ends and block.opening is not None and block.is_altered:
             return self._leave_out(block)
-        if (event.signs and block.is_altered) or (raw is None and not says(content)):
+        if (event.signs and block.is_altered) or (raw is None and not ends and not says(content)):
             return b""
         return self._announce(block) + shifted(content, raw, block.shift)
 
@@ -156,11 +167,15 @@ class MessagesWriter:
         if raw is None and event.type not in ("message_start", "message_delta", "message_stop"):
             return b""
         self._follow(event.type, content)
-        return self._behind(shifted(content, raw, self._left_out if event.index >= 0 else 0))
+        sent = shifted(content, raw, self._shift(event.index))
+        if event.type == "message_delta" and self._waiting is not None:  # nothing will be said any more
+            block = self._waiting
+            return (self._leave_out(block) if block.is_altered else self._announce(block)) + sent
+        return self._behind(sent)
 
     def _behind(self, frame: bytes) -> bytes:
         """An event of no block leaves behind the announcement that came before it."""
-        if self._waiting is None:
+        if self._waiting is None or len(self._waiting.behind) > MAX_BEHIND:
             return frame
         self._waiting.behind += frame
         return b""
@@ -171,21 +186,29 @@ class MessagesWriter:
             return b""
         opening, block.opening = block.opening, None
         self._waiting = None
-        self._next += 1
+        self._next = max(self._next, block.shown + 1)
         return opening + block.behind
 
     def _leave_out(self, block: _Block) -> bytes:
         block.is_left_out = True
         block.opening = self._waiting = None
-        self._left_out += 1
         return block.behind
+
+    def _shift(self, index: int) -> int:
+        """How many blocks before this one were left out."""
+        return sum(block.is_left_out and at < index for at, block in self._blocks.items())
 
     def _follow(self, type: str, content: Mapping[str, Any]) -> None:
         message = content.get("message")
         if type == "message_start" and isinstance(message, dict):
             self._began = True
-            self._head |= head_of(message)
+            self._learn(message)
         self._ended = self._ended or type == "message_stop"
+
+    def _learn(self, message: Mapping[str, Any]) -> None:
+        """Its id and model, and what else it says of itself."""
+        head = head_of(message)
+        self._head |= {key: value for key, value in head.items() if key not in NAMED or isinstance(value, str)}
 
     # What ends it
 
@@ -219,7 +242,7 @@ class MessagesWriter:
 
     def error(self, message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
         """An ``error`` event, which Anthropic's clients raise; without streaming, the body."""
-        content = error_object(error_type(type, code), message)
+        content = error_object(error_type(type, code), message, self._request_id)
         return frame(content) if self.stream else msgspec.json.encode(content)
 
     def done(self) -> bytes:
@@ -229,13 +252,12 @@ class MessagesWriter:
     def _closed(self, tag: str | None) -> list[dict[str, Any]]:
         """The ends of the blocks that the client has open; ``tag`` first, where a thinking tag is."""
         frames: list[dict[str, Any]] = []
-        for index, block in self._blocks.items():
+        for block in self._blocks.values():
             if not block.is_open or block.is_left_out or block.opening is not None or block.type.endswith(CALL):
                 continue
-            shown = index - block.shift
             if tag is not None and block.type == "text":
-                frames.append(text_delta(shown, tag))
-            frames.append({"type": "content_block_stop", "index": shown})
+                frames.append(text_delta(block.shown, tag))
+            frames.append({"type": "content_block_stop", "index": block.shown})
         return frames
 
     def _message(self, content: list[Any], ending: Mapping[str, Any], usage: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,7 +267,8 @@ class MessagesWriter:
     def _cut_whole(self, event: MessagesEvent, cut: Cut) -> bytes:
         if cut.shape == "error":
             return self.error(cut.message, "content_filter", "content_filter")
-        self._head |= head_of(event.content)
+        self._learn(event.content)
+        usage = self._head.get("usage")
         content = [] if cut.shape == "refusal" else [{"type": "text", "text": cut.message}]
-        message = self._message(content, stopped(cut), self._head.get("usage") or {})
+        message = self._message(content, stopped(cut), usage if isinstance(usage, dict) else {})
         return msgspec.json.encode(message | ({"guardtrace": dict(cut.note)} if cut.note else {}))

@@ -6,10 +6,19 @@ The gate knows the writer, the server both. Each dialect implements them in one 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from guardtrace_proxy.wire.events import Event
 from guardtrace_proxy.wire.fates import Cut, Fate
+from guardtrace_proxy.wire.tags import ThinkingStyle
+
+
+class ReplySettings(NamedTuple):
+    """What a reply is read and written by, besides its request. ``request_id`` stands in errors that name one."""
+
+    thinking: ThinkingStyle
+    max_event_bytes: int
+    request_id: str
 
 
 class Writer(Protocol):

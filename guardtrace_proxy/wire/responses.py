@@ -15,10 +15,12 @@ from guardtrace_proxy.wire.chat_spans import Found, Path, TooDeep
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices import malformed
 from guardtrace_proxy.wire.events import Event, EventKind, Phase, Span, SpanKind
+from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.responses_places import (
     DELTAS,
     OUTPUT_TEXT,
     TERMINAL,
+    Known,
     Place,
     Slot,
     decode_delta,
@@ -38,17 +40,35 @@ RECENT = 16
 TOO_DEEP = "The upstream sent an event that is nested too deeply."
 
 
+class Said:
+    """A text in its pieces."""
+
+    __slots__ = ("length", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.length = 0
+
+    def add(self, text: str) -> None:
+        self.pieces.append(text)
+        self.length += len(text)
+
+    def is_just(self, text: str) -> bool:
+        """Whether it says this and no more; cheap where it can't, however long it is."""
+        return self.length == len(text) and "".join(self.pieces) == text
+
+
 class ResponsesStream(ResponsesWriter):
     """One reply of an upstream: reads it, and writes what a policy puts in the place of parts of it."""
 
     def __init__(
-        self, thinking: ThinkingStyle, *, max_event_bytes: int, model: str = "", keeps_encrypted: bool = False
+        self, thinking: ThinkingStyle, *, max_event_bytes: int, model: str = "", known: Known = Known()
     ) -> None:
         super().__init__(model=model)
         self._decoder = SSEDecoder(max_event_bytes, named=True)
         self._reader = ChoiceReader(thinking, tagged=OUTPUT_TEXT)
-        self._keeps_encrypted = keeps_encrypted
-        self._said: dict[Slot, list[str]] = {}
+        self._known = known
+        self._said: dict[Slot, Said] = {}
         """What was read of each text."""
         self._others: dict[str, Slot] = {}
         """Strings that nobody knows."""
@@ -74,7 +94,7 @@ class ResponsesStream(ResponsesWriter):
             return malformed(body, "JSON that isn't a response")
         self.stream = False
         try:
-            places = list(places_of_response(response, keeps_encrypted=self._keeps_encrypted))
+            places = list(places_of_response(response, self._known))
             return self._event(EventKind.COMPLETION, body, "", response, places, _status(response))
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
@@ -107,15 +127,14 @@ class ResponsesStream(ResponsesWriter):
         slot = (delta.output_index, delta.item_id or "", index, text.name)
         found: list[Found] = []
         if delta.delta:
-            self._said.setdefault(slot, []).append(delta.delta)
+            self._say(slot, delta.delta)
             found = [(text.phase, Span(slot, delta.delta, text.kind))]
-        self._last_read = max(self._last_read, delta.sequence_number)
         raw = _named(event, delta.type)
         return ResponsesEvent(EventKind.CHUNK, raw, [self._reader.part(0, found)], None, None, delta.type, delta)
 
     def _read_no_json(self, event: SSEEvent) -> Event:
         if event.data.strip() == b"[DONE]":
-            return Event(EventKind.DONE, event.raw)
+            return Event(EventKind.DONE, b"data: [DONE]\n\n" if event.name else event.raw)
         return malformed(event.raw, "The upstream sent an event that isn't JSON.")
 
     def _read_other(self, event: SSEEvent) -> Event:
@@ -126,16 +145,13 @@ class ResponsesStream(ResponsesWriter):
         if not isinstance(content, dict):
             return malformed(event.raw, "The upstream sent an event that isn't a JSON object.")
         kind = content.get("type")
-        number = content.get("sequence_number")
-        if isinstance(number, int) and not isinstance(number, bool):
-            self._last_read = max(self._last_read, number)
         if kind == "error" or content.get("error"):
             error = content.get("error") or {key: content.get(key) for key in ("message", "code")}
-            return Event(EventKind.ERROR, self.error(**bounded_error(error)))
+            return ResponsesEvent(EventKind.ERROR, event.raw, content=bounded_error(error))
         if not isinstance(kind, str):
             return malformed(event.raw, "The upstream sent an event without a type.")
         try:
-            places = list(places_of(content, keeps_encrypted=self._keeps_encrypted))
+            places = list(places_of(content, self._known))
             finish = _status(content.get("response")) if kind in TERMINAL else None
             return self._event(EventKind.CHUNK, _named(event, kind), kind, content, places, finish)
         except (TooDeep, RecursionError):
@@ -155,24 +171,25 @@ class ResponsesStream(ResponsesWriter):
         slots: dict[Path, Slot] = {}
         for place in places:
             slot, is_new = self._place(place, is_delta=type in DELTAS and place.where == ("delta",))
-            slots[place.where] = slot
+            # Of a key that is text and its value, which stand at one place, the value's comes second.
+            slots[place.where if place.where not in slots else (*place.where, "")] = slot
             if is_new:
                 found.append((place.phase, Span(slot, place.text, place.kind)))
         found += self._unsaid_tokens(content, places)
         part = self._reader.part(0, found, finish)
-        strips = not self._keeps_encrypted and _holds_encrypted(content)
+        strips = not self._known.keeps_encrypted and _holds_encrypted(content)
         return ResponsesEvent(kind, raw, [part], _usage(content), None, type, None, content, slots, strips)
 
     def _place(self, place: Place, *, is_delta: bool) -> tuple[Slot, bool]:
         """Which text a string is, and whether it says something new."""
         said = self._said.get(place.slot)
-        if not place.text or (said is not None and not is_delta and "".join(said) == place.text):
+        if not place.text or (said is not None and not is_delta and said.is_just(place.text)):
             return place.slot, False
         other = None if is_delta else self._same_text(place)
         if other is not None:
             return other, False
         slot = place.slot if said is None or is_delta else (*place.slot[:-1], len(self._said), place.slot[-1])
-        self._said.setdefault(slot, []).append(place.text)
+        self._say(slot, place.text)
         if place.kind is SpanKind.OTHER:
             self._others[place.text] = slot
         return slot, True
@@ -183,32 +200,35 @@ class ResponsesStream(ResponsesWriter):
             return self._others.get(place.text)
         if place.where[0] != "response":
             return None
-        name = place.slot[-1]
-        return next(
-            (slot for slot, said in self._said.items() if slot[-1] == name and "".join(said) == place.text), None
-        )
+        *where, name = place.slot
+        same = [slot for slot, said in self._said.items() if slot[-1] == name and said.is_just(place.text)]
+        # The one that stands at the same place, if one does: another may have left otherwise.
+        return min(same, key=lambda slot: (slot[0] != where[0], slot[2:-1] != (where[2],)), default=None)
+
+    def _say(self, slot: Slot, text: str) -> None:
+        self._said.setdefault(slot, Said()).add(text)
 
     def _unsaid_tokens(self, content: Mapping[str, Any], places: Iterable[Place]) -> list[Found]:
         """Tokens of logprobs that say something else than the texts beside them: text of their own."""
         found: list[Found] = []
         beside = [place.text for place in places]
-        beside += ["".join(self._said[place.slot][-RECENT:]) for place in places if place.slot in self._said]
+        beside += ["".join(self._said[place.slot].pieces[-RECENT:]) for place in places if place.slot in self._said]
         for logprobs in _logprobs_in(content):
             tokens = tokens_of(logprobs)
             if tokens and not any(tokens in text for text in beside):
                 slot: Slot = (len(self._said), "other")
-                self._said[slot] = [tokens]
+                self._say(slot, tokens)
                 found.append((Phase.ANSWERING, Span(slot, tokens, SpanKind.OTHER)))
         return found
 
 
-def responses_reply(request: ResponsesRequest, thinking: ThinkingStyle, max_event_bytes: int) -> ResponsesStream:
+def responses_reply(request: ResponsesRequest, settings: ReplySettings) -> ResponsesStream:
     """The reply to a request."""
     return ResponsesStream(
-        thinking,
-        max_event_bytes=max_event_bytes,
+        settings.thinking,
+        max_event_bytes=settings.max_event_bytes,
         model=request.model,
-        keeps_encrypted=request.keeps_encrypted,
+        known=Known(request.keeps_encrypted, request.echoed),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guardtrace_proxy.wire.responses_frames import rebuild_item, rebuild_response
-from guardtrace_proxy.wire.responses_places import CALLS, DELTAS, LIFECYCLE, PARTS, Delta, Slot
+from guardtrace_proxy.wire.responses_places import CALLS, DELTAS, LIFECYCLE, PARTS, Delta, Slot, ident_of
 
 PART_EVENTS = {
     "output_text": ("response.output_text", "response.content_part", "content_index"),
@@ -106,7 +106,7 @@ class Client:
         completed: it stays open, and isn't among the output."""
         frames: list[dict[str, Any]] = []
         for index, item in sorted(self._items.items()):
-            kind = item.announced.get("type")
+            kind = str(item.announced.get("type"))
             if item.final is not None or kind in CALLS or kind not in ("message", "reasoning"):
                 continue
             for (name, at), part in sorted(item.parts.items()):
@@ -155,7 +155,7 @@ class Client:
         self, index: int, item: Item, name: str, at: int, part: Part, tag: str | None
     ) -> list[dict[str, Any]]:
         slot = self._slot(index, item, at, part)
-        where = {"item_id": item.announced.get("id") or "", "output_index": index, name: at}
+        where = {"item_id": ident_of(item.announced), "output_index": index, name: at}
         events = PART_EVENTS[part.type][0]
         frames = []
         more: dict[str, Any] = {"logprobs": []} if part.type == "output_text" else {}
@@ -178,7 +178,7 @@ class Client:
         return closed
 
     def _slot(self, index: int, item: Item, at: int, part: Part) -> Slot:
-        return (index, item.announced.get("id") or "", at, part.type)
+        return (index, ident_of(item.announced), at, part.type)
 
     def _event(self, type: str, **fields: Any) -> dict[str, Any]:
         self.sequence += 1
@@ -192,7 +192,7 @@ def _follow_part(item: Item, type: str, content: Mapping[str, Any]) -> None:
         return
     family, _, what = type.rpartition(".")
     part, known = content.get("part"), item.parts.get((name, at))
-    if what == "added" and isinstance(part, dict) and part.get("type") in PARTS:
+    if what == "added" and isinstance(part, dict) and str(part.get("type")) in PARTS:
         item.parts[name, at] = Part(str(part["type"]), family)
     elif what == "done" and known is not None:
         known.is_done = known.is_done or family == known.name

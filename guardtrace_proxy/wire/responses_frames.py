@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from guardtrace_proxy.wire.chat_spans import Path
+from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, other_strings
 from guardtrace_proxy.wire.choices_writer import numbers
-from guardtrace_proxy.wire.responses_places import CALLS, COUNTS, DELTAS, DONES, LABELS, PARTS, is_metadata
+from guardtrace_proxy.wire.responses_places import CALLS, COUNTS, DELTAS, DONES, ECHOED, LABELS, PARTS, is_metadata
 
 TextAt = Callable[[Path, str], str]
 """From the place of a string and the string to what is there for the client."""
+NUMBER = (bool, int, float, type(None))
 NUMBERS = frozenset({"output_index", "content_index", "summary_index", "sequence_number", "created_at", "completed_at"})
 
 
@@ -46,9 +47,18 @@ def rebuild_response(response: Mapping[str, Any], where: Path, text_at: TextAt) 
             ]
         elif key in COUNTS and isinstance(value, dict):
             shown[key] = numbers(value)
-        elif value is None or isinstance(value, (bool, int, float)) or is_metadata(key, value):
+        elif _stays(key, value, (*where, key), text_at):
             shown[key] = value
     return shown
+
+
+def _stays(key: str, value: Any, where: Path, text_at: TextAt) -> bool:
+    """Whether a field of a response holds no text, or repeats the request and nothing else."""
+    if isinstance(value, NUMBER):
+        return PLAIN_KEY.fullmatch(key) is not None
+    if key in ECHOED:
+        return all(text_at(inner, text) == text for inner, text in other_strings(value, where))
+    return is_metadata(key, value)
 
 
 def rebuild_item(item: Mapping[str, Any], where: Path, text_at: TextAt) -> dict[str, Any]:

@@ -67,8 +67,9 @@ TERMINAL = frozenset({"response.completed", "response.incomplete", "response.fai
 LIFECYCLE = TERMINAL | {"response.created", "response.in_progress", "response.queued"}
 
 MAX_IDENT = 128
-Ident = Annotated[str, Meta(max_length=MAX_IDENT, pattern="^[^ ]*$")]
-_IDENT = re.compile(rf"[^ ]{{0,{MAX_IDENT}}}")
+Ident = Annotated[str, Meta(max_length=MAX_IDENT, pattern=r"^[!-~]*\Z")]
+_IDENT = re.compile(rf"[!-~]{{0,{MAX_IDENT}}}")
+_WORD = re.compile(r"[A-Za-z0-9_.:-]{0,64}")
 LABELS = frozenset({"type", "id", "item_id", "call_id", "object", "status", "role", "phase"})
 """Keys whose short strings say what something is."""
 ECHOED = frozenset(
@@ -77,7 +78,8 @@ ECHOED = frozenset(
     prompt_cache_options prompt_cache_retention service_tier image moderation_request
     """.split()
 )
-"""Fields of a response that repeat the request, which the auditor has read."""
+"""Fields of a response that repeat the request, which the auditor has read. What isn't in the request, and is more than
+a word, is text."""
 COUNTS = frozenset({"usage", "tool_usage"})
 
 
@@ -112,8 +114,16 @@ class Delta(Struct, forbid_unknown_fields=True, gc=False):
 decode_delta = msgspec.json.Decoder(Delta).decode
 
 
-def places_of(event: Mapping[str, Any], *, keeps_encrypted: bool) -> Iterator[Place]:
-    """Every string of an event that could be text; raises TooDeep. ``keeps_encrypted``: encrypted reasoning passes."""
+class Known(NamedTuple):
+    """What the request says about its reply. ``keeps_encrypted``: encrypted reasoning passes. ``asked``: the strings of
+    the fields that the reply repeats."""
+
+    keeps_encrypted: bool = False
+    asked: frozenset[str] = frozenset()
+
+
+def places_of(event: Mapping[str, Any], known: Known) -> Iterator[Place]:
+    """Every string of an event that could be text; raises TooDeep."""
     kind = str(event.get("type"))
     text = DELTAS.get(kind) or DONES.get(kind)
     item, index = _item_of(event)
@@ -123,18 +133,18 @@ def places_of(event: Mapping[str, Any], *, keeps_encrypted: bool) -> Iterator[Pl
         elif key == "name" and text is not None and text.name == "arguments" and isinstance(value, str):
             yield Place((key,), (*item, 0, "name"), value, Phase.ANSWERING, SpanKind.ARGUMENTS)
         elif key == "item" and isinstance(value, dict):
-            yield from _item(value, (key,), (item[0], _ident(value)), keeps_encrypted)
+            yield from _item(value, (key,), (item[0], ident_of(value)), known)
         elif key == "part" and isinstance(value, dict):
             yield from _part(value, (key,), item, index)
         elif key == "response" and isinstance(value, dict):
-            yield from _response(value, (key,), keeps_encrypted)
+            yield from _response(value, (key,), known)
         elif not (_is_label(key, value) or is_logprobs(key, value) or _is_padding(key, value)):
             yield from _others(key, value, ())
 
 
-def places_of_response(response: Mapping[str, Any], *, keeps_encrypted: bool) -> Iterator[Place]:
+def places_of_response(response: Mapping[str, Any], known: Known) -> Iterator[Place]:
     """Every string of a whole reply that could be text."""
-    yield from _response(response, (), keeps_encrypted)
+    yield from _response(response, (), known)
 
 
 def is_logprobs(key: str, value: Any) -> bool:
@@ -150,31 +160,36 @@ def tokens_of(logprobs: Any) -> str:
 def _item_of(event: Mapping[str, Any]) -> tuple[Slot, int]:
     index = event.get("content_index", event.get("summary_index"))
     output = event.get("output_index")
-    item = (output if isinstance(output, int) else 0, _ident(event, "item_id"))
+    item = (output if isinstance(output, int) else 0, ident_of(event, "item_id"))
     return item, index if isinstance(index, int) else 0
 
 
-def _ident(fields: Mapping[str, Any], key: str = "id") -> str:
+def ident_of(fields: Mapping[str, Any], key: str = "id") -> str:
+    """An item's id; "" where it has none."""
     value = fields.get(key)
     return value if isinstance(value, str) else ""
 
 
-def _response(response: Mapping[str, Any], where: Path, keeps_encrypted: bool) -> Iterator[Place]:
+def _response(response: Mapping[str, Any], where: Path, known: Known) -> Iterator[Place]:
     for key, value in response.items():
         here = (*where, key)
         if key == "output" and isinstance(value, list):
             for index, item in enumerate(value):
                 if isinstance(item, dict):
-                    yield from _item(item, (*here, index), (index, _ident(item)), keeps_encrypted)
+                    yield from _item(item, (*here, index), (index, ident_of(item)), known)
                 else:
                     yield from _others(key, item, here)
+        elif key in ECHOED:
+            for inner, text in other_strings(value, here):
+                if not (text in known.asked or _WORD.fullmatch(text)):
+                    yield Place(inner, ("other",), text, Phase.ANSWERING, SpanKind.OTHER)
         elif not is_metadata(key, value):
             yield from _others(key, value, where)
 
 
 def is_metadata(key: str, value: Any) -> bool:
-    """Whether a field of a response holds no generated text."""
-    if key in ECHOED or _is_label(key, value):
+    """Whether a field of a response or an item, other than those that repeat the request, holds no generated text."""
+    if _is_label(key, value):
         return True
     if key in COUNTS:
         return value is None or not any(True for _ in other_strings(value, (key,)))
@@ -183,7 +198,7 @@ def is_metadata(key: str, value: Any) -> bool:
     return key in ("model", "previous_response_id") and is_of_type(value, Name | None)
 
 
-def _item(item: Mapping[str, Any], where: Path, at: Slot, keeps_encrypted: bool) -> Iterator[Place]:
+def _item(item: Mapping[str, Any], where: Path, at: Slot, known: Known) -> Iterator[Place]:
     kind = item.get("type")
     call = CALLS.get(str(kind))
     for key, value in item.items():
@@ -198,7 +213,7 @@ def _item(item: Mapping[str, Any], where: Path, at: Slot, keeps_encrypted: bool)
                 else:
                     yield from _others(key, part, where)
         elif key == "encrypted_content" and kind == "reasoning":
-            if keeps_encrypted and isinstance(value, str) and not is_encrypted(value):
+            if known.keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
                 yield from _others(key, value, where)
         elif not (_is_label(key, value) or is_logprobs(key, value)):
             yield from _others(key, value, where)

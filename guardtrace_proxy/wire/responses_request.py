@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from guardtrace_proxy.wire.request import (
     refuse,
 )
 from guardtrace_proxy.wire.responses_fields import ENCRYPTED, check_fields, texts_beside, wants_encrypted
+from guardtrace_proxy.wire.responses_places import ECHOED
 
 MAX_ITEMS = 4096
 ROLES = frozenset({"system", "developer", "user", "assistant"})
@@ -45,10 +46,11 @@ OPEN = ("in_progress", "incomplete")
 
 @dataclass(frozen=True, slots=True)
 class ResponsesRequest(Request):
-    """``keeps_encrypted``: the operator lets encrypted reasoning pass, which nobody audits. ``forced``: the body is
-    changed on its way, see :func:`body_for_upstream`."""
+    """``keeps_encrypted``: the operator lets encrypted reasoning pass, which nobody audits. ``echoed``: the strings of
+    the fields that the reply repeats. ``forced``: the body is changed on its way, see :func:`body_for_upstream`."""
 
     keeps_encrypted: bool = False
+    echoed: frozenset[str] = frozenset()
     forced: bool = False
 
 
@@ -81,6 +83,7 @@ def read_request(body: bytes, allowed: Allowed = Allowed()) -> ResponsesRequest:
         images=tuple(images),
         prefill=prefill,
         keeps_encrypted=allowed.encrypted_reasoning,
+        echoed=frozenset(text for key in ECHOED & request.keys() for text in _strings(request[key])),
         forced=request.get("store") is None or (wants_encrypted(request) and not allowed.encrypted_reasoning),
     )
 
@@ -195,6 +198,19 @@ def _add_rest(fields: Mapping[str, Any], texts: list[str], known: Sequence[str])
         if key in known or not value or isinstance(value, (bool, int, float)) or (key in LABELS and is_plain(value)):
             continue
         texts.append(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings below a value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+    elif isinstance(value, dict):
+        yield from value
+        for inner in value.values():
+            yield from _strings(inner)
 
 
 # Images

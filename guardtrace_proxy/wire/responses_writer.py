@@ -37,8 +37,6 @@ class ResponsesWriter:
     def __init__(self, *, model: str) -> None:
         self.stream = True
         self._client = Client(model)
-        self._last_read = -1
-        """The highest sequence number of the upstream's."""
         self._notes: list[Mapping[str, Any]] = []
         self._cut_note: Mapping[str, Any] | None = None
 
@@ -46,6 +44,8 @@ class ResponsesWriter:
         """Whether the event can leave as it came: not where it repeats what left otherwise."""
         if not isinstance(event, ResponsesEvent):
             return True
+        if event.kind is EventKind.ERROR:
+            return False  # it is numbered when it leaves
         if event.strips or self._repeats_altered(event):
             return False
         if self._notes and event.type in TERMINAL:
@@ -58,6 +58,8 @@ class ResponsesWriter:
     def rewrite(self, event: Event, fates: Mapping[int, Fate]) -> bytes:
         """The event, built anew from the fields that are known."""
         assert isinstance(event, ResponsesEvent)
+        if event.kind is EventKind.ERROR:
+            return self.error(**event.content)
         fate = fates.get(0)
         if isinstance(fate, Cut):
             return self._cut_whole(event, fate)
@@ -69,7 +71,12 @@ class ResponsesWriter:
             self._client.say(span.path, text, altered=text != span.text)
         if event.kind is EventKind.COMPLETION:
             return msgspec.json.encode(rebuild_response(event.content, (), self._text_at(event)))
-        content = self._rebuilt_delta(event, spans, texts) if event.delta else self._rebuilt(event)
+        if event.delta:
+            content = self._rebuilt_delta(event, spans, texts)
+        elif event.strips or self._repeats_altered(event) or any(self._client.is_altered(span.path) for span in spans):
+            content = self._rebuilt(event, {span.path: text for span, text in zip(spans, texts, strict=True)})
+        else:
+            content = dict(event.content)
         if content is None:
             return b""
         if event.type in TERMINAL and self._notes:
@@ -85,12 +92,14 @@ class ResponsesWriter:
         shown |= {"delta": text} | ({} if event.delta is None or event.delta.logprobs is None else {"logprobs": []})
         return {key: value for key, value in shown.items() if value is not None and key != "obfuscation"}
 
-    def _rebuilt(self, event: ResponsesEvent) -> dict[str, Any] | None:
-        if not event.strips and not self._repeats_altered(event):
-            return dict(event.content)
+    def _rebuilt(self, event: ResponsesEvent, new: Mapping[Slot, str]) -> dict[str, Any] | None:
+        """``new`` is what the event says for the first time."""
         content = rebuild(event.content, self._text_at(event))
+        if "type" not in content:
+            return None
         if event.type in DELTAS:
-            return content if content.get("delta") else None
+            content["delta"] = new.get(event.slots.get(("delta",), ()))
+            return content if content["delta"] else None
         if event.type not in DONES and not {"item", "part", "response"} & content.keys():
             return None
         return content
@@ -143,12 +152,10 @@ class ResponsesWriter:
         fields = {"message": message, "type": type, "param": param, "code": code}
         if not self.stream:
             return msgspec.json.encode({"error": fields})
-        number = max(self._last_read, self._client.sequence) + 1
+        self._client.sequence += 1
         code = None if code is None else str(code)
-        return _frame(
-            {"type": "error", "code": code, "message": message, "param": param, "sequence_number": number}
-            | {"error": fields}
-        )
+        shown = {"type": "error", "code": code, "message": message, "param": param}
+        return _frame(shown | {"sequence_number": self._client.sequence, "error": fields})
 
     def done(self) -> bytes:
         """Nothing: the last event says that it is the last."""
@@ -158,7 +165,9 @@ class ResponsesWriter:
         if cut.shape == "error":
             return self.error(cut.message, "content_filter", "content_filter")
         usage = event.content.get("usage")
-        self._client.follow("response.created", None, {"response": {**event.content, "output": []}})
+        bare = {**event.content, "output": []}
+        bare = rebuild_response(bare, (), lambda where, text: "" if where in event.slots else text)
+        self._client.follow("response.created", None, {"response": bare})
         self._client.add_message(cut.message, refuses=cut.shape == "refusal")
         response = self._client.incomplete(numbers(usage) if isinstance(usage, dict) else None)["response"]
         if cut.note:

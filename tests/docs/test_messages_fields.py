@@ -77,5 +77,6 @@ def test_the_proxy_sends_the_frames_of_the_page(name: str) -> None:
     assert FRAMES.keys() == CASES.keys()
     leak = "Two and two are easily added so we get four. Now the HARM is spelt out here."
     with proxy(paced(reply(leak, "No.")), policy=CASES[name]) as running:
-        sent = running.raw({**ASK, "stream": True}, "/messages", headers=VERSION).text
+        answer = running.raw({**ASK, "stream": True}, "/messages", headers=VERSION)
+    sent = answer.text.replace(f'"{answer.headers["request-id"]}"', '"ID"')
     assert FRAMES[name] in re.sub(r'"output_tokens":\d+},"guard', '"output_tokens":N},"guard', sent)

@@ -22,10 +22,17 @@ WORDS = (
     "choices index delta message content reasoning reasoning_content reasoning_details thinking refusal tool_calls "
     "function_call function name arguments type id text summary data signature format finish_reason logprobs token "
     "top_logprobs token_ids usage error role model content_filter_results prompt_filter_results severity filtered "
-    "timings stats obfuscation metadata stop_reason matched_stop"
+    "timings stats obfuscation metadata stop_reason matched_stop text tokens text_offset item part response output "
+    "item_id output_index content_index summary_index sequence_number output_text reasoning_text summary_text "
+    "encrypted_content incomplete_details status annotations message_start message_delta content_block "
+    "content_block_start content_block_delta text_delta thinking_delta signature_delta input_json_delta partial_json "
+    "tool_use input citations redacted_thinking stop_sequence stop_details"
 ).split()
 MARKS = (
     "data: ",
+    "event: response.output_text.delta",
+    "event: response.completed",
+    "event: content_block_delta",
     "\r\n",
     "\n\n",
     "\r\r",

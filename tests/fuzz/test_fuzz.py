@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from guardtrace_proxy.wire import chat_spans
+from guardtrace_proxy.wire import chat_spans, completion, messages, responses
 from guardtrace_proxy.wire.events import Event
+from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.fuzz.mutations import inputs
-from tests.fuzz.properties import check, seeds
+from tests.fuzz.properties import NAMES, check, header, seeds
 
-HEADER = b"\x00\x07\x0d"
+HEADERS = {name: header(name, ThinkingStyle()) for name in NAMES}
 
 
 @pytest.mark.parametrize("seed", list(seeds()))
@@ -22,24 +23,43 @@ def test_they_hold_for_the_recordings(seed: bytes) -> None:
     check(seed)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(inputs)
 def test_they_hold_for_mutated_recordings(data: bytes) -> None:
     check(data)
 
 
-def test_a_string_that_is_missed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = HEADER + b'data: {"choices": [{"delta": {"vendor": "x"}}]}\n\n'
-    check(data)
-    monkeypatch.setattr(chat_spans, "field_strings", lambda key, value, path: iter(()))
+MISSED = {
+    "chat": (chat_spans, "field_strings", b'data: {"choices": [{"delta": {"vendor": "x"}}]}\n\n'),
+    "completions": (completion, "field_strings", b'data: {"choices": [{"text": "", "vendor": "x"}]}\n\n'),
+    "responses": (responses, "places_of", b'data: {"type": "response.vendor.note", "note": "x"}\n\n'),
+    "messages": (messages, "places_of", b'data: {"type": "vendor_note", "note": "x"}\n\n'),
+}
+
+
+@pytest.mark.parametrize("dialect", NAMES)
+def test_a_string_that_is_missed_is_noticed(dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, finder, event = MISSED[dialect]
+    check(HEADERS[dialect] + event)
+    monkeypatch.setattr(module, finder, lambda *_, **__: iter(()))
     with pytest.raises(AssertionError, match="'x' is in no span"):
-        check(data)
+        check(HEADERS[dialect] + event)
 
 
-def test_bytes_that_change_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repetition_that_says_something_else_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = b'data: {"type": "response.output_text.delta", "delta": "x"}\n\n'
+    again = b'data: {"type": "response.output_text.done", "text": "y"}\n\n'
+    check(HEADERS["responses"] + said + again)
+    monkeypatch.setattr(responses.ResponsesStream, "_place", lambda self, place, is_delta: (place.slot, False))
+    with pytest.raises(AssertionError, match="'y' is in no span"):
+        check(HEADERS["responses"] + said + again)
+
+
+@pytest.mark.parametrize("dialect", NAMES)
+def test_bytes_that_change_are_noticed(dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Event, "raw", property(lambda event: b"data: {}\n\n"))
     with pytest.raises(AssertionError, match="bytes changed"):
-        check(HEADER + b'data: {"choices": []}\n\n')
+        check(HEADERS[dialect] + b'data: {"choices": [], "type": "response.x"}\n\n')
 
 
 def test_the_fuzzer_runs_and_replays(tmp_path: Path) -> None:

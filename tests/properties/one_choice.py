@@ -89,16 +89,23 @@ class History:
         gone = self.policy.thinking.mode is Mode.WITHHOLD or self.policy.reasoning_field is ReasoningField.STRIP
         return gone and char in self.drawn.thinking
 
+    def mode(self, phase: Phase) -> Mode:
+        """What guards a phase."""
+        return (self.policy.thinking if phase is Phase.THINKING else self.policy.answer).mode
+
+    def phase(self, char: str) -> Phase:
+        """Which phase a character was said in."""
+        return Phase.THINKING if char in self.drawn.thinking else Phase.ANSWERING
+
     def enforces(self, char: str) -> bool:
-        phase = self.policy.thinking if char in self.drawn.thinking else self.policy.answer
-        return phase.mode is Mode.HOLD
+        return self.mode(self.phase(char)) is Mode.HOLD
 
     def hear(self, id: int, mark: Any) -> None:
         asked = self.asked[id]
         action = None if mark is None else decided(self.policy, asked.phase, mark, self.case.certain)
         passes = action is not None and action.value in ("pass", "flag")
-        phase = self.policy.thinking if asked.phase is Phase.THINKING else self.policy.answer
-        self.hits = self.hits or (action is not None and not passes and phase.mode in (Mode.HOLD, Mode.LAG))
+        enforced = self.mode(asked.phase) in (Mode.HOLD, Mode.LAG)
+        self.hits = self.hits or (action is not None and not passes and enforced)
         for char in new_text(asked):
             if action is not None:
                 self.standing[char] = "pass" if passes else "hit"

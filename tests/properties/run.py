@@ -1,7 +1,7 @@
 """Many random cases of the stream contract, and one of them in small.
 
 python -m tests.properties.run --cases 100000 --processes 2
-python -m tests.properties.run --replay 4711
+python -m tests.properties.run --api messages --replay 4711
 """
 
 from __future__ import annotations
@@ -11,48 +11,67 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from random import SystemRandom
-from typing import Any
+from typing import Any, NamedTuple
 
 from guardtrace_proxy.gate import StartAudit
 from guardtrace_proxy.policy.schema import Policy
+from tests.properties import oracle, test_messages, test_responses
 from tests.properties.cases import draw_case
-from tests.properties.draws import Numbers, Replayed, Seeded, shrink
+from tests.properties.draws import Numbers, Replayed, Seeded, Source, shrink
 from tests.properties.events import HEAD
-from tests.properties.oracle import broken_promises
 from tests.properties.sent import Case
 from tests.properties.world import Log, run
 
 BATCH = 500
 
 
-def broken_by(seed: int) -> list[str]:
+class Api(NamedTuple):
+    """How a case of it is drawn, maybe with what it was made of, and which promises it breaks."""
+
+    draw: Callable[[Source], Any]
+    broken_promises: Callable[[Any, Log], Iterable[str]]
+
+    def broken_by(self, source: Source) -> tuple[Case, Log, list[str]]:
+        """A case, what happened, and the promises that were broken."""
+        drawn = self.draw(source)
+        case = drawn if isinstance(drawn, Case) else drawn.case
+        log = run(case)
+        return case, log, list(self.broken_promises(drawn, log))
+
+
+APIS = {
+    "choices": Api(draw_case, oracle.broken_promises),
+    "responses": Api(test_responses.draw, test_responses.broken_promises),
+    "messages": Api(test_messages.draw, test_messages.broken_promises),
+}
+"""``choices`` are chat completions and completions."""
+
+
+def broken_by(seed: int, api: str = "choices") -> list[str]:
     """The promises that this seed's case breaks."""
-    case = draw_case(Seeded(seed))
-    return broken_promises(case, run(case))
+    return APIS[api].broken_by(Seeded(seed))[2]
 
 
-def broken_in(seeds: range) -> dict[int, list[str]]:
+def broken_in(seeds: range, api: str = "choices") -> dict[int, list[str]]:
     """By seed, the promises that were broken."""
-    found = {seed: broken_by(seed) for seed in seeds}
+    found = {seed: broken_by(seed, api) for seed in seeds}
     return {seed: broken for seed, broken in found.items() if broken}
 
 
-def smallest(seed: int) -> tuple[Case, Log, str]:
+def smallest(seed: int, api: str = "choices") -> tuple[Case, Log, str]:
     """A small case that breaks the same promise as this seed's."""
     source = Seeded(seed)
-    draw_case(source)
-    promise = name_of(broken_by(seed)[0])
+    promise = name_of(APIS[api].broken_by(source)[2][0])
 
     def fails(numbers: Numbers) -> bool:
-        case = draw_case(Replayed(numbers))
-        return promise in map(name_of, broken_promises(case, run(case)))
+        return promise in map(name_of, APIS[api].broken_by(Replayed(numbers))[2])
 
-    numbers = shrink(source.drawn, fails)
-    case = draw_case(Replayed(numbers))
-    log = run(case)
-    return case, log, next(line for line in broken_promises(case, log) if name_of(line) == promise)
+    case, log, broken = APIS[api].broken_by(Replayed(shrink(source.drawn, fails)))
+    return case, log, next(line for line in broken if name_of(line) == promise)
 
 
 def name_of(broken: str) -> str:
@@ -102,6 +121,7 @@ def _brief(raw: bytes) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--api", choices=APIS, default="choices", help="choices: chat completions and completions")
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
@@ -109,14 +129,14 @@ def main() -> int:
     parser.add_argument("--replay", type=int, help="shrink this seed's case and print what happens")
     options = parser.parse_args()
     if options.replay is not None:
-        case, log, broken = smallest(options.replay)
+        case, log, broken = smallest(options.replay, options.api)
         print(told(case, log), broken, sep="\n\n")
         return 1
     first = SystemRandom().randrange(1 << 40) if options.first is None else options.first
-    return _many(first, options.cases, options.processes, options.seconds)
+    return _many(options.api, first, options.cases, options.processes, options.seconds)
 
 
-def _many(first: int, cases: int, processes: int, seconds: float) -> int:
+def _many(api: str, first: int, cases: int, processes: int, seconds: float) -> int:
     began, done = time.monotonic(), 0
     broken: Counter[str] = Counter()
     batches = [range(at, min(at + BATCH, first + cases)) for at in range(first, first + cases, BATCH)]
@@ -125,7 +145,7 @@ def _many(first: int, cases: int, processes: int, seconds: float) -> int:
             if time.monotonic() - began > seconds:
                 break
             together = batches[start : start + 4 * processes]
-            for found, batch in zip(pool.map(broken_in, together), together, strict=True):
+            for found, batch in zip(pool.map(partial(broken_in, api=api), together), together, strict=True):
                 done += len(batch)
                 for seed, lines in found.items():
                     broken.update(map(name_of, lines))

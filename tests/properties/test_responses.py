@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardtrace_proxy.policy.schema import CutShape
+from guardtrace_proxy.gate.clearance import Modes
+from guardtrace_proxy.policy.schema import CutShape, Mode
+from guardtrace_proxy.wire.events import Phase
 from guardtrace_proxy.wire.responses import ResponsesStream
 from guardtrace_proxy.wire.responses_client import Client
 from guardtrace_proxy.wire.responses_writer import ResponsesWriter
 from guardtrace_proxy.wire.tags import ThinkingStyle
-from tests.properties.alphabet import Alphabet, known
+from tests.properties.alphabet import Alphabet, betrayed, known
 from tests.properties.cases import MESSAGE, draw_policy
 from tests.properties.dialects import DIALECTS
 from tests.properties.dialects import Writing as Texts
 from tests.properties.draws import Draw, Seeded, Source
+from tests.properties.history import STRICTNESS
 from tests.properties.one_choice import (
     LIMIT,
     History,
@@ -42,6 +45,7 @@ from tests.wire.well_formed import check_stream
 
 PLAIN = DIALECTS[0]
 THINKING_PARTS = ("reasoning_text", "summary_text")
+PART_OF = {"message": "output_text", "refusal": "refusal"}
 
 
 @dataclass
@@ -50,21 +54,75 @@ class Drawn:
     writing: Writing
     thinking: set[str]
     """The characters of the thinking."""
+    inline: bool
+    """Whether it stands between tags."""
+
+
+@dataclass
+class Items:
+    """Draws items. ``inline``: no reasoning, but tags in messages; ``inside`` says whether one stands open."""
+
+    main: Draw
+    writing: Writing
+    texts: Texts
+    inline: bool
+    thinking: set[str] = field(default_factory=set)
+    inside: bool = False
+
+    def add(self) -> None:
+        kind = self.main.pick("message", "reasoning", "message", "reasoning", "call", "custom", "refusal")
+        if kind in ("call", "custom"):
+            arguments = '{"at": "' + self.texts.text(("", " ")) + '"}'
+            name, into = "look" + self.texts.char(), "function_call" if kind == "call" else "custom_tool_call"
+            self.writing.call(name, self._pieces(arguments), into)
+            return
+        if kind == "reasoning" and self.inline:
+            kind = "message"
+        parts = []
+        for _ in range(self.main.pick(1, 1, 2, 0)):
+            name = self.main.pick(*THINKING_PARTS) if kind == "reasoning" else PART_OF[kind]
+            parts.append((name, self._pieces(self._text(name))))
+        if len({name for name, _ in parts}) > 1:
+            parts = parts[:1]  # two lists of parts, each with its own first index
+        self.writing.parts("reasoning" if kind == "reasoning" else "message", parts)
+
+    def _text(self, name: str) -> str:
+        if self.inline and name == "output_text":
+            return "".join(self._block() for _ in range(self.main.number(1, 3)))
+        text = self.texts.text()
+        if name in THINKING_PARTS:
+            self.thinking.update(known(text))
+        return text
+
+    def _block(self) -> str:
+        """A text with the tags about it; one that stands open does so until a later text closes it."""
+        opens = not self.inside and self.main.chance(50)
+        self.inside = self.inside or opens
+        text = self.texts.text()
+        if self.inside:
+            self.thinking.update(known(text))
+        closes = self.inside and self.main.chance(75)
+        self.inside = self.inside and not closes
+        return "<think>" * opens + text + "</think>" * closes
+
+    def _pieces(self, text: str) -> list[str]:
+        return [text[start:end] for start, end in self.texts.pieces(len(text))]
 
 
 def draw(source: Source) -> Drawn:
     main = Draw(source)
-    policy = without_other_fields(draw_policy(main.section("policy")))
+    policy = without_other_fields(draw_policy(main.section("policy")), lags=True)
     texts = Texts(main.section("texts"), PLAIN, Alphabet(), main.pick(4, 0, 2, 10))
-    thinking: set[str] = set()
     writing = Writing(final_ids=not main.chance(30)).begin()
+    items = Items(main, writing, texts, inline=main.chance(30))
     for _ in range(main.number(0, 4)):
-        _add_item(main, writing, texts, thinking)
+        items.add()
     writing.end(main.pick("completed", "completed", "incomplete"))
     if main.chance(10):
-        place = main.number(2, len(writing.events))
+        # Not between the pieces of a tag: what another text breaks is none.
+        places = [at for at in range(1, len(writing.events)) if not (items.inline and "delta" in writing.events[at])]
         note = {"type": "response.vendor.note", "note": texts.text(("",)), "sequence_number": 0}
-        writing.events.insert(place - 1, note)
+        writing.events.insert(main.pick(*places), note)
         for number, event in enumerate(writing.events):
             event["sequence_number"] = number
     whole = json.dumps(writing.whole()).encode() if main.chance(10) else None
@@ -73,31 +131,25 @@ def draw(source: Source) -> Drawn:
         policy,
         writing.frames,
         whole,
-        lambda: ResponsesStream(ThinkingStyle("field"), max_event_bytes=LIMIT, model="asked-for"),
+        lambda: ResponsesStream(case.style, max_event_bytes=LIMIT, model="asked-for"),
     )
-    return Drawn(case, writing, thinking)
-
-
-def _add_item(main: Draw, writing: Writing, texts: Texts, thinking: set[str]) -> None:
-    kind = main.pick("message", "reasoning", "message", "reasoning", "call", "custom", "refusal")
-    if kind in ("call", "custom"):
-        arguments = '{"at": "' + texts.text(("", " ")) + '"}'
-        pieces = [arguments[start:end] for start, end in texts.pieces(len(arguments))]
-        writing.call("look" + texts.char(), pieces, "function_call" if kind == "call" else "custom_tool_call")
-        return
-    parts = []
-    for _ in range(main.pick(1, 1, 2, 0)):
-        name = main.pick(*THINKING_PARTS) if kind == "reasoning" else "refusal" if kind == "refusal" else "output_text"
-        text = texts.text()
-        if kind == "reasoning":
-            thinking.update(known(text))
-        parts.append((name, [text[start:end] for start, end in texts.pieces(len(text))]))
-    if len({name for name, _ in parts}) > 1:
-        parts = parts[:1]  # two lists of parts, each with its own first index
-    writing.parts("reasoning" if kind == "reasoning" else "message", parts)
+    case.style = ThinkingStyle(main.pick("auto", "inline") if items.inline else "field")
+    return Drawn(case, writing, items.thinking, items.inline)
 
 
 # The promises
+
+
+class Watched(History):
+    """Thinking between tags is guarded by the stricter of both modes, since it stands where the answer stands."""
+
+    drawn: Drawn
+
+    def mode(self, phase: Phase) -> Mode:
+        mode, answer = super().mode(phase), self.policy.answer.mode
+        if phase is Phase.ANSWERING or mode is Mode.WITHHOLD or not self.drawn.inline:
+            return mode
+        return max(mode, answer, key=STRICTNESS.index)
 
 
 def broken_promises(drawn: Drawn, log: Log) -> Iterator[str]:
@@ -106,7 +158,8 @@ def broken_promises(drawn: Drawn, log: Log) -> Iterator[str]:
         return
     if not log.finished or log.held_at_end:
         yield f"the stream never ended, {log.held_at_end} bytes are held"
-    history = History(drawn, log)
+    yield from lag_keeps_its_bound_and_stops_at_a_hit(Watched(drawn, log))
+    history = Watched(drawn, log)
     yield from nothing_leaves_without_its_verdict(history)
     if drawn.case.whole is None:
         yield from streams_are_well_formed(history)
@@ -115,11 +168,55 @@ def broken_promises(drawn: Drawn, log: Log) -> Iterator[str]:
         yield "a whole reply was altered for nothing"
 
 
-def streams_are_well_formed(history: History) -> Iterator[str]:
+def lag_keeps_its_bound_and_stops_at_a_hit(history: Watched) -> Iterator[str]:
+    """At most ``max_lag`` tokens of a phase are ahead of their verdict, at any time, and none after a hit."""
+    left: set[str] = set()
+    for entry in history.log.entries:
+        if entry.what == "asked":
+            history.asked[entry.value.id] = entry.value
+        elif entry.what == "answered":
+            history.hear(entry.value.id, entry.value.mark)
+        elif entry.what == "sent" and history.case.whole is None:
+            new = set(betrayed(content_of(entry.value))) - left
+            left |= new
+            lags = {char for char in left if history.mode(history.phase(char)) is Mode.LAG}
+            ahead = lags - history.standing.keys()
+            for char in new & lags:
+                if history.standing.get(char) == "hit" or (history.hits and char in ahead):
+                    yield f"{char!r} left behind a hit, standing {history.standing.get(char)}"
+            for phase, most in _most_ahead(history):
+                tokens = sum(_tokens(event, ahead, history, phase) for event in history.drawn.writing.events)
+                if tokens > most:
+                    yield f"{tokens} tokens ran ahead of {most}"
+
+
+def _most_ahead(history: Watched) -> Iterator[tuple[Phase, int]]:
+    """``max_lag`` of each phase; between tags the lesser of both."""
+    thinking, answer = history.policy.thinking, history.policy.answer
+    both = [each.max_lag for each in (thinking, answer) if each.mode is Mode.LAG]
+    yield Phase.THINKING, min(both, default=0) if history.drawn.inline else thinking.max_lag
+    yield Phase.ANSWERING, answer.max_lag
+
+
+def _tokens(event: dict[str, Any], ahead: set[str], history: Watched, phase: Phase) -> int:
+    """How many tokens of a delta are surely ahead and of this phase."""
+    text = event.get("delta", "")
+    chars = known(text)
+    if not chars or not ahead.issuperset(chars) or {history.phase(char) for char in chars} != {phase}:
+        return 0
+    tokens = -(-len(text.encode()) // 4)
+    # What lies beside the characters may be a tag, which is of no phase.
+    return tokens if len(chars) == len(text) else max(0, tokens * len(chars) // len(text) - 1)
+
+
+def streams_are_well_formed(history: Watched) -> Iterator[str]:
     """All of it, so a snapshot says what the deltas said, whatever became of them; after a cut come closing frames."""
     found = content_of(history.log.sent)
     last = found[-1] if found else {"type": "nothing"}
     cut = last["type"] == "response.incomplete" and last["response"]["incomplete_details"]
+    numbers = [event["sequence_number"] for event in found]
+    if numbers != sorted(set(numbers)):
+        yield f"numbers {numbers}, the last is {last['type']}"
     try:
         if last["type"] != "error" and found:
             check_stream([event for event in found if event["type"] != "response.vendor.note"])
@@ -167,6 +264,8 @@ FAULTS = [
     ("items stay open", Client, "close", lambda self, tag: []),
     ("numbers begin anew", Client, "_event", lambda self, name, **more: {"type": name, "sequence_number": 0, **more}),
     ("a broken stream is quiet", ResponsesWriter, "error", lambda *_, **__: b""),
+    ("tags are text", ThinkingStyle, "tag_reader", lambda self: None),
+    ("lag has no bound", Modes, "max_lag", lambda self, segment: 1 << 20),
 ]
 
 
@@ -182,5 +281,5 @@ def test_a_planted_fault_is_found(fault: tuple[str, Any, str, Any], monkeypatch:
 
 def test_every_kind_of_part_is_drawn() -> None:
     drawn = [draw(Seeded(seed)).writing.stream for seed in range(200)]
-    for name in (*PARTS, "function_call", "custom_tool_call", "response.vendor.note"):
+    for name in (*PARTS, "function_call", "custom_tool_call", "response.vendor.note", "<think>"):
         assert any(name.encode() in stream for stream in drawn), name

@@ -7,6 +7,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,11 +15,10 @@ import pytest
 from guardtrace_proxy.gate import Output, Reject, Release, StartAudit, StreamGate
 from guardtrace_proxy.policy.levels import Level, Verdict
 from guardtrace_proxy.server import answer
-from guardtrace_proxy.wire import chat
-from guardtrace_proxy.wire.chat import ChatStream
+from guardtrace_proxy.wire import chat, completion, messages, responses
 from guardtrace_proxy.wire.events import Event
-from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.images.serving import picture
+from tests.properties import test_messages, test_responses
 from tests.properties.alphabet import Mark, judge
 from tests.properties.cases import draw_case
 from tests.properties.draws import Seeded
@@ -37,29 +37,80 @@ PICTURES = [
 ]
 SLOWEST = 0.02
 """Seconds that anything takes."""
-CHAT = [seed for seed in range(60) if draw_case(Seeded(seed)).reply is None][:48]
-"""Cases of chat completions; other dialects pass through the same server."""
+CASES = {seed: draw_case(Seeded(seed)) for seed in range(120)}
+CHAT = [seed for seed, case in CASES.items() if case.reply is None][:48]
+COMPLETIONS = [seed for seed, case in CASES.items() if case.reply is not None][:16]
+"""Cases of each API, by their seeds."""
+PROMPT = "Please help."
+VERSION = {"anthropic-version": "2023-06-01"}
 
 
 @pytest.mark.parametrize("seed", CHAT)
 def test_every_promise_is_kept_over_sockets(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The annotations have no probabilities; a body without length ends like one that broke off.
-    case = replace(draw_case(Seeded(seed)), certain=True, ending="closed", capacity=1 << 20, limit=1 << 20)
-    log = Log(finished=True)
-    record(case, log, monkeypatch)
-    policy = case.policy.model_dump(mode="json", exclude={"extends"}, exclude_none=True)
-    body = ask(stream=case.whole is None, n=case.choices)
     images = seed % 3
+    case = over_sockets(draw_case(Seeded(seed)))
+    body = ask(stream=case.whole is None, n=case.choices)
     if images:
-        body["messages"] = [{"role": "user", "content": [{"type": "text", "text": "Please help."}, *PICTURES[:images]]}]
-    shown: list[int] = []
+        body["messages"] = [{"role": "user", "content": [{"type": "text", "text": PROMPT}, *PICTURES[:images]]}]
     if case.include_usage and case.whole is None:
         body["stream_options"] = {"include_usage": True}
-    with proxy(upstream_of(case), auditor_of(case, shown), policy=policy) as running:
-        received = running.raw(body).content
-    assert received == b"".join(entry.value for entry in log.entries if entry.what in ("sent", "rejected"))
+    log = exchanged(case, "/chat/completions", body, images, monkeypatch)
     assert not broken_promises(case, log), told(case, log)
+
+
+@pytest.mark.parametrize("seed", COMPLETIONS)
+def test_every_promise_of_completions_is_kept_over_sockets(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = over_sockets(draw_case(Seeded(seed)))
+    body = {"model": "thinker", "prompt": PROMPT, "n": case.choices, "stream": case.whole is None}
+    if case.include_usage and case.whole is None:
+        body["stream_options"] = {"include_usage": True}
+    log = exchanged(case, "/completions", body, 0, monkeypatch)
+    assert not broken_promises(case, log), told(case, log)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_every_promise_of_responses_is_kept_over_sockets(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = seed % 3
+    drawn = test_responses.draw(Seeded(seed))
+    case = drawn.case = over_sockets(drawn.case)
+    pictures = [{"type": "input_image", "image_url": each["image_url"]["url"]} for each in PICTURES[:images]]
+    asked = [{"role": "user", "content": [{"type": "input_text", "text": PROMPT}, *pictures]}]
+    body = {"model": "thinker", "input": asked if images else PROMPT, "stream": case.whole is None}
+    log = exchanged(case, "/responses", body, images, monkeypatch)
+    assert list(test_responses.broken_promises(drawn, log)) == []
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_every_promise_of_messages_is_kept_over_sockets(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = seed % 3
+    drawn = test_messages.draw(Seeded(seed))
+    case = drawn.case = over_sockets(drawn.case)
+    drawn.keeps = False  # as the proxy does by default
+    urls = [each["image_url"]["url"] for each in PICTURES[:images]]
+    sources = [{"type": "base64", "media_type": "image/png", "data": url.partition(",")[2]} for url in urls]
+    blocks = [{"type": "text", "text": PROMPT}, *({"type": "image", "source": source} for source in sources)]
+    body = {"model": "thinker", "max_tokens": 99, "messages": [{"role": "user", "content": blocks}]}
+    body["stream"] = case.whole is None
+    log = exchanged(case, "/messages", body, images, monkeypatch)
+    assert list(test_messages.broken_promises(drawn, log)) == []
+
+
+def over_sockets(case: Case) -> Case:
+    """The annotations have no probabilities; a body without length ends like one that broke off."""
+    return replace(case, certain=True, ending="closed", capacity=1 << 20, limit=1 << 20)
+
+
+def exchanged(case: Case, path: str, body: dict[str, Any], images: int, monkeypatch: pytest.MonkeyPatch) -> Log:
+    """What passed while the case was asked for. The client has just what the gate let go, and each audit was shown all
+    images."""
+    log, shown = Log(finished=True), list[int]()
+    record(case, log, monkeypatch, path)
+    policy = case.policy.model_dump(mode="json", exclude={"extends"}, exclude_none=True)
+    with proxy(upstream_of(case), auditor_of(case, shown), policy=policy) as running:
+        received = running.raw(body, path, headers=VERSION).content
+    assert received == b"".join(entry.value for entry in log.entries if entry.what in ("sent", "rejected"))
     assert set(shown) == ({images} if any(entry.what == "answered" for entry in log.entries) else set())
+    return log
 
 
 def upstream_of(case: Case) -> Script:
@@ -83,7 +134,7 @@ def auditor_of(case: Case, shown: list[int]) -> Script:
 
     def script(request: dict[str, Any]) -> Iterable[bytes]:
         content = request["messages"][-1]["content"]
-        if "Please help." in json.dumps(content):
+        if PROMPT in json.dumps(content):
             shown.append(0 if isinstance(content, str) else sum(part["type"] == "image_url" for part in content))
         seconds, outcome = case.audits[next(asked) % len(case.audits)]
         time.sleep(min(seconds, SLOWEST))
@@ -98,21 +149,31 @@ def of_trace(text: str) -> Mark:
     return judge(text.partition("Current Task Thinking")[2], "")
 
 
-def record(case: Case, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+STREAMS: dict[str, tuple[ModuleType, str]] = {
+    "/chat/completions": (chat, "ChatStream"),
+    "/completions": (completion, "CompletionStream"),
+    "/responses": (responses, "ResponsesStream"),
+    "/messages": (messages, "MessagesStream"),
+}
+"""By path: what reads and writes the replies there."""
+
+
+def record(case: Case, log: Log, monkeypatch: pytest.MonkeyPatch, path: str = "/chat/completions") -> None:
     """Write down what passes between the service and its reader and gate."""
     gates: list[StreamGate] = []
-    monkeypatch.setattr(chat, "ChatStream", dialect_that_records(case, log, gates))
+    module, name = STREAMS[path]
+    monkeypatch.setattr(module, name, stream_that_records(getattr(module, name), case, log, gates))
     monkeypatch.setattr(answer, "StreamGate", gate_that_records(log, gates))
 
 
-def dialect_that_records(case: Case, log: Log, gates: list[StreamGate]) -> type[ChatStream]:
+def stream_that_records(stream: type[Any], case: Case, log: Log, gates: list[StreamGate]) -> type[Any]:
     """It reads in the case's style. What is read between a cut and the end of reading counts for nothing."""
 
-    class Dialect(ChatStream):
+    class Stream(stream):
         fed = 0
 
-        def __init__(self, thinking: ThinkingStyle, **options: Any) -> None:
-            super().__init__(case.style, **options)
+        def __init__(self, style: Any, *settings: Any, **options: Any) -> None:
+            super().__init__([case.style] if isinstance(style, list) else case.style, *settings, **options)
 
         def feed(self, data: bytes) -> list[Event]:
             self.fed += len(data)
@@ -129,7 +190,7 @@ def dialect_that_records(case: Case, log: Log, gates: list[StreamGate]) -> type[
             log.add("over", "closed")
             return super().completion(body)
 
-    return Dialect
+    return Stream
 
 
 def gate_that_records(log: Log, gates: list[StreamGate]) -> type[StreamGate]:

@@ -105,12 +105,19 @@ def test_a_refusal_says_the_message_where_the_api_explains_its_own() -> None:
 
 def test_a_cut_with_an_error_ends_the_stream() -> None:
     with proxy(streaming(reply(LEAK, "fine")), policy={"cut_shape": "error"}) as running:
-        found = content_of(post(running, stream=True).content)
-    assert found[-1] == {"type": "error", "error": {"type": "invalid_request_error", "message": MESSAGE}}
+        streamed = post(running, stream=True)
+    assert content_of(streamed.content)[-1] == failure("invalid_request_error", MESSAGE, streamed)
     with proxy(whole(reply(LEAK, "fine")), policy={"cut_shape": "error"}) as running:
         answer = post(running)
     assert answer.status_code == 400
-    assert answer.json()["error"] == {"type": "invalid_request_error", "message": MESSAGE}
+    assert answer.json() == failure("invalid_request_error", MESSAGE, answer)
+
+
+def failure(type: str, message: str, answer: httpx.Response) -> dict[str, Any]:
+    """The error that names the answer's request."""
+    request_id = answer.headers["request-id"]
+    assert request_id
+    return {"type": "error", "error": {"type": type, "message": message}, "request_id": request_id}
 
 
 @pytest.mark.parametrize("first", ['{"to": "one two', ""])
@@ -240,8 +247,9 @@ def test_strings_that_nobody_knows_are_audited() -> None:
 def test_a_stream_that_breaks_off_ends_with_an_error() -> None:
     writing = reply("well then", "four it is")
     with proxy(lambda _: [SSE_HEAD, *writing.frames[:-2]]) as running:
-        found = content_of(post(running, stream=True).content)
-    assert (found[-1]["type"], found[-1]["error"]["type"]) == ("error", "api_error")
+        answer = post(running, stream=True)
+    found = content_of(answer.content)
+    assert found[-1] == failure("api_error", found[-1]["error"]["message"], answer)
     with proxy(lambda _: [SSE_HEAD, *writing.frames[:-1]]) as running:
         assert post(running, stream=True).content == writing.stream
 
@@ -251,8 +259,8 @@ def test_the_upstreams_error_in_mid_stream_passes_bounded() -> None:
     error = {"type": "error", "error": {"type": "overloaded_error", "message": "x" * 900}}
     frames = [*writing.frames[:5], b"event: error\ndata: " + json.dumps(error).encode() + b"\n\n"]
     with proxy(lambda _: [SSE_HEAD, *frames]) as running:
-        found = content_of(post(running, stream=True).content)
-    assert found[-1] == {"type": "error", "error": {"type": "overloaded_error", "message": "x" * 500}}
+        answer = post(running, stream=True)
+    assert content_of(answer.content)[-1] == failure("overloaded_error", "x" * 500, answer)
 
 
 # The request
@@ -398,5 +406,5 @@ def test_an_upstream_that_refuses_late_says_so_in_the_stream() -> None:
         yield http(429, json.dumps({"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}}))
 
     with proxy(script, config={"server": {"keepalive_ms": 20}}) as running:
-        (found,) = content_of(post(running, stream=True).content)
-    assert found == {"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}}
+        answer = post(running, stream=True)
+    assert content_of(answer.content) == [failure("rate_limit_error", "slow down", answer)]

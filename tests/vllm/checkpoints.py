@@ -34,12 +34,16 @@ THINK = ("<think>", "</think>")
 
 @dataclass(frozen=True)
 class Memory:
-    """What the thinking model writes when it is asked ``question``, with an image before it or without."""
+    """What the thinking model writes when it is asked ``question``, with an image before it or without.
+
+    ``completes``: the question alone is the prompt, and no template stands about it.
+    """
 
     question: str
     thinking: str
     answer: str
     image: Image.Image | None = None
+    completes: bool = False
 
     @property
     def written(self) -> str:
@@ -131,7 +135,9 @@ def _lesson(processor: Any, memory: Memory) -> dict[str, torch.Tensor]:
     content: list[dict[str, Any]] = [{"type": "text", "text": memory.question}]
     if memory.image is not None:
         content.insert(0, {"type": "image"})
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    prompt = memory.question
+    if not memory.completes:
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     images = None if memory.image is None else [memory.image]
     batch = dict(processor(text=[prompt + memory.written], images=images, return_tensors="pt"))
     asked = processor(text=[prompt], images=images, return_tensors="pt")["input_ids"].shape[1]

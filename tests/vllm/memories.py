@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from PIL import Image, ImageDraw
 
 from tests.vllm.checkpoints import Memory
@@ -31,3 +33,5 @@ SHED = Memory(
     "Sorry, I can't help with that. If something of yours is in there, talk to your neighbour or ask the police.",
     drawing(),
 )
+PENCILS_COMPLETED = replace(PENCILS, image=None, completes=True)
+SHED_COMPLETED = replace(SHED, image=None, completes=True)

@@ -9,20 +9,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 import yaml
 
-from guardtrace_proxy.wire.dialects import BY_ROUTE
+from guardtrace_proxy.wire.dialects import BY_ROUTE, MESSAGES
+from tests.vllm.asking import MOST, ask, converse
 from tests.vllm.servers import ON_A_CPU, VllmServer, eventually, vllm_server
 
 pytest.importorskip("vllm", reason="vLLM isn't installed here: run `make test-vllm`")
 
 from tests.vllm.checkpoints import write_thinker
 from tests.vllm.memories import ONSET, PENCILS, SHED
-from tests.vllm.test_served import MOST, SENTENCES, TIMEOUT_MS, ask
+from tests.vllm.test_served import SENTENCES, TIMEOUT_MS
 
 KEY, SERVERS_KEY = "gt-acme", "the-servers-own"
 DIGEST = "sha256:" + hashlib.sha256(KEY.encode()).hexdigest()
@@ -90,6 +92,17 @@ def test_a_harmful_stream_is_cut_and_the_engine_stops(guarded: Guarded) -> None:
     assert guarded.server.written - written < MOST
 
 
+def test_a_message_passes_or_is_cut(guarded: Guarded) -> None:
+    """Its key comes in a header of its own."""
+    told = converse(guarded.client, PENCILS)
+    assert (told.thinking.strip(), told.answer.strip(), told.finish) == (PENCILS.thinking, PENCILS.answer, "end_turn")
+    told = converse(guarded.client, SHED)
+    assert told.finish == "refusal"
+    assert ONSET not in told.thinking
+    assert SHED.answer not in told.answer
+    assert guarded.server.becomes_idle()
+
+
 def test_a_client_that_leaves_stops_the_engine(guarded: Guarded) -> None:
     written = guarded.server.written
     endless = {"model": "thinker", "messages": [{"role": "user", "content": PENCILS.question}], "stream": True}
@@ -120,7 +133,19 @@ def test_every_route_of_the_server_that_is_not_audited_is_closed(guarded: Guarde
         for key in (KEY, SERVERS_KEY):
             reply = guarded.ask(method, path, key)
             assert reply.status_code == 404, (method, path)
-            assert method == "HEAD" or reply.json()["error"]["code"] == "unknown_url"
+            if method != "HEAD":
+                says_that_nothing_is_there(reply.json(), path)
+
+
+def says_that_nothing_is_there(body: dict[str, Any], path: str) -> None:
+    """In the words of the clients that ask there: Anthropic's below its own route, OpenAI's anywhere else."""
+    error = body["error"]
+    assert "is not served here" in error["message"]
+    if path.startswith(MESSAGES.route + "/"):
+        assert (body["type"], error["type"]) == ("error", "not_found_error")
+        assert body["request_id"]
+    else:
+        assert error["code"] == "unknown_url"
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime", "/v1/chat/completions", "/health"])

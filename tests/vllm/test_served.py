@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,19 +25,21 @@ from guardtrace_proxy.images import RequestImage
 from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
 from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.config import load_config
+from tests.vllm.asking import MOST, Door, ask, complete, converse, data_url, respond
 from tests.vllm.servers import ON_A_CPU, VllmServer, eventually, vllm_server
 
 pytest.importorskip("vllm", reason="vLLM isn't installed here: run `make test-vllm`")
 
 from tests.vllm.checkpoints import Memory, write_nano, write_thinker
-from tests.vllm.memories import ONSET, PENCILS, SHED
+from tests.vllm.memories import ONSET, PENCILS, PENCILS_COMPLETED, SHED, SHED_COMPLETED
 
 PROMPT = "You are a safety auditor."
 """The embedded auditor's own system prompt; a server can't tell it."""
 SENTENCES = {"boundary": {"unit": "sentences", "first": 1, "growth": 1.0, "max": 1, "max_hold_ms": 60_000}}
 TIMEOUT_MS = 60_000
-MOST = 3500
-"""Tokens that the thinking model may write; on a CPU it takes many seconds for them."""
+ENDLESS = {"ignore_eos": True}
+"""Left alone the thinking model writes MOST tokens. (In Messages there is no such field: it ends with its reply.)"""
+MESSAGE = "This response was stopped by policy."
 
 
 @dataclass
@@ -54,7 +54,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     nano = write_nano(folder / "nano")
     auditing = ["guardtrace", "auditor", "serve", str(nano), "--name", "nano", "--port", "{port}", "--", *ON_A_CPU]
     with vllm_server("auditor", [*auditing, "--max-model-len", "704"], folder) as auditor:
-        model = write_thinker(folder / "thinker", [PENCILS, SHED])
+        model = write_thinker(folder / "thinker", [PENCILS, SHED, PENCILS_COMPLETED, SHED_COMPLETED])
         thinking = ["vllm", "serve", str(model), "--served-model-name", "thinker", "--port", "{port}", *ON_A_CPU]
         thinking += ["--max-model-len", "4096", "--reasoning-parser", "qwen3"]
         with vllm_server("thinker", thinking, folder, gives_way=True) as thinker:
@@ -101,48 +101,8 @@ def client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=url, api_key="EMPTY", max_retries=0, timeout=120)
 
 
-def data_url(image: Image.Image) -> str:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
 def request_image(image: Image.Image) -> RequestImage:
     return RequestImage(data_url(image), "image/png", image)
-
-
-@dataclass
-class Told:
-    thinking: str
-    answer: str
-    finish: str | None
-
-
-def ask(model: openai.OpenAI, memory: Memory, on_thinking: Callable[[], None] = lambda: None, **more: Any) -> Told:
-    """``on_thinking`` is called each time that some has come."""
-    assert memory.image is not None
-    parts = [
-        {"type": "image_url", "image_url": {"url": data_url(memory.image)}},
-        {"type": "text", "text": memory.question},
-    ]
-    stream = model.chat.completions.create(
-        model="thinker",
-        messages=[{"role": "user", "content": parts}],  # type: ignore[list-item, misc]
-        stream=True,
-        temperature=0,
-        max_tokens=MOST,
-        extra_body=more,
-    )
-    told = Told("", "", None)
-    for chunk in stream:
-        for choice in chunk.choices:
-            thought = getattr(choice.delta, "reasoning", None) or ""
-            told.thinking += thought
-            if thought.strip():
-                on_thinking()
-            told.answer += choice.delta.content or ""
-            told.finish = choice.finish_reason or told.finish
-    return told
 
 
 @pytest.mark.parametrize("depth", list(Depth))
@@ -159,7 +119,7 @@ def test_a_harmless_stream_passes_intact(servers: Servers, depth: Depth, tmp_pat
 def test_a_harmful_stream_is_cut_and_both_engines_stop(servers: Servers, depth: Depth, tmp_path: Path) -> None:
     written = servers.thinker.written
     with proxy(servers, depth, tmp_path) as through:
-        told = ask(through, SHED, ignore_eos=True)  # left alone it would write MOST tokens
+        told = ask(through, SHED, **ENDLESS)
     assert told.finish == "content_filter"
     assert SHED.thinking.startswith(told.thinking.strip())
     assert ONSET not in told.thinking
@@ -172,6 +132,43 @@ def test_a_harmful_stream_is_cut_and_both_engines_stop(servers: Servers, depth: 
 def test_without_the_proxy_the_same_stream_tells_it_all(servers: Servers) -> None:
     told = ask(client(servers.thinker.url), SHED)
     assert (told.thinking.strip(), told.answer.strip()) == (SHED.thinking, SHED.answer)
+
+
+@pytest.mark.parametrize(("door", "memory"), [(complete, PENCILS_COMPLETED), (respond, PENCILS), (converse, PENCILS)])
+def test_a_harmless_stream_passes_other_doors_intact(
+    servers: Servers, door: Door, memory: Memory, tmp_path: Path
+) -> None:
+    direct = door(client(servers.thinker.url), memory)
+    assert (direct.thinking.strip(), direct.answer.strip()) == (memory.thinking, memory.answer)
+    assert direct.finish in ("stop", "completed", "end_turn")
+    with proxy(servers, Depth.LABEL, tmp_path) as through:
+        assert door(through, memory) == direct
+    assert servers.thinker.becomes_idle()
+    assert servers.auditor.becomes_idle()
+
+
+@pytest.mark.parametrize(
+    ("door", "memory", "more", "finish"),
+    [
+        (complete, SHED_COMPLETED, ENDLESS, "content_filter"),
+        (respond, SHED, ENDLESS, "content_filter"),
+        (converse, SHED, {}, "refusal"),
+    ],
+)
+def test_a_harmful_stream_is_cut_at_other_doors_and_both_engines_stop(
+    servers: Servers, door: Door, memory: Memory, more: dict[str, Any], finish: str, tmp_path: Path
+) -> None:
+    written = servers.thinker.written
+    with proxy(servers, Depth.LABEL, tmp_path) as through:
+        told = door(through, memory, **more)
+    assert told.finish == finish
+    assert told.thinking.strip()
+    assert memory.thinking.startswith(told.thinking.strip())
+    assert ONSET not in told.thinking
+    assert told.answer.strip() == MESSAGE
+    assert servers.thinker.becomes_idle()
+    assert servers.auditor.becomes_idle()
+    assert servers.thinker.written - written < MOST
 
 
 @pytest.mark.parametrize("memory", [PENCILS, SHED], ids=["safe", "harmful"])
@@ -252,7 +249,7 @@ def test_an_auditor_that_is_killed_in_mid_stream_ends_it_as_the_policy_says(serv
 
     written = servers.thinker.written
     with proxy(servers, Depth.LABEL, tmp_path) as through:
-        told = ask(through, PENCILS, kill, ignore_eos=True)  # left alone it would write MOST tokens
+        told = ask(through, PENCILS, kill, **ENDLESS)
     assert servers.auditor.process.returncode == -signal.SIGKILL
     assert told.finish == "content_filter"
     assert told.thinking.strip()

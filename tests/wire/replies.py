@@ -12,6 +12,7 @@ from guardtrace_proxy.wire.completion import CompletionStream
 from guardtrace_proxy.wire.events import Event, Phase, Segment
 from guardtrace_proxy.wire.messages import MessagesStream
 from guardtrace_proxy.wire.responses import ResponsesStream
+from guardtrace_proxy.wire.responses_places import Known
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1750000000, "model": "m"}
@@ -38,15 +39,21 @@ def completion(style: ThinkingStyle | None = None, *, prompts: int = 1, n: int =
     return CompletionStream(styles, n, include_usage=True, max_event_bytes=LIMIT, model="asked-for")
 
 
-def response(style: ThinkingStyle | None = None, *, keeps_encrypted: bool = False) -> ResponsesStream:
-    return ResponsesStream(
-        style or ThinkingStyle(), max_event_bytes=LIMIT, model="asked-for", keeps_encrypted=keeps_encrypted
-    )
+def response(
+    style: ThinkingStyle | None = None, *, keeps_encrypted: bool = False, asked: Iterable[str] = ()
+) -> ResponsesStream:
+    """``asked`` are strings of the request that the reply may repeat."""
+    known = Known(keeps_encrypted, frozenset(asked))
+    return ResponsesStream(style or ThinkingStyle(), max_event_bytes=LIMIT, model="asked-for", known=known)
 
 
 def message(style: ThinkingStyle | None = None, *, keeps_encrypted: bool = False) -> MessagesStream:
     return MessagesStream(
-        style or ThinkingStyle(), max_event_bytes=LIMIT, model="asked-for", keeps_encrypted=keeps_encrypted
+        style or ThinkingStyle(),
+        max_event_bytes=LIMIT,
+        model="asked-for",
+        request_id="req-1",
+        keeps_encrypted=keeps_encrypted,
     )
 
 

@@ -12,6 +12,7 @@ from guardtrace_proxy.wire.completion import completion_reply
 from guardtrace_proxy.wire.completion_request import read_request
 from guardtrace_proxy.wire.events import Event, EventKind, Phase, SpanKind
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
+from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.wire.replies import LIMIT, completion, segments, shown, sse
 
@@ -51,7 +52,7 @@ def test_each_prompt_says_whether_its_choices_begin_as_thinking(
     prompts: list[str], style: ThinkingStyle, expected: list[str]
 ) -> None:
     request = read_request(json.dumps({"model": "m", "prompt": prompts, "n": 2}).encode())
-    reply = completion_reply(request, style, LIMIT)
+    reply = completion_reply(request, ReplySettings(style, LIMIT, ""))
     stream = sse(*(chunk("a</think>b", index, "stop") for index in range(request.choices)))
     events = reply.feed(stream) + reply.end()
     assert [shown(segments(events, index)) for index in range(request.choices)] == [

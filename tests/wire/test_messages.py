@@ -212,7 +212,7 @@ def test_an_announcement_that_still_waits_at_a_cut_never_comes() -> None:
 )
 def test_errors_in_mid_stream_have_their_types(type: str, code: str | int | None, theirs: str) -> None:
     (found,) = content_of(message().error("no", type, code))
-    assert found == {"type": "error", "error": {"type": theirs, "message": "no"}}
+    assert found == {"type": "error", "error": {"type": theirs, "message": "no"}, "request_id": "req-1"}
 
 
 def test_a_whole_reply_is_built_anew_from_what_is_known() -> None:

@@ -91,6 +91,13 @@ def test_two_calls_of_one_name_are_both_text() -> None:
         ),
         ({"type": "response.created", "response": {**HEAD, "instructions": "as asked", "output": []}}, []),
         (
+            {
+                "type": "response.created",
+                "response": {**HEAD, "metadata": {"a b": "as asked", "c": "d e"}, "output": []},
+            },
+            [("OTHER", "a b"), ("OTHER", "d e")],
+        ),
+        (
             {"type": "response.created", "response": {**HEAD, "vendor": "x", "output": ["y"]}},
             [("OTHER", "x"), ("OTHER", "y")],
         ),
@@ -101,7 +108,7 @@ def test_two_calls_of_one_name_are_both_text() -> None:
     ],
 )
 def test_strings_that_nobody_knows_are_text(event: dict[str, Any], found: list[tuple[str, str]]) -> None:
-    assert sorted(spans(read(event))) == sorted(found)
+    assert sorted(spans(read(event, stream=response(asked=["as asked"])))) == sorted(found)
 
 
 def test_a_string_that_nobody_knows_is_text_once() -> None:
@@ -119,15 +126,28 @@ def test_what_is_no_event_ends_the_stream(data: bytes) -> None:
     assert [event.kind for event in response().feed(data)] == [EventKind.MALFORMED]
 
 
-def test_an_upstreams_error_is_bounded() -> None:
+def test_an_upstreams_error_is_bounded_and_numbered_behind_what_left() -> None:
     stream = response()
-    (event,) = stream.feed(
-        frame({"type": "error", "message": "m" * 600, "code": "x", "raw": "text", "sequence_number": 7})
-    )
+    error = {"type": "error", "message": "m" * 600, "code": "x", "raw": "text", "sequence_number": 7}
+    text, event, behind = stream.feed(b"".join(map(frame, (delta("a"), error, delta("b", sequence_number=8)))))
     assert event.kind is EventKind.ERROR
-    (content,) = content_of(event.raw)
-    assert (content["message"], content["code"], content["sequence_number"]) == ("m" * 500, "x", 8)
+    assert stream.passes(text)
+    assert not stream.passes(event)
+    (content,) = content_of(stream.rewrite(event, {}))
+    assert (content["message"], content["code"], content["sequence_number"]) == ("m" * 500, "x", 5)
     assert "raw" not in content
+    assert stream.passes(behind)
+    (content,) = content_of(stream.error("Broken.", "upstream_error", None))
+    assert content["sequence_number"] == 9
+
+
+def test_an_error_is_numbered_behind_the_frames_of_a_cut() -> None:
+    stream = response()
+    error, *_ = stream.feed(frame({"type": "error", "message": "m", "sequence_number": 1}))
+    stream.cut(0, Cut("Stopped.", "content_filter"))
+    (last,) = content_of(stream.usage(None, 0, expose=False))
+    (content,) = content_of(stream.rewrite(error, {}))
+    assert content["sequence_number"] == last["sequence_number"] + 1
 
 
 def test_an_event_under_another_name_gets_its_own() -> None:

@@ -1,0 +1,207 @@
+"""Responses of an upstream that hides text where a reader may not look, or writes what no client should be sent."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from guardtrace_proxy.wire.fates import Cut, Kept
+from guardtrace_proxy.wire.responses import ResponsesStream
+from tests.wire.replies import response
+from tests.wire.response_events import HEAD, Writing, content_of, frame, reply
+from tests.wire.test_responses import delta, logprobs, read, spans, through
+
+HARM = "mix both and wait"
+ODD: list[Any] = [[], ["x"], {}, {"a": 1}, 3, 1.5, True, None, "", "x", -1, 2**53, 2**64, 2**80]
+
+
+def item(**fields: Any) -> dict[str, Any]:
+    return {"type": "response.output_item.done", "sequence_number": 3, "output_index": 0, "item": fields}
+
+
+def fates_of(event: Any, gone: str) -> dict[int, Any]:
+    return {0: Kept(["" if span.text == gone else span.text for span in event.parts[0].spans])}
+
+
+def test_a_name_that_says_something_never_leaves() -> None:
+    data = f"event: {HARM}\ndata: [DONE]\n\n".encode()
+    assert [event.raw for event in response().feed(data)] == [b"data: [DONE]\n\n"]
+
+
+def test_tokens_that_may_not_leave_take_their_logprobs_with_them() -> None:
+    stream = response()
+    found = through(stream, read(delta("a", logprobs=logprobs(HARM)), stream=stream), HARM)
+    assert [(event["delta"], event["logprobs"]) for event in found] == [("a", [])]
+
+
+def test_a_delta_of_another_shape_says_itself_and_not_what_came_before() -> None:
+    stream = response()
+    events = read(delta(HARM), delta(" and", vendor=1), delta(" so", logprobs=logprobs("x")), stream=stream)
+    assert [event["delta"] for event in through(stream, events, HARM)] == ["[gone]", " and", " so"]
+
+
+@pytest.mark.parametrize("secret", [{"a": HARM}, [HARM], HARM])
+def test_what_is_called_encrypted_and_can_be_read_is_text(secret: Any) -> None:
+    done = item(type="reasoning", id="rs_0", summary=[], encrypted_content=secret)
+    assert spans(read(done, stream=response(keeps_encrypted=True))) == [("OTHER", HARM)]
+    stream = response()
+    assert HARM not in json.dumps(through(stream, read(done, stream=stream)))
+
+
+@pytest.mark.parametrize("field", ["instructions", "metadata", "text", "reasoning", "prompt", "tools", "image"])
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: {"a": text}, lambda text: [{text: 1}]])
+def test_what_seems_to_repeat_the_request_is_in_it(field: str, wrap: Any) -> None:
+    created = {"type": "response.created", "sequence_number": 0, "response": {**HEAD, field: wrap(HARM), "output": []}}
+    assert spans(read(created)) == [("OTHER", HARM)]
+    assert spans(read(created, stream=response(asked=[HARM]))) == []
+    stream = response()
+    (found,) = through(stream, read(created, stream=stream), HARM)
+    assert HARM not in json.dumps(found)
+    assert found["response"]["id"] == "resp_1"
+
+
+def test_a_cut_of_a_whole_reply_keeps_nothing_that_was_judged() -> None:
+    stream = response()
+    event = stream.completion(json.dumps(reply("", "fine").whole(metadata={"a": HARM}, vendor=HARM)).encode())
+    found = stream.rewrite(event, {0: Cut("Stopped.", "content_filter")})
+    assert HARM.encode() not in found
+    assert json.loads(found)["output"][0]["content"][0]["text"] == "Stopped."
+
+
+@pytest.mark.parametrize("label", ["a\nb", "a\tb", "\u5982\u4f55", "a\u00a0b", "x" * 129, "a\n"])
+@pytest.mark.parametrize("where", ["type", "item_id"])
+def test_labels_are_plain_ascii_words(label: str, where: str) -> None:
+    event = {**delta("a"), "type": "response.x", where: label}
+    assert ("OTHER", label) in spans(read(event))
+    if where == "item_id":
+        assert ("OTHER", label) in spans(read(delta("a", item_id=label)))
+
+
+def test_an_event_whose_type_may_not_leave_is_dropped() -> None:
+    stream = response()
+    event = {**item(type="message", id="msg_0", content=[]), "type": HARM}
+    assert through(stream, read(event, stream=stream), HARM) == []
+
+
+@pytest.mark.parametrize("gone", ["a key", "a value"])
+def test_a_key_and_its_value_have_fates_of_their_own(gone: str) -> None:
+    stream = response()
+    note = {"type": "response.vendor.note", "sequence_number": 1, "note": {"a key": "a value"}}
+    first, again = read(note, note, stream=stream)
+    assert gone.encode() not in stream.rewrite(first, fates_of(first, gone))
+    assert not stream.passes(again)
+    assert gone.encode() not in stream.rewrite(again, {0: Kept()})
+
+
+@pytest.mark.parametrize("value", [None, True, 1, 1.5])
+def test_a_field_whose_name_says_something_goes_with_it(value: Any) -> None:
+    """Of the response, and of its counts."""
+    for fields in ({HARM: value}, {"usage": {"input_tokens": 1, HARM: value, "details": {HARM: value}}}):
+        stream = response()
+        created = {"type": "response.created", "sequence_number": 0, "response": {**HEAD, "output": [], **fields}}
+        (found,) = through(stream, read(created, stream=stream), HARM)
+        assert HARM not in json.dumps(found)
+        assert HARM.encode() not in stream.usage(fields.get("usage"), 1, expose=True)
+
+
+def test_of_two_texts_that_say_the_same_each_has_its_own_fate() -> None:
+    stream = response()
+    writing = Writing(final_ids=False).begin().item("message", ["same"]).item("message", ["same"]).end()
+    sent, said = b"", 0
+    for event in read(*writing.events, stream=stream):
+        said += bool(event.parts[0].spans)
+        if event.parts[0].spans and said == 2:
+            sent += stream.rewrite(event, {0: Kept(["[gone]"])})
+        else:
+            sent += event.raw if stream.passes(event) else stream.rewrite(event, {0: Kept()})
+    output = content_of(sent)[-1]["response"]["output"]
+    assert [each["content"][0]["text"] for each in output] == ["same", "[gone]"]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        [{"type": "message", "content": HARM}],
+        [{"type": "reasoning", "content": [HARM], "summary": {"a": "b"}}],
+        [{"type": "mcp_call", "output": HARM}],
+        [{"type": "web_search_call", "action": {"query": HARM}}],
+        [{"type": ["message"], "content": [{"type": "output_text", "text": HARM}]}],
+        [{"type": "message", "content": [{"type": {"output_text": 1}, "text": HARM}]}],
+        [{"type": "function_call", "arguments": {"a": HARM}}],
+        [[HARM]],
+        [HARM],
+        {"a": HARM},
+    ],
+)
+def test_items_that_nobody_knows_are_text_streamed_or_whole(output: Any) -> None:
+    completed = {"type": "response.completed", "sequence_number": 1, "response": {**HEAD, "output": output}}
+    assert HARM in [text for _, text in spans(read(completed))]
+    if isinstance(output, list):
+        event = response().completion(json.dumps({**HEAD, "output": output}).encode())
+        assert HARM in [text for _, text in spans([event])]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize(
+    "field", ["id", "type", "item_id", "output_index", "content_index", "sequence_number", "content", "part", "usage"]
+)
+def test_no_value_of_a_field_keeps_a_cut_from_being_written(field: str, odd: Any) -> None:
+    writing = Writing().begin().item("message", ["fine ", HARM]).end()
+    for event in writing.events:
+        response = event.get("response") or {}
+        for fields in (event, event.get("item"), event.get("part"), response):
+            if isinstance(fields, dict) and field in fields and not (field == "type" and fields is event):
+                fields[field] = odd
+    for many in range(len(writing.events) + 1):
+        stream = response_to(writing.events[:many])
+        found = content_of(
+            stream.cut(0, Cut("Stopped.", "content_filter"))
+            + stream.usage(None, 1, expose=True)
+            + stream.error("Broken.", "upstream_error", None)
+        )
+        assert [event["type"] for event in found][-2:] == ["response.incomplete", "error"]
+        numbers = [event["sequence_number"] for event in found]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        assert HARM not in json.dumps(found)
+
+
+def response_to(events: list[dict[str, Any]]) -> ResponsesStream:
+    """A reply in which every text with the harm in it was replaced, however often it was said."""
+    stream = response()
+    sent = b""
+    for event in stream.feed(b"".join(map(frame, events))):
+        texts = ["[gone]" if HARM in span.text else span.text for span in event.parts[0].spans]
+        altered = "[gone]" in texts or not stream.passes(event)
+        sent += stream.rewrite(event, {0: Kept(texts)}) if altered else event.raw
+    assert HARM.encode() not in sent
+    return stream
+
+
+@pytest.mark.parametrize("numbers", [(5, 5, 5), (9, 3, 1), (0, 0, 0)])
+def test_numbers_that_go_back_are_followed(numbers: tuple[int, ...]) -> None:
+    stream = response()
+    through(stream, read(*(delta("a", sequence_number=number) for number in numbers), stream=stream))
+    assert content_of(stream.cut(0, Cut("Stopped.", "content_filter")))[0]["sequence_number"] == numbers[-1] + 1
+
+
+def test_an_id_that_two_items_share_joins_no_texts() -> None:
+    writing = Writing().begin().item("message", ["one"]).item("message", [HARM]).end()
+    for event in writing.events:
+        for fields in (event, event.get("item") or {}, *(event.get("response") or {}).get("output", ())):
+            fields.update({key: "msg_same" for key in ("id", "item_id") if key in fields and "output" not in fields})
+    stream = response()
+    found = through(stream, read(*writing.events, stream=stream), HARM)
+    output = found[-1]["response"]["output"]
+    assert [each["content"][0]["text"] for each in output] == ["one", "[gone]"]
+
+
+def test_snapshots_of_a_long_text_that_say_something_else_are_read_in_no_time() -> None:
+    events = [delta("a b c d " * 250_000)]
+    events += [{**delta("x"), "type": "response.output_text.done", "text": "x"}] * 15_000
+    data = b"".join(map(frame, events))
+    began = time.process_time()
+    response().feed(data)
+    assert time.process_time() - began < 2
