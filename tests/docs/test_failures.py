@@ -48,6 +48,13 @@ def test_no_fault_test_is_left_out() -> None:
             assert (path, name) in named, f"{path}::{name} has no row"
 
 
+def test_the_metrics_are_those_of_the_telemetry_page() -> None:
+    telemetry = (ROOT / "docs" / "telemetry.md").read_text("utf-8")
+    named = {name for row in ROWS for name in re.findall(r"guardtrace_\w+", row[4])}
+    assert len(named) > 5
+    assert {name for name in named if f"| `{name}` |" not in telemetry} == set()
+
+
 @pytest.mark.parametrize(
     "message", sorted(set(re.findall(r"`([a-z][a-z ,]+ [a-z ,]+)`", "\n".join(row[3] for row in ROWS))))
 )
