@@ -6,6 +6,7 @@ is announced together with the first that it says, since only then is it known t
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +84,8 @@ class MessagesWriter:
         self._blocks: dict[int, _Block] = {}
         self._waiting: _Block | None = None
         """The block whose announcement waits."""
+        self._left_out: list[int] = []
+        """Indices of the blocks that were left out, in order."""
         self._next = 0
         """The index of the client's next block."""
         self._cut: Cut | None = None
@@ -140,6 +143,8 @@ class MessagesWriter:
         found = content.get("content_block")
         shown: dict[str, Any] = found if isinstance(found, dict) else {}
         kind = str(shown.get("type"))
+        if event.index in self._blocks and self._blocks[event.index].is_left_out:
+            self._left_out.remove(event.index)
         block = _Block(kind, event.index, self._shift(event.index), is_altered=raw is None)
         self._blocks[event.index] = block
         text = BLOCKS.get(kind)
@@ -192,11 +197,12 @@ class MessagesWriter:
     def _leave_out(self, block: _Block) -> bytes:
         block.is_left_out = True
         block.opening = self._waiting = None
+        insort(self._left_out, block.index)
         return block.behind
 
     def _shift(self, index: int) -> int:
         """How many blocks before this one were left out."""
-        return sum(block.is_left_out and at < index for at, block in self._blocks.items())
+        return bisect_left(self._left_out, index)
 
     def _follow(self, type: str, content: Mapping[str, Any]) -> None:
         message = content.get("message")

@@ -202,10 +202,10 @@ def test_pings_wait_behind_an_announcement_and_not_without_end() -> None:
     stream = message()
     opening = start({"type": "text", "text": ""})
     assert through(stream, opening, *[{"type": "ping"}] * 100) == b""
-    sent = through(stream, *[{"type": "ping"}] * 50_000)
-    assert sent.count(b"event: ping") > 49_000
+    sent = through(stream, *[{"type": "ping"}] * 5_000)
+    assert sent.count(b"event: ping") > 4_000
     sent += through(stream, delta(type="text_delta", text="a"))
-    assert sent.count(b"event: ping") == 50_100
+    assert sent.count(b"event: ping") == 5_100
 
 
 @pytest.mark.parametrize("odd", ODD, ids=repr)
