@@ -29,8 +29,8 @@ GIVEN = ("Neither.", "A hint.", "Steps.")
 """By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
 PICTURED = 0.15
 """Share of the exchanges about a picture. The others are a short request each: what is harmful takes many of them."""
-READS = 0.35
-"""Share of a talk's parts that read a text: what it gives is learned much sooner."""
+READS, AT_ONCE = 0.5, 0.3
+"""Shares of a talk's parts that read a text, and of those that read it in one piece."""
 TALKS_OF_PICTURES, COMES_BACK = 0.4, 0.4
 """Shares of the talks that begin with a picture, and of their later requests that come back to it."""
 ROOM = 420
@@ -127,12 +127,13 @@ def _asked(sample: Sample) -> tuple[str, str]:
 
 
 def _read(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
-    """The thinking, and perhaps the answer, in pieces; told after each is the most that the text gave so far."""
+    """The thinking, and perhaps the answer, mostly in pieces; told after each is the most that the text gave so far."""
     pieces = [*sample.sentences, *([(sample.answer, sample.answer_strength)] if rng.random() < 0.5 else [])]
     turns = []
     most, given, length = 0, GIVES, 0
+    at_once = rng.random() < AT_ONCE
     while pieces and length < ROOM * LETTERS_PER_TOKEN:
-        count = rng.choice((1, 1, 2, 3))
+        count = len(pieces) if at_once else rng.choice((1, 1, 2, 3))
         now, pieces = pieces[:count], pieces[count:]
         most = max([most, *(strength for _, strength in now)])
         given = f"{given}\n{' '.join(text for text, _ in now)}"

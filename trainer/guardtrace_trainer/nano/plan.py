@@ -17,7 +17,7 @@ class WarmUp(Settings):
     """Over plain traces."""
     exchange_steps: int = Field(500, ge=1)
     """Over exchanges, after them."""
-    talk_steps: int = Field(250, ge=1)
+    talk_steps: int = Field(300, ge=1)
     """Over talks of several exchanges, at last."""
     language_lr: float = Field(2e-3, gt=0)
 
