@@ -102,7 +102,7 @@ def test_vision_batches_are_the_same_each_time(words):
 def test_no_document_holds_an_analysis_or_a_judgment(draw):
     rng = random.Random(3)
     texts = [" ".join(itertools.chain.from_iterable(draw(rng).turns)) for _ in range(2000)]
-    for words in ("Analysis", "Judgment", "the goal is harm", "the text stays", "gives a hint", "gives steps"):
+    for words in ("“Analysis”", "“Judgment”", "the goal is harm", "the text stays", "gives a hint", "gives steps"):
         assert not any(words in text for text in texts), words
 
 
