@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 import threading
-import time
 from collections import deque
 
 import structlog
 
 from guardtrace_proxy.records.line_file import LineFile
-from guardtrace_proxy.records.lines import Gap, encoded, utc
+from guardtrace_proxy.records.lines import Gap, encoded, now
 
 log = structlog.get_logger("guardtrace")
 
@@ -128,13 +127,13 @@ class AuditLog:
         return True
 
     def _lose(self, lines: int) -> None:
-        now = utc(time.time())
+        at = now()
         with self._news:
             is_first = self._gap is None
             if self._gap is None:
-                self._gap = Gap(lost=0, since=now, until=now)
+                self._gap = Gap(lost=0, since=at, until=at)
             self._gap.lost += lines
-            self._gap.until = now
+            self._gap.until = at
             self.lost += lines
         if is_first:
             log.error("audit log loses decisions", path=str(self._file.path))

@@ -78,6 +78,6 @@ def encoded(line: Decision | Gap) -> bytes:
     return _encoder.encode(line) + b"\n"
 
 
-def utc(seconds: float) -> str:
-    """A time as RFC 3339 has it, in UTC, to the millisecond."""
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+def now() -> str:
+    """The time as RFC 3339 has it, in UTC, to the millisecond."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from guardtrace_proxy import __version__
 from guardtrace_proxy.gate import Decided, StartAudit
 from guardtrace_proxy.policy.levels import Verdict
@@ -23,7 +21,7 @@ def audit_line(
     stand_in = None if verdict is None else verdict.auditor
     is_thinking = asked.phase is Phase.THINKING
     return lines.Decision(
-        time=lines.utc(time.time()),
+        time=lines.now(),
         request_id=about.request_id,
         trace_id=about.trace_id,
         tenant=about.tenant,

@@ -9,7 +9,6 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -26,6 +25,7 @@ from guardtrace_proxy.demo.serving import ServerDidNotStart, served
 from tests.asgi.model_servers import APPS, MODELS, Model, guarded, starlette_app
 from tests.server.running import ask
 from tests.server.scripted import DONE, chunk, completion, judging, stream
+from tests.waiting import eventually
 
 FINE = stream("All is fine here, I think.", "Four.")
 HARM = [*stream("All is fine here, then HARM in steps.", "No.")[:-2], *[chunk({"reasoning": "more "})] * 2000]
@@ -34,13 +34,6 @@ WHOLE = completion("All is fine.", "Four.").partition(b"\r\n\r\n")[2]
 MONITOR = {"thinking": {"mode": "monitor"}, "answer": {"mode": "monitor"}}
 
 apps = pytest.mark.parametrize("make", APPS.values(), ids=APPS)
-
-
-def eventually(holds: Callable[[], object], seconds: float = 10) -> bool:
-    until = time.monotonic() + seconds
-    while not holds() and time.monotonic() < until:
-        time.sleep(0.01)
-    return bool(holds())
 
 
 def digest(key: str) -> str:

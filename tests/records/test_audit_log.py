@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from guardtrace_proxy.records import audit_log as module
 from guardtrace_proxy.records.audit_log import AuditLog
 from guardtrace_proxy.records.line_file import LineFile
 from tests.records.test_line_file import files_of_at_most
+from tests.waiting import eventually
 
 LARGE = 1 << 30
 
@@ -28,13 +28,6 @@ def started(path: Path, queue_bytes: int = LARGE) -> AuditLog:
     made = AuditLog(LineFile(path, LARGE, 1), queue_bytes)
     made.start()
     return made
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -58,7 +51,7 @@ def test_what_was_recorded_is_there_after_the_end(tmp_path: Path) -> None:
 def test_a_line_is_in_the_file_soon_not_at_the_end(tmp_path: Path) -> None:
     log = started(tmp_path / "log")
     log.record(line(1))
-    until(lambda: log.written == 1)
+    assert eventually(lambda: log.written == 1)
     assert lines_of(tmp_path / "log")[0]["number"] == 1
     log.close()
 
@@ -70,9 +63,9 @@ def test_a_short_outage_loses_nothing_and_is_told_once(tmp_path: Path) -> None:
         for number in range(20):
             log.record(line(number))
             time.sleep(0.005)
-        until(lambda: log.is_failing)
+        assert eventually(lambda: log.is_failing)
         path.parent.mkdir()
-        until(lambda: log.written == 20)
+        assert eventually(lambda: log.written == 20)
         log.close()
     assert [each["number"] for each in lines_of(path)] == list(range(20))
     assert [(each["event"], each["log_level"]) for each in said] == [
@@ -89,13 +82,13 @@ def test_what_a_long_outage_loses_is_counted_told_once_and_said_in_the_file(tmp_
     with capture_logs() as said:
         log = started(path, queue_bytes=4 * len(first))
         log.record(first)
-        until(lambda: log.written == 1)
+        assert eventually(lambda: log.written == 1)
         with files_of_at_most(len(first)):
             for number in range(1, 11):
                 log.record(line(number, 200))
                 assert log.waiting_bytes <= 4 * len(first)
-            until(lambda: log.is_failing)
-        until(lambda: log.written == 5)
+            assert eventually(lambda: log.is_failing)
+        assert eventually(lambda: log.written == 5)
         log.record(line(11))
         log.close()
     *before, gap, after = lines_of(path)
@@ -115,7 +108,7 @@ def test_the_end_doesnt_wait_for_a_full_disk_and_says_what_it_lost() -> None:
         log = started(Path("/dev/full"))
         for number in range(7):
             log.record(line(number))
-        until(lambda: log.is_failing)
+        assert eventually(lambda: log.is_failing)
         began = time.monotonic()
         log.close()
         log.record(line(8))
@@ -136,7 +129,7 @@ def test_recording_takes_no_time_while_the_file_hangs(tmp_path: Path, monkeypatc
         assert time.monotonic() - began < 1
         log.close()
         goes_on.set()
-        until(lambda: not log.waiting_bytes)
+        assert eventually(lambda: not log.waiting_bytes)
     assert log.lost > 900
     assert "audit log not finished" in [each["event"] for each in said]
 
@@ -168,7 +161,7 @@ def test_a_file_that_cant_be_rotated_is_told_once(tmp_path: Path) -> None:
         log.start()
         for number in range(3):
             log.record(line(number))
-            until(lambda number=number: log.written == number + 1)  # type: ignore[misc]
+            assert eventually(lambda number=number: log.written == number + 1)  # type: ignore[misc]
         log.close()
     assert len(lines_of(tmp_path / "log")) == 3
     assert [each["event"] for each in said] == ["audit log can't be rotated"]

@@ -11,6 +11,7 @@ import pytest
 from guardtrace_proxy.server.app import GuardTraceApp
 from tests.server.running import ask, proxy
 from tests.server.scripted import SSE_HEAD, http, stream
+from tests.waiting import eventually
 
 FRAMES = stream("All is fine.", "Four.")
 MODELS = '{"object": "list", "data": [{"id": "thinker", "object": "model", "created": 1, "owned_by": "x"}]}'
@@ -110,4 +111,4 @@ def test_what_is_held_is_bounded_over_all_replies():
             reply = running.raw(ask(stream=True))
         assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
         assert running.raw(ask(stream=True)).status_code == 200
-        assert app.service.budget.total == 0
+        assert eventually(lambda: app.service.budget.total == 0)

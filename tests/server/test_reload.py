@@ -17,6 +17,7 @@ import yaml
 from guardtrace_proxy.server.reload import POLL_SECONDS
 from tests.cli.serving import Serving, serving
 from tests.server.scripted import SSE_HEAD, Server, by_word, chunk, judging, model_server, stream
+from tests.waiting import eventually
 
 WAIT_SECONDS = 20
 HARMFUL = [SSE_HEAD, *stream("All of this is quite fine but then comes HARM in full.", "No.")]
@@ -50,15 +51,6 @@ class Files:
         boundary = {"first": 4, "max": 4, "growth": 1.0}
         policy = {"version": 1, "extends": "balanced", "boundary": boundary, "messages": {"cut": message}, **more}
         self.policy_path.write_text(yaml.safe_dump(policy), "utf-8")
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def post(running: Serving, key: str = "none") -> httpx.Response:

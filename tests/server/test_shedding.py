@@ -18,18 +18,10 @@ from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.shedding import WATCH_SECONDS, Shedding
 from tests.server.running import Running, ask, connected, proxy
 from tests.server.scripted import DONE, SSE_HEAD, chunk, completion, stream
+from tests.waiting import eventually
 
 FINE = [completion("well then", "fine")]
 FRAMES = stream("All is quite fine with this one here.", "Four.")
-
-
-def eventually(condition, seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def is_idle(running: Running) -> bool:

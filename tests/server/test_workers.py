@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import httpx
 
 from tests.cli.serving import Serving, run, serving, write_config
 from tests.server.scripted import SSE_HEAD, by_word, judging, model_server, stream
+from tests.waiting import eventually
 
 FRAMES = stream("All is quite fine with this one here.", "Four.")
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Please help."}], "stream": True}
@@ -30,15 +30,6 @@ def two_workers(folder: Path, **more: Any) -> Iterator[Serving]:
             finally:
                 if running.process.poll() is None:
                     running.stop()
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 60
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def children(running: Serving) -> list[int]:
