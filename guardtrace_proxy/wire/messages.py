@@ -16,10 +16,11 @@ from guardtrace_proxy.wire.choices import malformed
 from guardtrace_proxy.wire.events import Event, EventKind, Span
 from guardtrace_proxy.wire.messages_blocks import (
     DELTAS,
-    REDACTED,
     Delta,
+    Known,
     Place,
     decode_delta,
+    hides_encrypted,
     places_of,
     places_of_message,
 )
@@ -45,12 +46,11 @@ class MessagesStream(MessagesWriter):
         max_event_bytes: int,
         model: str = "",
         request_id: str = "",
-        keeps_encrypted: bool = False,
+        known: Known = Known(),
     ) -> None:
-        super().__init__(model=model, request_id=request_id)
+        super().__init__(model=model, request_id=request_id, known=known)
         self._decoder = SSEDecoder(max_event_bytes, named=True)
         self._reader = ChoiceReader(thinking, tagged="text")
-        self._keeps_encrypted = keeps_encrypted
         self._read_stop = False
 
     def feed(self, data: bytes) -> list[Event]:
@@ -74,10 +74,10 @@ class MessagesStream(MessagesWriter):
             return malformed(body, "JSON that isn't a message")
         self.stream = False
         try:
-            places = list(places_of_message(message, keeps_encrypted=self._keeps_encrypted))
+            places = list(places_of_message(message, self._known))
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
-        hides = any(self._is_hidden(block) for block in message["content"])
+        hides = hides_encrypted(message["content"], self._known)
         part = self._reader.part(0, _found(places), _word(message.get("stop_reason")) or "end_turn")
         return MessagesEvent(
             EventKind.COMPLETION, body, [part], _usage(message), type="message", content=message, is_hidden=hides
@@ -129,7 +129,7 @@ class MessagesStream(MessagesWriter):
         if kind in OF_BLOCKS and not (type(index) is int and 0 <= index < MAX_BLOCKS):
             return malformed(event.raw, "The upstream sent an event of a block without a usable index.")
         try:
-            places = list(places_of(content, keeps_encrypted=self._keeps_encrypted))
+            places = list(places_of(content, self._known))
         except (TooDeep, RecursionError):
             return malformed(event.raw, TOO_DEEP)
         raw = _named(event, kind)
@@ -150,7 +150,7 @@ class MessagesStream(MessagesWriter):
         delta = content.get("delta")
         finish = _word(delta.get("stop_reason")) if kind == "message_delta" and isinstance(delta, dict) else None
         part = self._reader.part(0, _found(places), finish)
-        signs = kind == "content_block_delta" and isinstance(delta, dict) and delta.get("type") == "signature_delta"
+        signs = kind == "content_block_delta" and isinstance(delta, dict) and "signature" in delta
         block = content.get("content_block") if kind == "content_block_start" else None
         part.waits = signs or (isinstance(block, dict) and bool(block.get("signature")))
         return MessagesEvent(
@@ -161,12 +161,9 @@ class MessagesStream(MessagesWriter):
             type=kind,
             index=content["index"] if kind in OF_BLOCKS else -1,
             content=content,
-            is_hidden=self._is_hidden(block),
+            is_hidden=hides_encrypted(_blocks_of(kind, content), self._known),
             signs=signs,
         )
-
-    def _is_hidden(self, block: Any) -> bool:
-        return isinstance(block, dict) and block.get("type") == REDACTED and not self._keeps_encrypted
 
 
 def messages_reply(request: MessagesRequest, settings: ReplySettings) -> MessagesStream:
@@ -176,8 +173,16 @@ def messages_reply(request: MessagesRequest, settings: ReplySettings) -> Message
         max_event_bytes=settings.max_event_bytes,
         model=request.model,
         request_id=settings.request_id,
-        keeps_encrypted=request.keeps_encrypted,
+        known=Known(request.keeps_encrypted, request.stops),
     )
+
+
+def _blocks_of(kind: str, content: dict[str, Any]) -> Any:
+    """The blocks that an event announces."""
+    if kind == "content_block_start":
+        return [content.get("content_block")]
+    message = content.get("message")
+    return message.get("content") if kind == "message_start" and isinstance(message, dict) else None
 
 
 def _found(places: Iterable[Place]) -> list[Found]:

@@ -49,6 +49,12 @@ CALL = "tool_use"
 REDACTED = "redacted_thinking"
 LABELS = frozenset({"type", "id", "tool_use_id", "role", "stop_reason"})
 """Keys whose short strings say what something is."""
+OF_EVENT = {"message_delta": frozenset({"usage"})}
+OF_DELTA = {"message_delta": frozenset({"stop_sequence", "stop_details"})}
+OF_MESSAGE = frozenset({"model", "usage", "stop_sequence", "stop_details"})
+"""Fields that hold no text where they have their own shape: beside a delta and in it, by the event's type; in a
+message."""
+NOWHERE: frozenset[str] = frozenset()
 SIGNATURE = re.compile(r"[A-Za-z0-9+/=_-]{0,64}")
 
 
@@ -85,49 +91,68 @@ def is_signature(value: Any) -> bool:
     return isinstance(value, str) and (SIGNATURE.fullmatch(value) is not None or is_encrypted(value))
 
 
+class Known(NamedTuple):
+    """What the request says about its reply. ``keeps_encrypted``: encrypted thinking passes. ``stops``: what the reply
+    may say that it stopped at."""
+
+    keeps_encrypted: bool = False
+    stops: frozenset[str] = frozenset()
+
+
 # Where text stands
 
 
-def places_of(event: Mapping[str, Any], *, keeps_encrypted: bool) -> Iterator[Place]:
-    """Every string of an event that could be text; raises TooDeep. ``keeps_encrypted``: encrypted thinking passes."""
+def places_of(event: Mapping[str, Any], known: Known) -> Iterator[Place]:
+    """Every string of an event that could be text; raises TooDeep."""
+    kind = str(event.get("type"))
     for key, value in event.items():
-        if key == "content_block" and isinstance(value, dict) and event.get("type") == "content_block_start":
-            yield from _block(value, (key,), keeps_encrypted)
+        if (kind, key) == ("content_block_start", "content_block") and isinstance(value, dict):
+            yield from _block(value, (key,), known)
         elif key == "delta" and isinstance(value, dict):
-            yield from _delta(value, (key,))
-        elif key == "message" and isinstance(value, dict):
-            yield from _announced(value, (key,))
-        elif not is_plain(key, value):
+            yield from _delta(value, (key,), OF_DELTA.get(kind, NOWHERE), known)
+        elif (kind, key) == ("message_start", "message") and isinstance(value, dict):
+            yield from _announced(value, (key,), known)
+        elif not is_plain(key, value, OF_EVENT.get(kind, NOWHERE), known):
             yield from _others(key, value, ())
 
 
-def places_of_message(message: Mapping[str, Any], *, keeps_encrypted: bool) -> Iterator[Place]:
+def places_of_message(message: Mapping[str, Any], known: Known) -> Iterator[Place]:
     """Every string of a whole reply that could be text."""
     content = message["content"]
-    yield from _announced({key: value for key, value in message.items() if key != "content"}, ())
+    yield from _announced({key: value for key, value in message.items() if key != "content"}, (), known)
     for index, block in enumerate(content):
         if isinstance(block, dict):
-            yield from _block(block, ("content", index), keeps_encrypted)
+            yield from _block(block, ("content", index), known)
         else:
             yield from _others("content", block, ())
 
 
-def _announced(message: Mapping[str, Any], where: Path) -> Iterator[Place]:
+def _announced(message: Mapping[str, Any], where: Path, known: Known) -> Iterator[Place]:
     """A reply without its blocks. What is announced has none: any that stand there are text, whatever their type."""
     for key, value in message.items():
-        if not is_plain(key, value):
+        if not is_plain(key, value, OF_MESSAGE, known):
             yield from _others(key, value, where)
 
 
-def is_plain(key: str, value: Any) -> bool:
-    """Whether a field beside the blocks holds no generated text. ``stop_sequence`` repeats one of the request's."""
+def is_plain(key: str, value: Any, shaped: frozenset[str], known: Known) -> bool:
+    """Whether a field beside the blocks holds no generated text. ``shaped`` are the fields with a shape of their own
+    that belong there."""
     if value is None or isinstance(value, (bool, int, float)):
         return bool(PLAIN_KEY.fullmatch(key))
+    if key not in shaped:
+        return is_label(key, value)
     if key == "usage":
         return _is_usage(value)
     if key == "stop_details":
         return is_of_type(value, StopDetails)
-    return is_label(key, value) or (key in ("model", "stop_sequence") and is_of_type(value, Name))
+    return isinstance(value, str) and (is_of_type(value, Name) if key == "model" else value in known.stops)
+
+
+def hides_encrypted(blocks: Any, known: Known) -> bool:
+    """Whether there is encrypted thinking among these blocks, which doesn't pass."""
+    if known.keeps_encrypted or not isinstance(blocks, list):
+        return False
+    return any(isinstance(block, dict) and block.get("type") == REDACTED for block in blocks)
 
 
 def _is_usage(value: Any) -> bool:
@@ -142,7 +167,7 @@ def is_label(key: str, value: Any) -> bool:
     return key in LABELS and isinstance(value, str) and LABEL.fullmatch(value) is not None
 
 
-def _block(block: Mapping[str, Any], where: Path, keeps_encrypted: bool) -> Iterator[Place]:
+def _block(block: Mapping[str, Any], where: Path, known: Known) -> Iterator[Place]:
     kind = block.get("type")
     text = BLOCKS.get(str(kind))
     for key, value in block.items():
@@ -152,7 +177,7 @@ def _block(block: Mapping[str, Any], where: Path, keeps_encrypted: bool) -> Iter
         elif kind == CALL and key in ("name", "input"):
             yield Place(here, said_by(value, here), Phase.ANSWERING, SpanKind.ARGUMENTS)
         elif kind == REDACTED and key == "data":
-            if keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
+            if known.keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
                 yield from _others(key, value, where)
         elif not (is_label(key, value) or (kind == "thinking" and key == "signature" and is_signature(value))):
             yield from _others(key, value, where)
@@ -166,13 +191,15 @@ def said_by(value: Any, where: Path) -> str:
     return json.dumps(value, ensure_ascii=False) if value else ""
 
 
-def _delta(delta: Mapping[str, Any], where: Path) -> Iterator[Place]:
+def _delta(delta: Mapping[str, Any], where: Path, shaped: frozenset[str], known: Known) -> Iterator[Place]:
     kind = delta.get("type")
     text = DELTAS.get(str(kind))
     for key, value in delta.items():
         if text is not None and key == text.key and isinstance(value, str):
             yield Place((*where, key), value, text.phase, text.kind)
-        elif not (is_plain(key, value) or (kind == "signature_delta" and key == "signature" and is_signature(value))):
+        elif kind == "signature_delta" and key == "signature" and is_signature(value):
+            continue
+        elif not is_plain(key, value, shaped, known):
             yield from _others(key, value, where)
 
 

@@ -7,14 +7,19 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_spans import Path, is_encrypted
+from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted
 from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.fates import Cut
 from guardtrace_proxy.wire.messages_blocks import (
     BLOCKS,
     CALL,
     DELTAS,
+    NOWHERE,
+    OF_DELTA,
+    OF_EVENT,
+    OF_MESSAGE,
     REDACTED,
+    Known,
     is_label,
     is_plain,
     is_signature,
@@ -25,28 +30,33 @@ Texts = Mapping[Path, str]
 """By the place of a string: what leaves there."""
 
 
-def rebuild(event: Mapping[str, Any], texts: Texts) -> dict[str, Any]:
+def rebuild(event: Mapping[str, Any], texts: Texts, known: Known) -> dict[str, Any]:
     """An event of which something may not leave."""
+    kind = str(event.get("type"))
     shown: dict[str, Any] = {}
     for key, value in event.items():
-        if key == "content_block" and isinstance(value, dict) and event.get("type") == "content_block_start":
+        if (kind, key) == ("content_block_start", "content_block") and isinstance(value, dict):
             shown[key] = rebuild_block(value, (key,), texts)
         elif key == "delta" and isinstance(value, dict):
-            shown[key] = _rebuild_delta(value, (key,), texts)
-        elif key == "message" and isinstance(value, dict):
-            shown[key] = head_of(value) | {"content": []}
-        elif is_plain(key, value):
-            shown[key] = numbers(value) if key == "usage" else value
+            shown[key] = _rebuild_delta(value, texts, OF_DELTA.get(kind, NOWHERE), known)
+        elif (kind, key) == ("message_start", "message") and isinstance(value, dict):
+            shown[key] = head_of(value, known) | {"content": []}
+        elif is_plain(key, value, OF_EVENT.get(kind, NOWHERE), known):
+            shown[key] = _counted(key, value)
     return shown
 
 
-def head_of(message: Mapping[str, Any]) -> dict[str, Any]:
+def head_of(message: Mapping[str, Any], known: Known) -> dict[str, Any]:
     """A reply without what it says."""
     return {
-        key: numbers(value) if key == "usage" and isinstance(value, dict) else value
+        key: _counted(key, value)
         for key, value in message.items()
-        if key != "content" and is_plain(key, value)
+        if key != "content" and is_plain(key, value, OF_MESSAGE, known)
     }
+
+
+def _counted(key: str, value: Any) -> Any:
+    return numbers(value) if key == "usage" and isinstance(value, dict) else value
 
 
 def rebuild_block(block: Mapping[str, Any], where: Path, texts: Texts) -> dict[str, Any]:
@@ -56,8 +66,8 @@ def rebuild_block(block: Mapping[str, Any], where: Path, texts: Texts) -> dict[s
     shown: dict[str, Any] = {}
     for key, value in block.items():
         here = (*where, key)
-        if text is not None and key == text.key and isinstance(value, str):
-            shown[key] = texts.get(here, value)
+        if text is not None and key == text.key:
+            shown[key] = texts.get(here, value) if isinstance(value, str) else ""
         elif kind == CALL and key in ("name", "input"):
             shown[key] = value
         elif key == "signature" and kind == "thinking":
@@ -65,7 +75,7 @@ def rebuild_block(block: Mapping[str, Any], where: Path, texts: Texts) -> dict[s
             shown[key] = value if is_whole else ""
         elif key == "citations" and value is not None:
             shown[key] = []
-        elif is_label(key, value) or (value is None and is_plain(key, value)) or _is_secret(kind, key, value):
+        elif is_label(key, value) or (value is None and PLAIN_KEY.fullmatch(key)) or _is_secret(kind, key, value):
             shown[key] = value
     return shown
 
@@ -74,13 +84,13 @@ def _is_secret(kind: Any, key: str, value: Any) -> bool:
     return kind == REDACTED and key == "data" and isinstance(value, str) and is_encrypted(value)
 
 
-def _rebuild_delta(delta: Mapping[str, Any], where: Path, texts: Texts) -> dict[str, Any]:
+def _rebuild_delta(delta: Mapping[str, Any], texts: Texts, shaped: frozenset[str], known: Known) -> dict[str, Any]:
     text = DELTAS.get(str(delta.get("type")))
     shown: dict[str, Any] = {}
     for key, value in delta.items():
         if text is not None and key == text.key and isinstance(value, str):
-            shown[key] = texts.get((*where, key), value)
-        elif is_plain(key, value):
+            shown[key] = texts.get(("delta", key), value)
+        elif is_plain(key, value, shaped, known):
             shown[key] = value
     return shown
 
@@ -93,12 +103,12 @@ def stopped(cut: Cut) -> dict[str, Any]:
     return stopped
 
 
-def rebuild_whole(message: Mapping[str, Any], new: Texts | None, *, hides_encrypted: bool) -> dict[str, Any]:
+def rebuild_whole(message: Mapping[str, Any], new: Texts | None, known: Known) -> dict[str, Any]:
     """A whole reply with ``new`` texts, or with its own. Blocks of which nothing is left are left out."""
     content = []
     for index, block in enumerate(message["content"]):
         kind = block.get("type") if isinstance(block, dict) else None
-        if kind == REDACTED and hides_encrypted:
+        if kind == REDACTED and not known.keeps_encrypted:
             continue
         if new is None:
             content.append(block)
@@ -110,7 +120,7 @@ def rebuild_whole(message: Mapping[str, Any], new: Texts | None, *, hides_encryp
         shown = rebuild_block(block, where, new)
         if text is None or shown.get(text.key) or not block.get(text.key):
             content.append(shown)
-    return {**(message if new is None else head_of(message)), "content": content}
+    return {**(message if new is None else head_of(message, known)), "content": content}
 
 
 def _is_whole(call: Mapping[str, Any], where: Path, new: Texts) -> bool:

@@ -36,10 +36,11 @@ IMAGE_KEYS = frozenset({"type", "source", "cache_control"})
 
 @dataclass(frozen=True, slots=True)
 class MessagesRequest(Request):
-    """``keeps_encrypted``: the operator lets encrypted thinking pass, which nobody audits. ``omits_thinking``: the
-    client asks for a reply that doesn't show it."""
+    """``keeps_encrypted``: the operator lets encrypted thinking pass, which nobody audits. ``stops``: what the reply
+    may say that it stopped at. ``omits_thinking``: the client asks for a reply that doesn't show its thinking."""
 
     keeps_encrypted: bool = False
+    stops: frozenset[str] = frozenset()
     omits_thinking: bool = False
 
     @property
@@ -84,6 +85,7 @@ def read_request(body: bytes, allowed: Allowed = Allowed()) -> MessagesRequest:
         images=images,
         prefill=prefill,
         keeps_encrypted=allowed.encrypted_reasoning,
+        stops=_stops(request.get("stop_sequences")),
         omits_thinking=hides_thinking(request),
     )
 
@@ -99,6 +101,10 @@ def body_for_upstream(body: bytes, request: MessagesRequest, urls: Sequence[str]
     if urls is not None:
         fields["messages"] = _with_images(fields["messages"], urls)
     return msgspec.json.encode(fields)
+
+
+def _stops(found: Any) -> frozenset[str]:
+    return frozenset(each for each in found if isinstance(each, str)) if isinstance(found, list) else frozenset()
 
 
 # What the model reads

@@ -16,7 +16,7 @@ import msgspec
 from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
-from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, Delta
+from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, THINKING, Delta, Known
 from guardtrace_proxy.wire.messages_errors import error_object, error_type
 from guardtrace_proxy.wire.messages_frames import (
     frame,
@@ -40,8 +40,8 @@ MAX_BEHIND = 1 << 14
 
 class MessagesEvent(Event, gc=False):
     """An event of this API. ``index`` is its block's, -1 where it has none; ``delta`` is one of the usual shape, of
-    others there is ``content``. ``is_hidden``: it holds encrypted thinking, which doesn't pass. ``signs``: it is the
-    signature of a block."""
+    others there is ``content``. ``is_hidden``: it holds encrypted thinking, which doesn't pass. ``signs``: it has
+    the signature of its block."""
 
     type: str = ""
     index: int = -1
@@ -54,14 +54,16 @@ class MessagesEvent(Event, gc=False):
 @dataclass(slots=True)
 class _Block:
     """A block that was begun. ``index`` is the upstream's, ``shift`` how many before it were left out; ``opening`` its
-    announcement, as long as it waits, and ``behind`` what came behind that; ``is_altered``: something of it left
-    otherwise than it came."""
+    announcement, as long as it waits, ``unsigned`` the same without its signature, and ``behind`` what came behind
+    that; ``is_empty``: its announcement says nothing; ``is_altered``: something of it left otherwise than it came."""
 
     type: str
     index: int
     shift: int
     opening: bytes | None = None
+    unsigned: bytes | None = None
     behind: bytes = b""
+    is_empty: bool = False
     is_altered: bool = False
     is_left_out: bool = False
     is_open: bool = True
@@ -71,12 +73,18 @@ class _Block:
         """Its index at the client."""
         return self.index - self.shift
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing is left of what it said so far."""
+        return self.opening is not None and self.is_empty and self.is_altered
+
 
 class MessagesWriter:
     """Writes frames with the message's own id, model and blocks."""
 
-    def __init__(self, *, model: str, request_id: str) -> None:
+    def __init__(self, *, model: str, request_id: str, known: Known) -> None:
         self.stream = True
+        self._known = known
         self._request_id = request_id
         self._head: dict[str, Any] = {"id": OWN_ID, "type": "message", "role": "assistant", "model": model}
         self._began = False
@@ -98,7 +106,7 @@ class MessagesWriter:
             return True
         if event.kind is EventKind.COMPLETION:
             return not event.is_hidden
-        if event.type == "content_block_start":
+        if event.type == "content_block_start" or event.is_hidden:
             return False
         block = self._blocks.get(event.index)
         if block is None:
@@ -124,12 +132,11 @@ class MessagesWriter:
         new = {span.path: text for span, text in zip(spans, texts, strict=True)}
         is_altered = any(text != span.text for span, text in zip(spans, texts, strict=True))
         if event.kind is EventKind.COMPLETION:
-            whole = rebuild_whole(event.content, new if is_altered else None, hides_encrypted=event.is_hidden)
-            return msgspec.json.encode(whole)
+            return msgspec.json.encode(rebuild_whole(event.content, new if is_altered else None, self._known))
         content = event.content if event.delta is None else msgspec.to_builtins(event.delta)
-        if is_altered:
-            content = rebuild(content, new)
-        raw = None if is_altered else event.raw
+        raw = None if is_altered or event.is_hidden or self._is_void(event) else event.raw
+        if raw is None:
+            content = rebuild(content, new, self._known)
         if event.type == "content_block_start":
             return self._begin(event, content, raw)
         block = self._blocks.get(event.index)
@@ -137,9 +144,14 @@ class MessagesWriter:
             return self._without_block(event, content, raw)
         return self._of_block(event, block, content, raw)
 
+    def _is_void(self, event: MessagesEvent) -> bool:
+        """Whether it signs a block that isn't whole."""
+        block = self._blocks.get(event.index)
+        return event.signs and block is not None and block.is_altered
+
     def _begin(self, event: MessagesEvent, content: dict[str, Any], raw: bytes | None) -> bytes:
         """A block is announced; at once where it says something already."""
-        before = b"" if self._waiting is None else self._announce(self._waiting)
+        before = self._settle(is_whole=False)
         found = content.get("content_block")
         shown: dict[str, Any] = found if isinstance(found, dict) else {}
         kind = str(shown.get("type"))
@@ -151,9 +163,13 @@ class MessagesWriter:
         if event.is_hidden or (block.is_altered and text is None):
             return before + self._leave_out(block)
         block.opening = shifted(content, raw, block.shift)
+        block.is_empty = text is not None and not shown.get(text.key)
+        if text is THINKING and shown.get("signature"):
+            unsigned = {**content, "content_block": {**shown, "signature": ""}}
+            block.unsigned = shifted(unsigned, None, block.shift)
         self._waiting = block
-        waits = text is not None and not shown.get(text.key)
-        return before if waits else before + self._announce(block)
+        waits = block.is_empty or block.unsigned is not None
+        return before if waits else before + self._announce(block, is_whole=False)
 
     def _of_block(self, event: MessagesEvent, block: _Block, content: dict[str, Any], raw: bytes | None) -> bytes:
         """A delta, or the end of a block."""
@@ -162,21 +178,27 @@ class MessagesWriter:
         block.is_open = block.is_open and not ends
         if block.is_left_out:
             return b""
-        if ends and block.opening is not None and block.is_altered:
+        if ends and block.is_gone:
             return self._leave_out(block)
-        if (event.signs and block.is_altered) or (raw is None and not ends and not says(content)):
+        if raw is None and not ends and not says(content):
             return b""
-        return self._announce(block) + shifted(content, raw, block.shift)
+        return self._announce(block, is_whole=ends) + shifted(content, raw, block.shift)
 
     def _without_block(self, event: MessagesEvent, content: dict[str, Any], raw: bytes | None) -> bytes:
         if raw is None and event.type not in ("message_start", "message_delta", "message_stop"):
             return b""
         self._follow(event.type, content)
         sent = shifted(content, raw, self._shift(event.index))
-        if event.type == "message_delta" and self._waiting is not None:  # nothing will be said any more
-            block = self._waiting
-            return (self._leave_out(block) if block.is_altered else self._announce(block)) + sent
+        if event.type == "message_delta":  # nothing will be said any more
+            return self._settle(is_whole=True) + sent
         return self._behind(sent)
+
+    def _settle(self, *, is_whole: bool) -> bytes:
+        """What becomes of a block that waits, where no more of it comes."""
+        block = self._waiting
+        if block is None:
+            return b""
+        return self._leave_out(block) if block.is_gone else self._announce(block, is_whole=is_whole)
 
     def _behind(self, frame: bytes) -> bytes:
         """An event of no block leaves behind the announcement that came before it."""
@@ -185,11 +207,12 @@ class MessagesWriter:
         self._waiting.behind += frame
         return b""
 
-    def _announce(self, block: _Block) -> bytes:
-        """The block's announcement, if it still waits."""
+    def _announce(self, block: _Block, *, is_whole: bool) -> bytes:
+        """The block's announcement, if it still waits; with a signature only where nothing more of the block comes."""
         if block.opening is None:
             return b""
-        opening, block.opening = block.opening, None
+        is_signed = is_whole and not block.is_altered
+        opening, block.opening = block.opening if is_signed else block.unsigned or block.opening, None
         self._waiting = None
         self._next = max(self._next, block.shown + 1)
         return opening + block.behind
@@ -213,7 +236,7 @@ class MessagesWriter:
 
     def _learn(self, message: Mapping[str, Any]) -> None:
         """Its id and model, and what else it says of itself."""
-        head = head_of(message)
+        head = head_of(message, self._known)
         self._head |= {key: value for key, value in head.items() if key not in NAMED or isinstance(value, str)}
 
     # What ends it
@@ -233,10 +256,13 @@ class MessagesWriter:
     def usage(self, usage: Mapping[str, Any] | None, tokens_read: int, *, expose: bool) -> bytes:
         """The closing frames of a cut: open blocks are closed with what was released, a call is left open; then the
         policy's message as a block of its own, and ``message_delta``."""
-        cut = self._cut
+        cut, block = self._cut, self._waiting
         assert cut is not None
-        frames = [] if self._began else [{"type": "message_start", "message": self._message([], NOT_STOPPED, {})}]
-        frames += self._closed(cut.close)
+        begin = {"type": "message_start", "message": self._message([], NOT_STOPPED, {})}
+        sent = b"" if self._began else frame(begin)
+        if block is not None and not block.is_empty:
+            sent += self._announce(block, is_whole=False)
+        frames = self._closed(cut.close)
         if cut.shape != "refusal":
             frames += text_block(self._next, cut.message)
         note = dict(cut.note or {})
@@ -244,7 +270,7 @@ class MessagesWriter:
             note["usage_estimated"] = True
         counts = {"output_tokens": tokens_read} if usage is None else {"output_tokens": tokens_read} | numbers(usage)
         ending: dict[str, Any] = {"type": "message_delta", "delta": stopped(cut), "usage": counts}
-        return b"".join(map(frame, [*frames, ending | ({"guardtrace": note} if note else {})]))
+        return sent + b"".join(map(frame, [*frames, ending | ({"guardtrace": note} if note else {})]))
 
     def error(self, message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
         """An ``error`` event, which Anthropic's clients raise; without streaming, the body."""

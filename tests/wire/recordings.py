@@ -23,7 +23,7 @@ REPLIES: dict[str, Callable[[ThinkingStyle], Reply]] = {
     "chat": dialect,
     "completions": completion,
     "responses": response,
-    "messages": message,
+    "messages": lambda style: message(style, stops=["\n\nHuman:"]),
 }
 
 

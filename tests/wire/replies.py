@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
+from guardtrace_proxy.wire import messages_blocks
 from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.completion import CompletionStream
 from guardtrace_proxy.wire.events import Event, Phase, Segment
@@ -47,13 +48,16 @@ def response(
     return ResponsesStream(style or ThinkingStyle(), max_event_bytes=LIMIT, model="asked-for", known=known)
 
 
-def message(style: ThinkingStyle | None = None, *, keeps_encrypted: bool = False) -> MessagesStream:
+def message(
+    style: ThinkingStyle | None = None, *, keeps_encrypted: bool = False, stops: Iterable[str] = ()
+) -> MessagesStream:
+    """``stops`` are the stop sequences of the request."""
     return MessagesStream(
         style or ThinkingStyle(),
         max_event_bytes=LIMIT,
         model="asked-for",
         request_id="req-1",
-        keeps_encrypted=keeps_encrypted,
+        known=messages_blocks.Known(keeps_encrypted, frozenset(stops)),
     )
 
 

@@ -10,14 +10,21 @@ import pytest
 
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.fates import Cut, Kept
-from guardtrace_proxy.wire.messages import MessagesStream
+from guardtrace_proxy.wire.messages import MessagesStream, messages_reply
+from guardtrace_proxy.wire.messages_request import read_request
+from guardtrace_proxy.wire.reply import ReplySettings
+from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.wire.message_events import HEAD, SIGNATURE, Writing, frame, reply
-from tests.wire.replies import message
+from tests.wire.replies import LIMIT, message
 from tests.wire.response_events import content_of
 from tests.wire.test_messages import delta, events, start
 from tests.wire.well_formed_messages import check_stream
 
 HARM = "mix both and wait"
+SHORT = HARM[:16]
+"""No longer than a word in the usage may be."""
+STOP = {"type": "content_block_stop", "index": 0}
+END = [{"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, {"type": "message_stop"}]
 ODD: list[Any] = [[], ["x"], {}, {"a": 1}, 3, 1.5, True, None, "", "x", -1, 2**53, 2**64, 2**80]
 TOLD = [
     {"type": "redacted_thinking", "data": HARM},
@@ -51,6 +58,8 @@ def through(stream: MessagesStream, *contents: dict[str, Any], gone: str = HARM)
         lambda block: {"type": "message_start", "message": {**HEAD, "content": [block]}},
         lambda block: {"type": "message_start", "message": {**HEAD, "content": block}},
         lambda block: {"type": "vendor_note", "content_block": block},
+        lambda block: {"type": "vendor_note", "message": {"content": [block]}},
+        lambda block: {**STOP, "content_block": block},
         lambda block: {"type": "ping", "content_block": block},
         lambda block: {"type": "message_stop", "content_block": block},
         lambda block: {**delta(type="text_delta", text=""), "content_block": block},
@@ -64,6 +73,46 @@ def test_a_block_where_no_block_belongs_is_text(wrap: Callable[[Any], dict[str, 
     through(stream, *Writing().begin().events, start({"type": "text", "text": "a"}), event)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"type": "vendor_note", "model": HARM},
+        {"type": "vendor_note", "usage": {"a": SHORT}},
+        {"type": "vendor_note", "delta": {"stop_details": {"type": "refusal", "category": "mix_both"}}},
+        {"type": "ping", "model": HARM},
+        {"type": "message_stop", "stop_sequence": HARM},
+        {"type": "message_delta", "delta": {"stop_sequence": HARM}},
+        {"type": "message_delta", "delta": {"stop_sequence": {"a": HARM}}},
+        {"type": "message_delta", "delta": {"usage": {"a": SHORT}}},
+        {"type": "message_start", "message": {**HEAD, "content": [], "stop_sequence": HARM}},
+        {"type": "message_start", "message": {**HEAD, "content": [], "usage": {"a": {"b": {"c": SHORT}}}}},
+        delta(type="text_delta", text="a", model=HARM),
+        delta(type="text_delta", text="a", stop_sequence=HARM),
+    ],
+)
+def test_a_field_holds_no_text_in_its_own_place_and_shape_alone(content: dict[str, Any]) -> None:
+    assert {HARM, SHORT, "mix_both"} & set(spans(events(content)))
+    through(message(), *Writing().begin().events, start({"type": "text", "text": "a"}), content, gone="mix")
+
+
+def test_a_reply_may_say_which_of_the_requests_sequences_it_stopped_at() -> None:
+    ending = {"type": "message_delta", "delta": {"stop_reason": "stop_sequence", "stop_sequence": HARM}}
+    whole = {**HEAD, "content": [{"type": "text", "text": "a"}], "stop_sequence": HARM}
+    asked = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "a"}], "stop_sequences": [HARM]}
+    stream = messages_reply(read_request(json.dumps(asked).encode()), ReplySettings(ThinkingStyle(), LIMIT, "req-1"))
+    assert spans(stream.feed(frame(ending))) == []
+    event = stream.completion(json.dumps(whole).encode())
+    assert spans([event]) == ["a"]
+    assert json.loads(stream.rewrite(event, {0: Kept(["b"])}))["stop_sequence"] == HARM
+
+
+def test_encrypted_thinking_that_is_announced_with_the_message_is_left_out() -> None:
+    hidden = {"type": "redacted_thinking", "data": SIGNATURE}
+    begin = {"type": "message_start", "message": {**HEAD, "content": [hidden]}}
+    assert content_of(through(message(), begin)) == [{"type": "message_start", "message": {**HEAD, "content": []}}]
+    assert through(message(keeps_encrypted=True), begin) == frame(begin)
+
+
 @pytest.mark.parametrize("label", ["a\nb", "a\tb", "如何", "a b", "x" * 65, "a\n"])
 @pytest.mark.parametrize("key", ["id", "type", "tool_use_id", "role", "stop_reason"])
 def test_labels_are_plain_ascii_words(label: str, key: str) -> None:
@@ -74,6 +123,12 @@ def test_labels_are_plain_ascii_words(label: str, key: str) -> None:
 
 def test_a_type_that_may_not_leave_takes_its_event_with_it() -> None:
     assert through(message(), {"type": HARM, "note": "a"}) == b""
+
+
+def test_a_type_writes_no_frame_of_its_own() -> None:
+    stream = message()
+    (event,) = stream.feed(b"data: " + json.dumps({"type": f"x\n\ndata: {HARM}"}).encode() + b"\n\n")
+    assert stream.rewrite(event, {0: Kept(["[gone]"])}) == b""
 
 
 @pytest.mark.parametrize("value", [None, True, 1, 1.5])
@@ -116,6 +171,47 @@ def test_no_signature_stands_over_a_text_that_was_altered(says: str) -> None:
     stream = message()
     event = stream.completion(json.dumps({**HEAD, "content": [whole]}).encode())
     assert SIGNATURE.encode() not in stream.rewrite(event, {0: Kept(["[gone]"])})
+
+
+@pytest.mark.parametrize("says", ["", "so "])
+def test_a_signature_that_comes_with_its_block_vouches_for_that_alone(says: str) -> None:
+    """What comes behind it may be altered."""
+    whole = start({"type": "thinking", "thinking": says, "signature": SIGNATURE})
+    more = delta(type="thinking_delta", thinking=HARM)
+    for ending in ([STOP], END):
+        assert content_of(through(message(), whole, {"type": "ping"}, *ending)) == [whole, {"type": "ping"}, *ending]
+        unsigned, altered, *rest = content_of(through(message(), whole, more, *ending))
+        assert unsigned == start({"type": "thinking", "thinking": says, "signature": ""})
+        assert (altered, rest) == (delta(type="thinking_delta", thinking="[gone]"), ending)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_a_block_said_with_its_signature_stays_where_nothing_more_does(ends: bool) -> None:
+    stream = message()
+    whole = start({"type": "thinking", "thinking": "so ", "signature": SIGNATURE})
+    sent = through(stream, *Writing().begin().events, whole)
+    if ends:
+        (more,) = stream.feed(frame(delta(type="thinking_delta", thinking=HARM)))
+        sent += stream.rewrite(more, {0: Kept([""])}) + through(stream, STOP)
+    stream.cut(0, Cut("No.", "content_filter"))
+    found = check_stream(content_of(sent + stream.usage(None, 1, expose=True) + stream.done()))
+    assert found["content"][0] == {"type": "thinking", "thinking": "so ", "signature": ""}
+
+
+def test_a_signature_beside_a_text_waits_and_goes_where_the_block_was_altered() -> None:
+    opening = start({"type": "thinking", "thinking": "", "signature": ""})
+    signed = delta(type="thinking_delta", thinking="ok", signature=SIGNATURE)
+    assert events(signed)[0].parts[0].waits
+    assert content_of(through(message(), opening, signed, STOP)) == [opening, signed, STOP]
+    gone, plain = (delta(type="thinking_delta", thinking=text) for text in ("[gone]", "ok"))
+    harm = delta(type="thinking_delta", thinking=HARM)
+    assert content_of(through(message(), opening, harm, signed, STOP)) == [opening, gone, plain, STOP]
+
+
+def test_a_block_whose_text_is_no_string_has_an_empty_one() -> None:
+    text = delta(type="text_delta", text="ok")
+    sent = through(message(), start({"type": "text", "text": {"a": HARM}}), text)
+    assert content_of(sent) == [start({"type": "text", "text": ""}), text]
 
 
 def test_a_call_of_a_whole_reply_leaves_as_it_came_or_not_at_all() -> None:

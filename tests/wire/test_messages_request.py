@@ -131,6 +131,13 @@ def test_encrypted_thinking_passes_where_it_is_allowed_and_is_what_it_says() -> 
     assert refused(message, USER, allowed=allowed) == "messages[0].content[0].data"
 
 
+@pytest.mark.parametrize(
+    ("asked", "stops"), [(["END", "\n"], {"END", "\n"}), (["END", 1, ["x"]], {"END"}), ("END", set())]
+)
+def test_a_reply_may_stop_at_the_requests_own_sequences(asked: Any, stops: set[str]) -> None:
+    assert read(stop_sequences=asked).stops == stops
+
+
 # What is sent on
 
 
