@@ -18,10 +18,10 @@ from guardtrace_proxy import __version__
 from guardtrace_proxy.records.lines import Decision, Gap
 from tests.asgi.model_servers import Model, guarded, starlette_app
 from tests.cli.serving import Serving, serving, write_config
-from tests.records.test_audit_log import until
 from tests.server.dialects import CASES, Case
 from tests.server.running import Running, ask, proxy
 from tests.server.scripted import by_word, completion, http, judging, model_server
+from tests.waiting import eventually
 
 THINKING = "Well then, one two three four five six seven eight"
 TRACE = {"traceparent": "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"}
@@ -172,7 +172,7 @@ def test_a_full_disk_stops_nothing() -> None:
             assert running.raw(ask()).json()["choices"][0]["finish_reason"] == "content_filter"
         log = running.app.service.audit_log
         assert log is not None
-        until(lambda: log.is_failing)
+        assert eventually(lambda: log.is_failing)
         assert running.raw(ask()).status_code == 200
     assert (log.written, log.lost) == (0, 8)
 

@@ -16,12 +16,12 @@ import pytest
 from guardtrace_proxy.demo.serving import ServerDidNotStart
 from tests.asgi.model_servers import Model, guarded, starlette_app
 from tests.cli.serving import free_port, serving, write_config
-from tests.records.test_audit_log import until
 from tests.server.dialects import CASES, Case
 from tests.server.running import ask, proxy
 from tests.server.scripted import SSE_HEAD, by_word, completion, http, judging, model_server
 from tests.server.sites import answers
 from tests.telemetry.scraping import LISTENING, Scrape, scrape, url_of
+from tests.waiting import eventually
 
 THINKING = "Well then, one two three four five six seven eight"
 
@@ -92,7 +92,7 @@ def test_what_is_under_way_shows_and_goes_when_the_client_leaves() -> None:
             assert found.value("guardtrace_audits_running") == 1
             assert found.value("guardtrace_held_bytes") > 100
             assert found.value("guardtrace_held_bytes_limit") == 1_073_741_824
-        until(lambda: scrape(running.app.service).value("guardtrace_replies_running") == 0)
+        assert eventually(lambda: scrape(running.app.service).value("guardtrace_replies_running") == 0)
         found = scrape(running.app.service)
         judged.set()
     assert found.value("guardtrace_audits_running") == found.value("guardtrace_held_bytes") == 0
@@ -197,7 +197,7 @@ def test_replicas_that_are_left_out_show() -> None:
                 running.raw(ask())
                 return scrape(running.app.service).value("guardtrace_auditor_replicas_left_out") == 1
 
-            until(is_one_left_out)
+            assert eventually(is_one_left_out)
 
 
 def test_the_embedded_auditor_tells_what_it_keeps() -> None:
@@ -215,7 +215,7 @@ def test_the_embedded_auditor_tells_what_it_keeps() -> None:
     with proxy(slow, config={**LISTENING, "auditor": own}) as running:
         url = running.url + "/v1/chat/completions"
         with httpx.stream("POST", url, json=CASES[0].ask(), trust_env=False, timeout=30):
-            until(lambda: scrape(running.app.service).value("guardtrace_auditor_kv_bytes") > 1000)
+            assert eventually(lambda: scrape(running.app.service).value("guardtrace_auditor_kv_bytes") > 1000)
             found = scrape(running.app.service)
         held.set()
     assert found.value("guardtrace_auditor_kv_bytes_limit") == 4 << 30
@@ -233,7 +233,7 @@ def test_what_the_audit_log_loses_shows(tmp_path: Path) -> None:
         log = running.app.service.audit_log
         assert log is not None
         log.record(b"x" * 70_000)
-        until(lambda: log.is_failing)
+        assert eventually(lambda: log.is_failing)
         found = scrape(running.app.service)
     assert found.value("guardtrace_audit_log_lost_total") == 1
     assert found.value("guardtrace_audit_log_failing") == 1
@@ -279,7 +279,7 @@ def test_each_worker_has_a_port(tmp_path: Path) -> None:
             for _ in range(4):
                 list(running.client().chat.completions.create(**CASES[0].ask()))
             urls = [f"http://127.0.0.1:{port + number}/metrics" for number in range(2)]
-            until(lambda: answers(urls[1]))
+            assert eventually(lambda: answers(urls[1]))
             found = [Scrape(httpx.get(url, trust_env=False).text) for url in urls]
             assert running.stop() == 0
     assert sum(each.value("guardtrace_replies_total") for each in found) == 4

@@ -24,11 +24,11 @@ from opentelemetry.trace import SpanKind, StatusCode
 from guardtrace_proxy.server.config import otlp_is_installed
 from tests.asgi.model_servers import Model, guarded, starlette_app
 from tests.cli.serving import ENVIRON
-from tests.records.test_audit_log import until
 from tests.server.dialects import CASES, Case
 from tests.server.running import ask, proxy
 from tests.server.scripted import by_word, completion, http, judging
 from tests.telemetry.collecting import collector
+from tests.waiting import eventually
 
 THINKING = "Well then, one two three four five six seven eight"
 TRACE, PARENT = "ab" * 16, "cd" * 8
@@ -52,7 +52,7 @@ class Spans:
         return [span for span in self.all if span.kind is kind]
 
     def request(self) -> ReadableSpan:
-        until(lambda: bool(self.of(SpanKind.SERVER)))
+        assert eventually(lambda: bool(self.of(SpanKind.SERVER)))
         [span] = self.of(SpanKind.SERVER)
         return span
 
@@ -243,7 +243,7 @@ def test_spans_are_sent_before_the_end() -> None:
     with collector(bodies) as endpoint:
         with proxy(CHAT.script(THINKING, "fine"), config={"tracing": {"endpoint": endpoint}}) as running:
             running.raw(CHAT.ask())
-        until(lambda: bool(bodies))
+        assert eventually(lambda: bool(bodies))
     sent = b"".join(bodies)
     for name in (b"guardtrace-proxy", b"POST /v1/chat/completions", b"chat thinker", b"guardtrace.audit"):
         assert name in sent
@@ -257,7 +257,7 @@ def test_the_environment_may_name_the_service(monkeypatch: pytest.MonkeyPatch) -
     with collector(bodies) as endpoint:
         with proxy(CHAT.script(THINKING, "fine"), config={"tracing": {"endpoint": endpoint}}) as running:
             running.raw(CHAT.ask())
-        until(lambda: bool(bodies))
+        assert eventually(lambda: bool(bodies))
     sent = b"".join(bodies)
     assert b"front-door" in sent
     assert b"staging" in sent

@@ -21,12 +21,12 @@ pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` isn't installe
 from guardtrace_proxy.telemetry.logs import configure_own_logging
 from tests.asgi.model_servers import Model, guarded, no_structlog, starlette_app
 from tests.cli.serving import free_port
-from tests.records.test_audit_log import until
 from tests.server.dialects import CASES, Case
 from tests.server.running import proxy
 from tests.server.scripted import SSE_HEAD, Script, by_word, http
 from tests.server.test_tracing import Spans
 from tests.telemetry.scraping import scrape
+from tests.waiting import eventually
 
 QUESTION, THINKING, ANSWER, PICTURE = "quokka-question", "wombat-thinking", "numbat-answer", "dingo-picture"
 ANALYSIS, ERROR, KEY, MODEL = "emu-analysis", "taipan-error", "bilby-key", "kookaburra model"
@@ -140,7 +140,7 @@ def test_no_text_gets_out(case: Case, tmp_path: Path, capsys: pytest.CaptureFixt
         assert configure_own_logging("json", "debug")
         with proxy(thinker(case), guard, config=config, tracer_provider=spans.provider) as running:
             requests = traffic(case, f"{running.url}/v1{case.path}")
-            until(lambda: scrape(running.app.service).value("guardtrace_replies_running") == 0)
+            assert eventually(lambda: scrape(running.app.service).value("guardtrace_replies_running") == 0)
             metrics = scrape(running.app.service).text
         told = told_by(capsys, spans, metrics, log)
     told.check(requests)

@@ -299,7 +299,7 @@ def test_a_run_that_is_killed_goes_on_and_pays_nothing_twice(tmp_path, how):
 
     def script(body: dict[str, Any], number: int) -> Said:
         answered.append(question(body))
-        return Said("Yes.", "Hm.", wait=0.01)
+        return Said("Yes.", "Hm.", wait=0.05)
 
     with Scripted(script) as server:
         models = {"models": [server.endpoint("m", concurrency=concurrency, stream=False)]}
