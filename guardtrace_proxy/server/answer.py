@@ -18,7 +18,6 @@ from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, Request
 from guardtrace_proxy.policy.schema import Policy, ReasoningField
 from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import JSON, Send, respond
-from guardtrace_proxy.server.config import ModelSettings
 from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.drain import Drain
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
@@ -28,6 +27,7 @@ from guardtrace_proxy.server.forwarded import trace_id_of
 from guardtrace_proxy.server.limits import Use
 from guardtrace_proxy.server.record import ReplyRecord
 from guardtrace_proxy.server.service import Service
+from guardtrace_proxy.server.settings import ModelSettings
 from guardtrace_proxy.server.span_attributes import of_generation, of_request
 from guardtrace_proxy.server.tenants import Tenant
 from guardtrace_proxy.server.unopened import UnopenedSession

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 import anyio
 
 from guardtrace_proxy.server.asgi_io import App, Headers, Scope, route_of
-from guardtrace_proxy.server.config import ModelSettings
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.forwarded import to_client
 from guardtrace_proxy.server.inner_reply import InnerReply
+from guardtrace_proxy.server.settings import ModelSettings
 from guardtrace_proxy.server.upstream import MAX_ERROR_BYTES, models_in, own_key, refusal, thinking_style
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke, read_bounded
 

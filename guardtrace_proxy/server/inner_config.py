@@ -9,7 +9,8 @@ from pydantic import Field
 
 from guardtrace_proxy.policy.errors import ConfigError, Problem
 from guardtrace_proxy.policy.yaml_file import BadYaml, YamlFile, read_yaml
-from guardtrace_proxy.server.config import Config, ModelSettings, SettingsFile, config_of, validated
+from guardtrace_proxy.server.config import Config, config_of, validated
+from guardtrace_proxy.server.settings import ModelSettings, SettingsFile
 from guardtrace_proxy.wire.dialects import BY_ROUTE
 
 MODEL = "default"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from guardtrace_proxy.server.config import UpstreamSettings
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
+from guardtrace_proxy.server.settings import UpstreamSettings
 from guardtrace_proxy.server.upstream import Upstream
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke
 from guardtrace_proxy.wire.chat import ChatStream

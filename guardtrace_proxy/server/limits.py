@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from guardtrace_proxy.server.config import LimitSettings
 from guardtrace_proxy.server.errors import ApiError
+from guardtrace_proxy.server.settings import LimitSettings
 
 CONCURRENT_RETRY_SECONDS = 1.0
 """When a reply ends can't be foreseen."""

@@ -23,17 +23,12 @@ from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.records.audit_log import AuditLog
 from guardtrace_proxy.records.line_file import LineFile
 from guardtrace_proxy.server.budget import HeldBytes
-from guardtrace_proxy.server.config import (
-    AuditLogSettings,
-    AuditorSettings,
-    Config,
-    ModelSettings,
-    TracingSettings,
-)
+from guardtrace_proxy.server.config import Config
 from guardtrace_proxy.server.drain import Drain
 from guardtrace_proxy.server.gauges import ServiceGauges
 from guardtrace_proxy.server.limits import Limits
 from guardtrace_proxy.server.metrics_listener import MetricsListener
+from guardtrace_proxy.server.settings import AuditLogSettings, AuditorSettings, ModelSettings, TracingSettings
 from guardtrace_proxy.server.shedding import Shedding
 from guardtrace_proxy.server.upstream import ModelServer, Upstream, thinking_style
 from guardtrace_proxy.telemetry.metrics import Metrics

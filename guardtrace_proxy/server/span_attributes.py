@@ -10,7 +10,7 @@ from yarl import URL
 
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.server.about import About
-from guardtrace_proxy.server.config import ModelSettings, UpstreamSettings
+from guardtrace_proxy.server.settings import ModelSettings, UpstreamSettings
 from guardtrace_proxy.telemetry.tracing import Value
 
 Attributes = dict[str, Value | None]

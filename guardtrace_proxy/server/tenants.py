@@ -7,7 +7,8 @@ import hmac
 from dataclasses import dataclass
 
 from guardtrace_proxy.policy.loading import LoadedPolicy
-from guardtrace_proxy.server.config import Config, LimitSettings
+from guardtrace_proxy.server.config import Config
+from guardtrace_proxy.server.settings import LimitSettings
 
 PLACEHOLDERS = frozenset({"EMPTY", "none", "unused", "anonymous", "sk-no-key-required"})
 """What clients send where a key is demanded and there is none."""

@@ -14,7 +14,6 @@ import structlog
 
 from guardtrace_proxy.outgoing import TROUBLE, open_session
 from guardtrace_proxy.server.asgi_io import Headers, Scope
-from guardtrace_proxy.server.config import ThinkingSettings
 from guardtrace_proxy.server.errors import (
     ApiError,
     upstream_silent,
@@ -22,6 +21,7 @@ from guardtrace_proxy.server.errors import (
     upstream_unreadable,
 )
 from guardtrace_proxy.server.forwarded import to_client
+from guardtrace_proxy.server.settings import ThinkingSettings
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, UpstreamReply, read_bounded
 from guardtrace_proxy.wire.tags import ThinkingStyle
 

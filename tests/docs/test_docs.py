@@ -22,8 +22,9 @@ from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.gate.diagram import mermaid
 from guardtrace_proxy.policy.loading import PRESETS, load_policy
 from guardtrace_proxy.policy.schema import Policy
-from guardtrace_proxy.server.config import ConfigFile, load_config, otlp_is_installed
+from guardtrace_proxy.server.config import load_config, otlp_is_installed
 from guardtrace_proxy.server.inner_config import load_inner_config
+from guardtrace_proxy.server.settings import ConfigFile
 from guardtrace_proxy.wire.chat_fields import TEMPLATE_KWARGS, UNFOLLOWED
 from guardtrace_trainer.annotation.jury import Jury
 from guardtrace_trainer.corpus.generate import Models

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.policy.errors import ConfigError
-from guardtrace_proxy.server.config import Config, ConfigFile, load_config
+from guardtrace_proxy.server.config import Config, load_config
+from guardtrace_proxy.server.settings import ConfigFile
 
 HASH = "sha256:" + "ab" * 32
 UPSTREAMS = "upstreams: {default: {base_url: 'http://127.0.0.1:9000/v1'}}\n"

@@ -21,8 +21,8 @@ from guardtrace_proxy.policy.decision import decide
 from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
 from guardtrace_proxy.policy.schema import Action, Policy
 from guardtrace_proxy.server import record
-from guardtrace_proxy.server.config import AuditorSettings
 from guardtrace_proxy.server.service import audit_plan
+from guardtrace_proxy.server.settings import AuditorSettings
 from tests.server.running import Running, ask, proxy
 from tests.server.scripted import SSE_HEAD, stream
 

@@ -28,7 +28,8 @@ from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 from guardtrace_proxy.demo.serving import ServerDidNotStart
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.policy.errors import ConfigError
-from guardtrace_proxy.server.config import ConfigFile, otlp_is_installed
+from guardtrace_proxy.server.config import otlp_is_installed
+from guardtrace_proxy.server.settings import ConfigFile
 from tests.effects import Effect, check, missing
 from tests.server.running import ask
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, completion, http, judging

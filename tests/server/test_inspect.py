@@ -10,9 +10,9 @@ import anyio
 import pytest
 import yaml
 
-from guardtrace_proxy.server.config import ThinkingSettings, UpstreamSettings
 from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.inspect import Finding, inspect_upstream
+from guardtrace_proxy.server.settings import ThinkingSettings, UpstreamSettings
 from tests.server.scripted import DONE, SSE_HEAD, Server, chunk, http, model_server
 
 USAGE = {"prompt_tokens": 20, "completion_tokens": 7, "total_tokens": 27}

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardtrace_proxy.server.config import LimitSettings
 from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.limits import Bucket, Limits
+from guardtrace_proxy.server.settings import LimitSettings
 from tests.server.running import Running, ask, proxy
 from tests.server.scripted import SSE_HEAD, completion, stream
 
