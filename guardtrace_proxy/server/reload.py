@@ -28,10 +28,7 @@ Signature = tuple[tuple[str, int, int, int], ...]
 
 
 class Reloader:
-    """``config`` is what was read from ``path`` at start, by ``read``; ``use`` takes what came in its place.
-
-    ``failed`` says that the files aren't what is in use.
-    """
+    """``config`` is what was read from ``path`` at start, by ``read``; ``use`` takes what came in its place."""
 
     def __init__(
         self,
@@ -41,7 +38,6 @@ class Reloader:
         read: Callable[[Path, Mapping[str, str]], Config],
         use: Callable[[Config], None],
     ) -> None:
-        self.failed = False
         self._path = path
         self._config = config
         self._environ = environ
@@ -66,7 +62,6 @@ class Reloader:
                 if others:
                     raise _Refused(f"changing {', '.join(sorted(others))} takes a restart")
             except Exception as error:  # whatever it is, it ends neither the watch nor the server
-                self.failed = True
                 is_told = isinstance(error, (ConfigError, OSError, _Refused))
                 log.error(
                     "settings not reloaded, the old ones stay", reason=str(error) if is_told else type(error).__name__
@@ -74,7 +69,6 @@ class Reloader:
                 return
             self._config = config
             self._use(config)
-            self.failed = False
             log.info("settings reloaded", tenants=len(config.tenants), policies=sorted(config.policies))
 
     async def _watch_files(self) -> None:

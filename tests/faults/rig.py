@@ -19,6 +19,7 @@ import httpx
 
 from tests.cli.serving import ENVIRON, GUARDTRACE, Serving, free_port, serving, write_config
 from tests.faults.peer import DONE, MARKER, WORDS
+from tests.waiting import eventually
 
 PEER = Path(__file__).with_name("peer.py")
 SETTLE_SECONDS = 20.0
@@ -43,7 +44,7 @@ class Process:
 
     def start(self) -> None:
         self.running = subprocess.Popen([sys.executable, str(PEER), str(self.port), self.what], env=ENVIRON)
-        assert until(lambda: _answers(self.port)), f"the {self.what} didn't start"
+        assert eventually(lambda: _answers(self.port), SETTLE_SECONDS), f"the {self.what} didn't start"
 
     @property
     def url(self) -> str:
@@ -77,15 +78,6 @@ def _answers(port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def until(condition: Callable[[], bool], seconds: float = SETTLE_SECONDS) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 @dataclass
@@ -179,7 +171,7 @@ class Rig:
 
     def settles(self) -> bool:
         """No request runs any more, at the proxy or beyond it."""
-        return until(lambda: self.running == 0)
+        return eventually(lambda: self.running == 0, SETTLE_SECONDS)
 
     def log(self) -> str:
         return self.proxy.log.read_text()
@@ -188,7 +180,7 @@ class Rig:
         for peer in (self.upstream, self.auditor, self.second):
             peer.well()
         # The breaker and whoever was left out are tried again after a pause.
-        assert until(lambda: self.ask("fine").is_fine)
+        assert eventually(lambda: self.ask("fine").is_fine, SETTLE_SECONDS)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cli.serving import ENVIRON
-from tests.faults.rig import Rig, rig, until
+from tests.faults.rig import SETTLE_SECONDS, Rig, rig
+from tests.waiting import eventually
 
 POLICY = "version: 1\nextends: monitor\n"
 """Large replies that nobody holds, so that what a client doesn't take is all that stays."""
@@ -25,7 +26,7 @@ def running(tmp_path_factory) -> Iterator[Rig]:
     with rig(folder) as built:
         (folder / "policies" / "test.yaml").write_text(POLICY)
         built.proxy.process.send_signal(signal.SIGHUP)
-        assert until(lambda: "settings reloaded" in built.log())
+        assert eventually(lambda: "settings reloaded" in built.log(), SETTLE_SECONDS)
         yield built
 
 
@@ -87,7 +88,7 @@ def test_killed_in_mid_stream(running):
     assert running.running == 1
     process.kill()
     process.wait(10)
-    assert until(lambda: given_up(running) == before + 1)
+    assert eventually(lambda: given_up(running) == before + 1, SETTLE_SECONDS)
     assert "client left" in running.log()
 
 
@@ -96,7 +97,7 @@ def test_stopped_in_mid_stream(running):
     process = client(running, "large")
     process.send_signal(signal.SIGSTOP)
     try:
-        assert until(lambda: given_up(running) == before + 1)
+        assert eventually(lambda: given_up(running) == before + 1, SETTLE_SECONDS)
         assert running.settles()
         assert "client takes nothing" in running.log()
     finally:
@@ -105,12 +106,12 @@ def test_stopped_in_mid_stream(running):
 
 
 def test_the_connection_of_a_client_that_takes_nothing_is_closed(running):
-    assert until(lambda: running.connections == 0)
+    assert eventually(lambda: running.connections == 0, SETTLE_SECONDS)
     with connect(running) as client:
         client.sendall(request("large"))
         client.recv(100)
         assert running.connections == 1
-        assert until(lambda: running.connections == 0, 30)
+        assert eventually(lambda: running.connections == 0, 30)
 
 
 def test_slow(running):
@@ -155,7 +156,7 @@ def test_half_closed_behind_its_request(running):
         client.sendall(request("endless"))
         client.recv(100)
         client.shutdown(socket.SHUT_WR)
-        assert until(lambda: given_up(running) == before + 1)
+        assert eventually(lambda: given_up(running) == before + 1, SETTLE_SECONDS)
 
 
 def test_half_closed_in_its_body(running):

@@ -15,7 +15,8 @@ import pytest
 
 from tests.cli.serving import GUARDTRACE
 from tests.faults.peer import DONE, MARKER
-from tests.faults.rig import LONGEST_SECONDS, Rig, leaks, rig, until
+from tests.faults.rig import LONGEST_SECONDS, SETTLE_SECONDS, Rig, leaks, rig
+from tests.waiting import eventually
 
 JUMPING = f"""
 import signal, time
@@ -61,7 +62,7 @@ def test_stopped_for_longer_than_every_timeout(running):
     assert not harmful.is_finished
     assert fine.is_fine or fine.is_cut or fine.error
     assert running.settles()
-    assert until(lambda: running.ask("fine").is_fine)
+    assert eventually(lambda: running.ask("fine").is_fine, SETTLE_SECONDS)
 
 
 def test_killed_in_mid_stream(tmp_path):
@@ -70,7 +71,7 @@ def test_killed_in_mid_stream(tmp_path):
         reply = rest()
         assert not leaks(reply)
         assert not reply.is_whole
-        assert until(lambda: running.upstream.get("/state")["given_up"] >= 1)
+        assert eventually(lambda: running.upstream.get("/state")["given_up"] >= 1, SETTLE_SECONDS)
 
 
 def test_a_clock_that_jumps_changes_nothing(running):
@@ -120,7 +121,7 @@ def burst(folder: Path, streams: int, *more: str) -> None:
             memory.append(running.memory)
         print(f"{streams} streams at a time: {kinds}, memory {[round(size / 2**20) for size in memory]} MiB")
         assert memory[-1] - memory[0] < GROWTH_BYTES, memory
-        assert until(lambda: running.ask("fine").is_fine)
+        assert eventually(lambda: running.ask("fine").is_fine, SETTLE_SECONDS)
 
 
 async def ask_all(running: Rig, models: list[str]) -> Counter[str]:

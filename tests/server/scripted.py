@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socketserver
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,3 +149,15 @@ def by_word(text: str) -> str:
     """1 where the trace says HARM, 0.5 where it says HINT."""
     shown = text.partition("Current Task Thinking")[2]
     return "1" if "HARM" in shown else "0.5" if "HINT" in shown else "0"
+
+
+def held_up(frames: Sequence[bytes], end: threading.Event) -> Callable[[dict[str, Any]], Iterator[bytes]]:
+    """An upstream that streams the first frame, and the others when ``end`` is set."""
+
+    def script(_: dict[str, Any]) -> Iterator[bytes]:
+        yield SSE_HEAD
+        yield frames[0]
+        end.wait(30)
+        yield b"".join(frames[1:])
+
+    return script

@@ -19,7 +19,7 @@ from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.limits import Bucket, Limits
 from guardtrace_proxy.server.settings import LimitSettings
 from tests.server.running import Running, ask, proxy
-from tests.server.scripted import SSE_HEAD, completion, stream
+from tests.server.scripted import SSE_HEAD, completion, held_up, stream
 
 FINE = [completion("well then", "fine")]
 FRAMES = stream("All is quite fine with this one here.", "Four.")
@@ -137,13 +137,7 @@ def held(running: Running, count: int, end: threading.Event) -> Iterator[None]:
 def test_so_many_at_once_and_the_next_when_one_has_ended():
     end = threading.Event()
 
-    def waiting(_: dict[str, Any]) -> Iterator[bytes]:
-        yield SSE_HEAD
-        yield FRAMES[0]
-        end.wait(30)
-        yield b"".join(FRAMES[1:])
-
-    with proxy(waiting, config=config(concurrent=2)) as running:
+    with proxy(held_up(FRAMES, end), config=config(concurrent=2)) as running:
         with held(running, 2, end):
             refused = running.raw(ask(stream=True), headers=AS_ACME)
             assert refused.status_code == 429

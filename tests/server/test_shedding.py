@@ -17,7 +17,7 @@ from guardtrace_proxy.server.budget import HeldBytes
 from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.shedding import WATCH_SECONDS, Shedding
 from tests.server.running import Running, ask, connected, proxy
-from tests.server.scripted import DONE, SSE_HEAD, chunk, completion, stream
+from tests.server.scripted import DONE, SSE_HEAD, chunk, completion, held_up, stream
 from tests.waiting import eventually
 
 FINE = [completion("well then", "fine")]
@@ -52,13 +52,7 @@ def test_the_lag_is_that_of_the_loop():
 def test_beyond_so_many_at_once_new_requests_are_told_to_come_back_and_running_ones_go_on():
     end = threading.Event()
 
-    def waiting(_: dict[str, Any]) -> Iterator[bytes]:
-        yield SSE_HEAD
-        yield FRAMES[0]
-        end.wait(30)
-        yield b"".join(FRAMES[1:])
-
-    with proxy(waiting, config={"server": {"max_concurrent": 1}}) as running:
+    with proxy(held_up(FRAMES, end), config={"server": {"max_concurrent": 1}}) as running:
         url = running.url + "/v1/chat/completions"
         with httpx.stream("POST", url, json=ask(stream=True), trust_env=False, timeout=30) as first:
             refused = running.raw(ask(stream=True))
