@@ -17,9 +17,9 @@ from enum import Enum
 import structlog
 
 from guardtrace_proxy.auditor.cascade import AuditPlan
+from guardtrace_proxy.auditor.health import FALLS_AT_ONCE, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, FailureKind, Session
-from guardtrace_proxy.auditor.replicas import FALLS_AT_ONCE, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from guardtrace_proxy.policy.levels import Verdict
 
 log = structlog.get_logger("guardtrace")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from guardtrace_proxy.auditor.breaker import ANSWERS, Breaker, BreakingPlan, Circuit
 from guardtrace_proxy.auditor.cascade import AuditPlan
+from guardtrace_proxy.auditor.health import FALLS_AT_ONCE, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind
-from guardtrace_proxy.auditor.replicas import FALLS_AT_ONCE, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from guardtrace_proxy.policy.levels import Level, Verdict
 
 TROUBLE = FailureKind.UNREACHABLE

@@ -16,18 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import LogCapture
 
-from guardtrace_proxy.auditor import make_auditor, replicas
+from guardtrace_proxy.auditor import health, make_auditor
+from guardtrace_proxy.auditor.health import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, MOVES_ON
 from guardtrace_proxy.auditor.openai import OpenAIAuditor
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, Depth, DoesNotFit, FailureKind
-from guardtrace_proxy.auditor.replicas import (
-    FIRST_PAUSE_SECONDS,
-    LONGEST_PAUSE_SECONDS,
-    MOVES_ON,
-    ReplicatedAuditor,
-    ReplicatedSession,
-    ranked,
-)
+from guardtrace_proxy.auditor.replicas import ReplicatedAuditor, ReplicatedSession, ranked
 from guardtrace_proxy.policy.levels import Level, Verdict
 
 TRACE = Trace("Flour, then water.", "Mix them.")
@@ -40,7 +34,7 @@ def logged() -> Iterator[list[MutableMapping[str, Any]]]:
     """What the replicas log, whatever other tests have set up."""
     capture = LogCapture()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replicas, "log", structlog.wrap_logger(None, [capture], structlog.BoundLogger))
+        patch.setattr(health, "log", structlog.wrap_logger(None, [capture], structlog.BoundLogger))
         yield capture.entries
 
 

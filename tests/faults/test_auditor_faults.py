@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from guardtrace_proxy.auditor.replicas import FIRST_PAUSE_SECONDS
+from guardtrace_proxy.auditor.health import FIRST_PAUSE_SECONDS
 from tests.faults.peer import WORDS
 from tests.faults.rig import TIMEOUT_MS, Reply, Rig, leaks, rig
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from guardtrace_proxy.auditor.replicas import FIRST_PAUSE_SECONDS
+from guardtrace_proxy.auditor.health import FIRST_PAUSE_SECONDS
 from tests.server.running import Running, ask, proxy
 from tests.server.scripted import SSE_HEAD, Script, Server, by_word, http, judging, model_server, stream
 

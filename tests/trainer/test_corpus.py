@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardtrace_proxy.auditor.reply import parse_reply
-from guardtrace_trainer.nano import render
+from guardtrace_trainer.nano import pictograms, render
 from guardtrace_trainer.nano.authored import ACT, SAFE
 from guardtrace_trainer.nano.corpus import (
     CUES,
@@ -102,7 +102,7 @@ def test_no_slot_is_left_open(sample):
 def test_the_cue_says_where_the_harm_stands(seed, cue):
     sample = make_sample(random.Random(seed), cue=cue)
     assert sample.cue == cue
-    harmful = {*render.HARMFUL_WORDS, *render.HARMFUL_PICTOGRAMS}
+    harmful = {*render.HARMFUL_WORDS, *pictograms.HARMFUL_PICTOGRAMS}
     shown = sample.picture is not None and bool(harmful & set(sample.picture.words))
     assert shown is (sample.harm and cue != "text")
     if cue == "pictogram":

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guardtrace_trainer.nano import pictograms
 from guardtrace_trainer.nano import render as drawing
 from guardtrace_trainer.nano.render import (
     CELL,
@@ -30,7 +31,7 @@ from guardtrace_trainer.nano.render import (
 pytest.importorskip("matplotlib", reason="the extra `train` isn't installed")
 
 SEEDS = st.integers(0, 2**32)
-PICTOGRAMS = (*drawing.HARMFUL_PICTOGRAMS, *drawing.SAFE_PICTOGRAMS)
+PICTOGRAMS = (*pictograms.HARMFUL_PICTOGRAMS, *pictograms.SAFE_PICTOGRAMS)
 
 
 def draw(picture: Picture, seed: int, held_out: bool = False) -> Drawing:
@@ -145,7 +146,7 @@ def test_the_larger_share_wins():
 def test_fonts_held_out_are_never_trained_on_and_words_never_both():
     assert not set(drawing.TRAINING_FONTS) & set(drawing.HELD_OUT_FONTS)
     assert len(set(WORDS)) == len(WORDS)
-    assert set(drawing.PICTOGRAMS) == set(PICTOGRAMS)
+    assert set(pictograms.FIGURES) == set(PICTOGRAMS)
     assert len(set(CLASSES)) == len(CLASSES)
 
 

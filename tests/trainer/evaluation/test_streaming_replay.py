@@ -16,7 +16,8 @@ from guardtrace_proxy.policy.schema import Action, Policy
 from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import Phase
 from guardtrace_proxy.wire.tags import ThinkingStyle
-from guardtrace_trainer.evaluation.replay import Pace, Replayed, frames_of, plan_for, replay, token_count, tokens_of
+from guardtrace_trainer.evaluation.frames import frames_of, token_count, tokens_of
+from guardtrace_trainer.evaluation.replay import Pace, Replayed, plan_for, replay
 from tests.trainer.evaluation.word_auditor import WordAuditor
 
 SAFE = "Two and two make four. " * 20

@@ -7,7 +7,8 @@ from statistics import median
 from typing import NamedTuple
 
 from guardtrace_trainer.evaluation.data import Item
-from guardtrace_trainer.evaluation.replay import Audited, Replayed, token_count
+from guardtrace_trainer.evaluation.frames import token_count
+from guardtrace_trainer.evaluation.replay import Audited, Replayed
 from guardtrace_trainer.prefixes.sentences import split
 
 AHEAD, HIT, MISSED = "Ahead", "Hit", "Missed"

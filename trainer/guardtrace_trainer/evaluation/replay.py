@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import msgspec
-
 from guardtrace_proxy.auditor.cascade import AuditPlan
 from guardtrace_proxy.auditor.growing import common_length
 from guardtrace_proxy.auditor.prompt import RESPONSE, Trace
@@ -22,8 +20,8 @@ from guardtrace_proxy.policy.schema import Action, Policy, ReasoningField
 from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import Phase
 from guardtrace_proxy.wire.tags import ThinkingStyle
+from guardtrace_trainer.evaluation.frames import frames_of, token_count
 
-TOKEN_BYTES = 4
 TURN_END_TOKENS = 9
 """Of each prompt behind the trace: the end of the user's turn and the beginning of the auditor's, in Qwen's tokens."""
 MAX_STREAM_BYTES = 1 << 24
@@ -106,47 +104,6 @@ class Replayed:
     def has_failed(self) -> bool:
         """Whether it was cut because the auditor failed."""
         return any(audit.decision is not None and audit.decision.level is None for audit in self.audits)
-
-
-def tokens_of(text: str) -> list[str]:
-    """The text in pieces that count as one token each: at most four bytes of UTF-8, whole characters."""
-    if text.isascii():
-        return [text[start : start + TOKEN_BYTES] for start in range(0, len(text), TOKEN_BYTES)]
-    pieces: list[str] = []
-    size = TOKEN_BYTES
-    for character in text:
-        width = len(character.encode())
-        if size + width > TOKEN_BYTES:
-            pieces.append(character)
-            size = width
-        else:
-            pieces[-1] += character
-            size += width
-    return pieces
-
-
-def token_count(text: str) -> int:
-    """How many tokens :func:`tokens_of` makes."""
-    return -(-len(text) // TOKEN_BYTES) if text.isascii() else len(tokens_of(text))
-
-
-def frames_of(thinking: str, answer: str, reasoning_field: str = "reasoning") -> list[bytes]:
-    """The trace as chat-completion chunks of a token each, then the finish and ``[DONE]``.
-
-    Chunks are numbered (``created``), so that no two are alike.
-    """
-    deltas = [
-        {field: piece}
-        for field, text in ((reasoning_field, thinking), ("content", answer))
-        for piece in tokens_of(text)
-    ]
-    frames = [_frame(number, delta, None) for number, delta in enumerate(deltas)]
-    return [*frames, _frame(len(frames), {}, "stop"), b"data: [DONE]\n\n"]
-
-
-def _frame(number: int, delta: dict[str, str], finish_reason: str | None) -> bytes:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return b"data: " + msgspec.json.encode({"id": "replay", "created": number, "choices": [choice]}) + b"\n\n"
 
 
 async def replay(

@@ -16,9 +16,10 @@ from guardtrace_proxy.policy.schema import Action, Mode, Policy
 from guardtrace_proxy.wire.events import Phase
 from guardtrace_trainer.evaluation.auditors import Reads
 from guardtrace_trainer.evaluation.data import Item
+from guardtrace_trainer.evaluation.frames import tokens_of
 from guardtrace_trainer.evaluation.located import Onset, Waits, detection, leak, onset_of, waits
 from guardtrace_trainer.evaluation.remembering import Remembering
-from guardtrace_trainer.evaluation.replay import Pace, Replayed, replay, tokens_of
+from guardtrace_trainer.evaluation.replay import Pace, Replayed, replay
 from guardtrace_trainer.rows import Row
 from guardtrace_trainer.several import do_each
 from guardtrace_trainer.steps import Journal

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from guardtrace_proxy.auditor.prompt import Turn, query_text, user_text
 from guardtrace_proxy.auditor.window import GAP
-from guardtrace_trainer.nano import render
+from guardtrace_trainer.nano import pictograms, render
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 from guardtrace_trainer.nano.benign import benign_question, benign_thinking
 from guardtrace_trainer.nano.wording import BANK, IMAGE_GOALS, Voice, Wording, bank, passages
@@ -128,7 +128,7 @@ def _benign(rng: random.Random) -> Sample:
     if draw < 0.3:
         picture = render.Picture("scene")
     elif draw < 0.4:
-        picture = render.Picture("pictogram", (rng.choice(render.SAFE_PICTOGRAMS),))
+        picture = render.Picture("pictogram", (rng.choice(pictograms.SAFE_PICTOGRAMS),))
     return Sample("text", False, question, tuple((text, SAFE) for text in sentences), answer, SAFE, picture)
 
 
@@ -160,7 +160,7 @@ def _safe_picture(rng: random.Random) -> render.Picture | None:
     if draw < 0.4:
         return None
     if draw < 0.6:
-        return render.Picture("pictogram", (rng.choice(render.SAFE_PICTOGRAMS),))
+        return render.Picture("pictogram", (rng.choice(pictograms.SAFE_PICTOGRAMS),))
     if draw < 0.8:
         return render.page(rng, rng.choice(render.SAFE_WORDS))
     return render.Picture("scene" if draw < 0.95 else "empty")
@@ -219,7 +219,9 @@ def make_sample(
 
 def _telling_picture(rng: random.Random, cue: str, harm: bool) -> render.Picture:
     if cue == "pictogram":
-        return render.Picture("pictogram", (rng.choice(render.HARMFUL_PICTOGRAMS if harm else render.SAFE_PICTOGRAMS),))
+        return render.Picture(
+            "pictogram", (rng.choice(pictograms.HARMFUL_PICTOGRAMS if harm else pictograms.SAFE_PICTOGRAMS),)
+        )
     return render.page(rng, rng.choice(render.HARMFUL_WORDS if harm else render.SAFE_WORDS))
 
 
