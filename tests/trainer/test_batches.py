@@ -19,8 +19,10 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     HELPS,
     IMAGE_TOKENS,
     LONGEST,
+    MARKS,
     MORE,
     MOST_ROWS,
+    NEXT,
     SHOWS,
     TAIL,
     TOKENS_PER_BATCH,
@@ -53,7 +55,7 @@ def documents(count: int, seed: int = 0) -> list[Example]:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    alike = [torch.equal(getattr(one, name), getattr(other, name)) for name in ("ids", "target", "positions")]
+    alike = [torch.equal(getattr(one, name), getattr(other, name)) for name in ("ids", "shares", "positions")]
     if one.cells is None or other.cells is None:
         return all(alike) and one.cells is other.cells
     return all(alike) and torch.equal(one.cells, other.cells)
@@ -109,10 +111,29 @@ def test_no_document_holds_an_analysis_or_a_judgment(draw):
 def test_plain_documents_are_traces_conversations_and_descriptions():
     rng = random.Random(4)
     made = [plain(rng) for _ in range(600)]
-    assert sum(one.turns[0][0].startswith(SHOWS) for one in made) > 60
-    told = [one.turns[0][1] for one in made]
-    assert sum("<think>\n" in one and "\n</think>\n\n" in one for one in told) > 150
-    assert sum(one.startswith("Current Task Query: ") for one in told) > 200
+    assert sum(one.turns[0][0].startswith(SHOWS) for one in made) > 40
+    given = ["".join(text for text, _ in one.turns) for one in made]
+    assert sum("<think>\n" in one and "\n</think>\n\n" in one for one in given) > 80
+    assert sum(one.startswith("Current Task Query: ") for one in given) > 80
+
+
+def test_a_mark_says_what_the_sentence_before_it_gives_and_nothing_else_of_it():
+    strengths = {text: strength for trace in authored(BANK) for text, strength in trace.sentences}
+    rng = random.Random(5)
+    seen = Counter()
+    for given, told in itertools.chain.from_iterable(plain(rng).turns for _ in range(1500)):
+        if told and not given.startswith(SHOWS):
+            seen[told] += 1
+            assert told == MARKS[strengths.get(given.strip(), MARKS.index(told))]
+    assert set(seen) == set(MARKS)
+    assert min(seen.values()) > 200
+
+
+def test_whether_a_mark_comes_cannot_be_known_from_the_text():
+    rng = random.Random(6)
+    pieces = [turn for _ in range(200) for turn in plain(rng).turns if turn[0].startswith(" ")]
+    bare = sum(not told for _, told in pieces)
+    assert 0.15 < bare / len(pieces) < 0.4
 
 
 @pytest.mark.parametrize("draw", [exchange, talk])
@@ -135,6 +156,7 @@ def test_what_a_text_gave_so_far_is_told_whatever_it_is_for():
     rng = random.Random(6)
     seen = Counter()
     for turns in (talk(rng).turns for _ in range(200)):
+        turns = [(given.removeprefix(NEXT), told) for given, told in turns]
         for before, (given, told) in itertools.pairwise([("", ""), *turns]):
             reply = told.removesuffix("<|im_end|>")
             if reply not in GIVEN:
@@ -150,19 +172,18 @@ def test_only_replies_are_foretold_of_a_talk():
     tokenizer = make_tokenizer()
     example = encode(talk(random.Random(8)), random.Random(8))
     batch = collate([example, example])
-    told = tokenizer.decode(batch.ids[0][batch.target[0]])
+    assert set(batch.shares.unique().tolist()) == {0.0, 1.0}
+    told = tokenizer.decode(batch.ids[0][batch.shares[0] > 0])
     assert told == "".join(reply for _, reply in talk(random.Random(8)).turns)
 
 
 def test_a_document_stands_behind_the_auditors_own_head_and_its_image():
     tokenizer = make_tokenizer()
     for example in documents(30, seed=4):
-        head = tokenizer.decode(example.ids[: example.told[0][0]])
-        assert head.startswith(HEAD)
+        first = next(at for at, share in enumerate(example.shares) if share)
+        assert tokenizer.decode(example.ids).startswith(HEAD)
         assert example.ids.count(control_id("<|image_pad|>")) == (IMAGE_TOKENS if example.drawing else 0)
-        assert example.ids[: example.told[0][0]].count(control_id("<|image_pad|>")) == (
-            IMAGE_TOKENS if example.drawing else 0
-        )
+        assert example.ids[:first].count(control_id("<|image_pad|>")) == (IMAGE_TOKENS if example.drawing else 0)
         assert tokenizer.decode(example.ids).endswith("<|im_end|>")
 
 
@@ -173,7 +194,8 @@ def test_padding_stands_right_and_is_no_target():
         length = len(example.ids)
         assert batch.ids[row, :length].tolist() == example.ids
         assert (batch.ids[row, length:] == control_id("<|endoftext|>")).all()
-        assert batch.target[row].nonzero().flatten().tolist() == [at for span in example.told for at in range(*span)]
+        assert batch.shares[row, :length].tolist() == pytest.approx(example.shares)
+        assert not batch.shares[row, length:].any()
 
 
 def test_positions_are_those_of_the_class_itself():

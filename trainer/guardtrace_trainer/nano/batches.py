@@ -12,7 +12,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from guardtrace_trainer.nano.corpus import CUES, SYSTEM_PROMPT, Sample, described, make_sample, random_excerpt
+from guardtrace_proxy.auditor.prompt import user_text
+from guardtrace_trainer.nano.corpus import (
+    CUES,
+    SYSTEM_PROMPT,
+    Excerpt,
+    Sample,
+    described,
+    make_sample,
+    random_excerpt,
+    whole,
+)
 from guardtrace_trainer.nano.model import control_id, patch_order, patchify
 from guardtrace_trainer.nano.render import CELLS, Drawing, Picture, any_picture, render
 from guardtrace_trainer.nano.vocabulary import token_ids
@@ -21,8 +31,13 @@ HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 NEXT = "\n<|im_start|>user\n"
 IMAGE_TOKENS = CELLS**2
-DESCRIPTIONS, CONVERSATIONS = 0.15, 0.35
-"""Shares of the plain documents, of which the others are traces in the auditor's layout."""
+DESCRIPTIONS, CONVERSATIONS, LAYOUTS = 0.1, 0.2, 0.2
+"""Shares of the plain documents: of descriptions, of traces as conversations and in the auditor's layout. The others
+are the thinking of several traces in a row."""
+MARKS = (" -", " ?", " !")
+"""By strength: a reader's mark behind a sentence that gives nothing, a hint or a step, whatever it is about."""
+MARKED = 0.75
+"""Share of the sentences that have theirs, at random: whether one comes can't be known, so every sentence is read."""
 SHOWS, GIVES, MORE = "What does the image show?", "What does the text give?", "And so far?"
 DECLINES, HELPS = "Sorry, I can't.", "Sure, here it is."
 GIVEN = ("Neither.", "A hint.", "Steps.")
@@ -34,7 +49,7 @@ READS, AT_ONCE = 0.5, 0.3
 TALKS_OF_PICTURES, COMES_BACK = 0.4, 0.4
 """Shares of the talks that begin with a picture, and of their later requests that come back to it."""
 ROOM = 420
-"""Tokens after which a talk takes up nothing new."""
+"""Tokens after which a talk, or several traces in a row, take up nothing new."""
 FORETOLD = 0.25
 """Share of a trace's tokens: with a large vocabulary their logits would cost more than all layers together."""
 POOL = 400
@@ -44,10 +59,12 @@ LONGEST = 1400
 
 
 class Document(NamedTuple):
-    """Turns of a text that is given and one that is to be foretold after it, and the picture before all of them."""
+    """Turns of a text that is given and one that is to be foretold after it, and the picture before all of them.
+    ``foretold``: how much of what is given is foretold as well, drawn at random."""
 
     turns: tuple[tuple[str, str], ...]
     picture: Picture | None
+    foretold: float = 0.0
 
 
 Draw = Callable[[random.Random], Document]
@@ -55,36 +72,42 @@ Draw = Callable[[random.Random], Document]
 
 @dataclass(frozen=True)
 class Example:
-    """One document. ``told``: from which token to which it may be foretold; ``share``: how much of it is, at random."""
+    """One document. ``shares``: how likely each token is to be foretold."""
 
     ids: list[int]
-    told: list[tuple[int, int]]
-    share: float
+    shares: list[float]
     drawing: Drawing | None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded. ``ids`` [batch, length]; ``target`` bool [batch, length]; ``shares`` [batch, 1]; ``cells``
-    [batch, 16], the classes of the images' cells, or None."""
+    """Right-padded. ``ids`` and ``shares`` [batch, length]; ``cells`` [batch, 16], the classes of the images' cells, or
+    None."""
 
     examples: list[Example]
     ids: torch.Tensor
-    target: torch.Tensor
     shares: torch.Tensor
     positions: torch.Tensor
     cells: torch.Tensor | None
 
 
 def plain(rng: random.Random) -> Document:
-    """A description or a trace."""
+    """A description, or a trace with a reader's marks."""
     draw = rng.random()
     if draw < DESCRIPTIONS:
         picture = any_picture(rng)
         return Document((_shows(picture),), picture)
+    if draw >= DESCRIPTIONS + CONVERSATIONS + LAYOUTS:
+        return _in_a_row(rng)
     sample = make_sample(rng)
-    whole = _conversation(sample) if draw < DESCRIPTIONS + CONVERSATIONS else random_excerpt(sample, rng).user_text
-    return Document((("", f"{whole}<|im_end|>"),), sample.picture)
+    if draw < DESCRIPTIONS + CONVERSATIONS:
+        excerpt = whole(sample)
+        before, after = f"{sample.question}{TAIL}<think>\n", f"\n</think>\n\n{sample.answer}"
+    else:
+        excerpt = random_excerpt(sample, rng)
+        before, after = user_text(sample.question, "\0", excerpt.answer).split("\0")
+    turns = [(before, ""), *_marked(excerpt, rng), (f"{after}<|im_end|>", "")]
+    return Document(tuple(turns), sample.picture, FORETOLD)
 
 
 def exchange(rng: random.Random) -> Document:
@@ -115,7 +138,7 @@ def talk(rng: random.Random) -> Document:
             turns.append(_asked(make_sample(rng, cue=cue, harm=harm)))
         else:
             turns.append(_asked(make_sample(rng, cue="text", harm=rng.random() < 0.5)))
-    return Document(tuple(turns), picture)
+    return Document((turns[0], *((f"{NEXT}{given}", told) for given, told in turns[1:])), picture)
 
 
 def _shows(picture: Picture | None) -> tuple[str, str]:
@@ -143,9 +166,22 @@ def _read(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
     return turns
 
 
-def _conversation(sample: Sample) -> str:
-    thinking = " ".join(text for text, _ in sample.sentences)
-    return f"{sample.question}{TAIL}<think>\n{thinking}\n</think>\n\n{sample.answer}"
+def _in_a_row(rng: random.Random) -> Document:
+    turns: list[tuple[str, str]] = []
+    while sum(len(given) for given, _ in turns) < ROOM * LETTERS_PER_TOKEN:
+        turns += [*_marked(whole(make_sample(rng)), rng), ("\n\n", "")]
+    turns[-1] = ("<|im_end|>", "")
+    return Document(tuple(turns), None, FORETOLD)
+
+
+def _marked(excerpt: Excerpt, rng: random.Random) -> list[tuple[str, str]]:
+    """The thinking, sentence by sentence, with a mark behind some."""
+    ends = [0, *(end for end, _, _ in excerpt.ends)]
+    turns = [
+        (excerpt.thinking[start:end], MARKS[own] if rng.random() < MARKED else "")
+        for start, (end, _, own) in zip(ends, excerpt.ends, strict=False)
+    ]
+    return [*turns, (excerpt.thinking[ends[-1] :], "")]
 
 
 def encode(document: Document, rng: random.Random) -> Example:
@@ -154,13 +190,13 @@ def encode(document: Document, rng: random.Random) -> Example:
     if document.picture is not None:
         pad = control_id("<|image_pad|>")
         ids = [*ids, control_id("<|vision_start|>"), *[pad] * IMAGE_TOKENS, control_id("<|vision_end|>")]
-    spans = []
-    for number, (given, told) in enumerate(document.turns):
-        ids = ids + token_ids(f"{NEXT}{given}" if number else given)
-        spans.append((len(ids), len(ids) + len(token_ids(told))))
-        ids = ids + token_ids(told)
+    shares = [0.0] * len(ids)
+    for turn in document.turns:
+        for text, share in zip(turn, (document.foretold, 1.0), strict=True):
+            new = token_ids(text)
+            ids, shares = [*ids, *new], [*shares, *[share] * len(new)]
     drawing = render(document.picture, rng) if document.picture is not None else None
-    return Example(ids, spans, 1.0 if document.turns[0][0] else FORETOLD, drawing)
+    return Example(ids, shares, drawing)
 
 
 def positions(length: int, has_image: bool) -> torch.Tensor:
@@ -182,15 +218,13 @@ def collate(examples: list[Example]) -> Batch:
     length = max(len(example.ids) for example in examples)
     pad = control_id("<|endoftext|>")
     ids = torch.full((len(examples), length), pad)
-    target = torch.zeros_like(ids, dtype=torch.bool)
+    shares = torch.zeros(ids.shape)
     for row, example in enumerate(examples):
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
-        for first, end in example.told:
-            target[row, first:end] = True
+        shares[row, : len(example.ids)] = torch.tensor(example.shares)
     drawings = [example.drawing for example in examples if example.drawing is not None]
     cells = torch.from_numpy(np.stack([drawing.cells.reshape(-1) for drawing in drawings])) if drawings else None
-    shares = torch.tensor([[example.share] for example in examples])
-    return Batch(examples, ids, target, shares, positions(length, bool(drawings)), cells)
+    return Batch(examples, ids, shares, positions(length, bool(drawings)), cells)
 
 
 def pool(draw: Draw, seed: int, number: int) -> list[Batch]:

@@ -72,7 +72,6 @@ def disturbance(batch: Batch, rng: random.Random) -> torch.Tensor:
 def foretelling(trainee: Trainee, batch: Batch, hidden: torch.Tensor, rng: random.Random) -> torch.Tensor:
     """Mean loss on the next tokens that are drawn to be foretold."""
     generator = torch.Generator().manual_seed(rng.getrandbits(30))
-    drawn = torch.rand(batch.target.shape, generator=generator) < batch.shares
-    wanted = (batch.target & drawn)[:, 1:]
+    wanted = (torch.rand(batch.shares.shape, generator=generator) < batch.shares)[:, 1:]
     targets = batch.ids[:, 1:][wanted]
     return F.cross_entropy(trainee.model.lm_head(hidden[:, :-1][wanted]), targets)
