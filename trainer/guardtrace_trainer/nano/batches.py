@@ -31,9 +31,12 @@ HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 NEXT = "\n<|im_start|>user\n"
 IMAGE_TOKENS = CELLS**2
-DESCRIPTIONS, CONVERSATIONS, LAYOUTS = 0.1, 0.2, 0.2
+DESCRIPTIONS, CONVERSATIONS, LAYOUTS = 0.1, 0.1, 0.1
 """Shares of the plain documents: of descriptions, of traces as conversations and in the auditor's layout. The others
-are the thinking of several traces in a row."""
+are thinking alone, of one trace after the other."""
+TELLING = 0.7
+"""Share of the traces in these whose sentences are short and mostly give something."""
+LETTERS_IN_A_ROW = 600
 MARKS = (" -", " ?", " !")
 """By strength: a reader's mark behind a sentence that gives nothing, a hint or a step, whatever it is about."""
 MARKED = 0.75
@@ -44,16 +47,19 @@ GIVEN = ("Neither.", "A hint.", "Steps.")
 """By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
 PICTURED = 0.15
 """Share of the exchanges about a picture. The others are a short request each: what is harmful takes many of them."""
+MARKED_AGAIN = 0.35
+"""Share of the last documents that are marked thinking; the others are talks."""
 READS, AT_ONCE = 0.5, 0.3
 """Shares of a talk's parts that read a text, and of those that read it in one piece."""
 TALKS_OF_PICTURES, COMES_BACK = 0.4, 0.4
 """Shares of the talks that begin with a picture, and of their later requests that come back to it."""
 ROOM = 420
-"""Tokens after which a talk, or several traces in a row, take up nothing new."""
+"""Tokens after which a talk takes up nothing new."""
 FORETOLD = 0.25
 """Share of a trace's tokens: with a large vocabulary their logits would cost more than all layers together."""
 POOL = 400
-TOKENS_PER_BATCH, MOST_ROWS = 4600, 80
+TOKENS_PER_BATCH, MOST_ROWS = 1600, 40
+"""Small, since a small network learns by the number of its steps: with 4,600 tokens a batch it took as many of them."""
 LETTERS_PER_TOKEN = 4
 LONGEST = 1400
 
@@ -123,7 +129,10 @@ def exchange(rng: random.Random) -> Document:
 
 
 def talk(rng: random.Random) -> Document:
-    """The same one after the other, as in a long conversation, and what a text gives, harmful or not."""
+    """The same one after the other, as in a long conversation, and what a text gives, harmful or not; or marked
+    thinking again, which exchanges made it forget."""
+    if rng.random() < MARKED_AGAIN:
+        return _in_a_row(rng)
     turns: list[tuple[str, str]] = []
     picture, cue, harm = None, rng.choice(CUES[1:]), rng.random() < 0.5
     tells = False
@@ -168,8 +177,9 @@ def _read(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
 
 def _in_a_row(rng: random.Random) -> Document:
     turns: list[tuple[str, str]] = []
-    while sum(len(given) for given, _ in turns) < ROOM * LETTERS_PER_TOKEN:
-        turns += [*_marked(whole(make_sample(rng)), rng), ("\n\n", "")]
+    while sum(len(given) for given, _ in turns) < LETTERS_IN_A_ROW:
+        sample = make_sample(rng, cue="text" if rng.random() < TELLING else None)
+        turns += [*_marked(whole(sample), rng), ("\n\n", "")]
     turns[-1] = ("<|im_end|>", "")
     return Document(tuple(turns), None, FORETOLD)
 

@@ -13,11 +13,11 @@ class WarmUp(Settings):
     vision_steps: int = Field(1500, ge=1)
     vision_batch: int = Field(48, ge=1)
     vision_lr: float = Field(5e-3, gt=0)
-    language_steps: int = Field(200, ge=1)
+    language_steps: int = Field(800, ge=1)
     """Over plain traces."""
-    exchange_steps: int = Field(500, ge=1)
+    exchange_steps: int = Field(800, ge=1)
     """Over exchanges, after them."""
-    talk_steps: int = Field(300, ge=1)
+    talk_steps: int = Field(800, ge=1)
     """Over talks of several exchanges, at last."""
     language_lr: float = Field(2e-3, gt=0)
 
