@@ -10,9 +10,24 @@ from collections.abc import Mapping
 import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 
 TROUBLE = (aiohttp.ClientError, OSError)
 """What a request, or the reading of its reply, may raise."""
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Leaves alone a kept connection on which something came that nobody asked for: aiohttp (3.14) would give it to the
+    next request as its reply, which may be another tenant's."""
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None:
+            if connection.protocol is not None and not connection.protocol.should_close:
+                return connection
+            connection.close()
+        return None
 
 
 def open_session(
@@ -30,7 +45,7 @@ def open_session(
     that certifi lists. That no redirect is followed has to be said at each call (``allow_redirects=False``).
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
+        connector=_Connector(
             limit=max_connections,
             keepalive_timeout=keepalive_seconds,
             ssl=httpx.create_ssl_context(trust_env=False),

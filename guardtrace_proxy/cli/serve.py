@@ -23,6 +23,7 @@ from guardtrace_proxy.cli.workers import DID_NOT_START, Workers
 from guardtrace_proxy.policy.errors import ConfigError
 from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.config import Config, load_config
+from guardtrace_proxy.server.http1 import http_settings
 from guardtrace_proxy.server.service import CLOSE_SECONDS
 from guardtrace_proxy.telemetry.logs import configure_logging
 
@@ -31,8 +32,8 @@ log = structlog.get_logger("guardtrace")
 LAST_SECONDS = 5
 """What replies have to end once ``server.drain_ms`` is over: the text that is held is judged first."""
 IDLE_SECONDS = 75
-"""How long an idle connection stays open: longer than the 60 s after which load balancers close theirs, so that none
-sends a request into a connection that is just being closed."""
+"""How long a connection stays open on which no request begins, or one's head doesn't end: longer than the 60 s after
+which load balancers close theirs, so that none sends a request into a connection that is just being closed."""
 YOUNG_OBJECTS = 100_000
 """How many new objects start the cycle collector. Held events live on as Python objects: at its default of 700 it walks
 them over and over, which took a fifth of the CPU time."""
@@ -111,13 +112,8 @@ def _serve(settings: Config, config: Path, listener: socket.socket, metrics_port
     except AuditorSettingsError as error:
         return _did_not_start(str(error))
     server = DrainingServer(
-        uvicorn.Config(
+        http_settings(
             app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            date_header=True,
-            lifespan="on",
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=math.ceil(settings.server.drain_ms / 1000) + LAST_SECONDS,
         ),

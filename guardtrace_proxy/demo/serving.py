@@ -10,6 +10,8 @@ from typing import Any
 
 import uvicorn
 
+from guardtrace_proxy.server.http1 import http_settings
+
 START_SECONDS = 120.0
 
 
@@ -18,14 +20,12 @@ class ServerDidNotStart(Exception):
 
 
 @contextmanager
-def served(app: Any) -> Iterator[str]:
-    """Serve ``app`` while the context lasts; yields its base URL, ``http://127.0.0.1:PORT``."""
+def served(app: Any, **settings: Any) -> Iterator[str]:
+    """Serve ``app`` while the context lasts, by uvicorn's ``settings``; yields its base URL, ``http://127.0.0.1:PORT``."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            app, log_config=None, log_level="error", access_log=False, lifespan="on", timeout_graceful_shutdown=2
-        )
+        config = http_settings(app, log_level="error", timeout_graceful_shutdown=2, **settings)
         server = uvicorn.Server(config)
         started = threading.Event()
         startup = server.startup

@@ -200,6 +200,10 @@ def no_structlog() -> Iterator[None]:
             structlog.configure(**settings)
 
 
+AS_MODEL_SERVERS: dict[str, Any] = {"http": "httptools", "ws": "auto"}
+"""They run uvicorn as it is."""
+
+
 @contextmanager
 def guarded(
     app: Any,
@@ -223,4 +227,4 @@ def guarded(
             app.add_middleware(GuardTraceMiddleware, **options)
         else:
             app = GuardTraceMiddleware(app, **options)
-        yield Guarded(stack.enter_context(served(mounted(app))), auditor_server)
+        yield Guarded(stack.enter_context(served(mounted(app), **AS_MODEL_SERVERS)), auditor_server)

@@ -22,7 +22,7 @@ from starlette.routing import Mount
 
 from guardtrace_proxy.asgi import GuardTraceMiddleware
 from guardtrace_proxy.demo.serving import ServerDidNotStart, served
-from tests.asgi.model_servers import APPS, MODELS, Model, guarded, starlette_app
+from tests.asgi.model_servers import APPS, AS_MODEL_SERVERS, MODELS, Model, guarded, starlette_app
 from tests.server.running import ask
 from tests.server.scripted import DONE, chunk, completion, judging, stream
 from tests.waiting import eventually
@@ -191,7 +191,7 @@ def test_every_other_route_is_closed(make):
 def test_websockets_are_closed(make):
     model = Model(lambda _: FINE)
     with (
-        served(make(model)) as url,
+        served(make(model), **AS_MODEL_SERVERS) as url,
         websockets.sync.client.connect(url.replace("http", "ws") + "/v1/realtime") as open_,
     ):
         assert open_.recv() == "open"
@@ -306,7 +306,7 @@ def test_mounted_below_a_path_it_starts_with_the_first_request(make):
 
 def test_mounted_with_settings_that_cannot_be_used_it_serves_nothing():
     model = Model(lambda _: FINE, whole=WHOLE)
-    with served(mounted(GuardTraceMiddleware(starlette_app(model), environ={}))) as url:
+    with served(mounted(GuardTraceMiddleware(starlette_app(model), environ={})), **AS_MODEL_SERVERS) as url:
         for _ in range(2):
             reply = httpx.post(url + "/llm/v1/chat/completions", json=ask(), trust_env=False)
             assert (reply.status_code, reply.json()["error"]["code"]) == (500, "guard_not_started")

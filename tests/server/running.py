@@ -79,10 +79,11 @@ def proxy(
     environ: dict[str, str] | None = None,
     image_fetcher: ImageFetcher | None = None,
     own_auditor: Auditor | None = None,
+    http: dict[str, Any] | None = None,
     **options: Any,
 ) -> Iterator[Running]:
     """Serve; ``config`` and ``policy`` are merged over small defaults. ``own_auditor`` is asked in the server's place;
-    other ``options`` are `GuardTraceApp`'s."""
+    ``http`` are uvicorn's settings, other ``options`` are `GuardTraceApp`'s."""
     with ExitStack() as stack:
         upstream_server = stack.enter_context(model_server(upstream))
         auditor_server = stack.enter_context(model_server(auditor or judging(by_word)))
@@ -103,5 +104,5 @@ def proxy(
         (folder / "guardtrace.yaml").write_text(yaml.safe_dump(settings), "utf-8")
         loaded = load_config(folder / "guardtrace.yaml", environ or {})
         app = GuardTraceApp(loaded, auditor=own_auditor, environ=environ or {}, image_fetcher=image_fetcher, **options)
-        url = stack.enter_context(served(app))
+        url = stack.enter_context(served(app, **(http or {})))
         yield Running(url, upstream_server, auditor_server, app)
