@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as hub_logging
 
 from guardtrace_proxy.auditor.calibration import CALIBRATION, Calibration, read_calibration
+from guardtrace_proxy.auditor.foreign import file_beside, refuse_foreign
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 
@@ -85,20 +87,32 @@ def load_network(source: str, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGen
     than in float32).
 
     Raises:
-        OSError, ValueError, TypeError: it isn't there, or isn't whole, or can't be run.
+        OSError, ValueError, TypeError: it isn't there, or isn't whole, or can't be run, or isn't weights alone.
     """
+    refuse_foreign(source)
     offline = constants.HF_HUB_OFFLINE
     # without a config, or with weights missing, transformers makes a random model of the default size
-    config = AutoConfig.from_pretrained(source, local_files_only=offline)
+    config = AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
     if not isinstance(config, Qwen2_5_VLConfig):
         raise TypeError(f"its model_type is {config.model_type}, expected qwen2_5_vl")
     if set(config.get_text_config().layer_types) != {"full_attention"}:
         raise ValueError("it has layers of sliding-window attention, which aren't supported")
     bars = hub_logging.is_progress_bar_enabled()
     hub_logging.disable_progress_bar()  # two lines of it in the middle of a server's log
-    network, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        source, config=config, dtype=dtype, use_safetensors=True, local_files_only=offline, output_loading_info=True
-    )
+    try:
+        network, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",  # a config may name one that is fetched from the hub and run
+            use_safetensors=True,
+            local_files_only=offline,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise ValueError(f"its weights aren't safetensors ({error})") from error
+    except ImportError as error:
+        raise ValueError(f"it asks for a package that isn't here ({_first_line(error)})") from error
     if bars:
         hub_logging.enable_progress_bar()
     if absent := [*report["missing_keys"], *report["mismatched_keys"]]:
@@ -108,13 +122,13 @@ def load_network(source: str, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGen
 
 def own_calibration(source: str) -> Calibration | None:
     """How a checkpoint's label reads are calibrated; raises AuditorSettingsError where that can't be read."""
-    content = _file_beside(source, CALIBRATION)
+    content = file_beside(source, CALIBRATION)
     return None if content is None else read_calibration(content, source)
 
 
 def own_settings(source: str) -> dict[str, Any]:
     """What a checkpoint says of itself; raises AuditorSettingsError where that can't be read."""
-    content = _file_beside(source, OWN_SETTINGS)
+    content = file_beside(source, OWN_SETTINGS)
     if content is None:
         return {}
     try:
@@ -151,18 +165,6 @@ def _sha256_of(path: Path) -> str:
         while data := file.read(READ_BYTES):
             digest.update(data)
     return digest.hexdigest()
-
-
-def _file_beside(source: str, name: str) -> bytes | None:
-    """A file of the checkpoint's own; None where it has none of that name."""
-    folder = Path(source)
-    if folder.is_dir():
-        path = folder / name
-        return path.read_bytes() if path.is_file() else None
-    try:
-        return Path(hf_hub_download(source, name)).read_bytes()
-    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
-        return None  # most checkpoints have none; whether the hub can be reached, loading the model says
 
 
 def end_ids(generation: Any, config: Any, processor: ImageOnlyProcessor) -> frozenset[int]:

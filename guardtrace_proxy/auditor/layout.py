@@ -121,7 +121,7 @@ class Layout:
         messages: list[Any] = [
             {"role": role, "content": [{"type": "text", "text": text}]} for role, text in texts.items()
         ]
-        rendered = self._processor.apply_chat_template(messages, tokenize=False)
+        rendered = self._rendered(messages)
         token = self._split(rendered.partition(_REPLY)[2])[0].token
         if token is None:
             raise AuditorSettingsError("the chat template doesn't end the assistant's turn with a control token")
@@ -135,9 +135,16 @@ class Layout:
                 {"role": "system", "content": [{"type": "text", "text": _SYSTEM}]},
                 {"role": "user", "content": [*content, {"type": "text", "text": _USER}]},
             ]
-            rendered = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            rendered = self._rendered(messages, add_generation_prompt=True)
             self._stretches[images] = self._split(rendered)
         return self._stretches[images]
+
+    def _rendered(self, messages: list[Any], **settings: Any) -> str:
+        """By transformers' sandbox, in which a template can read what it is given, and nothing else."""
+        try:
+            return str(self._processor.apply_chat_template(messages, tokenize=False, **settings))
+        except Exception as error:  # a template may raise whatever it likes
+            raise AuditorSettingsError(f"the checkpoint's chat template can't be rendered: {error}") from error
 
     def _split(self, rendered: str) -> list[Stretch]:
         stretches: list[Stretch] = []

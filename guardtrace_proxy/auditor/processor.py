@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
+from guardtrace_proxy.auditor.foreign import refuse_foreign
 from guardtrace_proxy.images.fitting import MAX_PIXELS
 
 
@@ -36,9 +37,11 @@ def load_processor(source: str, *, local_files_only: bool = False) -> ImageOnlyP
 
     Raises:
         OSError: ``source`` lacks a file, or can't be reached.
+        ValueError: it names code or files that aren't its own.
         TypeError: what came back isn't a processor with tokenizer, image processor and chat template.
     """
-    processor = ImageOnlyProcessor.from_pretrained(source, local_files_only=local_files_only)
+    refuse_foreign(source)
+    processor = ImageOnlyProcessor.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
     if not isinstance(processor, ImageOnlyProcessor):
         raise TypeError(f"expected a Qwen2.5-VL processor, got a {type(processor).__name__}")
     if not isinstance(processor.tokenizer, PreTrainedTokenizerBase):

@@ -97,7 +97,7 @@ class VllmAuditor:
         self.labels = LabelTokens.of(self.layout)
         self.processor = processor
         offline = constants.HF_HUB_OFFLINE
-        config = AutoConfig.from_pretrained(self.name, local_files_only=offline)
+        config = AutoConfig.from_pretrained(self.name, local_files_only=offline, trust_remote_code=False)
         try:
             generation = GenerationConfig.from_pretrained(self.name, local_files_only=offline)
         except OSError:  # most of one's own have none
@@ -108,6 +108,8 @@ class VllmAuditor:
         settings: dict[str, Any] = {} if torch.cuda.is_available() else dict(ON_A_CPU)
         return AsyncEngineArgs(
             model=self.name,
+            load_format="safetensors",
+            trust_remote_code=False,
             max_model_len=self.max_context,
             limit_mm_per_prompt={"image": MAX_IMAGES, "video": 0},
             enable_prefix_caching=True,
