@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients vllm demo test test-vllm lint format types bench fuzz docs-check nightly soak train-nano clean
+.PHONY: help install clients vllm demo test test-vllm lint format types audit bench fuzz docs-check nightly soak train-nano clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,9 @@ format: $(STAMP) ## Put style right
 
 types: $(STAMP) ## Check types
 	$(BIN)/mypy
+
+audit: $(STAMP) ## Look for known vulnerabilities in what is installed, and for secrets in what is committed
+	@$(BIN)/python .ci/audit.py
 
 bench: $(STAMP) ## Run the benchmarks
 	$(BIN)/python -m benchmarks.proxy_cpu
