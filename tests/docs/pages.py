@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,15 @@ from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")]
+    [*ROOT.glob("*.md"), ROOT / "examples" / "README.md", *(ROOT / "docs").rglob("*.md")]
 )
 FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+
+
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+"""A test as a page names it: its file, and its name in it or an empty one."""
 
 
 class Block(NamedTuple):
@@ -40,6 +45,19 @@ def blocks(*kinds: str) -> Iterator[Block]:
             if found["kind"] in kinds:
                 line = text.count("\n", 0, found.start()) + 1
                 yield Block(page, line, found["kind"], found["text"], found["reason"])
+
+
+def rows_of(page: str) -> list[list[str]]:
+    """The cells of all rows of a page's tables, less their heads."""
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
+    heads = re.findall(r"^(\|.*)\n\|-", page, re.MULTILINE)
+    return [[cell.strip() for cell in row] for row in rows if f"|{'|'.join(row)}|" not in heads]
+
+
+def named_in(path: str) -> set[str]:
+    """Names of the tests that a file has."""
+    tree = ast.parse((ROOT / path).read_text("utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
 
 def commands(text: str) -> Iterator[str]:

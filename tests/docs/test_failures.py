@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
 
 import pytest
 
-from tests.docs.pages import ROOT
+from tests.docs.pages import NAMED_TEST, ROOT, rows_of, named_in
 
 PAGE = (ROOT / "docs" / "failures.md").read_text("utf-8")
-ROWS = [
-    [cell.strip() for cell in line.strip("|").split("|")]
-    for line in PAGE.splitlines()
-    if line.startswith("| ") and not line.startswith("| what fails")
-]
-TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
-
-
-def names_in(path: str) -> set[str]:
-    tree = ast.parse((ROOT / path).read_text("utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+ROWS = rows_of(PAGE)
 
 
 def test_there_are_rows_for_each_side() -> None:
@@ -31,20 +20,20 @@ def test_there_are_rows_for_each_side() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
 def test_a_row_names_its_tests(row: list[str]) -> None:
     assert len(row) == 6, row
-    named = TEST.findall(row[5])
+    named = NAMED_TEST.findall(row[5])
     assert named, "no test"
     for path, name in named:
-        found = names_in(path)
+        found = named_in(path)
         assert found
         assert not name or name in found, f"{path} has no {name}"
 
 
 def test_no_fault_test_is_left_out() -> None:
-    named = set(TEST.findall(PAGE))
+    named = set(NAMED_TEST.findall(PAGE))
     beside = {"test_harm_is_cut_and_the_upstream_closed", "test_nothing_of_the_suite_depends_on_the_wall_clock"}
     for file in (ROOT / "tests" / "faults").glob("test_*.py"):
         path = file.relative_to(ROOT).as_posix()
-        for name in names_in(path) - beside:
+        for name in named_in(path) - beside:
             assert (path, name) in named, f"{path}::{name} has no row"
 
 

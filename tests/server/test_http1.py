@@ -186,6 +186,11 @@ def test_nothing_behind_a_refused_head_is_read_where_its_body_stays_out(url):
     assert came.statuses == [413]
 
 
+def test_who_has_no_key_sends_no_body(url):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: proxy\r\nAuthorization: Bearer wrong\r\nContent-Length: 5000\r\n\r\n"
+    assert written(url, head).statuses == [401]
+
+
 def test_a_head_has_a_bound(url):
     for padding in (b"X-A: " + b"a" * 60_000, b"X-A: b\r\n" * 5_000 + b"X-A: b"):
         assert written(url, request(padding)).statuses == [200]
