@@ -6,12 +6,15 @@ import hashlib
 import hmac
 import secrets
 
+OF_ALL_WORKERS = secrets.token_bytes(32)
+"""Made before workers are forked, so that they have it in common."""
+
 
 class Salts:
-    """Made with a secret of the process, so that a salt says nothing about a tenant's name."""
+    """Made with a secret, so that a salt says nothing about a tenant's name; without ``key``, with one of its own."""
 
-    def __init__(self) -> None:
-        self._key = secrets.token_bytes(32)
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = secrets.token_bytes(32) if key is None else key
 
     def of(self, tenant: str) -> str:
         """The tenant's salt."""

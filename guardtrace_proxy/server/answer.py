@@ -18,6 +18,7 @@ from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, Request
 from guardtrace_proxy.policy.schema import Policy, ReasoningField
 from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import JSON, Send, respond
+from guardtrace_proxy.server.cache_salt import with_cache_salt
 from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.drain import Drain
 from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
@@ -117,6 +118,8 @@ async def answer(
         out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
         urls = [image.data_url for image in images] if any(is_remote(url) for url, _ in request.images) else None
         body = dialect.body_for_upstream(body, request, urls)
+        if settings.cache_salt == "tenant":
+            body = with_cache_salt(body, tenant.name, service.cache_salts)
         kept_alive = out.kept_alive(service.drain) if request.stream else nullcontext()
         asking = _asked(upstream, dialect.path, body, forwarded, trace, about, settings)
 

@@ -17,6 +17,7 @@ from guardtrace_proxy.auditor.cascade import ESCALATE_AT, AuditPlan, within
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorError
 from guardtrace_proxy.auditor.replicas import ReplicatedAuditor
+from guardtrace_proxy.auditor.salts import OF_ALL_WORKERS, Salts
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.images import AllowList, ImageFetcher
 from guardtrace_proxy.policy.schema import Policy
@@ -155,6 +156,8 @@ class Service:
         self.budget = HeldBytes(config.server.max_total_bytes)
         self.shedding = Shedding(config.server.max_concurrent, self.budget, config.server.max_lag_ms)
         self.limits = Limits()
+        self.cache_salts = Salts(OF_ALL_WORKERS)
+        """For upstreams whose ``cache_salt`` is the tenant's."""
         self.drain = Drain()
         self.audit_log = audit_log_from(config.audit_log)
         self.metrics = Metrics()

@@ -83,7 +83,8 @@ class ThinkingSettings(Settings):
 class ModelSettings(Settings):
     """How a model server is asked, over HTTP or from inside. ``read_timeout_ms`` bounds the silence between two reads:
     a busy one may queue a request for minutes before its first byte. ``api_key_header`` is where its key goes.
-    ``allow_encrypted_reasoning``: reasoning that nobody can audit passes, each way."""
+    ``allow_encrypted_reasoning``: reasoning that nobody can audit passes, each way. ``cache_salt``: whose salt keeps a
+    request's prefixes apart in the model server's cache, the client's own if it sends one, or one of its tenant's."""
 
     api_key_env: str | None = None
     api_key_header: Literal["authorization", "x-api-key"] = "authorization"
@@ -91,6 +92,7 @@ class ModelSettings(Settings):
     thinking: ThinkingSettings = ThinkingSettings()
     allow_fields: list[str] = []
     allow_encrypted_reasoning: bool = False
+    cache_salt: Literal["client", "tenant"] = "client"
 
     @field_validator("allow_fields")
     @classmethod

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.docs.pages import NAMED_TEST, ROOT, rows_of, named_in
+from tests.docs.pages import NAMED_TEST, ROOT, named_in, rows_of
 
 PAGE = (ROOT / "docs" / "threat-model.md").read_text("utf-8")
 ROWS = rows_of(PAGE)

@@ -108,6 +108,12 @@ def upstream_key(site: Site) -> object:
     return site.stage.servers["{upstream}"].requests[-1][1].get("authorization")
 
 
+def salt_of_the_upstream(site: Site) -> bool:
+    """Whether it is the client's."""
+    status(site, cache_salt="mine")
+    return bool(site.stage.servers["{upstream}"].bodies[-1]["cache_salt"] == "mine")
+
+
 def headers_with_a_key(site: Site) -> object:
     status(site)
     return {
@@ -540,6 +546,7 @@ EFFECTS = {
         ("</a>", "</b>"), own_tags, beside={**CUSTOM, "upstreams.NAME.thinking.open": "<a>"}, refused=(None,)
     ),
     "upstreams.NAME.allow_encrypted_reasoning": Effect((False, True), sends_secrets_back),
+    "upstreams.NAME.cache_salt": Effect(("client", "tenant"), salt_of_the_upstream),
     "upstreams.NAME.allow_fields": Effect(([], ["x_mine"]), status_of(x_mine=1)),
     "auditor.backend": Effect(
         ("openai", "transformers", "vllm"),
