@@ -40,6 +40,8 @@ def vllm_arguments(model: str, port: int, name: str | None, extra: Sequence[str]
         "--enable-prompt-tokens-details",
         "--scheduling-policy",
         "priority",
+        "--load-format",
+        "safetensors",
         *extra,
     ]
 

@@ -20,6 +20,7 @@ def test_it_prints_a_command_that_audits_can_use_and_own_options_win() -> None:
     assert "--enable-prefix-caching" in words
     assert "--enable-prompt-tokens-details" in words
     assert words[words.index("--scheduling-policy") + 1] == "priority"
+    assert words[words.index("--load-format") + 1] == "safetensors"
     assert words[words.index("--served-model-name") + 1] == "a/guard"
     assert words[-2:] == ["--max-model-len", "4096"]
     assert not any("reasoning" in word for word in words)
