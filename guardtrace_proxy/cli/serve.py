@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from guardtrace_proxy.cli.workers import DID_NOT_START, Workers
 from guardtrace_proxy.policy.errors import ConfigError
 from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.config import Config, load_config
+from guardtrace_proxy.server.connection import ClientConnection
 from guardtrace_proxy.server.service import CLOSE_SECONDS
 from guardtrace_proxy.telemetry.logs import configure_logging
 
@@ -31,8 +33,8 @@ log = structlog.get_logger("guardtrace")
 LAST_SECONDS = 5
 """What replies have to end once ``server.drain_ms`` is over: the text that is held is judged first."""
 IDLE_SECONDS = 75
-"""How long an idle connection stays open: longer than the 60 s after which load balancers close theirs, so that none
-sends a request into a connection that is just being closed."""
+"""How long a connection without a request stays open: longer than the 60 s after which load balancers close theirs, so
+that none sends a request into a connection that is just being closed."""
 YOUNG_OBJECTS = 100_000
 """How many new objects start the cycle collector. Held events live on as Python objects: at its default of 700 it walks
 them over and over, which took a fifth of the CPU time."""
@@ -113,6 +115,7 @@ def _serve(settings: Config, config: Path, listener: socket.socket, metrics_port
     server = DrainingServer(
         uvicorn.Config(
             app,
+            http=partial(ClientConnection, head_seconds=settings.server.client_timeout_ms / 1000),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,
             server_header=False,

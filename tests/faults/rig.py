@@ -163,6 +163,11 @@ class Rig:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     @property
+    def open_files(self) -> int:
+        """Of the proxy's; a connection is one."""
+        return len(list(Path(f"/proc/{self.proxy.process.pid}/fd").iterdir()))
+
+    @property
     def connections(self) -> int:
         """Of clients to the proxy, as the kernel counts them on the proxy's side; those that are closing as well."""
         local = f":{int(self.proxy.url.rpartition(':')[2]):04X}"
