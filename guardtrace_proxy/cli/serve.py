@@ -77,6 +77,7 @@ def serve(
     if workers > 1 and in_process:
         fail(f"{in_process[0]}.backend: each worker would load the auditor; serve it (`guardtrace auditor serve`)", 2)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is heard
+    _allow_open_files()
     listener = _listen(host or settings.server.host, settings.server.port if port is None else port, settings)
     gc.freeze()  # what is loaded now stays
     gc.set_threshold(YOUNG_OBJECTS)
@@ -89,6 +90,17 @@ def serve(
         sys.exit(work(0))
     stop_seconds = settings.server.drain_ms / 1000 + LAST_SECONDS + 4 * CLOSE_SECONDS
     sys.exit(Workers(workers, work, stop_seconds).run())
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets this process have: a stream takes two, and many systems begin with 1,024."""
+    if sys.platform == "win32":
+        return
+    import resource  # here, since Windows has none
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some say "unlimited" and refuse it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(host: str, port: int, settings: Config) -> socket.socket:

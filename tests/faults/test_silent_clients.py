@@ -19,7 +19,15 @@ IDLE_SECONDS = 3.0
 MANY = 300
 SILENCE_SECONDS = SETTINGS["server"]["client_timeout_ms"] / 1000
 BODY_SECONDS = 5 * SILENCE_SECONDS
-PROGRAM = f"import guardtrace_proxy.cli.serve as serve; serve.IDLE_SECONDS = {IDLE_SECONDS}; {GUARDTRACE}"
+FILES = 128
+"""Fewer than there are connections in `test_many_at_once`: the proxy takes what the system lets it have."""
+PROGRAM = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+import guardtrace_proxy.cli.serve as serve
+serve.IDLE_SECONDS = {IDLE_SECONDS}
+{GUARDTRACE}
+"""
 LINE = b"POST /v1/chat/completions HTTP/1.1\r\n"
 ENDLESS = itertools.repeat(b"x")
 
@@ -120,7 +128,7 @@ def test_half_a_request_behind_one_that_runs_waits_for_its_reply(running):
 
 
 def test_many_at_once(running):
-    """They count for nothing but an open file each, and others are served."""
+    """They count for nothing but an open file each, of which there are more than a process begins with; others are served."""
     before = running.open_files
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(running)) for _ in range(MANY)]
