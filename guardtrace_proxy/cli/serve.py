@@ -35,6 +35,8 @@ LAST_SECONDS = 5
 IDLE_SECONDS = 75
 """How long a connection without a request stays open: longer than the 60 s after which load balancers close theirs, so
 that none sends a request into a connection that is just being closed."""
+FILES_BESIDE = 256
+"""Open files that aren't a client's or its upstream's: the auditor's connections, those for images, logs."""
 YOUNG_OBJECTS = 100_000
 """How many new objects start the cycle collector. Held events live on as Python objects: at its default of 700 it walks
 them over and over, which took a fifth of the CPU time."""
@@ -77,14 +79,15 @@ def serve(
     if workers > 1 and in_process:
         fail(f"{in_process[0]}.backend: each worker would load the auditor; serve it (`guardtrace auditor serve`)", 2)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is heard
-    _allow_open_files()
+    most_connections = _most_connections()
     listener = _listen(host or settings.server.host, settings.server.port if port is None else port, settings)
     gc.freeze()  # what is loaded now stays
     gc.set_threshold(YOUNG_OBJECTS)
     metrics_port = settings.metrics.port if metrics_port is None else metrics_port
 
     def work(worker: int) -> int:
-        return _serve(settings, config, listener, metrics_port + worker if metrics_port else metrics_port)
+        own_metrics_port = metrics_port + worker if metrics_port else metrics_port
+        return _serve(settings, config, listener, own_metrics_port, most_connections)
 
     if workers == 1:
         sys.exit(work(0))
@@ -92,15 +95,18 @@ def serve(
     sys.exit(Workers(workers, work, stop_seconds).run())
 
 
-def _allow_open_files() -> None:
-    """As many as the system lets this process have: a stream takes two, and many systems begin with 1,024."""
+def _most_connections() -> int:
+    """Of clients, so that each may have one to the upstream and audits go on. The process takes as many open files as
+    the system lets it have: many begin with 1,024."""
     if sys.platform == "win32":
-        return
+        return sys.maxsize
     import resource  # here, since Windows has none
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # some say "unlimited" and refuse it
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else max(files - FILES_BESIDE, files // 2) // 2
 
 
 def _listen(host: str, port: int, settings: Config) -> socket.socket:
@@ -118,7 +124,9 @@ def _listen(host: str, port: int, settings: Config) -> socket.socket:
     return listener
 
 
-def _serve(settings: Config, config: Path, listener: socket.socket, metrics_port: int | None) -> int:
+def _serve(
+    settings: Config, config: Path, listener: socket.socket, metrics_port: int | None, most_connections: int
+) -> int:
     """Serve to the end; the exit status."""
     try:
         app = GuardTraceApp(settings, file=config, metrics_port=metrics_port)
@@ -127,7 +135,9 @@ def _serve(settings: Config, config: Path, listener: socket.socket, metrics_port
     server = DrainingServer(
         uvicorn.Config(
             app,
-            http=partial(ClientConnection, head_seconds=settings.server.client_timeout_ms / 1000),  # type: ignore[arg-type]
+            http=partial(  # type: ignore[arg-type]  # called as a class is
+                ClientConnection, head_seconds=settings.server.client_timeout_ms / 1000, most=most_connections
+            ),
             log_config=None,
             access_log=False,
             server_header=False,

@@ -7,21 +7,30 @@ rest of a head, and takes a head of any length. A body's time is `read_body`'s t
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
+import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+log = structlog.get_logger("guardtrace")
 
 MAX_HEAD_BYTES = 65_536
 """And what one read of the socket brings (256 KiB). As much may come behind a body before its end: trailers."""
+QUIET_SECONDS = 10.0
+"""Between two lines of the log that say that there are too many."""
 HEAD_TOO_LARGE = STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class ClientConnection(HttpToolsProtocol):
     """Closed where no request begins within uvicorn's ``timeout_keep_alive``, or where its head takes longer than
-    ``head_seconds`` from its first byte on; neither while a reply is under way. And at ``MAX_HEAD_BYTES`` of a head."""
+    ``head_seconds`` from its first byte on; neither while a reply is under way. And at ``MAX_HEAD_BYTES`` of a head,
+    and at once where there are more than ``most``."""
 
-    def __init__(self, *arguments: Any, head_seconds: float, **more: Any) -> None:
+    _quiet_until: ClassVar[float] = 0.0
+
+    def __init__(self, *arguments: Any, head_seconds: float, most: int, **more: Any) -> None:
         super().__init__(*arguments, **more)
+        self._most = most
         self._head_seconds = head_seconds
         self._unread_bytes = 0
         """What came since a head, a piece of a body or a request was complete."""
@@ -33,6 +42,10 @@ class ClientConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        if len(self.connections) > self._most:
+            self._say_too_many()
+            transport.abort()
+            return
         self._close_after(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -67,6 +80,12 @@ class ClientConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._close_after(self.timeout_keep_alive)
+
+    def _say_too_many(self) -> None:
+        now = self.loop.time()
+        if now >= ClientConnection._quiet_until:
+            ClientConnection._quiet_until = now + QUIET_SECONDS
+            log.warning("too many connections", most=self._most)
 
     def _close_after(self, seconds: float) -> None:
         self._stop_waiting()

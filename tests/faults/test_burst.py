@@ -19,12 +19,12 @@ MODELS = ("fine", "slow-harmful", "harmful", "slow", "reset", "fine", "half-clos
 HANGING = ("hang-in-mid", "hang-before-head")
 ENDINGS = {"fine", "cut", "upstream_error", "upstream_timeout", *REFUSED.values()}
 KEY = "gt-without-limits"
-BURSTS = 4
+BURSTS = 5
 GROWTH_BYTES = 16 * 2**20
-"""Between the first burst and the last: a leak of 2 KiB a stream is as much after three bursts of 2,000."""
+"""Between the second burst and the last, since in the first ones not as many may run at once: a leak of 3 KiB a stream is
+as much after three bursts of 2,000."""
 KEPT_BYTES = 24_576
-"""A stream of a burst, between the start and its end: what the first one took, Python's allocator keeps for the next in
-arenas that a few lasting objects hold."""
+"""A stream of a burst, between the start and the end: what one takes while it runs, Python's allocator keeps for the next."""
 
 
 def test_a_burst(tmp_path):
@@ -37,7 +37,8 @@ def test_a_burst_of_2000_streams(tmp_path):
 
 
 def burst(folder: Path, streams: int, *more: str) -> None:
-    """Half of them are a tenant's that may have an eighth at once, all together a half; four times."""
+    """Half of them are a tenant's that may have few at once, and all together may be half; five times. Before that is
+    reached a busy core may turn more away."""
     allow_open_files(2 * streams + FILES_BESIDE)
     port = free_port()
     models = [(*MODELS, *more)[number % (len(MODELS) + len(more))] for number in range(streams)]
@@ -45,7 +46,7 @@ def burst(folder: Path, streams: int, *more: str) -> None:
         "server": {**SETTINGS["server"], "max_concurrent": streams // 2},
         "metrics": {"port": port},
         "tenants": {
-            "all": {"policy": "test", "limits": {"concurrent": streams // 8}},
+            "all": {"policy": "test", "limits": {"concurrent": max(4, streams // 64)}},
             "other": {"policy": "test", "keys": ["sha256:" + hashlib.sha256(KEY.encode()).hexdigest()]},
         },
     }
@@ -59,7 +60,7 @@ def burst(folder: Path, streams: int, *more: str) -> None:
         print(f"{streams} at once: {ended[-1]}, MiB {[round(size / 2**20) for size in (started, *memory)]}")
         said = sum(ended[1:], ended[0])
         assert min(said[kind] for kind in ("fine", "cut", "upstream_error", *REFUSED.values())) > 0, said
-        assert memory[-1] - memory[0] < GROWTH_BYTES, memory
+        assert memory[-1] - memory[1] < GROWTH_BYTES, memory
         assert memory[-1] - started < GROWTH_BYTES + KEPT_BYTES * streams, (started, memory)
         assert eventually(lambda: running.open_files <= files + FILES_BESIDE // 4, SETTLE_SECONDS)
         assert_nothing_is_left(running, port, said["overloaded"], said["rate_limit_exceeded"])

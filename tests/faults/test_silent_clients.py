@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
+import httpx
 import pytest
 
 from tests.cli.serving import GUARDTRACE
@@ -21,9 +22,15 @@ SILENCE_SECONDS = SETTINGS["server"]["client_timeout_ms"] / 1000
 BODY_SECONDS = 5 * SILENCE_SECONDS
 FILES = 128
 """Fewer than there are connections in `test_many_at_once`: the proxy takes what the system lets it have."""
-PROGRAM = f"""
+HARD = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}))
+"""
+SOFT = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+"""
+PROGRAM = f"""
 import guardtrace_proxy.cli.serve as serve
 serve.IDLE_SECONDS = {IDLE_SECONDS}
 {GUARDTRACE}
@@ -34,7 +41,7 @@ ENDLESS = itertools.repeat(b"x")
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory) -> Iterator[Rig]:
-    with rig(tmp_path_factory.mktemp("faults"), PROGRAM) as built:
+    with rig(tmp_path_factory.mktemp("faults"), SOFT + PROGRAM) as built:
         yield built
 
 
@@ -138,3 +145,24 @@ def test_many_at_once(running):
         assert running.ask("fine").is_fine
         assert running.open_files >= before + MANY / 2  # those without a byte
         assert eventually(lambda: running.open_files <= before, SETTLE_SECONDS)
+
+
+def test_more_than_open_files_allow(tmp_path):
+    """What runs goes on: client's connections leave room for those to the upstream and to the auditor."""
+    with rig(tmp_path, HARD + PROGRAM) as limited, ExitStack() as stack:
+        with limited.asking("slow") as rest, limited.asking("slow-harmful") as other:
+            for _ in range(MANY):
+                stack.enter_context(connect(limited))
+            fine, harmful = rest(), other()
+        assert fine.is_fine
+        assert harmful.is_cut
+        assert "too many connections" in limited.log()
+        assert FILES / 4 <= limited.open_files < FILES
+        assert eventually(lambda: serves(limited), SETTLE_SECONDS)
+
+
+def serves(proxy: Rig) -> bool:
+    try:
+        return proxy.ask("fine").is_fine
+    except httpx.TransportError:
+        return False
