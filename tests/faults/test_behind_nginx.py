@@ -114,16 +114,15 @@ class Site:
 
     async def load(self, seconds: float) -> None:
         """A mixed load: each API, streaming and not, benign and harmful."""
-        kinds = itertools.product(CASES, (True, True, False), (False, True, False))
-        self._kinds = itertools.cycle(kinds)
-        self._until = time.monotonic() + seconds
+        kinds = itertools.cycle(itertools.product(CASES, (True, True, False), (False, True, False)))
+        until = time.monotonic() + seconds
         limits = httpx.Limits(max_connections=READERS)
         async with httpx.AsyncClient(trust_env=False, timeout=LONGEST_SECONDS, limits=limits) as client:
-            await asyncio.gather(*(self._read(client) for _ in range(READERS)))
+            await asyncio.gather(*(self._read(client, kinds, until) for _ in range(READERS)))
 
-    async def _read(self, client: httpx.AsyncClient) -> None:
-        while time.monotonic() < self._until:
-            case, stream, harmful = next(self._kinds)
+    async def _read(self, client: httpx.AsyncClient, kinds: Iterator[tuple[Case, bool, bool]], until: float) -> None:
+        while time.monotonic() < until:
+            case, stream, harmful = next(kinds)
             number = str(len(self.outcomes))
             outcome = self.outcomes[number] = Outcome(case, stream, harmful)
             body = case.ask("harm" if harmful else "help", stream=stream)

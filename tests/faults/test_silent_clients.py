@@ -126,6 +126,13 @@ def test_a_head_without_end(running, head):
     assert running.memory - before < 8 * 2**20
 
 
+def test_a_head_that_is_too_large_is_told_so(running):
+    with connect(running) as client:
+        said, took = until_closed(client, [LINE + b"x: " + b"x" * 70_000])
+    assert said.startswith(b"HTTP/1.1 431 ")
+    assert took < SILENCE_SECONDS
+
+
 def test_half_a_request_behind_one_that_runs_waits_for_its_reply(running):
     with connect(running) as client:
         client.sendall(request("slow") + LINE)
