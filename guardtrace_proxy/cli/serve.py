@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ from guardtrace_proxy.cli.workers import DID_NOT_START, Workers
 from guardtrace_proxy.policy.errors import ConfigError
 from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.config import Config, load_config
-from guardtrace_proxy.server.http1 import http_settings
+from guardtrace_proxy.server.http1 import Http1Protocol, http_settings
 from guardtrace_proxy.server.service import CLOSE_SECONDS
 from guardtrace_proxy.telemetry.logs import configure_logging
 
@@ -32,8 +33,10 @@ log = structlog.get_logger("guardtrace")
 LAST_SECONDS = 5
 """What replies have to end once ``server.drain_ms`` is over: the text that is held is judged first."""
 IDLE_SECONDS = 75
-"""How long a connection stays open on which no request begins, or one's head doesn't end: longer than the 60 s after
-which load balancers close theirs, so that none sends a request into a connection that is just being closed."""
+"""How long a connection without a request stays open: longer than the 60 s after which load balancers close theirs, so
+that none sends a request into a connection that is just being closed."""
+FILES_BESIDE = 256
+"""Open files that aren't a client's or its upstream's: the auditor's connections, those for images, logs."""
 YOUNG_OBJECTS = 100_000
 """How many new objects start the cycle collector. Held events live on as Python objects: at its default of 700 it walks
 them over and over, which took a fifth of the CPU time."""
@@ -76,18 +79,34 @@ def serve(
     if workers > 1 and in_process:
         fail(f"{in_process[0]}.backend: each worker would load the auditor; serve it (`guardtrace auditor serve`)", 2)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is heard
+    most_connections = _most_connections()
     listener = _listen(host or settings.server.host, settings.server.port if port is None else port, settings)
     gc.freeze()  # what is loaded now stays
     gc.set_threshold(YOUNG_OBJECTS)
     metrics_port = settings.metrics.port if metrics_port is None else metrics_port
 
     def work(worker: int) -> int:
-        return _serve(settings, config, listener, metrics_port + worker if metrics_port else metrics_port)
+        own_metrics_port = metrics_port + worker if metrics_port else metrics_port
+        return _serve(settings, config, listener, own_metrics_port, most_connections)
 
     if workers == 1:
         sys.exit(work(0))
     stop_seconds = settings.server.drain_ms / 1000 + LAST_SECONDS + 4 * CLOSE_SECONDS
     sys.exit(Workers(workers, work, stop_seconds).run())
+
+
+def _most_connections() -> int:
+    """Of clients, so that each may have one to the upstream and audits go on. The process takes as many open files as
+    the system lets it have: many begin with 1,024."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource  # here, since Windows has none
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # some say "unlimited" and refuse it
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else max(files - FILES_BESIDE, files // 2) // 2
 
 
 def _listen(host: str, port: int, settings: Config) -> socket.socket:
@@ -105,7 +124,9 @@ def _listen(host: str, port: int, settings: Config) -> socket.socket:
     return listener
 
 
-def _serve(settings: Config, config: Path, listener: socket.socket, metrics_port: int | None) -> int:
+def _serve(
+    settings: Config, config: Path, listener: socket.socket, metrics_port: int | None, most_connections: int
+) -> int:
     """Serve to the end; the exit status."""
     try:
         app = GuardTraceApp(settings, file=config, metrics_port=metrics_port)
@@ -114,6 +135,7 @@ def _serve(settings: Config, config: Path, listener: socket.socket, metrics_port
     server = DrainingServer(
         http_settings(
             app,
+            http=partial(Http1Protocol, head_seconds=settings.server.client_timeout_ms / 1000, most=most_connections),
             timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=math.ceil(settings.server.drain_ms / 1000) + LAST_SECONDS,
         ),

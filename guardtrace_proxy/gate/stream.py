@@ -87,6 +87,11 @@ class StreamGate:
         return sum(choice.tokens_read for choice in self._choices.values())
 
     @property
+    def has_released(self) -> bool:
+        """Whether text of any choice has left."""
+        return any(choice.released for choice in self._choices.values())
+
+    @property
     def held_bytes(self) -> int:
         """Bytes of the upstream's that are held."""
         return self._queue.held_bytes

@@ -140,7 +140,9 @@ async def answer(
             with service.budget.counting(lambda: gate.held_bytes), record.running(gate):
                 try:
                     if request.stream:
-                        await _stream(exchange, _events(source, reply, silence), source, out, service.drain)
+                        await _stream(
+                            exchange, _events(source, reply, silence, record), source, out, record, service.drain
+                        )
                     else:
                         await _whole(exchange, source, reply, service, record, send)
                 finally:
@@ -218,17 +220,26 @@ async def _first_session(open_session: OpenSession, choice: int, timeout_ms: int
         return UnopenedSession(failure)
 
 
-async def _stream(exchange: Exchange, events: Events, source: Source, out: EventStream, drain: Drain) -> None:
+async def _stream(
+    exchange: Exchange, events: Events, source: Source, out: EventStream, record: ReplyRecord, drain: Drain
+) -> None:
     if "text/event-stream" not in source.content_type:
         raise upstream_unreadable(
             f"{source.content_type[:80] or 'no content type'} where an event stream was asked for"
         )
     await out.begin(source.limits)
+
+    async def write(data: bytes, more: bool) -> None:
+        await out.write(data, more)
+        record.moved()
+
     with drain.may_stop(exchange.stop):
-        await exchange.run(events, out.write)
+        await exchange.run(events, write)
 
 
-async def _events(source: Source, reply: Reply, silence_seconds: float) -> AsyncIterator[list[Event]]:
+async def _events(
+    source: Source, reply: Reply, silence_seconds: float, record: ReplyRecord
+) -> AsyncIterator[list[Event]]:
     """Comments aren't speech: an upstream that sends them alone is broken off as a silent one is."""
     spoke = time.monotonic()
     try:
@@ -236,6 +247,7 @@ async def _events(source: Source, reply: Reply, silence_seconds: float) -> Async
             events = reply.feed(data)
             if events:
                 yield events
+                record.moved()
                 spoke = time.monotonic()
             elif time.monotonic() - spoke > silence_seconds:
                 raise UpstreamBroke("nothing but comments, or an event without end")

@@ -77,7 +77,9 @@ class GuardTraceApp:
             config, environ, auditor, observer, image_fetcher, upstreams, tracer_provider, metrics_port
         )
         self.startup_error: str | None = None
-        self.reloader = None if file is None else Reloader(file, config, environ, load_config, self.use)
+        self.reloader = None
+        if file is not None:
+            self.reloader = Reloader(file, config, environ, load_config, self.use, self.service.metrics.reloaded)
         self._tenants = Tenants(config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

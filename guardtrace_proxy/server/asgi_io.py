@@ -20,6 +20,8 @@ Headers = list[tuple[bytes, bytes]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON = (b"content-type", b"application/json")
+SILENCES_A_BODY = 5
+"""How many times as long as it may be silent a client may take for its whole body: one that drips ends, too."""
 
 
 class ClientGone(Exception):
@@ -56,8 +58,8 @@ async def read_body(
 ) -> bytes:
     """The whole request body, at most ``limit`` bytes; ``came`` is told of each piece's length.
 
-    Raises ApiError 413 beyond, 408 where the client is silent for too long, 415 where it is compressed (nobody needs
-    that, and it would be one more bomb to defuse), ClientGone at a disconnect.
+    Raises ApiError 413 beyond, 408 where the client is silent for too long or takes ``SILENCES_A_BODY`` times that, 415
+    where it is compressed (nobody needs that, and it would be one more bomb to defuse), ClientGone at a disconnect.
     """
     coding = header(scope, b"content-encoding")
     if coding is not None and coding.strip().lower() not in ("", "identity"):
@@ -75,8 +77,9 @@ async def read_body(
         raise too_large
     chunks: list[bytes] = []
     size = 0
+    until = anyio.current_time() + SILENCES_A_BODY * silence_seconds
     while True:
-        with anyio.move_on_after(silence_seconds) as waiting:
+        with anyio.move_on_after(min(silence_seconds, until - anyio.current_time())) as waiting:
             message = await receive()
         if waiting.cancelled_caught:
             raise client_silent()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import Metric
@@ -33,6 +33,7 @@ class ServiceGauges(Collector):
         yield _gauge("held_bytes_limit", "server.max_total_bytes.", service.config.server.max_total_bytes)
         yield _gauge("requests_running", "Requests of audited routes under way.", service.shedding.running)
         yield _counter("requests_shed", "Requests turned away: the process is overloaded.", service.shedding.shed)
+        yield _limited(service.limits.refused)
         yield _gauge("event_loop_lag_seconds", "How late the event loop is.", service.shedding.lag_ms / 1000)
         yield _circuit(service.breaker.circuit)
         yield _gauge(
@@ -51,6 +52,14 @@ def _of_audit_log(log: AuditLog) -> Iterator[Metric]:
     yield _counter("audit_log_lost", "Decisions that were lost.", log.lost)
     yield _gauge("audit_log_waiting_bytes", "Bytes that wait for the file.", log.waiting_bytes)
     yield _gauge("audit_log_failing", "1 while the file can't be written.", log.is_failing)
+
+
+def _limited(refused: Mapping[tuple[str, str], int]) -> Metric:
+    told = "Requests turned away at a limit of their tenant (tenants.NAME.limits)."
+    family = CounterMetricFamily("guardtrace_requests_limited", told, labels=["tenant", "limit"])
+    for labels, number in list(refused.items()):  # read in a thread beside those that are counted
+        family.add_metric(labels, number)
+    return family
 
 
 def _circuit(now: Circuit) -> Metric:

@@ -1,22 +1,30 @@
 """HTTP/1.1 from clients: uvicorn's protocol on httptools, bounded, and strict where one request could pass for two.
 
 Left to itself, uvicorn (0.54) adds a chunked body's trailers to the request's headers; takes the body of a request that
-asks for an upgrade for further requests; bounds neither the length of a head nor the time that it takes; writes its 400
-into a reply that runs; and of several pipelined requests tells only the last that the client has left.
+asks for an upgrade for further requests; bounds neither the length of a head nor the time that it takes, nor the number
+of connections; writes its 400 into a reply that runs; and of several pipelined requests tells only the last that the
+client has left.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import sys
+from typing import Any, ClassVar
 
+import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from guardtrace_proxy.wire.dialects import openai_error
 
+log = structlog.get_logger("guardtrace")
+
 MAX_HEAD_BYTES = 65_536
 """Of a request's line and headers; and of whatever else is neither a head nor a piece of a body: trailers, say."""
+
+QUIET_SECONDS = 10.0
+"""Between two lines of the log that say that there are too many connections."""
 
 
 class _Refused(Exception):
@@ -24,10 +32,15 @@ class _Refused(Exception):
 
 
 class Http1Protocol(HttpToolsProtocol):
-    """One connection. It is closed where no request begins within the keep-alive time, or its head isn't whole then."""
+    """One connection. It is closed where no request begins within the keep-alive time, where a head isn't whole
+    ``head_seconds`` after its first byte (None: the same time), and at once where there are more than ``most``."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    _quiet_until: ClassVar[float] = 0.0
+
+    def __init__(self, *args: Any, head_seconds: float | None = None, most: int = sys.maxsize, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._head_seconds = self.timeout_keep_alive if head_seconds is None else head_seconds
+        self._most = most
         self._refusal = 400, "This isn't a well-formed HTTP/1.1 request."
         self._in_head = True
         self._head_bytes = 0
@@ -38,7 +51,11 @@ class Http1Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait()
+        if len(self.connections) > self._most:
+            self._say_too_many()
+            transport.abort()
+            return
+        self._wait(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -55,13 +72,16 @@ class Http1Protocol(HttpToolsProtocol):
         if self._untaken_bytes > MAX_HEAD_BYTES:
             self._say_too_large()
             self._refuse()
-        elif not self._unanswered():
-            self._wait()
+        elif self._patience is None and not self._unanswered():
+            self._wait(self.timeout_keep_alive)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = 0
+        if not self._unanswered():
+            self._stop_waiting()
+            self._wait(self._head_seconds)
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -130,10 +150,15 @@ class Http1Protocol(HttpToolsProtocol):
         head = b"content-type: application/json\r\nconnection: close\r\n"
         self.transport.write(STATUS_LINE[status] + own + head + length + b"\r\n" + body)
 
-    def _wait(self) -> None:
+    def _say_too_many(self) -> None:
+        now = self.loop.time()
+        if now >= Http1Protocol._quiet_until:
+            Http1Protocol._quiet_until = now + QUIET_SECONDS
+            log.warning("too many connections", most=self._most)
+
+    def _wait(self, seconds: float) -> None:
         """For a request's head, however slowly it comes."""
-        if self._patience is None:
-            self._patience = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._patience = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _stop_waiting(self) -> None:
         if self._patience is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -86,12 +86,17 @@ class Limits:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._tenants: defaultdict[str, _Tenant] = defaultdict(lambda: _Tenant(clock))
+        self.refused = Counter[tuple[str, str]]()
+        """Requests by tenant and by the limit that they were too many for."""
 
     @contextmanager
     def request(self, tenant: str, limits: LimitSettings) -> Iterator[Use]:
         """Count a request while the context lasts; raises ApiError 429 where it is too many."""
         counts = self._tenants[tenant]
-        self._admit(counts, limits)
+        why = _why_not(counts, limits)
+        if why is not None:
+            self.refused[tenant, why[0]] += 1
+            raise _too_many(*why)
         if limits.requests_per_minute is not None:
             counts.requests.take(1, limits.requests_per_minute)
         use = Use(limits, counts)
@@ -104,15 +109,18 @@ class Limits:
         """Requests of the tenant that are being answered."""
         return self._tenants[tenant].running if tenant in self._tenants else 0
 
-    def _admit(self, counts: _Tenant, limits: LimitSettings) -> None:
-        if limits.concurrent is not None and counts.running >= limits.concurrent:
-            raise _too_many("concurrent", f"{limits.concurrent:,} requests at once", CONCURRENT_RETRY_SECONDS)
-        rate = limits.requests_per_minute
-        if rate is not None and (wait := counts.requests.wait(1, rate)):
-            raise _too_many("requests_per_minute", f"{rate:,} requests a minute", wait)
-        rate = limits.tokens_per_minute
-        if rate is not None and (wait := counts.tokens.wait(1, rate)):
-            raise _too_many("tokens_per_minute", f"{rate:,} tokens a minute", wait)
+
+def _why_not(counts: _Tenant, limits: LimitSettings) -> tuple[str, str, float] | None:
+    """The limit that one request more would be too many for: its key, in words, and the seconds until it isn't."""
+    if limits.concurrent is not None and counts.running >= limits.concurrent:
+        return "concurrent", f"{limits.concurrent:,} requests at once", CONCURRENT_RETRY_SECONDS
+    rate = limits.requests_per_minute
+    if rate is not None and (wait := counts.requests.wait(1, rate)):
+        return "requests_per_minute", f"{rate:,} requests a minute", wait
+    rate = limits.tokens_per_minute
+    if rate is not None and (wait := counts.tokens.wait(1, rate)):
+        return "tokens_per_minute", f"{rate:,} tokens a minute", wait
+    return None
 
 
 def _too_many(key: str, what: str, wait: float) -> ApiError:

@@ -50,6 +50,17 @@ class ReplyRecord:
         self._tokens = 0
         self._action = Action.PASS
         self._level = 0.0
+        self._gate: StreamGate
+        self._came = self._left = False
+
+    def moved(self) -> None:
+        """Something of a stream has come or left: the first text is timed on either side."""
+        if not self._came and self._gate.tokens_read:
+            self._came = True
+            self._metrics.first_text_came(self._about.upstream, time.monotonic() - self._began)
+        if not self._left and self._gate.has_released:
+            self._left = True
+            self._metrics.first_text_left(self._about.upstream, time.monotonic() - self._began)
 
     def asked(self, asked: StartAudit) -> None:
         """An audit begins."""
@@ -144,6 +155,7 @@ class ReplyRecord:
     @contextmanager
     def running(self, gate: StreamGate) -> Iterator[None]:
         """Stands around the reply; at its end it is logged and counted."""
+        self._gate = gate
         self._metrics.reply_began()
         try:
             yield

@@ -28,7 +28,9 @@ Signature = tuple[tuple[str, int, int, int], ...]
 
 
 class Reloader:
-    """``config`` is what was read from ``path`` at start, by ``read``; ``use`` takes what came in its place."""
+    """``config`` is what was read from ``path`` at start, by ``read``; ``use`` takes what came in its place.
+
+    ``told`` hears of each reload whether what was read is used."""
 
     def __init__(
         self,
@@ -37,12 +39,14 @@ class Reloader:
         environ: Mapping[str, str],
         read: Callable[[Path, Mapping[str, str]], Config],
         use: Callable[[Config], None],
+        told: Callable[[bool], None],
     ) -> None:
         self._path = path
         self._config = config
         self._environ = environ
         self._read = read
         self._use = use
+        self._told = told
         self._known = self._signature()
         self._reloading = anyio.Lock()
 
@@ -66,9 +70,11 @@ class Reloader:
                 log.error(
                     "settings not reloaded, the old ones stay", reason=str(error) if is_told else type(error).__name__
                 )
+                self._told(False)
                 return
             self._config = config
             self._use(config)
+            self._told(True)
             log.info("settings reloaded", tenants=len(config.tenants), policies=sorted(config.policies))
 
     async def _watch_files(self) -> None:

@@ -41,7 +41,8 @@ class ServerSettings(Settings):
     all together; ``max_concurrent`` and ``max_lag_ms`` (how late the event loop may be; 0: as late as it is) say from
     when on requests are turned away.
 
-    ``client_timeout_ms``: how long a client may leave its body unfinished, or take nothing of its reply.
+    ``client_timeout_ms``: how long a client may leave its head unfinished, send nothing of its body (five times that
+    for all of it), or take nothing of its reply.
     ``drain_ms``: how long replies may go on after the server was told to stop.
     ``keepalive_ms``: a stream in which nothing was sent for so long gets a comment; 0 sends none.
     """

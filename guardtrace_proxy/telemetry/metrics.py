@@ -70,6 +70,28 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._upstream_first_seconds = Histogram(
+            "guardtrace_upstream_first_text_seconds",
+            "Of streams: from asking the upstream to its first text.",
+            ["upstream"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._client_first_seconds = Histogram(
+            "guardtrace_client_first_text_seconds",
+            "Of streams: from asking the upstream to the first text that left for the client.",
+            ["upstream"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._reloads = Counter(
+            "guardtrace_reloads",
+            "Settings that were read again: used, or refused, so that the old ones stay.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in ("used", "refused"):
+            self._reloads.labels(outcome)  # there from the start, so that the first one shows as a rise
 
     def reply_began(self) -> None:
         self._running.inc()
@@ -80,6 +102,15 @@ class Metrics:
 
     def error(self, status: int) -> None:
         self._errors.labels(str(status)).inc()
+
+    def first_text_came(self, upstream: str, seconds: float) -> None:
+        self._upstream_first_seconds.labels(upstream).observe(seconds)
+
+    def first_text_left(self, upstream: str, seconds: float) -> None:
+        self._client_first_seconds.labels(upstream).observe(seconds)
+
+    def reloaded(self, used: bool) -> None:
+        self._reloads.labels("used" if used else "refused").inc()
 
     def audit_began(self) -> None:
         self._auditing.inc()

@@ -68,12 +68,13 @@ def run(*arguments: str | Path, program: str = GUARDTRACE, timeout: float = 60) 
 
 
 @contextmanager
-def serving(config: Path, *arguments: str, program: str = GUARDTRACE) -> Iterator[Serving]:
-    """Serve until the context ends; what is said on standard error and output is in ``log``."""
-    port = free_port()
+def serving(config: Path, *arguments: str, program: str = GUARDTRACE, port: int | None = None) -> Iterator[Serving]:
+    """Serve until the context ends; what is said on standard error and output is in ``log``, behind what an earlier one
+    on the port said."""
+    port = port or free_port()
     log = config.parent / f"log-{port}.txt"
     command = [sys.executable, "-c", program, "serve", "--config", str(config), "--port", str(port), *arguments]
-    with log.open("wb") as said:
+    with log.open("ab") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, env=ENVIRON)
     try:
         url = f"http://127.0.0.1:{port}"

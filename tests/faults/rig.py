@@ -163,6 +163,11 @@ class Rig:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     @property
+    def open_files(self) -> int:
+        """Of the proxy's; a connection is one."""
+        return len(list(Path(f"/proc/{self.proxy.process.pid}/fd").iterdir()))
+
+    @property
     def connections(self) -> int:
         """Of clients to the proxy, as the kernel counts them on the proxy's side; those that are closing as well."""
         local = f":{int(self.proxy.url.rpartition(':')[2]):04X}"
@@ -191,8 +196,9 @@ def rig(
     timeout_ms: int = TIMEOUT_MS,
     read_timeout_ms: int = READ_TIMEOUT_MS,
     with_fallback: bool = False,
+    settings: dict[str, Any] | None = None,
 ) -> Iterator[Rig]:
-    """The second auditor is the fallback, if there is to be one."""
+    """The second auditor is the fallback, if there is to be one. ``settings`` take the place of whole sections."""
     with ExitStack() as stack:
         peers = [Process("upstream"), Process("auditor"), Process("auditor")]
         for peer in peers:
@@ -208,7 +214,7 @@ def rig(
         if with_fallback:
             guard["fallback"] = {"base_url": second.url + "/v1", "model": "guard"}
         default = {"base_url": upstream.url + "/v1", "read_timeout_ms": read_timeout_ms}
-        content = {**SETTINGS, "upstreams": {"default": default}, "auditor": guard}
+        content = {**SETTINGS, "upstreams": {"default": default}, "auditor": guard, **(settings or {})}
         config = write_config(folder, "", "", **content)
         proxy = stack.enter_context(serving(config, program=program))
         built = Rig(upstream, auditor, second, proxy)

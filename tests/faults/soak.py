@@ -16,8 +16,8 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
+from tests.faults.burst import one
 from tests.faults.rig import LONGEST_SECONDS, Rig, rig
-from tests.faults.test_proxy_faults import one
 
 MODELS = (
     "fine",

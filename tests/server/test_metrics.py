@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterable
@@ -71,6 +72,62 @@ def test_an_upstream_that_refuses_late_is_an_error_too() -> None:
         assert running.raw(ask(stream=True)).status_code == 200
         found = scrape(running.app.service)
     assert found.labels("guardtrace_errors_total") == [{"status": "429"}]
+
+
+def test_how_soon_a_stream_begins() -> None:
+    def late(request: dict[str, Any]) -> Iterable[bytes]:
+        time.sleep(0.2)
+        yield from CASES[0].script("Well then", "fine")(request) if request["stream"] else [completion("Well", "fine")]
+
+    def slow(request: dict[str, Any]) -> Iterable[bytes]:
+        time.sleep(0.3)
+        return judging(by_word)(request)
+
+    with proxy(late, slow, config=LISTENING) as running:
+        running.raw(ask(stream=True))
+        running.raw(ask(stream=False))  # its first text is its last
+        found = scrape(running.app.service)
+    came, left = "guardtrace_upstream_first_text_seconds", "guardtrace_client_first_text_seconds"
+    for name in (came, left):
+        assert found.value(f"{name}_count", upstream="default") == found.value(f"{name}_count") == 1
+    assert found.value(f"{came}_sum") >= 0.2
+    assert found.value(f"{left}_sum") >= found.value(f"{came}_sum") + 0.25
+
+
+def test_a_stream_of_which_nothing_leaves_has_no_first_text() -> None:
+    with proxy(lambda _: [http(429, "{}")], config=LISTENING) as running:
+        assert running.raw(ask(stream=True)).status_code == 429
+        found = scrape(running.app.service)
+    assert found.value("guardtrace_upstream_first_text_seconds_count") == 0
+    assert found.value("guardtrace_client_first_text_seconds_count") == 0
+
+
+def test_requests_over_a_limit_of_their_tenant_are_counted_by_the_limit() -> None:
+    tenants = {"all": {"policy": "test", "limits": {"requests_per_minute": 1}}}
+    with proxy(lambda _: [completion("Well", "fine")], config={**LISTENING, "tenants": tenants}) as running:
+        assert [running.raw(ask()).status_code for _ in range(3)] == [200, 429, 429]
+        found = scrape(running.app.service)
+    assert found.value("guardtrace_requests_limited_total", tenant="all", limit="requests_per_minute") == 2
+    assert found.value("guardtrace_requests_limited_total") == 2
+    assert found.value("guardtrace_requests_shed_total") == 0
+
+
+def test_reloads_are_counted_by_their_outcome(tmp_path: Path) -> None:
+    port = free_port()
+
+    def reloads(outcome: str) -> float:
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        return Scrape(text).value("guardtrace_reloads_total", outcome=outcome)
+
+    with model_server(CASES[0].script(THINKING, "fine")) as upstream, model_server(judging(by_word)) as auditor:
+        config = write_config(tmp_path, upstream.url, auditor.url)
+        with serving(config, "--metrics-port", str(port)) as running:
+            assert (reloads("used"), reloads("refused")) == (0, 0)
+            running.process.send_signal(signal.SIGHUP)
+            assert eventually(lambda: reloads("used") == 1)
+            config.write_text("nonsense: 1")
+            assert eventually(lambda: reloads("refused") == 1)
+            assert reloads("used") == 1
 
 
 def test_what_is_under_way_shows_and_goes_when_the_client_leaves() -> None:

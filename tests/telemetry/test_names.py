@@ -36,9 +36,11 @@ def two_services(tmp_path_factory: pytest.TempPathFactory) -> list[Scrape]:
     found = []
     with model_server(judging(by_word)) as other:
         urls = {"auditor": {"base_url": [other.url, f"http://127.0.0.1:{free_port()}/v1"]}}
-        with proxy(script, config={**LISTENING, **log, **urls}) as running:
+        limits = {"tenants": {"all": {"policy": "test", "limits": {"requests_per_minute": 2}}}}
+        with proxy(script, config={**LISTENING, **log, **urls, **limits}) as running:
             running.raw(ask(stream=True))
             running.raw(ask(n=0))
+            assert running.raw(ask()).status_code == 429
             found.append(scrape(running.app.service))
     for timeout in (60_000, 1):
         with proxy(script, config={**LISTENING, "auditor": {**NANO, "timeout_ms": timeout}}) as running:
@@ -78,7 +80,7 @@ def test_the_page_and_the_dashboard_ask_for_what_there_is(real: dict[str, tuple[
     alerts = re.findall(r"\| `([^`]*guardtrace_[^`]*[ (][^`]*)` \|$", PAGE, re.MULTILINE)
     asked = [*expressions(), *variables, *alerts]
     assert len(asked) > 40
-    assert len(alerts) == 8
+    assert len(alerts) == 9
     for expression in asked:
         names = NAME.findall(expression)
         assert names, expression

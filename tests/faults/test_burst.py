@@ -1,0 +1,94 @@
+"""More streams at once than the limits allow: each is served, cut, broken off or told to come back, and then nothing is left of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cli.serving import GUARDTRACE, free_port
+from tests.faults.burst import FILES_BESIDE, REFUSED, allow_open_files, ask_all
+from tests.faults.rig import SETTINGS, SETTLE_SECONDS, Rig, rig
+from tests.telemetry.scraping import Scrape
+from tests.waiting import eventually
+
+MODELS = ("fine", "slow-harmful", "harmful", "slow", "reset", "fine", "half-close", "garbage-event")
+HANGING = ("hang-in-mid", "hang-before-head")
+ENDINGS = {"fine", "cut", "upstream_error", "upstream_timeout", *REFUSED.values()}
+KEY = "gt-without-limits"
+BURSTS = 5
+GROWTH_BYTES = 16 * 2**20
+"""Between the second burst and the last, since in the first ones not as many may run at once."""
+RUNNING_BYTES = 131_072
+"""A stream while it runs, some 100 KiB. Python's allocator gives little of that back (an arena only when all of it is
+free), so as much stays as ran at once; that it is free for the next is what `live_blocks` says."""
+LEFT_BLOCKS = 16
+"""A stream, between the same bursts: connections that are kept for the next differ; a stream that stays is hundreds."""
+COUNTING = f"""
+import gc, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: print("collected", gc.collect(), "live", sys.getallocatedblocks(), flush=True))
+{GUARDTRACE}
+"""
+
+
+def test_a_burst(tmp_path):
+    burst(tmp_path, 200)
+
+
+@pytest.mark.slow
+def test_a_burst_of_2000_streams(tmp_path):
+    burst(tmp_path, 2000, *HANGING)
+
+
+def burst(folder: Path, streams: int, *more: str) -> None:
+    """Half of them are a tenant's that may have few at once, and all together may be half; five times. Before that is
+    reached a busy core may turn more away."""
+    allow_open_files(2 * streams + FILES_BESIDE)
+    port = free_port()
+    models = [(*MODELS, *more)[number % (len(MODELS) + len(more))] for number in range(streams)]
+    settings = {
+        "server": {**SETTINGS["server"], "max_concurrent": streams // 2},
+        "metrics": {"port": port},
+        "tenants": {
+            "all": {"policy": "test", "limits": {"concurrent": max(4, streams // 64)}},
+            "other": {"policy": "test", "keys": ["sha256:" + hashlib.sha256(KEY.encode()).hexdigest()]},
+        },
+    }
+    with rig(folder, COUNTING, timeout_ms=20_000, read_timeout_ms=20_000, settings=settings) as running:
+        started, files, memory, blocks, ended = running.memory, running.open_files, [], [], []
+        for _ in range(BURSTS):
+            ended.append(asyncio.run(ask_all(running, models, ("", KEY))))
+            assert ended[-1].keys() <= ENDINGS
+            assert running.settles()
+            blocks.append(live_blocks(running))
+            memory.append(running.memory)
+        said, sizes = sum(ended[1:], ended[0]), [round(size / 2**20) for size in (started, *memory)]
+        print(f"{streams} at once: {said}, MiB {sizes}, live blocks {blocks}")
+        assert min(said[kind] for kind in ("fine", "cut", "upstream_error", *REFUSED.values())) > 0, said
+        assert blocks[-1] - blocks[1] < LEFT_BLOCKS * streams * (BURSTS - 2), blocks
+        assert memory[-1] - memory[1] < GROWTH_BYTES, memory
+        assert memory[-1] - started < GROWTH_BYTES + RUNNING_BYTES * streams // 2, (started, memory)
+        assert eventually(lambda: running.open_files <= files + FILES_BESIDE // 4, SETTLE_SECONDS)
+        assert_nothing_is_left(running, port, said["overloaded"], said["rate_limit_exceeded"])
+        assert running.ask("fine").is_fine
+        assert running.ask("slow-harmful").is_cut
+
+
+def live_blocks(running: Rig) -> int:
+    """How many pieces of memory Python has given out and not got back, once what nothing refers to is collected."""
+    seen = running.log().count("collected")
+    running.proxy.process.send_signal(signal.SIGUSR1)
+    assert eventually(lambda: running.log().count("collected") > seen, SETTLE_SECONDS)
+    return int(running.log().rpartition("live ")[2].split()[0])
+
+
+def assert_nothing_is_left(running: Rig, port: int, shed: int, limited: int) -> None:
+    found = Scrape(httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=30).text)
+    for name in ("held_bytes", "requests_running", "replies_running", "audits_running"):
+        assert found.value(f"guardtrace_{name}") == 0, name
+    assert found.value("guardtrace_requests_shed_total") == shed
+    assert found.value("guardtrace_requests_limited_total", tenant="all", limit="concurrent") == limited
