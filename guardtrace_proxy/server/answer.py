@@ -225,7 +225,7 @@ async def _stream(exchange: Exchange, events: Events, source: Source, out: Event
         await exchange.run(events, out.write)
 
 
-async def _events(source: Source, reply: Reply, silence_seconds: float) -> AsyncIterator[list[Event]]:
+async def _events(source: Source, reply: Reply, silence_seconds: float) -> Events:
     """Comments aren't speech: an upstream that sends them alone is broken off as a silent one is."""
     spoke = time.monotonic()
     try:
