@@ -21,7 +21,7 @@ from benchmarks.script import thinking_tokens
 from benchmarks.stamps import ms_since
 
 REPLY_SECONDS = 150.0
-TEXT = re.compile(rb'"(?:reasoning|reasoning_content|content)":\s*"([A-Za-z0-9_.]{4})"')
+TEXT = re.compile(rb'"(?:reasoning|reasoning_content|content)":\s*"((?:[A-Za-z0-9_.]{4})+)"')
 
 
 class Listener(Client):
@@ -35,8 +35,9 @@ class Listener(Client):
     def on_body(self, body: bytes) -> None:
         now = time.monotonic_ns()
         whole, end, self._rest = (self._rest + body).rpartition(b"\n\n")
-        # Some say a thought in two fields.
-        self.delays += [ms_since(stamp, now) for stamp in dict.fromkeys(TEXT.findall(whole + end))]
+        # Some put several tokens into one event, some say a thought in two fields.
+        texts = dict.fromkeys(TEXT.findall(whole + end))
+        self.delays += [ms_since(text[at : at + 4], now) for text in texts for at in range(0, len(text), 4)]
         super().on_body(body)
 
 

@@ -18,7 +18,7 @@ OFFLINE = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_API_KEY": "unused", "
 
 
 def _program(setting: Setting, venv: str, name: str) -> Path:
-    program = setting.venvs.get(venv, Path(f".venv-{venv}")) / "bin" / name
+    program = setting.venvs.get(venv, Path(f".venv-bench-{venv}")) / "bin" / name
     if not program.exists():
         raise NotMeasured(f"no {program}: `make peers` installs it")
     return program

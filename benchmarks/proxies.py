@@ -34,19 +34,21 @@ NO_AUDITS = 8192
 
 @dataclass(frozen=True)
 class Plan:
-    """``paced`` streams run at 50 tokens a second each; ``held`` are 1,000 slow ones that memory is measured with."""
+    """``paced`` streams run at 50 tokens a second each; memory is measured with ``held`` slow ones."""
 
     steps: Load
     paced: Sequence[int]
     paced_tokens: int
     held: int
+    held_rate: float
     rounds: int
 
 
-FULL = Plan(Load(32, 500, 5, "steps"), (8, 64), 250, 1000, 5)
-QUICK = Plan(Load(4, 100, 1, "steps"), (2, 4), 50, 10, 1)
+FULL = Plan(Load(32, 500, 5, "steps"), (8, 64), 250, 1000, 2.0, 5)
+QUICK = Plan(Load(4, 100, 1, "steps"), (2, 4), 50, 10, 50.0, 1)
 RATE = 50.0
-HELD_RATE, HELD_TOKENS = 2.0, 60
+HELD_TOKENS = 60
+"""Less than a chunk of thinking: none of it leaves before the answer begins."""
 
 
 @dataclass
@@ -149,7 +151,7 @@ def _memory(plan: Plan, bench: Bench, proxy: Proxy) -> float:
     """By how many bytes the proxy grows, at most, for 1,000 slow streams."""
     streams = min(plan.held, proxy.most_streams)
     before = most = pss_bytes(proxy.pid)
-    clients = _listeners(bench, proxy, streams, HELD_TOKENS, HELD_RATE)
+    clients = _listeners(bench, proxy, streams, HELD_TOKENS, plan.held_rate)
     while True:
         try:
             _, complaint = clients.communicate(timeout=0.2)
@@ -176,8 +178,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="one small round: whether it runs, not how fast")
     parser.add_argument("--nginx", metavar="PATH", help="the nginx to measure, where it isn't on the PATH")
-    parser.add_argument("--litellm", metavar="VENV", default=".venv-litellm", help="where LiteLLM is installed")
-    parser.add_argument("--nemo", metavar="VENV", default=".venv-nemo", help="where NeMo Guardrails is installed")
+    parser.add_argument("--litellm", metavar="VENV", default=".venv-bench-litellm", help="where LiteLLM is installed")
+    parser.add_argument("--nemo", metavar="VENV", default=".venv-bench-nemo", help="where NeMo Guardrails is installed")
     options = parser.parse_args()
     if not sys.platform.startswith("linux"):
         sys.exit("This benchmark reads /proc, so it needs Linux.")
@@ -201,6 +203,7 @@ def main() -> None:
             "paced_tokens": plan.paced_tokens,
             "rate": RATE,
             "held": plan.held,
+            "held_rate": plan.held_rate,
         },
         "machine": facts(options.nginx),
         "results": summary(found, CHUNK_TOKENS, plan.steps.streams * plan.steps.tokens),

@@ -19,6 +19,8 @@ from guardtrace_proxy.wire.events import Phase, Segment
 
 FIRST_RETRY_MS = 100
 LAST_RETRY_MS = 5_000
+RUN_SHARE = 16
+"""Bytes that an audit takes for each token that is gathered at most: a token is 4 bytes or less, so four runs fill one."""
 HIDDEN_THINKING = "[thinking not shown to the reader]"
 """What the auditor sees of a thinking that no reader does, when it judges the answer (design: by what its reader
 sees)."""
@@ -122,15 +124,16 @@ class Choice:
 
     def patience(self, phase: Phase, close: str | None) -> tuple[float, float] | None:
         """Of how many tokens more, and until when, it is sure that nothing comes of them, if they are of this phase;
-        None where something may come of each."""
+        None where something may come of each. Never so many that an audit couldn't be filled well with them."""
         if not self._gathers or self.ended or not self.tape.goes_on(phase, close):
             return None
+        most = self._capacity / RUN_SHARE
         if self.state is State.AUDITING:
-            return math.inf, math.inf
+            return most, math.inf
         since = self.tape.fresh_since
         if self.state is not State.WAITING or since is None:
             return None
-        return self._size.tokens - self.tape.fresh_tokens, since + self._max_hold
+        return min(most, self._size.tokens - self.tape.fresh_tokens), since + self._max_hold
 
     @property
     def deadline(self) -> float | None:

@@ -125,7 +125,9 @@ class MoreText(msgspec.Struct, gc=False):
     def parts(self) -> list[ChoicePart]:
         """The one part, made anew each time."""
         index, path, phase, close = self.of
-        return [ChoicePart(index, [Span(path, self.text)], [Segment(phase, self.text, False, close)], None, self.tokens)]
+        return [
+            ChoicePart(index, [Span(path, self.text)], [Segment(phase, self.text, False, close)], None, self.tokens)
+        ]
 
     def whole(self) -> Event:
         """The same as an event like any other."""
