@@ -47,7 +47,7 @@ http {{
 @dataclass(frozen=True)
 class Proxy:
     """A running proxy; ``pid`` is the process whose CPU time counts, ``check`` what its replies are held to
-    (`benchmarks/load.py`). A slow one has fewer ``rounds``, and its memory is measured with at most ``most_streams``."""
+    (`benchmarks/load.py`). A slow one has fewer ``rounds``, and at most ``most_streams`` for its memory."""
 
     name: str
     port: int
@@ -55,6 +55,11 @@ class Proxy:
     check: str = "bytes"
     rounds: int = 1000
     most_streams: int = 1000
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether its replies are others than the upstream's own."""
+        return self.check != "bytes"
 
 
 class NotMeasured(Exception):

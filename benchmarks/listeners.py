@@ -2,8 +2,8 @@
 stream's delays as JSON.
 
 Each token's text says when it was sent (`benchmarks/stamps.py`), so whatever a proxy does to the frame, its delay can
-be told. Fails unless every token of every stream comes; THINKING 0: of a proxy that drops the thinking, every token of the
-answer.
+be told. Fails unless every token of every stream comes; THINKING 0: every token of the answer, of a proxy that drops
+the thinking.
 """
 
 from __future__ import annotations

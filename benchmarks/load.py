@@ -1,7 +1,7 @@
-"""The clients: ``python -m benchmarks.load PORT STREAMS TOKENS [bytes|text|answer]``. Fails unless every reply is whole.
+"""The clients: ``python -m benchmarks.load PORT STREAMS TOKENS [CHECK]``. Fails unless every reply is whole.
 
-``bytes`` (default): it is unaltered. ``text``: thinking and answer say what they should, in whatever frames. ``answer``:
-the answer does, of a proxy that drops the thinking.
+``bytes`` (default): it is unaltered. ``text``: thinking and answer say what they should, in whatever frames.
+``answer``: the answer does, of a proxy that drops the thinking.
 
 Raw sockets and httptools, in a process of its own, so that it takes as little as can be from the proxies.
 """

@@ -11,9 +11,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -101,10 +101,15 @@ def measure(plan: Plan, setting: Callable[[Path, Bench], Setting]) -> list[Figur
                 found[name].skipped = str(reason)
         for round_ in range(plan.rounds + 1):
             for proxy in proxies:
-                if round_ <= proxy.rounds:
-                    _round(plan, bench, proxy, found[proxy.name], counts=round_ > 0)
+                figures = found[proxy.name]
+                if round_ <= proxy.rounds and not figures.skipped:
+                    with _peers_may_fail(proxy, figures):
+                        _round(plan, bench, proxy, figures, counts=round_ > 0)
         for proxy in proxies[1:]:
-            found[proxy.name].held_bytes = _memory(plan, bench, proxy)
+            figures = found[proxy.name]
+            if not figures.skipped:
+                with _peers_may_fail(proxy, figures):
+                    figures.held_bytes = _memory(plan, bench, proxy)
     return list(found.values())
 
 
@@ -164,7 +169,18 @@ def _memory(plan: Plan, bench: Bench, proxy: Proxy) -> float:
 
 
 @contextmanager
-def _on_cores(cores: Sequence[int]) -> Any:
+def _peers_may_fail(proxy: Proxy, figures: Figures) -> Iterator[None]:
+    """A peer's wrong reply is a finding, of anything else it is an error."""
+    try:
+        yield
+    except WrongReply as error:
+        if not proxy.is_peer:
+            raise
+        figures.skipped = f"failed: {error}"[:200]
+
+
+@contextmanager
+def _on_cores(cores: Sequence[int]) -> Iterator[None]:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -177,6 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.proxies", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="one small round: whether it runs, not how fast")
+    parser.add_argument("--rounds", type=int, metavar="N", help="in place of five")
     parser.add_argument("--nginx", metavar="PATH", help="the nginx to measure, where it isn't on the PATH")
     parser.add_argument("--litellm", metavar="VENV", default=".venv-bench-litellm", help="where LiteLLM is installed")
     parser.add_argument("--nemo", metavar="VENV", default=".venv-bench-nemo", help="where NeMo Guardrails is installed")
@@ -184,6 +201,8 @@ def main() -> None:
     if not sys.platform.startswith("linux"):
         sys.exit("This benchmark reads /proc, so it needs Linux.")
     plan = QUICK if options.quick else FULL
+    if options.rounds:
+        plan = replace(plan, rounds=options.rounds)
 
     def setting(folder: Path, bench: Bench) -> Setting:
         venvs = {"litellm": ROOT / options.litellm, "nemo": ROOT / options.nemo}

@@ -4,8 +4,8 @@
 next step as soon as the proxy has gone to sleep, that is, has dealt with the last. So every proxy gets its events one
 a read, however fast or slow it is. ``flood``: it doesn't wait, and a slow proxy finds many events in one read.
 
-``GET /pace/RATE/TOKENS`` makes it write each stream by itself at RATE tokens a second from then on, TOKENS long, and each token
-says when it was sent (`benchmarks/stamps.py`); RATE 0 brings the steps back.
+``GET /pace/RATE/TOKENS`` makes it write each stream by itself from then on, TOKENS long at RATE a second; each token
+says when it was sent (`benchmarks/stamps.py`). RATE 0 brings the steps back.
 
 ``GET /watch/PID`` names the proxy's process. A step begins when as many streams run as ``GET /streams/N`` said.
 """

@@ -20,7 +20,7 @@ from guardtrace_proxy.wire.events import Phase, Segment
 FIRST_RETRY_MS = 100
 LAST_RETRY_MS = 5_000
 RUN_SHARE = 16
-"""Bytes that an audit takes for each token that is gathered at most: a token is 4 bytes or less, so four runs fill one."""
+"""Bytes of an audit's capacity for each token that may be gathered: of 4 bytes each, four runs fill one."""
 HIDDEN_THINKING = "[thinking not shown to the reader]"
 """What the auditor sees of a thinking that no reader does, when it judges the answer (design: by what its reader
 sees)."""

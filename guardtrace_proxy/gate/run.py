@@ -14,7 +14,7 @@ from guardtrace_proxy.wire.events import ChoicePart, MoreOf, MoreText, Segment, 
 class Run:
     """Events of one kind in a row. It takes less than ``tokens`` tokens and ``size`` bytes, before ``until``."""
 
-    __slots__ = ("choice", "events", "of", "since", "size", "tokens", "_max_size", "_max_tokens", "_until")
+    __slots__ = ("_max_size", "_max_tokens", "_until", "choice", "events", "of", "since", "size", "tokens")
 
     def __init__(self, choice: Choice, of: MoreOf, max_tokens: float, max_size: int, until: float) -> None:
         self.choice = choice

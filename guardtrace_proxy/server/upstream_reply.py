@@ -91,7 +91,7 @@ class UpstreamReply:
             self._waiting_since = None
 
     def _watch(self) -> None:
-        """Wake a reader that has waited for too long, or that aiohttp forgets (after a malformed chunk size, 3.14.5)."""
+        """Wake a reader that has waited too long, or that aiohttp forgets (after a malformed chunk size, 3.14.5)."""
         self._timer = self._loop.call_later(self._watch_seconds, self._watch)
         if self._waiting_since is None:
             return

@@ -18,7 +18,7 @@ from guardtrace_proxy.wire.upstream_error import bounded_error
 
 MAX_CHOICES = 128
 LEARNINGS = 8
-"""Templates that may be learned in a row without an event of their form: then no two events of this stream are alike."""
+"""Templates that are learned in a row without an event of their form: then no two events of a stream are alike."""
 TWICE = "The upstream sent an event with a choice twice."
 
 

@@ -149,7 +149,7 @@ def test_a_run_is_divided_where_its_events_part() -> None:
     while driver.audits:
         driver.answer(HARMFUL if "Bad" in driver.audits[0].thinking else SAFE)
     driver.tick(1.0)
-    driver.answer()
+    driver.answer_all()
     kept = more("One.").raw + more(" Two.").raw
     assert driver.sent == kept + b"0:thinking:[withheld by policy]:\n" + more(" Four").raw
 
