@@ -56,6 +56,9 @@ class Engine:
             rate, _, tokens = value.partition("/")
             self._rate, self._paced_tokens = float(rate), int(tokens)
             transport.write(reply(b"{}"))
+            self._ready.clear()
+        elif not path.endswith("/chat/completions"):
+            transport.write(reply(b"{}"))
         elif self._rate:
             transport.write(HEAD)
             self._keep(self._pace(transport))

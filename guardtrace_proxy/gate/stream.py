@@ -207,7 +207,7 @@ class StreamGate:
             self._queue.push(HeldEvent(event, held))
 
     def _run_of(self, event: MoreText) -> Run | None:
-        choice = self._choices.get(event.of.index)
+        choice = self._choices.get(event.of.choice)
         if choice is None or self._ended:
             return None
         return run_of(choice, event, self._max_stream_bytes - self._queue.held_bytes)

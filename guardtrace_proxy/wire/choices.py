@@ -103,7 +103,7 @@ class ChoicesStream(ChoicesWriter):
         if self._template is None:
             return None
         more = self._template.read(raw)
-        if more is None or not self._readers[more.of.index].takes(more):
+        if more is None or not self._readers[more.of.choice].takes(more):
             return None
         self._learnings = LEARNINGS
         return more

@@ -101,7 +101,7 @@ class Event(msgspec.Struct, gc=False):
 class MoreOf(NamedTuple):
     """What events of one kind have in common: whose text they carry, where it stands in the choice, and its phase."""
 
-    index: int
+    choice: int
     path: tuple[str | int, ...]
     phase: Phase
     close: str | None
