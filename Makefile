@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients vllm demo test test-vllm lint format types audit bench fuzz docs-check nightly soak train-nano clean
+.PHONY: help install clients vllm demo test test-vllm lint format types audit peers bench fuzz docs-check nightly soak train-nano clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -84,7 +84,12 @@ types: $(STAMP) ## Check types
 audit: $(STAMP) ## Look for known vulnerabilities in what is installed, and for secrets in what is committed
 	@$(BIN)/python .ci/audit.py
 
-bench: $(STAMP) ## Run the benchmarks
+peers: ## Install LiteLLM and NeMo Guardrails, which the benchmarks compare with, each in a venv of its own
+	$(PYTHON) -m venv .venv-bench-litellm && .venv-bench-litellm/bin/pip install --quiet 'litellm[proxy]==1.106.2'
+	$(PYTHON) -m venv .venv-bench-nemo && .venv-bench-nemo/bin/pip install --quiet 'nemoguardrails[server,openai]==0.24.1'
+
+bench: $(STAMP) ## Run the benchmarks (peers that aren't installed are skipped: `make peers`)
+	$(BIN)/python -m benchmarks.proxies
 	$(BIN)/python -m benchmarks.proxy_cpu
 	$(BIN)/python -m benchmarks.doors
 	$(BIN)/python -m benchmarks.audit_cost

@@ -1,6 +1,6 @@
 """A guard model's server that answers at once, always 0, in the published form: ``python -m benchmarks.auditor PORT``.
 
-``GET /count`` tells how many audits it has answered.
+``GET /count`` tells how many audits it has answered, ``GET /spent`` the nanoseconds that it took for all of them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 
 from benchmarks.raw_http import reply, serve
 
@@ -24,15 +25,17 @@ COMPLETION = {
 
 def main() -> None:
     verdict = reply(json.dumps(COMPLETION).encode())
-    audits = 0
+    audits = spent = 0
 
     def answer(transport: asyncio.Transport, path: str, body: bytes) -> None:
-        nonlocal audits
-        if path == "/count":
-            transport.write(reply(str(audits).encode()))
+        nonlocal audits, spent
+        if path in ("/count", "/spent"):
+            transport.write(reply(str(audits if path == "/count" else spent).encode()))
             return
+        began = time.monotonic_ns()
         audits += 1
         transport.write(verdict)
+        spent += time.monotonic_ns() - began
 
     serve(answer, int(sys.argv[1]))
 

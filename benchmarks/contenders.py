@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ daemon off;
 worker_processes 1;
 pid {folder}/nginx.pid;
 error_log stderr error;
-events {{ worker_connections 1024; }}
+worker_rlimit_nofile 8192;
+events {{ worker_connections 4096; }}
 http {{
     access_log off;
     client_body_temp_path {folder}/body;
@@ -45,11 +46,20 @@ http {{
 
 @dataclass(frozen=True)
 class Proxy:
-    """A running proxy; ``pid`` is the process whose CPU time counts."""
+    """A running proxy; ``pid`` is the process whose CPU time counts, ``check`` what its replies are held to
+    (`benchmarks/load.py`). A slow one has fewer ``rounds``, and at most ``most_streams`` for its memory."""
 
     name: str
     port: int
     pid: int
+    check: str = "bytes"
+    rounds: int = 1000
+    most_streams: int = 1000
+
+    @property
+    def is_peer(self) -> bool:
+        """Whether its replies are others than the upstream's own."""
+        return self.check != "bytes"
 
 
 class NotMeasured(Exception):
@@ -64,6 +74,8 @@ class Setting:
     upstream: int
     auditor: int
     nginx: str | None = None
+    venvs: Mapping[str, Path] = field(default_factory=dict)
+    """Where peers are installed."""
 
 
 @contextmanager
@@ -90,8 +102,8 @@ def forwarder(setting: Setting) -> Iterator[Proxy]:
         yield Proxy("forwarder", port, pid)
 
 
-def guardtrace(mode: str) -> Callable[[Setting], Any]:
-    """``guardtrace serve`` with both phases in this mode, an audit every 64 tokens."""
+def guardtrace(mode: str, name: str | None = None, chunk: int = CHUNK_TOKENS) -> Callable[[Setting], Any]:
+    """``guardtrace serve`` with both phases in this mode, audit log and metrics on, an audit every ``chunk`` tokens."""
 
     @contextmanager
     def start(setting: Setting) -> Iterator[Proxy]:
@@ -102,9 +114,11 @@ def guardtrace(mode: str) -> Callable[[Setting], Any]:
             "auditor": {"base_url": f"http://127.0.0.1:{setting.auditor}/v1", "model": "guard", "depth": "annotate"},
             "tenants": {"all": {"policy": "bench"}},
             "anonymous_tenant": "all",
+            "audit_log": {"path": str(setting.folder / "audit.jsonl")},
+            "metrics": {"port": 0},
         }
         extends = "monitor" if mode == "monitor" else "balanced"
-        policy = {"version": 1, "extends": extends, "boundary": BOUNDARY}
+        policy = {"version": 1, "extends": extends, "boundary": {**BOUNDARY, "first": chunk, "max": chunk}}
         (setting.folder / "policies").mkdir()
         # JSON is YAML
         (setting.folder / "policies" / "bench.yaml").write_text(json.dumps(policy), "utf-8")
@@ -113,7 +127,7 @@ def guardtrace(mode: str) -> Callable[[Setting], Any]:
         program = "from guardtrace_proxy.cli.app import main; main()"
         command = [sys.executable, "-c", program, "serve", "--config", str(config)]
         with running(command, port, setting.folder / "log") as pid:
-            yield Proxy(f"guardtrace {mode}", port, pid)
+            yield Proxy(name or f"guardtrace {mode}", port, pid)
 
     return start
 

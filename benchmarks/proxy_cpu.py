@@ -81,14 +81,14 @@ class Bench:
 
     def run(self, proxy: Proxy) -> tuple[float, int]:
         """One load through one proxy: CPU seconds, and audits."""
-        _get(self.upstream, f"/watch/{proxy.pid}")
-        audits, cpu = int(_get(self.auditor, "/count")), cpu_seconds(proxy.pid)
+        get(self.upstream, f"/watch/{proxy.pid}")
+        audits, cpu = int(get(self.auditor, "/count")), cpu_seconds(proxy.pid)
         sizes = [str(self.load.streams), str(self.load.tokens)]
-        command = [sys.executable, "-m", "benchmarks.load", str(proxy.port), *sizes]
+        command = [sys.executable, "-m", "benchmarks.load", str(proxy.port), *sizes, proxy.check]
         clients = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LOAD_SECONDS, check=False)
         if clients.returncode:
             raise WrongReply(f"{proxy.name}: {clients.stderr.strip()}")
-        return cpu_seconds(proxy.pid) - cpu, int(_get(self.auditor, "/count")) - audits
+        return cpu_seconds(proxy.pid) - cpu, int(get(self.auditor, "/count")) - audits
 
 
 def measure(load: Load, nginx: str | None) -> list[Result]:
@@ -97,7 +97,7 @@ def measure(load: Load, nginx: str | None) -> list[Result]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="proxy-cpu-")))
         folder.chmod(0o755)  # nginx's worker is another user where its master is root
-        bench = stack.enter_context(_shared_servers(load, folder))
+        bench = stack.enter_context(shared_servers(load, folder))
         proxies: list[Proxy] = []
         for position, (name, start) in enumerate(CONTENDERS.items()):
             own = folder / str(position)
@@ -116,18 +116,20 @@ def measure(load: Load, nginx: str | None) -> list[Result]:
 
 
 @contextmanager
-def _shared_servers(load: Load, folder: Path) -> Iterator[Bench]:
+def shared_servers(load: Load, folder: Path) -> Iterator[Bench]:
+    """The upstream and the auditor."""
     upstream, auditor = free_port(), free_port()
     command = [sys.executable, "-m", "benchmarks.upstream", str(upstream), str(load.tokens), load.mode]
     with (
         running(command, upstream, folder / "upstream.log"),
         running([sys.executable, "-m", "benchmarks.auditor", str(auditor)], auditor, folder / "auditor.log"),
     ):
-        _get(upstream, f"/streams/{load.streams}")
+        get(upstream, f"/streams/{load.streams}")
         yield Bench(load, upstream, auditor)
 
 
-def _get(port: int, path: str) -> str:
+def get(port: int, path: str) -> str:
+    """What one of the scripted servers says."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
         return str(response.read().decode())

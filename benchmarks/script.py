@@ -20,14 +20,24 @@ DONE = b"data: [DONE]\n\n"
 CREATED = 1_760_000_000
 
 
+def thinking_tokens(tokens: int) -> int:
+    """How many of a reply's tokens are thinking."""
+    return round(tokens * THINKING_SHARE)
+
+
 def events(tokens: int) -> list[bytes]:
     """A reply's events: the role, ``tokens`` with one token each, the finish, ``[DONE]``."""
     pieces = [PROSE[at : at + TOKEN_BYTES] for at in range(0, len(PROSE) - TOKEN_BYTES + 1, TOKEN_BYTES)]
-    thinking = round(tokens * THINKING_SHARE)
+    thinking = thinking_tokens(tokens)
     found = [_event({"role": "assistant", "content": ""})]
     for position, piece in enumerate(islice(cycle(pieces), tokens)):
-        found.append(_event({"reasoning" if position < thinking else "content": piece}))
+        found.append(token_event(piece, position < thinking))
     return [*found, _event({}, "stop"), DONE]
+
+
+def token_event(text: str, is_thinking: bool) -> bytes:
+    """The event of one token."""
+    return _event({"reasoning" if is_thinking else "content": text})
 
 
 def http_chunk(data: bytes) -> bytes:

@@ -4,19 +4,25 @@
 next step as soon as the proxy has gone to sleep, that is, has dealt with the last. So every proxy gets its events one
 a read, however fast or slow it is. ``flood``: it doesn't wait, and a slow proxy finds many events in one read.
 
+``GET /pace/RATE/TOKENS`` makes it write each stream by itself from then on, TOKENS long at RATE a second; each token
+says when it was sent (`benchmarks/stamps.py`). RATE 0 brings the steps back.
+
 ``GET /watch/PID`` names the proxy's process. A step begins when as many streams run as ``GET /streams/N`` said.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from benchmarks.raw_http import reply, serve
-from benchmarks.script import HEAD, events, http_chunk
+from benchmarks.script import HEAD, events, http_chunk, thinking_tokens, token_event
+from benchmarks.stamps import stamp
 
 LAST_CHUNK = b"0\r\n\r\n"
 NAP_SECONDS = 0.00005
@@ -35,6 +41,8 @@ class Engine:
         self._watched: Path | None = None
         self._ready: list[asyncio.Transport] = []
         self._running: set[asyncio.Task[None]] = set()
+        self._rate = 0.0
+        self._paced_tokens = 0
 
     def answer(self, transport: asyncio.Transport, path: str, body: bytes) -> None:
         command, _, value = path.strip("/").partition("/")
@@ -44,6 +52,16 @@ class Engine:
         elif command == "streams":
             self._streams = int(value)
             transport.write(reply(b"{}"))
+        elif command == "pace":
+            rate, _, tokens = value.partition("/")
+            self._rate, self._paced_tokens = float(rate), int(tokens)
+            transport.write(reply(b"{}"))
+            self._ready.clear()
+        elif not path.endswith("/chat/completions"):
+            transport.write(reply(b"{}"))
+        elif self._rate:
+            transport.write(HEAD)
+            self._keep(self._pace(transport))
         else:
             self._begin(transport)
 
@@ -52,9 +70,24 @@ class Engine:
         self._ready.append(transport)
         if len(self._ready) == self._streams:
             batch, self._ready = self._ready, []
-            task = asyncio.ensure_future(self._run(batch))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._keep(self._run(batch))
+
+    def _keep(self, running: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(running)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _pace(self, transport: asyncio.Transport) -> None:
+        tokens, seconds = self._paced_tokens, 1 / self._rate
+        thinking = thinking_tokens(tokens)
+        first, finish, done = self._script[0], *self._script[-2:]
+        transport.write(first)
+        due = time.monotonic() + seconds * random.random()  # streams don't march in step
+        for position in range(tokens):
+            due += seconds
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            transport.write(http_chunk(token_event(stamp(time.monotonic_ns()), position < thinking)))
+        transport.write(finish + done + LAST_CHUNK)
 
     async def _run(self, batch: list[asyncio.Transport]) -> None:
         for piece in [*self._script, LAST_CHUNK]:

@@ -123,6 +123,8 @@ def _analysis(before: str) -> str | None:
 
 def _json_object(text: str) -> dict[str, Any] | None:
     """The reply as a JSON object, with its keys in lower case, or None where it isn't one."""
+    if text.lstrip()[:1] not in ("{", "`"):
+        return None
     fence = _FENCE.match(text.strip())
     try:
         value = json.loads(fence[1] if fence else text, strict=False)  # models break lines in strings

@@ -20,6 +20,11 @@ class ChunkSize:
         self._calm = threshold / 2
         self._size = float(boundary.first)
 
+    @property
+    def tokens(self) -> float:
+        """How many tokens make a chunk full, where that is the unit."""
+        return self._size
+
     def is_full(self, tape: Tape) -> bool:
         """Whether the tokens, or the sentences, that no auditor was asked about reach the current size."""
         if self._boundary.unit is Unit.TOKENS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from guardtrace_proxy.gate.boundary import ChunkSize
@@ -13,11 +14,13 @@ from guardtrace_proxy.gate.states import Input, State, follow
 from guardtrace_proxy.gate.tape import Chunk, Tape
 from guardtrace_proxy.policy.decision import Decision, decide
 from guardtrace_proxy.policy.levels import Verdict
-from guardtrace_proxy.policy.schema import Action, OnAuditorFailure, Policy, ReasoningField
+from guardtrace_proxy.policy.schema import Action, OnAuditorFailure, Policy, ReasoningField, Unit
 from guardtrace_proxy.wire.events import Phase, Segment
 
 FIRST_RETRY_MS = 100
 LAST_RETRY_MS = 5_000
+RUN_SHARE = 16
+"""Bytes of an audit's capacity for each token that may be gathered: of 4 bytes each, four runs fill one."""
 HIDDEN_THINKING = "[thinking not shown to the reader]"
 """What the auditor sees of a thinking that no reader does, when it judges the answer (design: by what its reader
 sees)."""
@@ -59,6 +62,7 @@ class Choice:
         self.leave = Clearance(self._modes)
         self._size = ChunkSize(policy.boundary, policy.thresholds.potentially_harmful)
         self._max_hold = policy.boundary.max_hold_ms / 1000
+        self._gathers = self._modes.all_hold and policy.boundary.unit is Unit.TOKENS
         self._chunk: Chunk | None = None
         self._fresh = 0
         """Tokens of the chunk that no earlier audit had."""
@@ -117,6 +121,19 @@ class Choice:
             self.state = follow(self.state, Input.RETRY)
             return self._ask(now) if self._search else self._start(now)
         return None
+
+    def patience(self, phase: Phase, close: str | None) -> tuple[float, float] | None:
+        """Of how many tokens more, and until when, it is sure that nothing comes of them, if they are of this phase;
+        None where something may come of each. Never so many that an audit couldn't be filled well with them."""
+        if not self._gathers or self.ended or not self.tape.goes_on(phase, close):
+            return None
+        most = self._capacity / RUN_SHARE
+        if self.state is State.AUDITING:
+            return most, math.inf
+        since = self.tape.fresh_since
+        if self.state is not State.WAITING or since is None:
+            return None
+        return min(most, self._size.tokens - self.tape.fresh_tokens), since + self._max_hold
 
     @property
     def deadline(self) -> float | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from guardtrace_proxy.gate.choice import Choice
 from guardtrace_proxy.policy.schema import ReasoningField
-from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Span, SpanKind
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, MoreText, Span, SpanKind
 from guardtrace_proxy.wire.fates import Fate, Kept
 from guardtrace_proxy.wire.reply import Writer
 
@@ -64,6 +65,31 @@ class HeldEvent:
         self.trimmed = True
 
 
+class HeldRun(HeldEvent):
+    """Events that were gathered, held as one while they have one fate."""
+
+    __slots__ = ("run",)
+
+    def __init__(self, run: Sequence[MoreText], part: HeldPart) -> None:
+        super().__init__(Event(EventKind.CHUNK, b"", [part.part]), [part])
+        self.run = run
+
+    def is_divided(self) -> bool:
+        """Whether its events have several fates, or one that alters them."""
+        choice, start, end, _ = self.parts[0]
+        clear = choice.leave.clear
+        return start < clear < end or (clear >= end and choice.overlay.touches(start, end))
+
+    def singly(self) -> Iterator[HeldEvent]:
+        """Its events, each by itself."""
+        choice, start, _, _ = self.parts[0]
+        for more in self.run:
+            end = start + len(more.text)
+            event = more.whole()
+            yield HeldEvent(event, [HeldPart(choice, start, end, event.parts[0])])
+            start = end
+
+
 class HoldQueue:
     """Events and frames of our own, first in, first out. ``held_bytes`` counts the upstream's."""
 
@@ -81,6 +107,11 @@ class HoldQueue:
         self._items.append(held)
         self.held_bytes += len(held.event.raw)
 
+    def push_run(self, run: Sequence[MoreText], size: int, part: HeldPart) -> None:
+        """Hold events that were gathered, of ``size`` bytes, and whose text is that of ``part``."""
+        self._items.append(HeldRun(run, part))
+        self.held_bytes += size
+
     def put_first(self, frames: bytes) -> None:
         """Put frames of our own before everything."""
         self._items.appendleft(frames)
@@ -97,6 +128,7 @@ class HoldQueue:
 
     def parts_of(self, choice: Choice) -> Iterator[HeldPart]:
         """What is held of one choice."""
+        self._divide_runs()
         for held in self._items:
             if isinstance(held, HeldEvent):
                 yield from (part for part in held.parts if part.choice is choice)
@@ -111,6 +143,7 @@ class HoldQueue:
 
     def replace_uncleared(self, choice: Choice, frames: Callable[[], bytes]) -> None:
         """Drop what isn't clear of a choice and put ``frames`` where the first of it stood."""
+        self._divide_runs()
         kept: deque[HeldEvent | bytes] = deque()
         items, self._items = self._items, kept
         replaced = False
@@ -132,6 +165,7 @@ class HoldQueue:
 
     def drop_unsaid(self) -> None:
         """Drop tokens whose text hasn't come: the upstream isn't read any more, so nobody will judge it."""
+        self._divide_runs()
         for held in [held for held in self._items if isinstance(held, HeldEvent)]:
             for part in [part for part in held.parts if part.end + part.part.unsaid > part.choice.received]:
                 held.drop(part.choice)
@@ -145,7 +179,18 @@ class HoldQueue:
         data: list[bytes] = []
         while items:
             held = items[0]
-            if isinstance(held, HeldEvent):
+            if isinstance(held, HeldRun):
+                if held.is_divided():
+                    items.popleft()
+                    items.extendleft(reversed(list(held.singly())))
+                    continue
+                if not held.is_clear():
+                    break
+                raws = [more.raw for more in held.run]
+                self.held_bytes -= sum(map(len, raws))
+                held.parts[0].choice.released = held.parts[0].end
+                data += raws
+            elif isinstance(held, HeldEvent):
                 if not held.is_clear():
                     break
                 self.held_bytes -= len(held.event.raw)
@@ -158,6 +203,11 @@ class HoldQueue:
     def fates(self, held: HeldEvent) -> dict[int, Fate]:
         """What becomes of each choice in an event."""
         return {part.part.index: self._kept(part) for part in held.parts}
+
+    def _divide_runs(self) -> None:
+        if any(isinstance(held, HeldRun) for held in self._items):
+            runs = [held.singly() if isinstance(held, HeldRun) else (held,) for held in self._items]
+            self._items = deque(chain.from_iterable(runs))
 
     def _write(self, held: HeldEvent) -> bytes:
         touched = False

@@ -14,10 +14,11 @@ from typing import Any
 from guardtrace_proxy.gate.choice import Choice
 from guardtrace_proxy.gate.outputs import Decided, Output, Reject, Release
 from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue, is_altered
+from guardtrace_proxy.gate.run import Run, run_of
 from guardtrace_proxy.policy.decision import Decision
 from guardtrace_proxy.policy.levels import Verdict
 from guardtrace_proxy.policy.schema import Action, CutShape, Policy
-from guardtrace_proxy.wire.events import Event, EventKind, Phase
+from guardtrace_proxy.wire.events import Event, EventKind, MoreText, Phase
 from guardtrace_proxy.wire.fates import Cut
 from guardtrace_proxy.wire.reply import Writer
 
@@ -46,6 +47,7 @@ class StreamGate:
         self._expected = choices
         self._choices: dict[int, Choice] = {}
         self._queue = HoldQueue(writer, policy.thinking_goes)
+        self._run: Run | None = None
         self._outputs: list[Output] = []
         self._audit_ids = count(1)
         self._over: set[int] = set()
@@ -84,7 +86,8 @@ class StreamGate:
     @property
     def tokens_read(self) -> int:
         """Tokens of all choices that have come."""
-        return sum(choice.tokens_read for choice in self._choices.values())
+        gathered = 0 if self._run is None else self._run.tokens
+        return gathered + sum(choice.tokens_read for choice in self._choices.values())
 
     @property
     def has_released(self) -> bool:
@@ -94,12 +97,12 @@ class StreamGate:
     @property
     def held_bytes(self) -> int:
         """Bytes of the upstream's that are held."""
-        return self._queue.held_bytes
+        return self._queue.held_bytes + (0 if self._run is None else self._run.size)
 
     @property
     def wants_reading(self) -> bool:
         """False while as much is held as may be: stop reading, so that TCP slows the upstream down."""
-        return self._queue.held_bytes < self._max_stream_bytes
+        return self.held_bytes < self._max_stream_bytes
 
     @property
     def usage(self) -> dict[str, Any] | None:
@@ -113,8 +116,21 @@ class StreamGate:
 
     # What happens
 
-    def receive(self, event: Event, now: float) -> None:
-        """Take one event of the upstream."""
+    def receive(self, event: Event | MoreText, now: float) -> bool:
+        """Take one event of the upstream; returns whether something may have come of it."""
+        if isinstance(event, MoreText):
+            if self._run is not None and self._run.takes(event, now):
+                return False
+            self._take_run()
+            self._run = self._run_of(event)
+            if self._run is not None and self._run.takes(event, now):
+                return False
+            event = event.whole()
+        self._receive(event, now)
+        return True
+
+    def _receive(self, event: Event, now: float) -> None:
+        self._take_run()
         if self._ended:
             return
         if event.usage is not None:
@@ -137,6 +153,7 @@ class StreamGate:
 
     def end(self, now: float, broken: str | None = None) -> None:
         """The upstream's reply is over; ``broken`` says why, if it didn't end by itself."""
+        self._take_run()
         if self._ended:
             return
         unfinished = len(self._over) < self._expected or any(index not in self._over for index in self._choices)
@@ -150,6 +167,7 @@ class StreamGate:
 
     def judged(self, audit: int, verdict: Verdict, now: float) -> None:
         """The auditor answered the audit with this id."""
+        self._take_run()
         for choice in self._choices.values():
             decided = choice.judged(audit, verdict, now)
             if decided is not None:
@@ -159,6 +177,7 @@ class StreamGate:
 
     def audit_failed(self, audit: int, failure: str, now: float) -> None:
         """The auditor failed at the audit with this id; ``failure`` is a short word for records."""
+        self._take_run()
         for choice in self._choices.values():
             decided = choice.audit_failed(audit, failure, now)
             if decided is not None:
@@ -168,6 +187,7 @@ class StreamGate:
 
     def tick(self, now: float) -> None:
         """Time has passed."""
+        self._take_run()
         self._go_on(now)
 
     # Inside: coming in
@@ -190,6 +210,23 @@ class StreamGate:
         self._saw_usage_chunk = self._saw_usage_chunk or (not event.parts and event.usage is not None)
         if event.raw and (held or not event.parts):
             self._queue.push(HeldEvent(event, held))
+
+    def _run_of(self, event: MoreText) -> Run | None:
+        choice = self._choices.get(event.of.choice)
+        if choice is None or self._ended:
+            return None
+        return run_of(choice, event, self._max_stream_bytes - self._queue.held_bytes)
+
+    def _take_run(self) -> None:
+        """What was gathered comes before anything else happens."""
+        run, self._run = self._run, None
+        if run is None or not run.events:
+            return
+        choice, part = run.choice, run.part()
+        start = choice.received
+        choice.received += len(part.spans[0].text)
+        choice.receive(part.segments, run.tokens, run.since)
+        self._queue.push_run(run.events, run.size, HeldPart(choice, start, choice.received, part))
 
     def _new_choice(self, index: int) -> Choice:
         choice = Choice(index, self._policy, self._capacity, self._audit_ids.__next__, self._queue.has_arguments)

@@ -130,6 +130,13 @@ class Tape:
         """Whether a tag or text of another phase waits behind the text that waits first."""
         return self._last_run > self.judged
 
+    def goes_on(self, phase: Phase, close: str | None) -> bool:
+        """Whether text like this stands last, and waits."""
+        if not self.waiting or self._carried_tokens:
+            return False
+        last = self.waiting[-1].segment
+        return last.phase is phase and last.close == close and not last.tag
+
     def next_chunk(self, capacity: int, reach: int) -> Chunk:
         """Waiting text of the first phase, up to ``reach``, that fits into ``capacity`` UTF-8 bytes; at least one
         character."""

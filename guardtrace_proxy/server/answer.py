@@ -237,9 +237,7 @@ async def _stream(
         await exchange.run(events, write)
 
 
-async def _events(
-    source: Source, reply: Reply, silence_seconds: float, record: ReplyRecord
-) -> AsyncIterator[list[Event]]:
+async def _events(source: Source, reply: Reply, silence_seconds: float, record: ReplyRecord) -> Events:
     """Comments aren't speech: an upstream that sends them alone is broken off as a silent one is."""
     spoke = time.monotonic()
     try:

@@ -19,7 +19,7 @@ from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, FailureKind, Session
 from guardtrace_proxy.gate import Decided, Reject, Release, StartAudit, StreamGate
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke
-from guardtrace_proxy.wire.events import Event, EventKind
+from guardtrace_proxy.wire.events import Event, EventKind, MoreText
 
 log = structlog.get_logger("guardtrace")
 
@@ -31,7 +31,7 @@ AFTER_DONE_SECONDS = 1.0
 BROKE_OFF = "The upstream's connection broke off before the reply was finished."
 SHUT_DOWN = "The proxy is shutting down, so the reply ends here unfinished."
 
-Events = AsyncIterator[Sequence[Event]]
+Events = AsyncIterator[Sequence[Event | MoreText]]
 
 
 class Exchange:
@@ -105,10 +105,14 @@ class Exchange:
         gate = self._gate
         async for batch in events:
             now = time.monotonic()
+            news = False
             for event in batch:
-                gate.receive(event, now)
+                if gate.receive(event, now):
+                    news = True
                 if event.kind is EventKind.DONE:
                     self._reading.deadline = min(self._reading.deadline, anyio.current_time() + AFTER_DONE_SECONDS)
+            if not news:
+                continue
             self._carry_out()
             while not gate.wants_reading or self._unsent_bytes > MAX_UNSENT_BYTES:
                 self._room = anyio.Event()

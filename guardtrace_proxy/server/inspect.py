@@ -14,7 +14,7 @@ from guardtrace_proxy.server.upstream import Upstream
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke
 from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.dialects import CHAT
-from guardtrace_proxy.wire.events import Event, EventKind, Phase
+from guardtrace_proxy.wire.events import Event, EventKind, MoreText, Phase
 from guardtrace_proxy.wire.tags import KNOWN_PAIRS, ThinkingStyle
 
 QUESTION = "How many r are there in strawberry? Think first, then answer with one number."
@@ -80,7 +80,7 @@ async def _ask(upstream: Upstream, model: str) -> Finding:
     finding = Finding(model)
     fields: Counter[str] = Counter()
     content = ""
-    events: list[Event] = []
+    events: list[Event | MoreText] = []
     async with upstream.ask(CHAT.path, msgspec.json.encode(request), REQUEST_ID) as reply:
         if "text/event-stream" not in reply.content_type:
             raise ApiError(502, "The upstream didn't stream although it was asked to (no text/event-stream).")

@@ -52,7 +52,11 @@ class UpstreamReply:
         self._read_seconds = read_seconds
         self._waiting_since: float | None = None
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(WATCH_SECONDS, self._watch)
+        self._watch_seconds = min(WATCH_SECONDS, read_seconds)
+        self._timer = self._loop.call_later(self._watch_seconds, self._watch)
+        if response.connection is not None and response.connection.protocol is not None:
+            # aiohttp would set a timer anew at each read: silence is watched here.
+            response.connection.protocol.read_timeout = None
 
     async def read(self) -> bytes:
         """The next bytes of the body, empty at its end; raises UpstreamBroke."""
@@ -87,8 +91,8 @@ class UpstreamReply:
             self._waiting_since = None
 
     def _watch(self) -> None:
-        """Wake a reader that aiohttp forgets: after a malformed chunk size it drops its own timer as well (3.14.5)."""
-        self._timer = self._loop.call_later(WATCH_SECONDS, self._watch)
+        """Wake a reader that has waited too long, or that aiohttp forgets (after a malformed chunk size, 3.14.5)."""
+        self._timer = self._loop.call_later(self._watch_seconds, self._watch)
         if self._waiting_since is None:
             return
         connection = self._response.connection

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from guardtrace_proxy.wire.ahead import TokensAhead
 from guardtrace_proxy.wire.chat_spans import Found, tokens_alone
-from guardtrace_proxy.wire.events import ChoicePart, Phase, Segment, Span, SpanKind
+from guardtrace_proxy.wire.events import ChoicePart, MoreText, Phase, Segment, Span, SpanKind
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 
@@ -65,6 +65,17 @@ class ChoiceReader:
         if finished and self.tags is not None:
             segments += self.tags.end()
         return segments
+
+    def takes(self, more: MoreText) -> bool:
+        """Whether a text by itself is one segment by itself, of the phase that it claims."""
+        if self.ahead:
+            return False
+        tags = self.tags
+        if tags is None:
+            return True
+        if more.of.path[-1] != self.tagged:
+            return not self.latches and tags.passes("")
+        return tags.passes(more.text) and tags.phase is more.of.phase and tags.close == more.of.close
 
     def part(
         self,

@@ -11,11 +11,14 @@ import msgspec
 from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choices
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
-from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, MoreText
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
+from guardtrace_proxy.wire.template import Template, template_of
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
 MAX_CHOICES = 128
+LEARNINGS = 8
+"""Templates that are learned in a row without an event of their form: then no two events of a stream are alike."""
 TWICE = "The upstream sent an event with a choice twice."
 
 
@@ -28,6 +31,9 @@ class ChoicesStream(ChoicesWriter):
     def __init__(self, *, include_usage: bool, max_event_bytes: int, model: str) -> None:
         super().__init__(include_usage=include_usage, model=model)
         self._decoder = SSEDecoder(max_event_bytes)
+        self._max_event_bytes = max_event_bytes
+        self._template: Template | None = None
+        self._learnings = LEARNINGS
         self._readers: dict[int, ChoiceReader] = {}
 
     # What dialects differ in
@@ -59,15 +65,19 @@ class ChoicesStream(ChoicesWriter):
 
     # What they share
 
-    def feed(self, data: bytes) -> list[Event]:
+    def feed(self, data: bytes) -> Sequence[Event | MoreText]:
         """The events that are complete with ``data``."""
+        if self._template is not None and self._decoder.is_between and len(data) <= self._max_event_bytes:
+            more = self._more(data)
+            if more is not None:
+                return (more,)
         try:
             return self._read_all(self._decoder.feed(data))
         except EventTooLarge as error:
             events = self._read_all(error.before)
             return [*events, *self._rests(), malformed(b"", f"The upstream sent {error}.")]
 
-    def end(self) -> list[Event]:
+    def end(self) -> Sequence[Event | MoreText]:
         """What is left at the end of the connection."""
         return [*self._read_all(self._decoder.end()), *self._rests()]
 
@@ -88,9 +98,30 @@ class ChoicesStream(ChoicesWriter):
             reader = self._readers[index] = self._new_reader(index)
         return reader
 
-    def _read_all(self, found: list[SSEEvent]) -> list[Event]:
-        events: list[Event] = []
+    def _more(self, raw: bytes) -> MoreText | None:
+        """The event, where nothing but its text is new."""
+        if self._template is None:
+            return None
+        more = self._template.read(raw)
+        if more is None or not self._readers[more.of.choice].takes(more):
+            return None
+        self._learnings = LEARNINGS
+        return more
+
+    def _learn_template(self, raw: bytes, part: ChoicePart) -> None:
+        if self._learnings and not (self._template is not None and self._template.frames(raw)):
+            template = template_of(raw, part)
+            if template is not None:
+                self._template = template
+                self._learnings -= 1
+
+    def _read_all(self, found: list[SSEEvent]) -> list[Event | MoreText]:
+        events: list[Event | MoreText] = []
         for each in found:
+            more = self._more(each.raw)
+            if more is not None:
+                events.append(more)
+                continue
             event = self._read(each)
             if event.kind is not EventKind.CHUNK:
                 events += self._rests()
@@ -122,6 +153,8 @@ class ChoicesStream(ChoicesWriter):
         if len(choices) > 1 and len({choice.index for choice in choices}) < len(choices):
             return malformed(event.raw, TWICE)
         parts = [self._part(choice) for choice in choices]
+        if len(parts) == 1 and chunk.usage is None and choices[0].logprobs is None and not choices[0].token_ids:
+            self._learn_template(event.raw, parts[0])
         return Event(EventKind.CHUNK, event.raw, parts, chunk.usage)
 
     def _learn_head(self, chunk: dict[str, Any]) -> None:

@@ -5,10 +5,10 @@ The gate knows the writer, the server both. Each dialect implements them in one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from guardtrace_proxy.wire.events import Event
+from guardtrace_proxy.wire.events import Event, MoreText
 from guardtrace_proxy.wire.fates import Cut, Fate
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
@@ -56,10 +56,10 @@ class Writer(Protocol):
 class Reply(Writer, Protocol):
     """One reply of an upstream."""
 
-    def feed(self, data: bytes) -> list[Event]:
+    def feed(self, data: bytes) -> Sequence[Event | MoreText]:
         """The events that are complete with ``data``, which may be cut anywhere."""
 
-    def end(self) -> list[Event]:
+    def end(self) -> Sequence[Event | MoreText]:
         """What is left at the end of the connection."""
 
     def completion(self, body: bytes) -> Event:

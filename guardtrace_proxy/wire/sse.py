@@ -56,6 +56,11 @@ class SSEDecoder:
         self._size = 0
         """Bytes of both."""
 
+    @property
+    def is_between(self) -> bool:
+        """Whether an event may begin now, and nothing of one has come."""
+        return not (self._size or self._at_start)
+
     def feed(self, data: bytes) -> list[SSEEvent]:
         """The events that are complete now; raises EventTooLarge, after which nothing more may be fed."""
         if not data:

@@ -47,6 +47,26 @@ class TagReader:
         """What waited waits for nothing any more."""
         return self._read(self._tail, final=True)
 
+    def passes(self, text: str) -> bool:
+        """Whether nothing waits and no tag can begin in ``text``: it is a segment by itself then."""
+        if self._tail:
+            return False
+        # No generator, since this is asked for every token.
+        for head in (self._inside or self._outside).heads:  # noqa: SIM110
+            if head in text:
+                return False
+        return True
+
+    @property
+    def phase(self) -> Phase:
+        """Of the text that comes next, unless a tag stands before it."""
+        return Phase.THINKING if self._inside else Phase.ANSWERING
+
+    @property
+    def close(self) -> str | None:
+        """The closing tag of the block that stands open."""
+        return self._close
+
     def _read(self, text: str, final: bool) -> list[Segment]:
         segments: list[Segment] = []
         position = 0
@@ -67,8 +87,7 @@ class TagReader:
 
     def _add(self, segments: list[Segment], text: str) -> None:
         if text:
-            phase = Phase.THINKING if self._inside else Phase.ANSWERING
-            segments.append(Segment(phase, text, False, self._close))
+            segments.append(Segment(self.phase, text, False, self._close))
 
     def _pass_tag(self, tag: str) -> Segment:
         if self._inside:
@@ -87,14 +106,14 @@ class _TagSet:
     def __init__(self, tags: tuple[str, ...]) -> None:
         self.search = re.compile("|".join(map(re.escape, sorted(tags, key=len, reverse=True)))).search
         self._tags = tags
-        self._heads = tuple({tag[0] for tag in tags})
+        self.heads = tuple({tag[0] for tag in tags})
         self._longest = max(map(len, tags)) - 1
 
     def waiting_length(self, text: str, start: int) -> int:
         """How many characters at the end of ``text`` from ``start`` could begin a tag."""
         tail = text[max(start, len(text) - self._longest) :]
         # Almost no token has the first character of a tag in it, and this runs for every one.
-        if not any(head in tail for head in self._heads):
+        if not any(head in tail for head in self.heads):
             return 0
         longest = 0
         for tag in self._tags:

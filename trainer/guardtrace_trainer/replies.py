@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.chat import ChatStream
-from guardtrace_proxy.wire.events import Event, EventKind, Phase, SpanKind
+from guardtrace_proxy.wire.events import Event, EventKind, MoreText, Phase, SpanKind
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_trainer.rows import UNREADABLE
 
@@ -70,7 +70,7 @@ class Reading:
             _count(usage.get("completion_tokens")),
         )
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: Event | MoreText) -> None:
         if self.trouble is None and event.kind in (EventKind.ERROR, EventKind.MALFORMED):
             self.trouble, self.is_temporary = _trouble(event)
         self._usage = event.usage or self._usage
@@ -84,7 +84,7 @@ class Reading:
                     self._parts[segment.phase].append(segment.text)
 
 
-def _trouble(event: Event) -> tuple[str, bool]:
+def _trouble(event: Event | MoreText) -> tuple[str, bool]:
     """What an error or unreadable event says, and whether asking again may help."""
     detail = event.detail or "the server sent an error in mid-stream"
     try:
