@@ -138,6 +138,7 @@ def draw_manner(draw: Draw) -> Manner:
         done=draw.chance(85),
         comments=draw.chance(10),
         nameless=draw.chance(8),
+        alike=draw.chance(60),
     )
 
 

@@ -32,6 +32,8 @@ class Manner:
     comments: bool
     nameless: bool
     """Azure begins with a chunk that names nothing."""
+    alike: bool = False
+    """Whether tokens come in the same bytes but for their text."""
     text_only: bool = False
     """Whether it is a completion: what would be content is ``text``, right in its choice."""
 
@@ -159,9 +161,13 @@ def _early(parts: list[Part]) -> list[Part]:
 
 
 def _chunk(manner: Manner, parts: list[Part], usage: dict[str, Any] | None, number: int) -> Sent:
-    """``obfuscation``, which OpenAI sends, makes each event's bytes its own."""
+    """Each event's bytes are its own: by ``obfuscation``, which OpenAI sends, or by its text, where they are alike."""
     choices = [_text_choice(part) if manner.text_only else _choice(part) for part in parts]
-    content: dict[str, Any] = {**_head(manner), "choices": choices, "obfuscation": f"{number:x}"}
+    content: dict[str, Any] = {**_head(manner), "choices": choices}
+    if not (
+        manner.alike and any(ord(char) in OCCURS_ONCE for part in parts for each in part.texts for char in each.text)
+    ):
+        content["obfuscation"] = f"{number:x}"
     if usage is not None or manner.usage == "running":
         content["usage"] = usage
     return Sent("chunk", manner.write(content), parts, usage)
