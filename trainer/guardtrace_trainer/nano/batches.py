@@ -253,7 +253,7 @@ def pool(draw: Draw, seed: int, number: int) -> list[Batch]:
             groups.append(alike[-size:])
             del alike[-size:]
     rng.shuffle(groups)
-    return [collate(group) for group in groups if len(group) > 1]
+    return [collate(group) for group in groups]
 
 
 def batches(draw: Draw, seed: int, count: int) -> Iterator[Batch]:
