@@ -12,13 +12,13 @@ from itertools import count
 from typing import Any
 
 from guardtrace_proxy.gate.choice import Choice
+from guardtrace_proxy.gate.notes import cut_of, mark_of
 from guardtrace_proxy.gate.outputs import Decided, Output, Reject, Release
 from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue, is_altered
 from guardtrace_proxy.gate.run import Run, run_of
-from guardtrace_proxy.policy.decision import Decision
 from guardtrace_proxy.policy.levels import Verdict
-from guardtrace_proxy.policy.schema import Action, CutShape, Policy
-from guardtrace_proxy.wire.events import Event, EventKind, MoreText, Phase
+from guardtrace_proxy.policy.schema import CutShape, Policy
+from guardtrace_proxy.wire.events import Event, EventKind, MoreText
 from guardtrace_proxy.wire.fates import Cut
 from guardtrace_proxy.wire.reply import Writer
 
@@ -260,16 +260,11 @@ class StreamGate:
             self._mark(choice, decided)
 
     def _mark(self, choice: Choice, decided: Decided) -> None:
-        """Say once per choice and kind, before the text itself, that it was flagged or went out unaudited."""
-        if decided.failure is not None and choice.unaudited:
-            kind, note = "unaudited", {"action": "release", "reason": "auditor_failure"}
-        elif decided.decision is not None and decided.decision.action is Action.FLAG:
-            kind, note = "flag", _describe(decided.decision, decided.phase)
-        else:
-            return
-        if (choice.index, kind) not in self._noted:
-            self._noted.add((choice.index, kind))
-            self._queue.put_first(self._writer.note(choice.index, note))
+        """Before the text itself, once per choice and kind."""
+        mark = mark_of(choice, decided)
+        if mark is not None and (choice.index, mark.kind) not in self._noted:
+            self._noted.add((choice.index, mark.kind))
+            self._queue.put_first(self._writer.note(choice.index, mark.note))
 
     def _cut(self, choice: Choice) -> None:
         self._over.add(choice.index)
@@ -301,21 +296,8 @@ class StreamGate:
             choice.stop()
         self.wants_upstream = False
 
-    def _own_usage(self) -> bytes:
-        read = self.tokens_read
-        return self._writer.usage(self._usage, read, expose=self._policy.expose.object)
-
     def _cut_of(self, choice: Choice) -> Cut:
-        assert choice.cut_by is not None
-        kept = [part for part in self._queue.parts_of(choice) if part.is_clear()]
-        released = max([choice.released, *(part.end for part in kept)])
-        return Cut(
-            message=self._policy.messages.cut,
-            shape=self._policy.cut_shape.value,
-            role=not (choice.role_sent or any(part.part.role for part in kept)),
-            close=choice.tape.open_block(released),
-            note=_describe(choice.cut_by, choice.cut_phase) if self._policy.expose.object else None,
-        )
+        return cut_of(choice, self._queue, self._policy)
 
     # Inside: going out
 
@@ -361,14 +343,10 @@ class StreamGate:
         self.finished = all(choice.is_settled for choice in choices)
         decided = all(not choice.is_live or choice.received <= choice.leave.settled for choice in choices)
         if self._last_words is not None and (self.finished or decided):
-            words = (self._own_usage() if self._owes_usage else b"") + self._last_words()
+            usage = b""
+            if self._owes_usage:
+                usage = self._writer.usage(self._usage, self.tokens_read, expose=self._policy.expose.object)
+            words = usage + self._last_words()
             self._last_words = None
             if words:
                 self._outputs.append(Release(words))
-
-
-def _describe(decision: Decision, phase: Phase | None) -> dict[str, Any]:
-    note: dict[str, Any] = {"action": decision.action.value, "phase": phase and phase.value}
-    if decision.level is None:
-        return note | {"reason": "auditor_failure"}
-    return note | {"level": decision.level.value}

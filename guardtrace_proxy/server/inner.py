@@ -12,7 +12,7 @@ from guardtrace_proxy.server.errors import ApiError, upstream_unreadable
 from guardtrace_proxy.server.forwarded import to_client
 from guardtrace_proxy.server.inner_reply import InnerReply
 from guardtrace_proxy.server.settings import ModelSettings
-from guardtrace_proxy.server.upstream import MAX_ERROR_BYTES, models_in, own_key, refusal, thinking_style
+from guardtrace_proxy.server.upstream import MAX_ERROR_BYTES, models_in, own_key, refusal
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke, read_bounded
 
 KEYS = (b"authorization", b"x-api-key")
@@ -23,7 +23,7 @@ class InnerApp:
 
     def __init__(self, app: App, settings: ModelSettings, api_key: str | None) -> None:
         self.app = app
-        self.thinking = thinking_style(settings.thinking)
+        self.thinking = settings.thinking.as_style
         self.read_seconds = settings.read_timeout_ms / 1000
         self.own_key: Headers = [
             (name.encode(), value.encode()) for name, value in own_key(settings.api_key_header, api_key).items()

@@ -31,7 +31,7 @@ from guardtrace_proxy.server.limits import Limits
 from guardtrace_proxy.server.metrics_listener import MetricsListener
 from guardtrace_proxy.server.settings import AuditLogSettings, AuditorSettings, ModelSettings, TracingSettings
 from guardtrace_proxy.server.shedding import Shedding
-from guardtrace_proxy.server.upstream import ModelServer, Upstream, thinking_style
+from guardtrace_proxy.server.upstream import ModelServer, Upstream
 from guardtrace_proxy.telemetry.metrics import Metrics
 from guardtrace_proxy.telemetry.tracing import Tracing
 
@@ -86,7 +86,7 @@ def _over_http(config: Config, environ: Mapping[str, str]) -> dict[str, ModelSer
             name,
             settings.base_url,
             api_key_of(settings, environ),
-            thinking_style(settings.thinking),
+            settings.thinking.as_style,
             read_timeout_ms=settings.read_timeout_ms,
             retries=settings.retries,
             api_key_header=settings.api_key_header,

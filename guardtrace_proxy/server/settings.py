@@ -16,6 +16,7 @@ from yarl import URL
 from guardtrace_proxy.images import UrlPattern
 from guardtrace_proxy.policy.schema import Settings
 from guardtrace_proxy.wire.dialects import DIALECTS
+from guardtrace_proxy.wire.tags import ThinkingStyle
 
 KEY_HASH = re.compile(r"sha256:[0-9a-fA-F]{64}", re.ASCII)
 Milliseconds = Annotated[int, Field(ge=1)]
@@ -68,16 +69,16 @@ class ThinkingSettings(Settings):
     open: str | None = Field(None, min_length=1, max_length=200)
     close: str | None = Field(None, min_length=1, max_length=200)
 
+    @property
+    def as_style(self) -> ThinkingStyle:
+        """The same for whoever reads replies."""
+        return ThinkingStyle(self.style, self.starts_open, self.open, self.close)
+
     @model_validator(mode="after")
     def _tags_fit(self) -> ThinkingSettings:
-        if self.style == "custom" and self.close is None:
-            raise ValueError("style custom needs close, and open unless thinking starts open")
-        if self.style == "custom" and self.open is None and not self.starts_open:
-            raise ValueError("style custom needs open, or starts_open: true where only a closing tag comes")
-        if self.style != "custom" and (self.open is not None or self.close is not None):
-            raise ValueError("open and close are for style custom")
-        if self.style == "field" and self.starts_open:
-            raise ValueError("starts_open has no effect with style field")
+        misfit = self.as_style.misfit()
+        if misfit is not None:
+            raise ValueError(misfit)
         return self
 
 

@@ -21,7 +21,6 @@ from guardtrace_proxy.server.errors import (
     upstream_unreadable,
 )
 from guardtrace_proxy.server.forwarded import to_client
-from guardtrace_proxy.server.settings import ThinkingSettings
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, UpstreamReply, read_bounded
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
@@ -60,11 +59,6 @@ class ModelServer(Protocol):
 
     async def aclose(self) -> None:
         """Close it."""
-
-
-def thinking_style(settings: ThinkingSettings) -> ThinkingStyle:
-    """Where its thinking stands."""
-    return ThinkingStyle(settings.style, settings.starts_open, settings.open, settings.close)
 
 
 def own_key(header: str, api_key: str | None) -> dict[str, str]:

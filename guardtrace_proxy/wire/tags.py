@@ -142,6 +142,18 @@ class ThinkingStyle:
     open: str | None = None
     close: str | None = None
 
+    def misfit(self) -> str | None:
+        """Why these can't stand together; None where they can."""
+        if self.style == "custom" and self.close is None:
+            return "style custom needs close, and open unless thinking starts open"
+        if self.style == "custom" and self.open is None and not self.starts_open:
+            return "style custom needs open, or starts_open: true where only a closing tag comes"
+        if self.style != "custom" and (self.open is not None or self.close is not None):
+            return "open and close are for style custom"
+        if self.style == "field" and self.starts_open:
+            return "starts_open has no effect with style field"
+        return None
+
     def tag_reader(self) -> TagReader | None:
         """A reader for one choice's content; None where tags are text."""
         if self.style == "field":

@@ -98,14 +98,9 @@ class Endpoint(BaseModel):
         thinking = self.thinking
         if "" in (thinking.open, thinking.close):
             raise ValueError("thinking: a tag can't be empty")
-        if thinking.style == "custom" and thinking.close is None:
-            raise ValueError("thinking: style custom needs close, and open unless thinking starts open")
-        if thinking.style == "custom" and thinking.open is None and not thinking.starts_open:
-            raise ValueError("thinking: style custom needs open, or starts_open: true where only a closing tag comes")
-        if thinking.style != "custom" and (thinking.open is not None or thinking.close is not None):
-            raise ValueError("thinking: open and close are for style custom")
-        if thinking.style == "field" and thinking.starts_open:
-            raise ValueError("thinking: starts_open has no effect with style field")
+        misfit = thinking.misfit()
+        if misfit is not None:
+            raise ValueError(f"thinking: {misfit}")
         return self
 
     def settings(self) -> dict[str, Any]:
