@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from guardtrace_proxy.gate import choice, stream
+from guardtrace_proxy.gate import choice, notes, stream
 from guardtrace_proxy.gate.clearance import Clearance
 from guardtrace_proxy.gate.overlay import Overlay
 from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue
@@ -182,8 +182,8 @@ FAULTS = [
     Fault(
         "the analysis is told",
         "frames_are_the_streams_own",
-        stream,
-        "_describe",
+        notes,
+        "_note_of",
         lambda original: lambda *given: {**original(*given), "analysis": ANALYSIS},
     ),
     Fault(
