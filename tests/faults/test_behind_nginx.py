@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
-import shutil
 import signal
 import subprocess
 import time
@@ -20,11 +18,11 @@ import httpx
 import pytest
 
 from tests.cli.serving import Serving, free_port, serving, write_config
+from tests.faults.tools import NGINX, needs
 from tests.server.dialects import CASES, Case
 from tests.server.scripted import SSE_HEAD, Script, by_word, judging, model_server
 from tests.waiting import eventually
 
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nginx.conf"
 MAIN = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log info;
@@ -48,7 +46,7 @@ CUT = {
     "messages": b'"refusal"',
 }
 
-pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx isn't here (Debian: apt-get install nginx-light)")
+pytestmark = needs(NGINX, "nginx", "nginx-light")
 
 
 def case_of(body: dict[str, Any]) -> Case:

@@ -16,10 +16,9 @@ import pytest
 
 from tests.cli.serving import GUARDTRACE
 from tests.faults.rig import SETTLE_SECONDS, Rig, leaks, rig
+from tests.faults.tools import FAKETIME, needs
 from tests.waiting import eventually
 
-FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
-"""Debian's `libfaketime`: the kernel's wall clock as every library sees it, read again from a file at each look."""
 JUMPING = f"""
 import os, sys
 if "LD_PRELOAD" not in os.environ:
@@ -69,7 +68,7 @@ def test_killed_in_mid_stream(tmp_path):
         assert eventually(lambda: running.upstream.get("/state")["given_up"] >= 1, SETTLE_SECONDS)
 
 
-@pytest.mark.skipif(FAKETIME is None, reason="libfaketime isn't here (Debian: apt-get install faketime)")
+@needs(FAKETIME, "libfaketime", "faketime")
 def test_a_clock_that_jumps_changes_nothing(tmp_path):
     """A day ahead, then a day behind, in the middle of streams."""
     with rig(tmp_path, JUMPING) as running:
