@@ -16,7 +16,7 @@ from guardtrace_proxy.auditor.protocol import Auditor
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.images import ImageFetcher
 from guardtrace_proxy.policy.errors import ConfigError, Problem
-from guardtrace_proxy.server.app import GuardTraceApp, OneResponse
+from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.asgi_io import (
     App,
     Message,
@@ -32,6 +32,7 @@ from guardtrace_proxy.server.errors import ApiError, not_started
 from guardtrace_proxy.server.forwarded import to_upstream
 from guardtrace_proxy.server.inner import InnerApp
 from guardtrace_proxy.server.inner_config import MODEL, load_inner_config
+from guardtrace_proxy.server.one_response import OneResponse
 from guardtrace_proxy.server.service import api_key_of
 from guardtrace_proxy.telemetry.logs import configure_own_logging
 from guardtrace_proxy.wire.dialects import speaking_at

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.lowlevel
 import structlog
 
 from guardtrace_proxy.auditor.protocol import Auditor
@@ -34,6 +33,7 @@ from guardtrace_proxy.server.asgi_io import (
 from guardtrace_proxy.server.config import Config, load_config
 from guardtrace_proxy.server.errors import ApiError, no_route, shutting_down, unauthorized
 from guardtrace_proxy.server.forwarded import to_upstream
+from guardtrace_proxy.server.one_response import OneResponse
 from guardtrace_proxy.server.reload import Reloader
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.span_attributes import of_http
@@ -206,15 +206,15 @@ class GuardTraceApp:
         seconds = self.service.config.server.client_timeout_ms / 1000
         async with anyio.create_task_group() as tasks:
 
-            async def send_in_time(message: Message) -> None:
-                with anyio.move_on_after(seconds) as waiting:
-                    await send(message)
-                if waiting.cancelled_caught:
-                    log.warning("client takes nothing")
-                    tasks.cancel_scope.cancel()
-                    await anyio.lowlevel.checkpoint()
+            async def send_on(message: Message) -> None:
+                await send(message)
                 if send.ended:
                     on_end()
+
+            async def let_go_of_deaf() -> None:
+                await send.is_not_taken(seconds)
+                log.warning("client takes nothing")
+                tasks.cancel_scope.cancel()
 
             async def leave_with_client() -> None:
                 while (await receive())["type"] != "http.disconnect":
@@ -232,9 +232,10 @@ class GuardTraceApp:
                     tasks.cancel_scope.cancel()
 
             tasks.start_soon(leave_with_client)
+            tasks.start_soon(let_go_of_deaf)
             try:
                 with self.service.drain.may_stop(refuse):
-                    await reply(send_in_time)
+                    await reply(send_on)
             except ApiError as error:
                 failure = error
             tasks.cancel_scope.cancel()
@@ -263,28 +264,3 @@ class GuardTraceApp:
         status = "ready" if ready else "starting"
         content = {"status": status, "running": service.shedding.running, "auditor": auditor}
         await respond_json(send, 200 if ready else 503, content)
-
-
-class OneResponse:
-    """Sends a response under its request id, in these headers, and knows whether it has begun and ended."""
-
-    def __init__(self, send: Send, request_id: str, id_headers: Collection[str]) -> None:
-        self.request_id = request_id
-        self._send = send
-        self._ids = [(name.encode(), request_id.encode()) for name in id_headers]
-        self.status: int | None = None
-        """None until the head has left."""
-        self.ended = False
-
-    @property
-    def began(self) -> bool:
-        """Whether the head has left."""
-        return self.status is not None
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            message = {**message, "headers": [*message["headers"], *self._ids]}
-        else:
-            self.ended = not message.get("more_body", False)
-        await self._send(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
@@ -38,7 +39,7 @@ class EventStream:
         self._writer = writer
         self._headers = [*SSE_HEADERS, *headers]
         self._keepalive_seconds = keepalive_ms / 1000
-        self._sending = anyio.Lock(fast_acquire=True)
+        self._sending = asyncio.Lock()  # taken for every write: anyio's asks for the running task three times
         self._sent_at = time.monotonic()
         self._began = False
         self._is_replying = False

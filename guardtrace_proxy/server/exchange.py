@@ -6,6 +6,7 @@ it (the reader, an audit, the timer) feeds it and carries out what it says befor
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
@@ -63,13 +64,13 @@ class Exchange:
         self._tasks: anyio.abc.TaskGroup
         self._reading = anyio.CancelScope()
         self._is_stopped = False
-        self._read_all = anyio.Event()
+        self._read_all = asyncio.Event()
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
-        self._news = anyio.Event()
-        self._room = anyio.Event()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
         self._armed: float | None = None
-        self._rearm = anyio.Event()
+        self._rearm = asyncio.Event()
 
     def stop(self) -> None:
         """End the reply as if the upstream had broken off: what is held is judged first."""
@@ -115,7 +116,7 @@ class Exchange:
                 continue
             self._carry_out()
             while not gate.wants_reading or self._unsent_bytes > MAX_UNSENT_BYTES:
-                self._room = anyio.Event()
+                self._room.clear()
                 await self._room.wait()
 
     async def _audit(self, asked: StartAudit) -> None:
@@ -151,7 +152,7 @@ class Exchange:
 
     async def _keep_time(self) -> None:
         while True:
-            self._rearm = anyio.Event()
+            self._rearm.clear()
             self._armed = self._gate.deadline
             if self._armed is None:
                 await self._rearm.wait()
@@ -174,7 +175,7 @@ class Exchange:
                 break
             else:
                 await self._news.wait()
-                self._news = anyio.Event()
+                self._news.clear()
         await send(b"", False)
 
     def _carry_out(self) -> None:
