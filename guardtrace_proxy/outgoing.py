@@ -5,11 +5,14 @@ It is aiohttp's own client: a second client's requests and responses around it c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
@@ -18,9 +21,45 @@ TROUBLE = (aiohttp.ClientError, OSError)
 """What a request, or the reading of its reply, may raise."""
 
 
+class Arrivals(ResponseHandler):
+    """A connection that says when something has come of the reply that is being read, or nothing more will."""
+
+    on_arrival: Callable[[], None] | None = None
+    """Called when the reply has what came, from the event loop's own callback: it may not raise."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Without data it is aiohttp that goes on with what it left, in the middle of a read.
+        if data and self.on_arrival is not None:
+            self.on_arrival()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self.tell()
+
+    def resume_reading(self, *how: Any, **options: Any) -> None:
+        # aiohttp resumes after each read, with half a dozen calls, whether it had paused or not.
+        if self._reading_paused:
+            super().resume_reading(*how, **options)
+            self._loop.call_soon(self.tell)
+
+    def tell(self) -> None:
+        """Have it looked at: bytes came, or something else happened to the reply."""
+        if self.on_arrival is not None:
+            self.on_arrival()
+
+
 class _Connector(aiohttp.TCPConnector):
-    """Leaves alone a kept connection on which something came that nobody asked for: aiohttp (3.14) would give it to the
-    next request as its reply, which may be another tenant's."""
+    """Makes its connections ``Arrivals``.
+
+    Leaves alone a kept connection on which something came that nobody asked for: aiohttp (3.14) would give it to the
+    next request as its reply, which may be another tenant's.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        connection: type[ResponseHandler] = Arrivals
+        self._factory = partial(connection, loop=self._loop)
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
         while (connection := await super()._get(key, traces)) is not None:

@@ -114,16 +114,25 @@ class StreamGate:
         """The choices seen so far, for records."""
         return list(self._choices.values())
 
+    @property
+    def is_gathering(self) -> bool:
+        """Whether ``gathers`` may take the next event."""
+        return self._run is not None
+
     # What happens
+
+    def gathers(self, event: MoreText, now: float) -> bool:
+        """Take one event of the upstream if it's sure that nothing comes of it yet; else it is left to ``receive``."""
+        return self._run is not None and self._run.takes(event, now)
 
     def receive(self, event: Event | MoreText, now: float) -> bool:
         """Take one event of the upstream; returns whether something may have come of it."""
         if isinstance(event, MoreText):
-            if self._run is not None and self._run.takes(event, now):
+            if self.gathers(event, now):
                 return False
             self._take_run()
             self._run = self._run_of(event)
-            if self._run is not None and self._run.takes(event, now):
+            if self.gathers(event, now):
                 return False
             event = event.whole()
         self._receive(event, now)

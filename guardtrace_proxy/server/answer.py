@@ -141,7 +141,7 @@ async def answer(
                 try:
                     if request.stream:
                         await _stream(
-                            exchange, _events(source, reply, silence, record), source, out, record, service.drain
+                            exchange, _events(source, reply, gate, silence, record), source, out, record, service.drain
                         )
                     else:
                         await _whole(exchange, source, reply, service, record, send)
@@ -237,11 +237,24 @@ async def _stream(
         await exchange.run(events, write)
 
 
-async def _events(source: Source, reply: Reply, silence_seconds: float, record: ReplyRecord) -> Events:
+async def _events(
+    source: Source, reply: Reply, gate: StreamGate, silence_seconds: float, record: ReplyRecord
+) -> Events:
     """Comments aren't speech: an upstream that sends them alone is broken off as a silent one is."""
     spoke = time.monotonic()
+
+    def gathers(data: bytes) -> bool:
+        nonlocal spoke
+        if not gate.is_gathering or (more := reply.more(data)) is None:
+            return False
+        now = time.monotonic()
+        if not gate.gathers(more, now):
+            return False
+        spoke = now
+        return True
+
     try:
-        while data := await source.read():
+        while data := await source.read(gathers):
             events = reply.feed(data)
             if events:
                 yield events

@@ -8,7 +8,7 @@ import structlog
 
 from guardtrace_proxy.server.asgi_io import App, Headers, Message, Scope
 from guardtrace_proxy.server.errors import upstream_failed, upstream_silent
-from guardtrace_proxy.server.upstream_reply import UpstreamBroke
+from guardtrace_proxy.server.upstream_reply import Gathers, UpstreamBroke
 
 log = structlog.get_logger("guardtrace")
 
@@ -64,8 +64,9 @@ class InnerReply:
         except UpstreamBroke as error:
             raise (upstream_silent() if self._is_silent else upstream_failed()) from error
 
-    async def read(self) -> bytes:
-        """The next bytes of the body, empty at its end; raises UpstreamBroke."""
+    async def read(self, gathers: Gathers | None = None) -> bytes:
+        """The next bytes of the body, empty at its end; raises UpstreamBroke. ``gathers`` isn't asked: the app's own
+        task is awake anyway."""
         while not self._unread:
             if self._is_whole:
                 return b""

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import aiohttp
 import anyio
 
-from guardtrace_proxy.outgoing import TROUBLE
+from guardtrace_proxy.outgoing import TROUBLE, Arrivals
 from guardtrace_proxy.server.asgi_io import Headers
 from guardtrace_proxy.server.decoding import BadCoding, UnknownCoding, decoder_for
 from guardtrace_proxy.server.errors import upstream_unreadable
 from guardtrace_proxy.server.forwarded import to_client
 
 WATCH_SECONDS = 2.0
+GONE = (*TROUBLE, RuntimeError)
+"""RuntimeError: aiohttp has closed the connection over bad framing."""
+
+
+Gathers = Callable[[bytes], bool]
+"""Takes bytes of which nothing comes yet; False where it leaves them."""
 
 
 class UpstreamBroke(Exception):
@@ -28,8 +35,11 @@ class Source(Protocol):
     content_type: str
     limits: Headers
 
-    async def read(self) -> bytes:
-        """The next bytes of the body, empty at its end; raises UpstreamBroke."""
+    async def read(self, gathers: Gathers | None = None) -> bytes:
+        """The next bytes of the body, empty at its end; raises UpstreamBroke.
+
+        A source whose bytes come one by one may let ``gathers`` have them as they come: what it takes isn't returned.
+        """
 
     def close(self) -> None:
         """Stop the upstream, unless the body was read to its end."""
@@ -54,15 +64,20 @@ class UpstreamReply:
         self._loop = asyncio.get_running_loop()
         self._watch_seconds = min(WATCH_SECONDS, read_seconds)
         self._timer = self._loop.call_later(self._watch_seconds, self._watch)
-        if response.connection is not None and response.connection.protocol is not None:
+        protocol = None if response.connection is None else response.connection.protocol
+        if protocol is not None:
             # aiohttp would set a timer anew at each read: silence is watched here.
-            response.connection.protocol.read_timeout = None
+            protocol.read_timeout = None
+        self._arrivals = protocol if isinstance(protocol, Arrivals) else None
 
-    async def read(self) -> bytes:
-        """The next bytes of the body, empty at its end; raises UpstreamBroke."""
+    async def read(self, gathers: Gathers | None = None) -> bytes:
+        """The next bytes of the body, empty at its end; raises UpstreamBroke, and what ``gathers`` raises.
+
+        What comes while it waits is offered to ``gathers`` where it comes: a task is woken for the rest alone.
+        """
         decoder = self._decoder
         if decoder is None:
-            return await self._receive()
+            return await self._receive(gathers)
         # Much may come out of little: others have their turn before each piece.
         await anyio.lowlevel.checkpoint()
         try:
@@ -81,14 +96,57 @@ class UpstreamReply:
         self._timer.cancel()
         self._response.close()
 
-    async def _receive(self) -> bytes:
+    async def _receive(self, gathers: Gathers | None = None) -> bytes:
         self._waiting_since = time.monotonic()
         try:
-            return await self._response.content.readany()
-        except (*TROUBLE, RuntimeError) as error:  # RuntimeError: aiohttp has closed the connection over bad framing
-            raise UpstreamBroke(type(error).__name__) from error
+            if self._arrivals is None:
+                return await self._read_any()
+            if (data := self._take()) or self._response.content.at_eof():
+                return data
+            return await self._next(self._arrivals, gathers)
         finally:
             self._waiting_since = None
+
+    async def _next(self, arrivals: Arrivals, gathers: Gathers | None) -> bytes:
+        arrival: asyncio.Future[bytes] = self._loop.create_future()
+
+        def arrived() -> None:
+            if arrival.done():
+                return
+            try:
+                data = self._take()
+                if data and gathers is not None and gathers(data):
+                    self._waiting_since = time.monotonic()
+                    data = b""
+            except Exception as error:
+                arrival.set_exception(error)
+                return
+            if data or self._response.content.at_eof():
+                arrival.set_result(data)
+            elif not arrivals.connected:
+                arrival.set_exception(UpstreamBroke("connection lost"))
+
+        if not arrivals.connected:
+            raise UpstreamBroke("connection lost")
+        arrivals.on_arrival = arrived
+        try:
+            return await arrival
+        finally:
+            arrivals.on_arrival = None
+
+    async def _read_any(self) -> bytes:
+        """The same where aiohttp's connections aren't ours: each read wakes the task, as aiohttp would have it."""
+        try:
+            return await self._response.content.readany()
+        except GONE as error:
+            raise UpstreamBroke(type(error).__name__) from error
+
+    def _take(self) -> bytes:
+        """What has come since."""
+        try:
+            return self._response.content.read_nowait()
+        except GONE as error:
+            raise UpstreamBroke(type(error).__name__) from error
 
     def _watch(self) -> None:
         """Wake a reader that has waited too long, or that aiohttp forgets (after a malformed chunk size, 3.14.5)."""
@@ -99,6 +157,8 @@ class UpstreamReply:
         is_lost = connection is not None and connection.transport is None
         if is_lost or time.monotonic() - self._waiting_since > self._read_seconds:
             self._response.content.set_exception(aiohttp.ClientPayloadError("no more bytes will come"))
+            if self._arrivals is not None:
+                self._arrivals.tell()
 
 
 async def read_bounded(reply: Source, limit: int) -> bytes:

@@ -67,15 +67,20 @@ class ChoicesStream(ChoicesWriter):
 
     def feed(self, data: bytes) -> Sequence[Event | MoreText]:
         """The events that are complete with ``data``."""
-        if self._template is not None and self._decoder.is_between and len(data) <= self._max_event_bytes:
-            more = self._more(data)
-            if more is not None:
-                return (more,)
+        more = self.more(data)
+        if more is not None:
+            return (more,)
         try:
             return self._read_all(self._decoder.feed(data))
         except EventTooLarge as error:
             events = self._read_all(error.before)
             return [*events, *self._rests(), malformed(b"", f"The upstream sent {error}.")]
+
+    def more(self, data: bytes) -> MoreText | None:
+        """The event that ``data`` is, where it is one and nothing but its text is new."""
+        if self._template is None or not self._decoder.is_between or len(data) > self._max_event_bytes:
+            return None
+        return self._more(data)
 
     def end(self) -> Sequence[Event | MoreText]:
         """What is left at the end of the connection."""

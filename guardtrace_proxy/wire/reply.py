@@ -59,6 +59,10 @@ class Reply(Writer, Protocol):
     def feed(self, data: bytes) -> Sequence[Event | MoreText]:
         """The events that are complete with ``data``, which may be cut anywhere."""
 
+    def more(self, data: bytes) -> MoreText | None:
+        """The event that ``data`` is, where it is one, whole, and only brings more text. None: it wasn't read, ``feed``
+        it."""
+
     def end(self) -> Sequence[Event | MoreText]:
         """What is left at the end of the connection."""
 

@@ -80,6 +80,9 @@ class ResponsesStream(ResponsesWriter):
         except EventTooLarge as error:
             return [*self._read_all(error.before), *self._rest(), malformed(b"", f"The upstream sent {error}.")]
 
+    def more(self, data: bytes) -> None:
+        """Events are numbered or named here: each is read."""
+
     def end(self) -> list[Event]:
         """What is left at the end of the connection."""
         return [*self._read_all(self._decoder.end()), *self._rest()]
