@@ -118,13 +118,13 @@ class UpstreamReply:
                 if data and gathers is not None and gathers(data):
                     self._waiting_since = time.monotonic()
                     data = b""
+                elif not (data or arrivals.connected or self._response.content.at_eof()):
+                    raise UpstreamBroke("connection lost")
             except Exception as error:
                 arrival.set_exception(error)
                 return
             if data or self._response.content.at_eof():
                 arrival.set_result(data)
-            elif not arrivals.connected:
-                arrival.set_exception(UpstreamBroke("connection lost"))
 
         if not arrivals.connected:
             raise UpstreamBroke("connection lost")

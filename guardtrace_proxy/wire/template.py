@@ -28,19 +28,19 @@ class Template(NamedTuple):
 
     def read(self, raw: bytes) -> MoreText | None:
         """The event, if it is of this form and its text means what it says: no escapes, no control characters."""
-        head, tail = self.head, self.tail
+        head, tail, of = self
         if not (raw.startswith(head) and raw.endswith(tail)):
             return None
-        size = len(raw) - len(head) - len(tail)
-        if not 0 < size <= LONGEST_TEXT:
+        start, end = len(head), len(raw) - len(tail)
+        if not 0 < end - start <= LONGEST_TEXT:
             return None
         try:
-            text = raw[len(head) : -len(tail)].decode()
+            text = raw[start:end].decode()
         except UnicodeDecodeError:
             return None
         if '"' in text or "\\" in text or not text.isprintable():
             return None
-        return MoreText(raw, text, (size + 3) // 4, self.of)
+        return MoreText(raw, text, (end - start + 3) // 4, of)
 
     def frames(self, raw: bytes) -> bool:
         """Whether the event is of this form, but for its text perhaps."""

@@ -177,7 +177,7 @@ def test_silence_counts_from_what_was_gathered_last():
                 await asyncio.sleep(0.15)
                 writer.write(framed(b"b"))
 
-        async with asked(slow, read_timeout_ms=600) as reply:
+        async with asked(slow, read_timeout_ms=1000) as reply:
             await reply.read()
             began = time.monotonic()
             with pytest.raises(UpstreamBroke, match="ClientPayloadError"):
@@ -186,7 +186,7 @@ def test_silence_counts_from_what_was_gathered_last():
 
     gathered, seconds = anyio.run(test)
     assert gathered == 8
-    assert seconds > 8 * 0.15 + 0.5
+    assert seconds > 8 * 0.15 + 0.9
 
 
 @LOOPS
@@ -205,10 +205,11 @@ def test_an_upstream_that_nobody_reads_is_slowed_down_and_loses_nothing(uvloop):
     async def test() -> int:
         seen = Seen(lambda count: count % 3 > 0)
         async with asked(floods) as reply:
-            await asyncio.sleep(0.5)
-            before = sent
-            await asyncio.sleep(0.3)
-            assert before == sent < pieces / 2
+            before = -1
+            while before < sent:
+                before = sent
+                await asyncio.sleep(0.3)
+            assert sent < pieces / 2
             await seen.read_all(reply)
         return len(seen.body)
 
@@ -235,7 +236,7 @@ def test_more_chunks_than_aiohttp_takes_at_once(uvloop):
     st.lists(st.booleans(), min_size=1, max_size=5),
     st.sampled_from(["chunked", "length", "close"]),
 )
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_whatever_is_gathered_all_comes_in_order(pieces, cuts, takes, framing):
     body = b"".join(pieces)
     head, wire = CHUNKED, b"".join(map(framed, pieces)) + END
