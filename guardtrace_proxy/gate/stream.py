@@ -128,11 +128,11 @@ class StreamGate:
     def receive(self, event: Event | MoreText, now: float) -> bool:
         """Take one event of the upstream; returns whether something may have come of it."""
         if isinstance(event, MoreText):
-            if self.gathers(event, now):
+            if self._run is not None and self._run.takes(event, now):
                 return False
             self._take_run()
             self._run = self._run_of(event)
-            if self.gathers(event, now):
+            if self._run is not None and self._run.takes(event, now):
                 return False
             event = event.whole()
         self._receive(event, now)

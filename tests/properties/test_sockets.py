@@ -16,7 +16,7 @@ from guardtrace_proxy.gate import Output, Reject, Release, StartAudit, StreamGat
 from guardtrace_proxy.policy.levels import Level, Verdict
 from guardtrace_proxy.server import answer
 from guardtrace_proxy.wire import chat, completion, messages, responses
-from guardtrace_proxy.wire.events import Event
+from guardtrace_proxy.wire.events import Event, MoreText
 from tests.images.serving import picture
 from tests.properties import test_messages, test_responses
 from tests.properties.alphabet import Mark, judge
@@ -161,24 +161,34 @@ STREAMS: dict[str, tuple[ModuleType, str]] = {
 def record(case: Case, log: Log, monkeypatch: pytest.MonkeyPatch, path: str = "/chat/completions") -> None:
     """Write down what passes between the service and its reader and gate."""
     gates: list[StreamGate] = []
+    fed = Fed(log)
     module, name = STREAMS[path]
-    monkeypatch.setattr(module, name, stream_that_records(getattr(module, name), case, log, gates))
-    monkeypatch.setattr(answer, "StreamGate", gate_that_records(log, gates))
+    monkeypatch.setattr(module, name, stream_that_records(getattr(module, name), case, log, gates, fed))
+    monkeypatch.setattr(answer, "StreamGate", gate_that_records(log, gates, fed))
 
 
-def stream_that_records(stream: type[Any], case: Case, log: Log, gates: list[StreamGate]) -> type[Any]:
+class Fed:
+    """How many of the upstream's bytes were read so far."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._bytes = 0
+
+    def more(self, size: int, noted: bool) -> None:
+        self._bytes += size
+        if noted:
+            self._log.add("fed", self._bytes)
+
+
+def stream_that_records(stream: type[Any], case: Case, log: Log, gates: list[StreamGate], fed: Fed) -> type[Any]:
     """It reads in the case's style. What is read between a cut and the end of reading counts for nothing."""
 
     class Stream(stream):
-        fed = 0
-
         def __init__(self, style: Any, *settings: Any, **options: Any) -> None:
             super().__init__([case.style] if isinstance(style, list) else case.style, *settings, **options)
 
         def feed(self, data: bytes) -> list[Event]:
-            self.fed += len(data)
-            if all(gate.wants_upstream for gate in gates):
-                log.add("fed", self.fed)
+            fed.more(len(data), all(gate.wants_upstream for gate in gates))
             return super().feed(data)
 
         def end(self) -> list[Event]:
@@ -193,19 +203,26 @@ def stream_that_records(stream: type[Any], case: Case, log: Log, gates: list[Str
     return Stream
 
 
-def gate_that_records(log: Log, gates: list[StreamGate]) -> type[StreamGate]:
-    def note(output: Output) -> None:
-        if isinstance(output, StartAudit):
-            log.add("asked", output)
-        elif isinstance(output, Release):
-            log.add("sent", output.data)
-        elif isinstance(output, Reject):
-            log.add("rejected", output.body)
+def note(log: Log, output: Output) -> None:
+    if isinstance(output, StartAudit):
+        log.add("asked", output)
+    elif isinstance(output, Release):
+        log.add("sent", output.data)
+    elif isinstance(output, Reject):
+        log.add("rejected", output.body)
 
+
+def gate_that_records(log: Log, gates: list[StreamGate], fed: Fed) -> type[StreamGate]:
     class Gate(StreamGate):
         def __init__(self, *settings: Any, **named: Any) -> None:
             super().__init__(*settings, **named)
             gates.append(self)
+
+        def gathers(self, event: MoreText, now: float) -> bool:
+            gathered = super().gathers(event, now)
+            if gathered:
+                fed.more(len(event.raw), self.wants_upstream)
+            return gathered
 
         def end(self, now: float, broken: str | None = None) -> None:
             if not any(entry.what == "over" for entry in log.entries):
@@ -223,7 +240,7 @@ def gate_that_records(log: Log, gates: list[StreamGate]) -> type[StreamGate]:
         def take(self) -> list[Output]:
             outputs = super().take()
             for output in outputs:
-                note(output)
+                note(log, output)
             return outputs
 
     return Gate
