@@ -91,7 +91,10 @@ def test_no_whole_head(running, pieces, seconds):
 def test_no_whole_head_behind_a_reply(running):
     with connect(running) as client:
         client.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+        reply = b""
+        while not reply.endswith(b"}"):  # head and body may come one after the other
+            reply += client.recv(1000)
+        assert reply.startswith(b"HTTP/1.1 200 ")
         said, took = until_closed(client, [LINE])
     assert said == b""
     assert SILENCE_SECONDS - 0.2 <= took < SILENCE_SECONDS + 2
