@@ -26,6 +26,7 @@ class Arrivals(ResponseHandler):
 
     on_arrival: Callable[[], None] | None = None
     """Called when the reply has what came, from the event loop's own callback: it may not raise."""
+    _has_paused = False
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -37,9 +38,14 @@ class Arrivals(ResponseHandler):
         super().connection_lost(exc)
         self.tell()
 
+    def pause_reading(self) -> None:
+        super().pause_reading()
+        self._has_paused = True
+
     def resume_reading(self, *how: Any, **options: Any) -> None:
-        # aiohttp resumes after each read, with half a dozen calls, whether it had paused or not.
-        if self._reading_paused:
+        # aiohttp resumes after each read, with half a dozen calls, whether it had paused or not. Where it ever has, its
+        # parser may stop once more than the connection (3.14.5, a pause at a chunk's end), and each read has it go on.
+        if self._has_paused:
             super().resume_reading(*how, **options)
             self._loop.call_soon(self.tell)
 

@@ -230,6 +230,32 @@ def test_more_chunks_than_aiohttp_takes_at_once(uvloop):
     assert run(test, uvloop) == body
 
 
+@LOOPS
+@pytest.mark.parametrize("gathered", [False, True])
+def test_the_end_is_seen_after_a_pause_at_the_end_of_what_had_come(uvloop, gathered):
+    """aiohttp's parser stops once more then, before the end, although the connection doesn't pause."""
+    pauses_at = 2**18 // 16 + 1  # the first chunk that is too many for aiohttp
+    go_on = asyncio.Event()
+
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + framed(b"a") * pauses_at)
+        await go_on.wait()
+        writer.write(framed(b"b") + END)
+
+    async def test() -> bytes:
+        seen = Seen(lambda _: gathered)
+        async with asked(write) as reply:
+            await asyncio.sleep(0.5)
+            while len(seen.body) < pauses_at:
+                seen.body += await reply.read()
+            go_on.set()
+            with anyio.fail_after(5):
+                await seen.read_all(reply)
+        return seen.body
+
+    assert run(test, uvloop) == b"a" * pauses_at + b"b"
+
+
 @given(
     st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=12),
     st.lists(st.integers(1, 30), min_size=1, max_size=5),
