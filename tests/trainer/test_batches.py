@@ -28,7 +28,9 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     TAIL,
     TOKENS_PER_BATCH,
     Batch,
+    Document,
     Example,
+    anything,
     batches,
     collate,
     encode,
@@ -37,6 +39,7 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     pool,
     positions,
     talk,
+    thinking,
     vision_batch,
 )
 from guardtrace_trainer.nano.model import control_id  # noqa: E402
@@ -51,8 +54,8 @@ GOALS = {DECLINES: "goals_harmful", HELPS: "goals_harmless"}
 
 def documents(count: int, seed: int = 0) -> list[Example]:
     rng = random.Random(seed)
-    draws = (plain, exchange, talk)
-    return [encode(draws[number % 3](rng), rng) for number in range(count)]
+    draws = (plain, thinking, exchange, talk)
+    return [encode(draws[number % 4](rng), rng) for number in range(count)]
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -101,7 +104,7 @@ def test_vision_batches_are_the_same_each_time(words):
     assert not torch.equal(one[0], other[0])
 
 
-@pytest.mark.parametrize("draw", [plain, exchange, talk])
+@pytest.mark.parametrize("draw", [plain, thinking, exchange, talk])
 def test_no_document_holds_an_analysis_or_a_judgment(draw):
     rng = random.Random(3)
     texts = [" ".join(itertools.chain.from_iterable(draw(rng).turns)) for _ in range(2000)]
@@ -112,19 +115,18 @@ def test_no_document_holds_an_analysis_or_a_judgment(draw):
 def test_plain_documents_are_traces_conversations_and_descriptions():
     rng = random.Random(4)
     made = [plain(rng) for _ in range(600)]
-    assert sum(one.turns[0][0].startswith(SHOWS) for one in made) > 40
+    assert sum(one.turns[0][0].startswith(SHOWS) for one in made) > 120
     given = ["".join(text for text, _ in one.turns) for one in made]
-    assert sum("<think>\n" in one and "\n</think>\n\n" in one for one in given) > 40
-    assert sum(one.startswith("Current Task Query: ") for one in given) > 40
-    assert sum("\n\n" in one and "<think>" not in one for one in given) > 300
+    assert sum("<think>\n" in one and "\n</think>\n\n" in one for one in given) > 120
+    assert sum(one.startswith("Current Task Query: ") for one in given) > 120
 
 
 def test_a_mark_says_what_the_sentence_before_it_gives_and_nothing_else_of_it():
     strengths = {text: strength for trace in authored(BANK) for text, strength in trace.sentences}
     rng = random.Random(5)
     seen = Counter()
-    for given, told in itertools.chain.from_iterable(plain(rng).turns for _ in range(1500)):
-        if told and not given.startswith(SHOWS):
+    for given, told in itertools.chain.from_iterable(thinking(rng).turns for _ in range(600)):
+        if told:
             seen[told] += 1
             assert told == MARKS[strengths.get(given.strip(), MARKS.index(told))]
     assert set(seen) == set(MARKS)
@@ -133,9 +135,9 @@ def test_a_mark_says_what_the_sentence_before_it_gives_and_nothing_else_of_it():
 
 def test_whether_a_mark_comes_cannot_be_known_from_the_text():
     rng = random.Random(6)
-    pieces = [turn for _ in range(200) for turn in plain(rng).turns if turn[0].startswith(" ")]
+    pieces = [turn for _ in range(100) for turn in thinking(rng).turns if turn[0].startswith(" ")]
     bare = sum(not told for _, told in pieces)
-    assert 0.15 < bare / len(pieces) < 0.4
+    assert 0.1 < bare / len(pieces) < 0.35
 
 
 @pytest.mark.parametrize("draw", [exchange, talk])
@@ -170,10 +172,26 @@ def test_what_a_text_gave_so_far_is_told_whatever_it_is_for():
     assert min(seen[reply] for reply in GIVEN) > 80
 
 
+def test_documents_of_all_kinds_are_among_the_last():
+    rng = random.Random(7)
+    given = ["".join(text for text, _ in anything(rng).turns) for _ in range(1000)]
+    asked = [one.count(TAIL) for one in given]
+    assert 500 < sum(count == 1 and NEXT not in one for count, one in zip(asked, given, strict=True)) < 800
+    assert sum(count > 1 for count in asked) > 30
+    assert 200 < sum(count == 0 for count in asked) < 400
+
+
+def test_what_asks_for_nothing_is_left_out():
+    def some(rng):
+        return Document((("Hush.<|im_end|>", ""),), None) if rng.random() < 0.5 else exchange(rng)
+
+    assert all((batch.shares == 1).any(1).all() for batch in pool(some, 1, 0))
+
+
 def test_only_replies_are_foretold_of_a_talk():
     tokenizer = make_tokenizer()
     rng = random.Random(8)
-    document = next(made for made in (talk(rng) for _ in range(50)) if not made.foretold)
+    document = talk(rng)
     example = encode(document, rng)
     batch = collate([example, example])
     assert set(batch.shares.unique().tolist()) == {0.0, 1.0}

@@ -31,15 +31,16 @@ HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 NEXT = "\n<|im_start|>user\n"
 IMAGE_TOKENS = CELLS**2
-DESCRIPTIONS, CONVERSATIONS, LAYOUTS = 0.1, 0.1, 0.1
-"""Shares of the plain documents: of descriptions, of traces as conversations and in the auditor's layout. The others
-are thinking alone, of one trace after the other."""
-TELLING = 0.7
-"""Share of the traces in these whose sentences are short and mostly give something."""
-LETTERS_IN_A_ROW = 600
+THINKING, EXCHANGES, TALKS = 0.28, 0.62, 0.06
+"""Shares of all documents; the others are plain. Of the tokens about 0.45, 0.2, 0.25 and 0.1, since lengths differ."""
+DESCRIPTIONS, CONVERSATIONS = 0.33, 0.33
+"""Shares of the plain documents; the others are traces in the auditor's layout."""
+TELLING = 0.9
+"""Share of the traces in a row of thinking whose sentences are short and mostly give something."""
+LETTERS_IN_A_ROW = 500
 MARKS = (" -", " ?", " !")
 """By strength: a reader's mark behind a sentence that gives nothing, a hint or a step, whatever it is about."""
-MARKED = 0.75
+MARKED = 0.8
 """Share of the sentences that have theirs, at random: whether one comes can't be known, so every sentence is read."""
 SHOWS, GIVES, MORE = "What does the image show?", "What does the text give?", "And so far?"
 DECLINES, HELPS = "Sorry, I can't.", "Sure, here it is."
@@ -47,13 +48,11 @@ GIVEN = ("Neither.", "A hint.", "Steps.")
 """By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
 PICTURED = 0.15
 """Share of the exchanges about a picture. The others are a short request each: what is harmful takes many of them."""
-MARKED_AGAIN = 0.35
-"""Share of the last documents that are marked thinking; the others are talks."""
 READS, AT_ONCE = 0.5, 0.3
 """Shares of a talk's parts that read a text, and of those that read it in one piece."""
 TALKS_OF_PICTURES, COMES_BACK = 0.4, 0.4
 """Shares of the talks that begin with a picture, and of their later requests that come back to it."""
-ROOM = 420
+ROOM = 260
 """Tokens after which a talk takes up nothing new."""
 FORETOLD = 0.25
 """Share of a trace's tokens: with a large vocabulary their logits would cost more than all layers together."""
@@ -98,13 +97,11 @@ class Batch:
 
 
 def plain(rng: random.Random) -> Document:
-    """A description, or a trace with a reader's marks."""
+    """A description, or a trace with a reader's marks: a conversation, or in the auditor's layout."""
     draw = rng.random()
     if draw < DESCRIPTIONS:
         picture = any_picture(rng)
         return Document((_shows(picture),), picture)
-    if draw >= DESCRIPTIONS + CONVERSATIONS + LAYOUTS:
-        return _in_a_row(rng)
     sample = make_sample(rng)
     if draw < DESCRIPTIONS + CONVERSATIONS:
         excerpt = whole(sample)
@@ -114,6 +111,16 @@ def plain(rng: random.Random) -> Document:
         before, after = user_text(sample.question, "\0", excerpt.answer).split("\0")
     turns = [(before, ""), *_marked(excerpt, rng), (f"{after}<|im_end|>", "")]
     return Document(tuple(turns), sample.picture, FORETOLD)
+
+
+def thinking(rng: random.Random) -> Document:
+    """Thinking alone, of one trace after the other, with a reader's marks: most sentences for the tokens."""
+    turns: list[tuple[str, str]] = []
+    while sum(len(given) for given, _ in turns) < LETTERS_IN_A_ROW:
+        sample = make_sample(rng, cue="text" if rng.random() < TELLING else None)
+        turns += [*_marked(whole(sample), rng), ("\n\n", "")]
+    turns[-1] = ("<|im_end|>", "")
+    return Document(tuple(turns), None)
 
 
 def exchange(rng: random.Random) -> Document:
@@ -129,10 +136,7 @@ def exchange(rng: random.Random) -> Document:
 
 
 def talk(rng: random.Random) -> Document:
-    """The same one after the other, as in a long conversation, and what a text gives, harmful or not; or marked
-    thinking again, which exchanges made it forget."""
-    if rng.random() < MARKED_AGAIN:
-        return _in_a_row(rng)
+    """The same one after the other, as in a long conversation, and what a text gives, harmful or not."""
     turns: list[tuple[str, str]] = []
     picture, cue, harm = None, rng.choice(CUES[1:]), rng.random() < 0.5
     tells = False
@@ -148,6 +152,16 @@ def talk(rng: random.Random) -> Document:
         else:
             turns.append(_asked(make_sample(rng, cue="text", harm=rng.random() < 0.5)))
     return Document((turns[0], *((f"{NEXT}{given}", told) for given, told in turns[1:])), picture)
+
+
+def anything(rng: random.Random) -> Document:
+    """Documents of all kinds."""
+    draw = rng.random()
+    if draw < THINKING:
+        return thinking(rng)
+    if draw < THINKING + EXCHANGES:
+        return exchange(rng)
+    return talk(rng) if draw < THINKING + EXCHANGES + TALKS else plain(rng)
 
 
 def _shows(picture: Picture | None) -> tuple[str, str]:
@@ -173,15 +187,6 @@ def _read(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
         length += len(given)
         given = MORE
     return turns
-
-
-def _in_a_row(rng: random.Random) -> Document:
-    turns: list[tuple[str, str]] = []
-    while sum(len(given) for given, _ in turns) < LETTERS_IN_A_ROW:
-        sample = make_sample(rng, cue="text" if rng.random() < TELLING else None)
-        turns += [*_marked(whole(sample), rng), ("\n\n", "")]
-    turns[-1] = ("<|im_end|>", "")
-    return Document(tuple(turns), None, FORETOLD)
 
 
 def _marked(excerpt: Excerpt, rng: random.Random) -> list[tuple[str, str]]:
@@ -243,7 +248,7 @@ def pool(draw: Draw, seed: int, number: int) -> list[Batch]:
     examples: list[Example] = []
     while len(examples) < POOL:
         example = encode(draw(rng), rng)
-        if len(example.ids) <= LONGEST:
+        if len(example.ids) <= LONGEST and 1.0 in example.shares:
             examples.append(example)
     groups: list[list[Example]] = []
     for has_image in (False, True):

@@ -26,7 +26,7 @@ def warm_up(
     from guardtrace_trainer.nano.plan import WarmUp
 
     plan = (
-        WarmUp(vision_steps=4, language_steps=4, exchange_steps=4, talk_steps=4, vision_batch=8) if quick else WarmUp()
+        WarmUp(vision_steps=4, exchange_steps=4, language_steps=4, vision_batch=8) if quick else WarmUp()
     )
     make_base(out, plan, seed, log, vocabulary=vocabulary, again=again)
     log(f"wrote {out}")

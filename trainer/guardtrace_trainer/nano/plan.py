@@ -13,12 +13,10 @@ class WarmUp(Settings):
     vision_steps: int = Field(1500, ge=1)
     vision_batch: int = Field(48, ge=1)
     vision_lr: float = Field(5e-3, gt=0)
-    language_steps: int = Field(800, ge=1)
-    """Over plain traces."""
-    exchange_steps: int = Field(800, ge=1)
-    """Over exchanges, after them."""
-    talk_steps: int = Field(800, ge=1)
-    """Over talks of several exchanges, at last."""
+    exchange_steps: int = Field(500, ge=1)
+    """Over short exchanges, which come first."""
+    language_steps: int = Field(3000, ge=1)
+    """Over documents of all kinds, after them."""
     language_lr: float = Field(2e-3, gt=0)
 
 

@@ -2,8 +2,8 @@
 again on the same kind of device.
 
 ``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``language``: the language model
-alone learns to foretell plain traces, then, as an instruct model, to answer: what a picture shows, what a text gives,
-and whether it helps or declines. The pictures are simulated as a trained tower sees them.
+alone learns, as an instruct model, to answer: whether it helps or declines, what a picture shows, what a text gives; and
+to foretell plain traces and a reader's marks behind their sentences. The pictures are simulated as a trained tower sees them.
 Neither ever sees an analysis or a judgment: those come from SFT, DPO and OGDPO.
 """
 
@@ -24,7 +24,7 @@ from torch import nn
 
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.muon import Muon
-from guardtrace_trainer.nano.batches import Batch, batches, exchange, plain, talk, vision_batch
+from guardtrace_trainer.nano.batches import Batch, anything, batches, exchange, vision_batch
 from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
@@ -146,9 +146,9 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
 
 
 def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Module:
-    """Plain traces first, exchanges after them, talks at last. Beside each other, the many tokens of the traces would
-    drown the one of a reply that says whether it helps; and in a long talk that is hardly learned, only kept."""
-    parts = ((plain, plan.language_steps), (exchange, plan.exchange_steps), (talk, plan.talk_steps))
+    """Short exchanges first, then everything: among much else the one token of a reply that says whether it helps isn't
+    learned, but what was learned of it is kept."""
+    parts = ((exchange, plan.exchange_steps), (anything, plan.language_steps))
     for number, (draw, steps) in enumerate(parts):
         log(f"language: {draw.__name__}")
         _foretell(trainee, plan.language_lr, batches(draw, 5000 + 1000 * number + seed, steps), steps, seed, log)
