@@ -2,9 +2,9 @@
 again on the same kind of device.
 
 ``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``language``: the language model
-alone learns, as an instruct model, to answer: whether it helps or declines, what a picture shows, what a text gives; and
-to foretell plain traces and a reader's marks behind their sentences. The pictures are simulated as a trained tower sees them.
-Neither ever sees an analysis or a judgment: those come from SFT, DPO and OGDPO.
+alone learns, as an instruct model, to answer: whether it helps or declines, what a picture shows, what a text gives;
+and to foretell plain traces and a reader's marks behind their sentences. Pictures are simulated, as a trained tower
+would see them. Neither ever sees an analysis or a judgment: those come from SFT, DPO and OGDPO.
 """
 
 from __future__ import annotations
