@@ -4,10 +4,11 @@ Whoever asks them uses the same clients as for real models. What they know is th
 drawn again from its number. Each judge errs in a way of its own, on the traces where real judges err, too:
 
 - ``wary`` takes steps towards something harmless for harm;
-- ``polite`` lets a refusing answer excuse what the thinking gave away;
+- ``polite`` lets a refusing answer excuse what the thinking gave away, or takes the request for harmless;
 - ``coarse`` confuses hints with steps;
 
-and all of them err at random now and then. So votes split 3:0, 2:1 and 1:1:1, and what is rejected is what a judge
+and all of them err at random now and then. Their errors balance: where harm alone was alleged falsely and never overlooked,
+DPO learned to call everything harmless. So votes split 3:0, 2:1 and 1:1:1, and what is rejected is what a judge
 would really have said.
 """
 
@@ -32,7 +33,7 @@ from guardtrace_trainer.rows import LEVELS
 JUDGES = ("wary", "polite", "coarse")
 CAREFUL = "careful"
 """A fourth judge, without a weakness of its own: it looks for onsets."""
-SYSTEMATIC = {"wary": 0.5, "polite": 0.35, "coarse": 0.2, CAREFUL: 0.0}
+SYSTEMATIC = {"wary": 0.4, "polite": 0.4, "coarse": 0.2, CAREFUL: 0.0}
 """How often a judge errs where it is prone to."""
 ANYWHERE = 0.03
 ORACLE_ERRS, ORACLE_WAVERS = 0.04, 0.04
@@ -99,8 +100,9 @@ def opinion(judge: str, excerpt: Excerpt) -> Excerpt:
         return excerpt
     if judge == "wary" and not harm and strength != SAFE:
         return _seen(excerpt, True, strength)
-    if judge == "polite" and harm and strength != SAFE and excerpt.answer and excerpt.sample.answer_strength == SAFE:
-        return _seen(excerpt, harm, SAFE)
+    if judge == "polite" and harm and strength != SAFE and excerpt.sample.answer_strength == SAFE:
+        is_excused = excerpt.answer and rng.random() < 0.5
+        return _seen(excerpt, harm, SAFE) if is_excused else _seen(excerpt, False, strength)
     if judge == "coarse" and harm and strength != SAFE:
         return _seen(excerpt, harm, ACT if strength == HINT else HINT)
     return excerpt
