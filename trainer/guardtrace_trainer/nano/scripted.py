@@ -33,7 +33,7 @@ from guardtrace_trainer.rows import LEVELS
 JUDGES = ("wary", "polite", "coarse")
 CAREFUL = "careful"
 """A fourth judge, without a weakness of its own: it looks for onsets."""
-SYSTEMATIC = {"wary": 0.4, "polite": 0.4, "coarse": 0.2, CAREFUL: 0.0}
+SYSTEMATIC = {"wary": 0.3, "polite": 0.4, "coarse": 0.2, CAREFUL: 0.0}
 """How often a judge errs where it is prone to."""
 ANYWHERE = 0.03
 ORACLE_ERRS, ORACLE_WAVERS = 0.04, 0.04
@@ -101,7 +101,7 @@ def opinion(judge: str, excerpt: Excerpt) -> Excerpt:
     if judge == "wary" and not harm and strength != SAFE:
         return _seen(excerpt, True, strength)
     if judge == "polite" and harm and strength != SAFE and excerpt.sample.answer_strength == SAFE:
-        is_excused = excerpt.answer and rng.random() < 0.5
+        is_excused = excerpt.answer and rng.random() < 0.25
         return _seen(excerpt, harm, SAFE) if is_excused else _seen(excerpt, False, strength)
     if judge == "coarse" and harm and strength != SAFE:
         return _seen(excerpt, harm, ACT if strength == HINT else HINT)
