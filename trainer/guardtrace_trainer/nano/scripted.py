@@ -7,9 +7,9 @@ drawn again from its number. Each judge errs in a way of its own, on the traces 
 - ``polite`` lets a refusing answer excuse what the thinking gave away, or takes the request for harmless;
 - ``coarse`` confuses hints with steps;
 
-and all of them err at random now and then. Their errors balance: where harm alone was alleged falsely and never overlooked,
-DPO learned to call everything harmless. So votes split 3:0, 2:1 and 1:1:1, and what is rejected is what a judge
-would really have said.
+and all of them err at random now and then. Harm is both alleged falsely and overlooked: where it was only alleged, DPO
+learned to call everything harmless. So votes split 3:0, 2:1 and 1:1:1, and what is rejected is what a judge would
+really have said.
 """
 
 from __future__ import annotations
