@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.auditor.prompt import QUERY, RESPONSE, THINKING, Turn, query_text, user_text
@@ -47,6 +47,7 @@ def test_a_window_that_cuts_inside_a_label_shows_none(thinking: str, cut: int) -
     assert len(labels_seen(user_text("x", GAP + thinking[cut:], ""))) == 3
 
 
+@settings(deadline=None)  # a prompt for each place of a split: much for a long text
 @given(hostile, hostile)
 def test_a_label_split_over_thinking_and_answer_is_none(forged: str, answer: str) -> None:
     for at in range(0, len(forged), 7):

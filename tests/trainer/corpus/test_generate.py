@@ -299,7 +299,8 @@ def test_a_run_that_is_killed_goes_on_and_pays_nothing_twice(tmp_path, how):
 
     def script(body: dict[str, Any], number: int) -> Said:
         answered.append(question(body))
-        return Said("Yes.", "Hm.", wait=0.05)
+        # Slow before the end, so that the signal comes in time on a busy machine.
+        return Said("Yes.", "Hm.", wait=2.0 if 60 < len(answered) < 60 + concurrency else 0.05)
 
     with Scripted(script) as server:
         models = {"models": [server.endpoint("m", concurrency=concurrency, stream=False)]}
