@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,7 +30,7 @@ FAKETIME = next(
 """The kernel's wall clock as every library sees it, read again from a file at each look."""
 
 
-def needs(program: object, name: str, package: str) -> Any:
+def needs(program: object, name: str, package: str) -> pytest.MarkDecorator:
     """Skip where a program isn't there, with the reason."""
     missing = program is None and not REQUIRED
     return pytest.mark.skipif(missing, reason=f"{name} isn't here (`make tools`, or Debian: apt-get install {package})")

@@ -75,11 +75,13 @@ def test_the_layout_is_read_back():
 def test_judges_err_in_their_own_ways_and_the_same_each_time():
     wrong: dict[str, Counter[tuple[bool, int, int]]] = {judge: Counter() for judge in JUDGES}
     right = Counter()
+    overlooked = Counter()
     for sample in samples(3000):
         excerpt = whole(sample)
         for judge in JUDGES:
             seen = opinion(judge, excerpt)
             assert seen == opinion(judge, excerpt)
+            overlooked[judge] += excerpt.sample.harm and not seen.sample.harm
             if seen.level == excerpt.level:
                 right[judge] += 1
             else:
@@ -90,6 +92,8 @@ def test_judges_err_in_their_own_ways_and_the_same_each_time():
     assert wrong["coarse"][True, HINT, 2] > 50
     assert wrong["coarse"][True, ACT, 1] > 50
     assert wrong["polite"][False, ACT, 2] < 30
+    assert overlooked["polite"] > 100
+    assert overlooked["wary"] == overlooked["coarse"] == 0
 
 
 def test_votes_split_in_all_three_ways():
