@@ -43,7 +43,6 @@ QUERY, THINKING, RESPONSE = (
     "Current Task Thinking: ",
     "Current Task Cleaned Response: ",
 )
-HIDDEN_THINKING = "[thinking not shown to the reader]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from guardtrace_proxy.gate.clearance import Clearance, Modes
 from guardtrace_proxy.gate.localize import Search
 from guardtrace_proxy.gate.outputs import Decided, StartAudit
 from guardtrace_proxy.gate.overlay import Overlay
+from guardtrace_proxy.gate.question import question
+from guardtrace_proxy.gate.retries import Retries
 from guardtrace_proxy.gate.states import Input, State, follow
 from guardtrace_proxy.gate.tape import Chunk, Tape
 from guardtrace_proxy.policy.decision import Decision, decide
@@ -17,13 +19,8 @@ from guardtrace_proxy.policy.levels import Verdict
 from guardtrace_proxy.policy.schema import Action, OnAuditorFailure, Policy, ReasoningField, Unit
 from guardtrace_proxy.wire.events import Phase, Segment
 
-FIRST_RETRY_MS = 100
-LAST_RETRY_MS = 5_000
 RUN_SHARE = 16
 """Bytes of an audit's capacity for each token that may be gathered: of 4 bytes each, four runs fill one."""
-HIDDEN_THINKING = "[thinking not shown to the reader]"
-"""What the auditor sees of a thinking that no reader does, when it judges the answer (design: by what its reader
-sees)."""
 
 
 class Choice:
@@ -70,9 +67,7 @@ class Choice:
         self._search: Search | None = None
         self._hits = 0
         """Verdicts in a row that ask for an action."""
-        self._retry_at = 0.0
-        self._retry_ms = FIRST_RETRY_MS
-        self._failing_since: float | None = None
+        self._retries = Retries(policy.hold_limit_ms / 1000)
 
     # What comes in
 
@@ -117,7 +112,7 @@ class Choice:
         if self.state is State.SEARCHING:
             self.state = follow(self.state, Input.BOUNDARY)
             return self._ask(now)
-        if self.state is State.RETRYING and now >= self._retry_at:
+        if self.state is State.RETRYING and now >= self._retries.at:
             self.state = follow(self.state, Input.RETRY)
             return self._ask(now) if self._search else self._start(now)
         return None
@@ -142,7 +137,7 @@ class Choice:
             since = self.tape.fresh_since
             return None if since is None else since + self._max_hold
         if self.state is State.RETRYING:
-            return self._retry_at
+            return self._retries.at
         return None
 
     @property
@@ -169,7 +164,7 @@ class Choice:
         chunk, enforced = self._finish_audit()
         if self._search is None:
             self._size.learn(verdict.risk)
-        self._failing_since, self._retry_ms = None, FIRST_RETRY_MS
+        self._retries.succeeded()
         wanted = decide(self._policy, chunk.phase.value, verdict)
         taken: Decision | None = wanted
         if enforced:
@@ -184,17 +179,15 @@ class Choice:
         if self._audit != audit:
             return None
         chunk, enforced = self._finish_audit()
-        self._failing_since = now if self._failing_since is None else self._failing_since
-        held_out = now - self._failing_since >= self._policy.hold_limit_ms / 1000
+        may_retry = self._retries.failed(now)
         rule = self._policy.on_auditor_failure
         decision = None
         if not enforced or (rule is OnAuditorFailure.RELEASE and not self._suspects):
             self.tape.pass_chunk(chunk)
             self.unaudited = self.unaudited or enforced
-        elif rule is OnAuditorFailure.HOLD and not held_out:
+        elif rule is OnAuditorFailure.HOLD and may_retry:
             self.state = follow(self.state, Input.FAILED)
-            self._retry_at = now + self._retry_ms / 1000
-            self._retry_ms = min(self._retry_ms * 2, LAST_RETRY_MS)
+            self._retries.wait(now)
         else:
             decision = self._cut(Decision(None, Action.CUT), chunk.phase)
         self._settle()
@@ -272,19 +265,11 @@ class Choice:
         """Ask about the chunk, or about what its search wants to know."""
         assert self._chunk is not None
         chunk = self._chunk
-        thinking = self.tape.shown(Phase.THINKING)
-        answer = self.tape.shown(Phase.ANSWERING)
-        if chunk.phase is Phase.ANSWERING and thinking and self._policy.thinking_is_unseen:
-            thinking = HIDDEN_THINKING
-        judged = len(thinking), len(answer)
         asked = chunk.text if self._search is None else self._search.asked
-        if chunk.phase is Phase.THINKING:
-            thinking += asked
-        else:
-            answer += asked
+        found = question(self.tape, chunk.phase, asked, thinking_is_unseen=self._policy.thinking_is_unseen)
         held_ms = (now - chunk.since) * 1000
         self._audit = self._next_audit_id()
-        return StartAudit(self._audit, self.index, chunk.phase, thinking, answer, *judged, self._fresh, held_ms)
+        return StartAudit(self._audit, self.index, chunk.phase, *found, self._fresh, held_ms)
 
     def _finish_audit(self) -> tuple[Chunk, bool]:
         """The chunk whose audit ended, and whether its phase's mode lets anything be done about it."""

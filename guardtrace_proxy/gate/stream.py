@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any
 
 from guardtrace_proxy.gate.choice import Choice
+from guardtrace_proxy.gate.ending import Ending
 from guardtrace_proxy.gate.notes import cut_of, mark_of
 from guardtrace_proxy.gate.outputs import Decided, Output, Reject, Release
 from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue, is_altered
@@ -52,16 +53,10 @@ class StreamGate:
         self._audit_ids = count(1)
         self._over: set[int] = set()
         """Choices that were finished by the upstream or cut."""
-        self._usage: dict[str, Any] | None = None
-        self._saw_usage_chunk = False
-        self._owes_usage = False
-        """Whether a cut closed the upstream before it could tell the usage, or dropped its chunk."""
         self._saw_error = False
         self._is_completion = False
         """Whether the reply isn't streamed."""
-        self._ended = False
-        self._last_words: Callable[[], bytes] | None = None
-        """Writes the end of the stream, its own or ours: behind the last verdict, whatever ran ahead of it."""
+        self._ending = Ending(writer, marks_estimates=policy.expose.object)
         self._noted: set[tuple[int, str]] = set()
 
     # What the driver asks
@@ -107,7 +102,7 @@ class StreamGate:
     @property
     def usage(self) -> dict[str, Any] | None:
         """What the upstream said last that it used, in its own words."""
-        return self._usage
+        return self._ending.usage
 
     @property
     def choices(self) -> list[Choice]:
@@ -140,10 +135,9 @@ class StreamGate:
 
     def _receive(self, event: Event, now: float) -> None:
         self._take_run()
-        if self._ended:
+        if self._ending.is_known:
             return
-        if event.usage is not None:
-            self._usage = event.usage
+        self._ending.learn(event)
         if event.kind is EventKind.CHUNK:
             self._receive_parts(event, now)
         elif event.kind is EventKind.COMPLETION:
@@ -163,7 +157,7 @@ class StreamGate:
     def end(self, now: float, broken: str | None = None) -> None:
         """The upstream's reply is over; ``broken`` says why, if it didn't end by itself."""
         self._take_run()
-        if self._ended:
+        if self._ending.is_known:
             return
         unfinished = len(self._over) < self._expected or any(index not in self._over for index in self._choices)
         if self._saw_error:
@@ -216,13 +210,12 @@ class StreamGate:
                 choice.end()
             if choice.cut_by is None:
                 held.append(HeldPart(choice, start, choice.received, part))
-        self._saw_usage_chunk = self._saw_usage_chunk or (not event.parts and event.usage is not None)
         if event.raw and (held or not event.parts):
             self._queue.push(HeldEvent(event, held))
 
     def _run_of(self, event: MoreText) -> Run | None:
         choice = self._choices.get(event.of.choice)
-        if choice is None or self._ended:
+        if choice is None or self._ending.is_known:
             return None
         return run_of(choice, event, self._max_stream_bytes - self._queue.held_bytes)
 
@@ -251,8 +244,7 @@ class StreamGate:
         self._end(lambda: self._writer.error(why, "upstream_error", "upstream_error"))
 
     def _end(self, last_words: Callable[[], bytes]) -> None:
-        self._ended = True
-        self._last_words = last_words
+        self._ending.set(last_words)
         self._end_choices()
 
     def _end_choices(self) -> None:
@@ -285,8 +277,8 @@ class StreamGate:
         self._queue.replace_uncleared(choice, lambda: self._writer.cut(choice.index, self._cut_of(choice)))
         if len(self._over) < self._expected:
             return
-        self._owes_usage = not self._saw_usage_chunk
-        if not self._ended:
+        self._ending.cut()
+        if not self._ending.is_known:
             self.wants_upstream = False
             self._queue.drop_unsaid()
             self._end(self._writer.done)
@@ -323,13 +315,17 @@ class StreamGate:
             if data:
                 self._outputs.append(Release(data))
             self._give_up_if_stuck()
-        if self._ended and not self.finished and not self._queue:
+        if self._ending.is_known and not self.finished and not self._queue:
             self._finish()
 
     def _give_up_if_stuck(self) -> None:
         """One of several choices that waits for the rest of a tag, or tokens that wait for their text, can stand before
         all that may be held: nothing is read any more then, and no verdict is due that would change that."""
-        if self.wants_reading or self._ended or not all(choice.is_settled for choice in self._choices.values()):
+        if (
+            self.wants_reading
+            or self._ending.is_known
+            or not all(choice.is_settled for choice in self._choices.values())
+        ):
             return
         self._drop_held()
         self._end_with_error(TOO_MUCH_HELD)
@@ -351,11 +347,7 @@ class StreamGate:
         choices = self._choices.values()
         self.finished = all(choice.is_settled for choice in choices)
         decided = all(not choice.is_live or choice.received <= choice.leave.settled for choice in choices)
-        if self._last_words is not None and (self.finished or decided):
-            usage = b""
-            if self._owes_usage:
-                usage = self._writer.usage(self._usage, self.tokens_read, expose=self._policy.expose.object)
-            words = usage + self._last_words()
-            self._last_words = None
+        if self.finished or decided:
+            words = self._ending.say(self.tokens_read)
             if words:
                 self._outputs.append(Release(words))

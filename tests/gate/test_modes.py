@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guardtrace_proxy.gate import Decided
-from guardtrace_proxy.gate.choice import HIDDEN_THINKING
+from guardtrace_proxy.gate.question import HIDDEN_THINKING
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment, Span
 from tests.gate.plain import DONE, HARMFUL, MAYBE, SAFE, Driver, inline, policy, text
 

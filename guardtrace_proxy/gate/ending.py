@@ -1,0 +1,50 @@
+"""How one reply ends: its last words, and the usage where a cut took the upstream's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from guardtrace_proxy.wire.events import Event, EventKind
+from guardtrace_proxy.wire.reply import Writer
+
+
+class Ending:
+    """The end is known as soon as nothing more comes, and said behind the last verdict."""
+
+    def __init__(self, writer: Writer, *, marks_estimates: bool) -> None:
+        self.is_known = False
+        self.usage: dict[str, Any] | None = None
+        """What the upstream said last that it used, in its own words."""
+        self._writer = writer
+        self._marks_estimates = marks_estimates
+        self._usage_came = False
+        self._owes_usage = False
+        """Whether a cut closed the upstream before it could tell the usage, or dropped its chunk."""
+        self._words: Callable[[], bytes] | None = None
+
+    def learn(self, event: Event) -> None:
+        """Note what an event says of the usage."""
+        if event.usage is None:
+            return
+        self.usage = event.usage
+        self._usage_came = self._usage_came or (event.kind is EventKind.CHUNK and not event.parts)
+
+    def cut(self) -> None:
+        """Everything that was asked for is over, the last of it by a cut."""
+        self._owes_usage = not self._usage_came
+
+    def set(self, words: Callable[[], bytes]) -> None:
+        """Nothing more comes; ``words`` writes the end of the stream, the upstream's or ours."""
+        self.is_known = True
+        self._words = words
+
+    def say(self, tokens_read: int) -> bytes:
+        """The last words, once: whatever ran ahead of the last verdict, they leave behind it."""
+        words, self._words = self._words, None
+        if words is None:
+            return b""
+        usage = b""
+        if self._owes_usage:
+            usage = self._writer.usage(self.usage, tokens_read, expose=self._marks_estimates)
+        return usage + words()
