@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+
+from tests.structlog_state import structlog_kept
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,3 +21,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _structlog_kept() -> Iterator[None]:
+    """For each test what another set up is gone."""
+    with structlog_kept():
+        yield

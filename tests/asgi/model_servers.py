@@ -14,7 +14,6 @@ from typing import Any
 import fastapi
 import httpx
 import openai
-import structlog
 import yaml
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -28,6 +27,7 @@ from guardtrace_proxy.demo.serving import served
 from guardtrace_proxy.wire.dialects import BY_ROUTE
 from tests.server.running import CHUNKS
 from tests.server.scripted import Script, Server, by_word, judging, model_server
+from tests.structlog_state import no_structlog
 
 Frames = Callable[[dict[str, Any]], list[bytes]]
 MODELS = {"object": "list", "data": [{"id": "thinker", "object": "model"}]}
@@ -185,19 +185,6 @@ def write_settings(folder: Path, auditor: str, policy: dict[str, Any], more: dic
     path = folder / "guardtrace.yaml"
     path.write_text(yaml.safe_dump(settings), "utf-8")
     return path
-
-
-@contextmanager
-def no_structlog() -> Iterator[None]:
-    """As in a process that hasn't set up structlog."""
-    was, settings = structlog.is_configured(), structlog.get_config()
-    structlog.reset_defaults()
-    try:
-        yield
-    finally:
-        structlog.reset_defaults()
-        if was:
-            structlog.configure(**settings)
 
 
 AS_MODEL_SERVERS: dict[str, Any] = {"http": "httptools", "ws": "auto"}

@@ -87,7 +87,7 @@ def labels_seen(text: str) -> list[str]:
     Written another way than the quoting: character by character, and what stands before the colon is compared whole.
     """
     lines = _BETWEEN.split(text)
-    return [line for line in lines if not line.startswith("> ") and (_begins(line) or _begins(_without_tags(line)))]
+    return [line for line in lines if any(_begins(seen) for seen in (line, _without_tags(line)))]
 
 
 _BETWEEN = re.compile(
@@ -97,6 +97,9 @@ _BETWEEN = re.compile(
 
 
 def _begins(line: str) -> bool:
+    """Whether it begins with a label that isn't quoted."""
+    if line.startswith("> "):
+        return False
     head = ""
     for character in unicodedata.normalize("NFKD", line):
         looks = LOOKALIKES.get(ord(character), character.casefold())

@@ -19,12 +19,13 @@ from PIL import Image, PngImagePlugin
 pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` isn't installed")
 
 from guardtrace_proxy.telemetry.logs import configure_own_logging
-from tests.asgi.model_servers import Model, guarded, no_structlog, starlette_app
+from tests.asgi.model_servers import Model, guarded, starlette_app
 from tests.cli.serving import free_port
 from tests.server.dialects import CASES, Case
 from tests.server.running import proxy
 from tests.server.scripted import SSE_HEAD, Script, by_word, http
 from tests.server.test_tracing import Spans
+from tests.structlog_state import no_structlog
 from tests.telemetry.scraping import scrape
 from tests.waiting import eventually
 

@@ -290,6 +290,10 @@ def test_a_missing_key_is_one_sentence(tmp_path):
             generate(tmp_path, plan(server, of_model={"api_key_env": "NO_SUCH_KEY"}))
 
 
+HEEDED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+"""What a shell runs in the background ignores SIGINT, and so does what that starts."""
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_killed_goes_on_and_pays_nothing_twice(tmp_path, how):
     """Questions whose reply had reached the ledger aren't asked again; only what was in flight is."""
@@ -305,7 +309,7 @@ def test_a_run_that_is_killed_goes_on_and_pays_nothing_twice(tmp_path, how):
     with Scripted(script) as server:
         models = {"models": [server.endpoint("m", concurrency=concurrency, stream=False)]}
         (tmp_path / "models.yaml").write_text(yaml.safe_dump(models))
-        command = [sys.executable, "-c", "from guardtrace_trainer.annotation.commands import app; app()"]
+        command = [sys.executable, "-c", f"{HEEDED}; from guardtrace_trainer.annotation.commands import app; app()"]
         command += ["generate", str(tmp_path), "--models", str(tmp_path / "models.yaml")]
         process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, stderr=-1)
         while len(answered) < 40:
