@@ -20,7 +20,6 @@ from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.policy.decision import decide
 from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
 from guardtrace_proxy.policy.schema import Action, Policy
-from guardtrace_proxy.server import record
 from guardtrace_proxy.server.service import audit_plan
 from guardtrace_proxy.server.settings import AuditorSettings
 from tests.server.running import Running, ask, proxy
@@ -166,8 +165,7 @@ def test_the_probe_tries_both(depth):
     assert whole.annotated == 1
 
 
-def test_the_log_says_what_decided_and_how_often_it_escalated(monkeypatch):
-    monkeypatch.setattr(record, "log", structlog.get_logger("guardtrace"))  # none that was set up by an earlier test
+def test_the_log_says_what_decided_and_how_often_it_escalated():
     with structlog.testing.capture_logs() as logged:
         play(TwoTiers(), "All is quite fine, and then there is a HINT of something in here.")
     audits = [line for line in logged if line["event"] == "audit"]

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from guardtrace_proxy.server import answer, exchange, record
 from guardtrace_proxy.server.forwarded import MAX_PASSED, MAX_VALUE_CHARS, to_client, to_upstream
 from tests.server.running import ask, proxy
 from tests.server.scripted import HEAD, completion, http, stream
@@ -182,25 +181,17 @@ def test_the_same_id_at_the_same_time_disturbs_nobody():
         assert all(pool.map(one, range(16)))
 
 
-def test_every_line_of_the_log_has_the_request_id(monkeypatch):
-    for module in (answer, exchange, record):
-        monkeypatch.setattr(
-            module, "log", structlog.get_logger("guardtrace")
-        )  # none that was set up by an earlier test
+def test_every_line_of_the_log_has_the_request_id():
     lines: list[dict] = []
 
     def keep(_, __, event):
         lines.append(dict(event))
         raise structlog.DropEvent
 
-    before = structlog.get_config()
     structlog.configure(processors=[structlog.contextvars.merge_contextvars, keep])
-    try:
-        head = HEAD + b"Content-Type: text/event-stream\r\nContent-Length: 99999\r\n\r\n"
-        with proxy(lambda _: [head, *stream("Fine.", "Four.")[:3]], lambda _: [http(500, "")]) as running:
-            running.raw(ask(stream=True), headers={"x-request-id": "abc.3"})
-    finally:
-        structlog.configure(**before)
+    head = HEAD + b"Content-Type: text/event-stream\r\nContent-Length: 99999\r\n\r\n"
+    with proxy(lambda _: [head, *stream("Fine.", "Four.")[:3]], lambda _: [http(500, "")]) as running:
+        running.raw(ask(stream=True), headers={"x-request-id": "abc.3"})
     of_request = [line for line in lines if line["event"] in ("upstream broke off", "audit failed", "reply", "audit")]
     assert {line["event"] for line in of_request} >= {"upstream broke off", "audit failed", "reply"}
     assert {line.get("request_id") for line in of_request} == {"abc.3"}
