@@ -12,6 +12,7 @@ from itertools import count
 from typing import Any
 
 from guardtrace_proxy.gate.choice import Choice
+from guardtrace_proxy.gate.choices import Choices
 from guardtrace_proxy.gate.ending import Ending
 from guardtrace_proxy.gate.notes import cut_of, mark_of
 from guardtrace_proxy.gate.outputs import Decided, Output, Reject, Release
@@ -45,14 +46,11 @@ class StreamGate:
         self._writer = writer
         self._capacity = capacity
         self._max_stream_bytes = max_stream_bytes
-        self._expected = choices
-        self._choices: dict[int, Choice] = {}
+        self._choices = Choices(choices, self._new_choice)
         self._queue = HoldQueue(writer, policy.thinking_goes)
         self._run: Run | None = None
         self._outputs: list[Output] = []
         self._audit_ids = count(1)
-        self._over: set[int] = set()
-        """Choices that were finished by the upstream or cut."""
         self._saw_error = False
         self._is_completion = False
         """Whether the reply isn't streamed."""
@@ -71,23 +69,18 @@ class StreamGate:
     @property
     def deadline(self) -> float | None:
         """When ``tick`` is due at the latest, if nothing else happens."""
-        earliest: float | None = None
-        for choice in self._choices.values():
-            deadline = choice.deadline
-            if deadline is not None and (earliest is None or deadline < earliest):
-                earliest = deadline
-        return earliest
+        return self._choices.deadline
 
     @property
     def tokens_read(self) -> int:
         """Tokens of all choices that have come."""
         gathered = 0 if self._run is None else self._run.tokens
-        return gathered + sum(choice.tokens_read for choice in self._choices.values())
+        return gathered + sum(choice.tokens_read for choice in self._choices)
 
     @property
     def has_released(self) -> bool:
         """Whether text of any choice has left."""
-        return any(choice.released for choice in self._choices.values())
+        return any(choice.released for choice in self._choices)
 
     @property
     def held_bytes(self) -> int:
@@ -107,7 +100,7 @@ class StreamGate:
     @property
     def choices(self) -> list[Choice]:
         """The choices seen so far, for records."""
-        return list(self._choices.values())
+        return list(self._choices)
 
     @property
     def is_gathering(self) -> bool:
@@ -149,7 +142,7 @@ class StreamGate:
         elif event.kind is EventKind.ERROR:
             self._saw_error = True
             self._queue.push(HeldEvent(event, []))
-            self._end_choices()
+            self._choices.end()
         else:
             self._break_off(event.detail or MALFORMED)
         self._go_on(now)
@@ -159,10 +152,9 @@ class StreamGate:
         self._take_run()
         if self._ending.is_known:
             return
-        unfinished = len(self._over) < self._expected or any(index not in self._over for index in self._choices)
         if self._saw_error:
             self._end(bytes)
-        elif broken is not None or unfinished:
+        elif broken is not None or not self._choices.all_over:
             self._break_off(broken or BROKEN_OFF)
         else:
             self._end(self._writer.done)
@@ -171,7 +163,7 @@ class StreamGate:
     def judged(self, audit: int, verdict: Verdict, now: float) -> None:
         """The auditor answered the audit with this id."""
         self._take_run()
-        for choice in self._choices.values():
+        for choice in self._choices:
             decided = choice.judged(audit, verdict, now)
             if decided is not None:
                 self._follow_decision(choice, decided)
@@ -181,7 +173,7 @@ class StreamGate:
     def audit_failed(self, audit: int, failure: str, now: float) -> None:
         """The auditor failed at the audit with this id; ``failure`` is a short word for records."""
         self._take_run()
-        for choice in self._choices.values():
+        for choice in self._choices:
             decided = choice.audit_failed(audit, failure, now)
             if decided is not None:
                 self._follow_decision(choice, decided)
@@ -198,7 +190,7 @@ class StreamGate:
     def _receive_parts(self, event: Event, now: float) -> None:
         held: list[HeldPart] = []
         for part in event.parts:
-            choice = self._choices.get(part.index) or self._new_choice(part.index)
+            choice = self._choices.at(part.index)
             start = choice.received
             for span in part.spans:
                 choice.received += len(span.text)
@@ -206,7 +198,7 @@ class StreamGate:
             if part.unsaid:
                 choice.expect_text()
             if part.finish_reason is not None:
-                self._over.add(part.index)
+                self._choices.note_over(part.index)
                 choice.end()
             if choice.cut_by is None:
                 held.append(HeldPart(choice, start, choice.received, part))
@@ -231,9 +223,7 @@ class StreamGate:
         self._queue.push_run(run.events, run.size, HeldPart(choice, start, choice.received, part))
 
     def _new_choice(self, index: int) -> Choice:
-        choice = Choice(index, self._policy, self._capacity, self._audit_ids.__next__, self._queue.has_arguments)
-        self._choices[index] = choice
-        return choice
+        return Choice(index, self._policy, self._capacity, self._audit_ids.__next__, self._queue.has_arguments)
 
     def _break_off(self, why: str) -> None:
         """What is held is still judged, and released or dropped; then an error, and never an end that looks whole."""
@@ -245,11 +235,7 @@ class StreamGate:
 
     def _end(self, last_words: Callable[[], bytes]) -> None:
         self._ending.set(last_words)
-        self._end_choices()
-
-    def _end_choices(self) -> None:
-        for choice in self._choices.values():
-            choice.end()
+        self._choices.end()
 
     # Inside: decisions
 
@@ -268,14 +254,14 @@ class StreamGate:
             self._queue.put_first(self._writer.note(choice.index, mark.note))
 
     def _cut(self, choice: Choice) -> None:
-        self._over.add(choice.index)
+        self._choices.note_over(choice.index)
         if self._is_completion:
             return
         if self._policy.cut_shape is CutShape.ERROR:
             self._stop_all(choice)
             return
         self._queue.replace_uncleared(choice, lambda: self._writer.cut(choice.index, self._cut_of(choice)))
-        if len(self._over) < self._expected:
+        if not self._choices.as_many_over_as_expected:
             return
         self._ending.cut()
         if not self._ending.is_known:
@@ -293,8 +279,7 @@ class StreamGate:
         """Release what is clear and forget the rest: the whole stream stops here."""
         self._outputs.append(Release(self._queue.pop_clear()))
         self._queue.clear()
-        for choice in self._choices.values():
-            choice.stop()
+        self._choices.stop()
         self.wants_upstream = False
 
     def _cut_of(self, choice: Choice) -> Cut:
@@ -304,7 +289,7 @@ class StreamGate:
 
     def _go_on(self, now: float) -> None:
         full = self._queue.held_bytes >= self._max_stream_bytes
-        for choice in self._choices.values():
+        for choice in self._choices:
             audit = choice.poll(now, full)
             if audit is not None:
                 self._outputs.append(audit)
@@ -321,11 +306,7 @@ class StreamGate:
     def _give_up_if_stuck(self) -> None:
         """One of several choices that waits for the rest of a tag, or tokens that wait for their text, can stand before
         all that may be held: nothing is read any more then, and no verdict is due that would change that."""
-        if (
-            self.wants_reading
-            or self._ending.is_known
-            or not all(choice.is_settled for choice in self._choices.values())
-        ):
+        if self.wants_reading or self._ending.is_known or not self._choices.are_settled:
             return
         self._drop_held()
         self._end_with_error(TOO_MUCH_HELD)
@@ -344,10 +325,8 @@ class StreamGate:
 
     def _finish(self) -> None:
         """The end leaves behind the last verdict that text waits for; verdicts that are only recorded may follow."""
-        choices = self._choices.values()
-        self.finished = all(choice.is_settled for choice in choices)
-        decided = all(not choice.is_live or choice.received <= choice.leave.settled for choice in choices)
-        if self.finished or decided:
+        self.finished = self._choices.are_settled
+        if self.finished or self._choices.wait_for_nothing:
             words = self._ending.say(self.tokens_read)
             if words:
                 self._outputs.append(Release(words))

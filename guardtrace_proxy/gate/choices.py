@@ -1,0 +1,75 @@
+"""The choices of one reply together: what is due first, and whether all of them have come to their end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from guardtrace_proxy.gate.choice import Choice
+
+
+class Choices:
+    """Made by ``make`` as their indices turn up; ``expected`` of them were asked for."""
+
+    def __init__(self, expected: int, make: Callable[[int], Choice]) -> None:
+        self._expected = expected
+        self._make = make
+        self._seen: dict[int, Choice] = {}
+        self._over: set[int] = set()
+
+    def __iter__(self) -> Iterator[Choice]:
+        return iter(self._seen.values())
+
+    def get(self, index: int) -> Choice | None:
+        """The choice, if it has been seen."""
+        return self._seen.get(index)
+
+    def at(self, index: int) -> Choice:
+        """The choice, new if it hasn't been seen."""
+        choice = self._seen.get(index)
+        if choice is None:
+            choice = self._seen[index] = self._make(index)
+        return choice
+
+    def note_over(self, index: int) -> None:
+        """The upstream finished this choice, or it was cut."""
+        self._over.add(index)
+
+    @property
+    def as_many_over_as_expected(self) -> bool:
+        """Whether what was asked for is over; the upstream may say more choices than that."""
+        return len(self._over) >= self._expected
+
+    @property
+    def all_over(self) -> bool:
+        """Whether what was asked for is over, and whatever else was seen."""
+        return self.as_many_over_as_expected and self._seen.keys() <= self._over
+
+    @property
+    def deadline(self) -> float | None:
+        """When the first of them has something to do even if nothing comes in."""
+        earliest: float | None = None
+        for choice in self:
+            deadline = choice.deadline
+            if deadline is not None and (earliest is None or deadline < earliest):
+                earliest = deadline
+        return earliest
+
+    @property
+    def are_settled(self) -> bool:
+        """Whether everything that came in has been decided."""
+        return all(choice.is_settled for choice in self)
+
+    @property
+    def wait_for_nothing(self) -> bool:
+        """Whether no text waits for a verdict; those that are only recorded may be due."""
+        return all(not choice.is_live or choice.received <= choice.leave.settled for choice in self)
+
+    def end(self) -> None:
+        """The upstream has ended all of them."""
+        for choice in self:
+            choice.end()
+
+    def stop(self) -> None:
+        """The whole stream stops."""
+        for choice in self:
+            choice.stop()
