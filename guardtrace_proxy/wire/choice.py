@@ -72,7 +72,8 @@ class ChoiceReader:
             return False
         tags = self.tags
         if tags is None:
-            return True
+            # What was inside a tag is thinking no more once a field has brought some.
+            return more.of.close is None
         if more.of.path[-1] != self.tagged:
             return not self.latches and tags.passes("")
         return tags.passes(more.text) and tags.phase is more.of.phase and tags.close == more.of.close

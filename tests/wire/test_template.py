@@ -117,6 +117,18 @@ def test_a_tag_is_read_and_what_follows_has_its_phase() -> None:
     assert [event.parts[0].segments[0].phase.value for event in found] == ["answering"] * 2 + ["thinking"] * 3
 
 
+def test_what_stood_inside_a_tag_is_the_answer_once_a_field_brings_thinking() -> None:
+    stream = reader()
+    deltas = [{"content": "<think>"}, {"content": "a"}, {"content": "b"}, {"reasoning": "c"}, {"content": "d"}]
+    found = [
+        event
+        for delta in deltas
+        for event in stream.feed(frame(delta, token_ids=[1] if "reasoning" in delta else None))
+    ]
+    assert isinstance(found[2], MoreText)
+    assert [event.parts[0].segments[0].phase.value for event in found] == ["thinking"] * 4 + ["answering"]
+
+
 def test_a_text_that_stands_elsewhere_too() -> None:
     """The model's name is what it says first."""
     stream = reader()
