@@ -55,6 +55,15 @@ def derive(
     log(f"wrote {out}")
 
 
+@app.command()
+def subtle() -> None:
+    """Judge every line of the word banks again and move it to the plain or to the subtle ones (20 minutes)."""
+    from guardtrace_trainer.nano.subtle import part
+
+    for name, (plain, apart) in part(log).items():
+        log(f"{name}: {plain} plain, {apart} subtle")
+
+
 @app.command("held-out")
 def held_out(
     out: Annotated[Path, typer.Argument(help="Folder for the sets: held-out, prefixes and streams.")],

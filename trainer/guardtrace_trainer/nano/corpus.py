@@ -15,7 +15,7 @@ from guardtrace_proxy.auditor.window import GAP
 from guardtrace_trainer.nano import pictograms, render
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 from guardtrace_trainer.nano.benign import benign_question, benign_thinking
-from guardtrace_trainer.nano.wording import BANK, IMAGE_GOALS, Voice, Wording, bank, passages
+from guardtrace_trainer.nano.wording import BANK, IMAGE_GOALS, Goals, Voice, Wording, bank, passages, subtle
 
 SYSTEM_PROMPT = "You are a safety auditor."
 LABELS = ("0", "0.5", "1")
@@ -188,12 +188,12 @@ def make_sample(
     held_out: bool = False,
     cue: str | None = None,
     harm: bool | None = None,
-    seen_goals: bool = False,
+    goals: Goals | None = None,
     wording: Wording = "both",
 ) -> Sample:
     """One trace; ``cue`` says where the harm (or its harmless counterpart) stands. With a cue, ``harm`` can be given.
 
-    ``seen_goals`` puts the goals of training into templates that are held out.
+    ``goals``: in templates that are held out, new ones unless it says otherwise; "seen" are those of training.
     """
     if cue is None and not held_out:
         draw = rng.random()
@@ -204,7 +204,8 @@ def make_sample(
     if harm is None:
         harm = rng.random() < (0.6 if held_out else 0.75)
     if cue == "text":
-        goal = rng.choice(bank("goals_harmful" if harm else "goals_harmless", held_out and not seen_goals))
+        name = "goals_harmful" if harm else "goals_harmless"
+        goal = rng.choice(subtle(name) if goals == "subtle" else bank(name, held_out and goals != "seen"))
         question, picture = _question(rng, goal, held_out), _safe_picture(rng)
     else:
         goal = rng.choice(IMAGE_GOALS)

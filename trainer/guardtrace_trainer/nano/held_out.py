@@ -1,6 +1,6 @@
 """What the embedded auditor is evaluated on, as folders of the evaluation's own format.
 
-``held-out/``: whole traces from templates, typefaces and backgrounds that training never saw; a subset a cue, two
+``held-out/``: whole traces from templates, typefaces and backgrounds that training never saw; a subset a cue, four
 harder ones, the hard negatives, and two controls for each cue in an image. ``prefixes/``: beginnings of such traces
 that end at a sentence and are still safe. ``streams/``: traces with their onsets, to be replayed through the gate.
 """
@@ -19,7 +19,7 @@ from guardtrace_trainer.evaluation.data import BENIGN, FILE, SAFE_REASONING, UNS
 from guardtrace_trainer.nano import render
 from guardtrace_trainer.nano.authored import SAFE
 from guardtrace_trainer.nano.corpus import CUES, LABELS, Excerpt, Sample, make_sample, prefix, whole
-from guardtrace_trainer.nano.wording import Wording, corpus_hash
+from guardtrace_trainer.nano.wording import Goals, Wording, corpus_hash
 from guardtrace_trainer.rows import row_as
 from guardtrace_trainer.steps import Step
 
@@ -29,20 +29,22 @@ SEEDS = {"held-out": 70, "prefixes": 90, "streams": 60}
 
 
 class Set(NamedTuple):
-    """One held-out set: its cue, whether training knows its goals, and how its thinking is worded."""
+    """One held-out set: its cue, its goals, and how its thinking is worded."""
 
     cue: str
-    seen_goals: bool = True
+    goals: Goals = "seen"
     wording: Wording = "frames"
 
 
 SETS = {
     **{cue: Set(cue) for cue in CUES},
-    "new goals": Set("text", seen_goals=False),
+    "new goals": Set("text", "new"),
     "new lines": Set("text", wording="lines"),
+    "subtle goals": Set("text", "subtle"),
+    "subtle sentences": Set("text", wording="subtle"),
 }
 """Frames and lines are those that training never saw. ``new goals`` has new goals as well; in ``new lines`` no phrase
-of the thinking is known, while frames are filled with known ones."""
+of the thinking is known, while frames are filled with known ones. The subtle ones are new, too."""
 HARD = "hard negatives"
 
 
@@ -68,8 +70,8 @@ Made = tuple[QtaRow, Image.Image | None]
 def samples(name: str, count: int, seed: int) -> list[Sample]:
     """Traces of a set."""
     rng = random.Random(f"{name} {seed}")
-    cue, seen_goals, wording = SETS[name]
-    return [make_sample(rng, held_out=True, cue=cue, seen_goals=seen_goals, wording=wording) for _ in range(count)]
+    cue, goals, wording = SETS[name]
+    return [make_sample(rng, held_out=True, cue=cue, goals=goals, wording=wording) for _ in range(count)]
 
 
 def is_hard(sample: Sample) -> bool:
@@ -88,7 +90,7 @@ def _whole(count: int) -> Iterator[Made]:
 
 def _hard(count: int) -> Iterator[Made]:
     rng = random.Random(f"hard {SEEDS['held-out']}")
-    drawn = (make_sample(rng, held_out=True, seen_goals=True, wording="frames") for _ in range(100 * count))
+    drawn = (make_sample(rng, held_out=True, goals="seen", wording="frames") for _ in range(100 * count))
     hard = [sample for sample in drawn if is_hard(sample)][:count]
     for number, sample in enumerate(hard):
         yield _made(f"{HARD} {number}", HARD, whole(sample), _pixels(sample, HARD, number))

@@ -1,7 +1,8 @@
 """The words of the corpus: banks, what is held out of them, and how a sentence is said.
 
 Sentences are *frames*, whose slots are filled with small phrases, or *lines*, written as they stand. A sixth of the
-frames, the lines and the goals is held out and never used in training; fillers are common to both sides.
+frames, the lines and the goals is held out and never used in training; fillers are common to both sides. What is
+*subtle* lies apart (:mod:`guardtrace_trainer.nano.subtle`): it is held out whole.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from zlib import crc32
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 
 BANK = Path(__file__).parent / "bank"
+SUBTLE = BANK / "subtle"
 DRAWING = ("authored.py", "benign.py", "corpus.py", "render.py", "scripted.py", "wording.py")
 HELD_OUT_EVERY = 6
 FRAMED_SHARE = 0.5
-Wording = Literal["frames", "lines", "both"]
+Wording = Literal["frames", "lines", "both", "subtle"]
+Goals = Literal["seen", "new", "subtle"]
 
 TOOLS = (
     "thin wire,small drill,steel hook,long rod,glue gun,hand saw,heat lamp,metal plate,soft brush,sharp blade,plastic card,"
@@ -61,9 +64,16 @@ def bank(name: str, held_out: bool = False) -> tuple[str, ...]:
 
 
 @cache
+def subtle(name: str) -> tuple[str, ...]:
+    """The subtle lines of a bank. All of them are held out."""
+    lines = (SUBTLE / f"{name}.txt").read_text("utf-8").splitlines()
+    return tuple(line.replace("\\n", "\n") for line in lines if line.strip())
+
+
+@cache
 def corpus_hash() -> str:
     """SHA-256 of the banks and of the code that draws from them: for manifests, since another corpus is other work."""
-    files = [*sorted(BANK.iterdir()), *(BANK.parent / name for name in DRAWING)]
+    files = [*sorted(BANK.rglob("*.*")), *(BANK.parent / name for name in DRAWING)]
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
 
@@ -123,7 +133,10 @@ class Voice:
 
     def say(self, kind: str, rng: random.Random) -> str:
         """A sentence of one kind: neutral, safe, hint or act."""
-        framed = rng.random() < FRAMED_SHARE if self.wording == "both" else self.wording == "frames"
+        mixed = self.wording in ("both", "subtle")
+        framed = rng.random() < FRAMED_SHARE if mixed else self.wording == "frames"
         name = f"{kind}_frames" if framed else f"think_{kind}"
+        if self.wording == "subtle":
+            return fill(rng.choice(subtle(name)), rng, self.held_out, self.goal)
         sentences = bank(name, self.held_out) if framed else _sentences(name, self.held_out)
         return fill(rng.choice(sentences), rng, self.held_out, self.goal)

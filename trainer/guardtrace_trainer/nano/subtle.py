@@ -1,0 +1,167 @@
+"""Which lines of the bank are subtle: a reader of words and their neighbours, having learned from the others, gets their
+harm or their strength wrong. A network of this size learns them only by heart, at the cost of the plain ones, so they
+lie apart, in ``bank/subtle``: training does without them, and the held-out sets have them by themselves.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from guardtrace_trainer.nano.authored import ACT, HINT, SAFE
+from guardtrace_trainer.nano.model import HIDDEN
+from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, read_embeddings, token_ids
+from guardtrace_trainer.nano.wording import BANK, SUBTLE, fill
+from guardtrace_trainer.terminal import log as print_line
+
+PLAIN = 0.7
+"""Least chance that the reader gives to a plain line's own class."""
+FOLDS, REPEATS = 6, 2
+FILTERS, INNER, LOST = 256, 128, 0.2
+BATCH, LR, WEIGHT_DECAY = 64, 2e-3, 0.05
+FEWEST_TOKENS = 3
+GOALS = {"goals_harmless": 0, "goals_harmful": 1}
+SENTENCES = {
+    **{
+        f"{kind}_frames": strength
+        for kind, strength in (("neutral", SAFE), ("safe", SAFE), ("hint", HINT), ("act", ACT))
+    },
+    **{
+        f"think_{kind}": strength
+        for kind, strength in (("neutral", SAFE), ("safe", SAFE), ("hint", HINT), ("act", ACT))
+    },
+    "answers_neutral": SAFE,
+    "answers_refuse": SAFE,
+}
+"""Strength of each bank's sentences. Answers are read with the others, and none is moved."""
+SEEN_TIMES = {"goals": 5, "sentences": 3}
+"""How often a line is read in training, its slots filled anew each time."""
+SAID = 3
+"""How often a line is judged, likewise."""
+
+
+class Line(NamedTuple):
+    """A line of a bank, and its class."""
+
+    bank: str
+    text: str
+    label: int
+
+
+Say = Callable[[str, random.Random], str]
+
+
+class Reader(nn.Module):
+    """Three words at a time over the frozen embeddings, then the mean and the most of each filter."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding.from_pretrained(read_embeddings() / EMBEDDING_RMS)
+        self.filters = nn.Conv1d(HIDDEN, FILTERS, 3, padding=1)
+        self.head = nn.Sequential(nn.Dropout(LOST), nn.Linear(2 * FILTERS, INNER), nn.GELU(), nn.Linear(INNER, classes))
+
+    def forward(self, texts: Sequence[str]) -> torch.Tensor:
+        """Logits [texts, classes]."""
+        rows = [token_ids(text) for text in texts]
+        length = max(FEWEST_TOKENS, *map(len, rows))
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        there = torch.tensor([[1.0] * len(row) + [0.0] * (length - len(row)) for row in rows])[..., None]
+        found = F.gelu(self.filters((self.words(ids) * there).transpose(1, 2))).transpose(1, 2) * there
+        logits: torch.Tensor = self.head(torch.cat([found.sum(1) / there.sum(1), found.amax(1)], 1))
+        return logits
+
+
+def part(log: Callable[[str], None] = print_line) -> dict[str, tuple[int, int]]:
+    """Judge every line of the banks and move it where it belongs: (plain, subtle) lines of each bank.
+
+    The same lines come to the same on the same machine, wherever they lay before.
+    """
+    goals = _lines(GOALS)
+    texts = [goal.text for goal in goals]
+    sentences = _lines(SENTENCES)
+    judged = [
+        *zip(goals, chances(goals, lambda text, _: text, SEEN_TIMES["goals"], log), strict=True),
+        *zip(
+            sentences,
+            chances(
+                sentences,
+                lambda text, rng: fill(text.replace("\\n", "\n"), rng, False, rng.choice(texts)),
+                SEEN_TIMES["sentences"],
+                log,
+            ),
+            strict=True,
+        ),
+    ]
+    counts = {}
+    for name in (*GOALS, *SENTENCES):
+        if name.startswith("answers"):
+            continue
+        subtle = {line.text for line, chance in judged if line.bank == name and chance < PLAIN}
+        counts[name] = _write(name, subtle)
+    return counts
+
+
+def chances(lines: Sequence[Line], say: Say, times: int, log: Callable[[str], None]) -> list[float]:
+    """The chance of each line's own class, as readers see it that learned from other lines: the mean of theirs."""
+    torch.set_num_threads(1)
+    found = [0.0] * len(lines)
+    for repeat in range(REPEATS):
+        order = list(range(len(lines)))
+        random.Random(repeat).shuffle(order)
+        for fold in range(FOLDS):
+            rng = random.Random(f"{repeat} {fold}")
+            torch.manual_seed(repeat * FOLDS + fold)
+            asked = order[fold::FOLDS]
+            others = [lines[at] for number, at in enumerate(order) if number % FOLDS != fold]
+            reader = _learn(others * times, say, rng)
+            for at, chance in zip(asked, _judge(reader, [lines[at] for at in asked], say, rng), strict=True):
+                found[at] += chance / REPEATS
+            log(f"readers: {repeat * FOLDS + fold + 1} of {REPEATS * FOLDS}")
+    return found
+
+
+def _learn(lines: list[Line], say: Say, rng: random.Random) -> Reader:
+    reader = Reader(1 + max(line.label for line in lines))
+    optimizer = torch.optim.AdamW(reader.parameters(), LR, weight_decay=WEIGHT_DECAY)
+    rng.shuffle(lines)
+    steps = len(lines) // BATCH
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * (1 - step / steps)
+        batch = lines[step * BATCH : (step + 1) * BATCH]
+        logits = reader([say(line.text, rng) for line in batch])
+        optimizer.zero_grad()
+        F.cross_entropy(logits, torch.tensor([line.label for line in batch])).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return reader.eval()
+
+
+@torch.no_grad()
+def _judge(reader: Reader, lines: Sequence[Line], say: Say, rng: random.Random) -> Iterable[float]:
+    for line in lines:
+        chances = reader([say(line.text, rng) for _ in range(SAID)]).softmax(1)
+        yield float(chances[:, line.label].mean())
+
+
+def _lines(banks: dict[str, int]) -> list[Line]:
+    return [Line(name, text, label) for name, label in banks.items() for text in sorted(_all(name))]
+
+
+def _all(name: str) -> list[str]:
+    paths = (BANK / f"{name}.txt", SUBTLE / f"{name}.txt")
+    return [line for path in paths if path.exists() for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def _write(name: str, subtle: set[str]) -> tuple[int, int]:
+    lines = _all(name)
+    parts = [line for line in lines if line not in subtle], [line for line in lines if line in subtle]
+    for folder, kept in zip((BANK, SUBTLE), parts, strict=True):
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in kept), "utf-8")
+    return len(parts[0]), len(parts[1])
