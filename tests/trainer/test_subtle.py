@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,7 @@ pytest.importorskip("torch", reason="the extra `train` isn't installed")
 
 from guardtrace_trainer.nano import subtle
 from guardtrace_trainer.nano.subtle import GOALS, SENTENCES, Line, chances, part
-from guardtrace_trainer.nano.wording import BANK, SUBTLE, bank
+from guardtrace_trainer.nano.wording import BANK, SUBTLE, Voice, bank, fill
 from guardtrace_trainer.nano.wording import subtle as subtle_lines
 
 FOODS = "bread,soup,rice,cake,pasta,salad,cheese,fruit,tea,jam,stew,pie,beans,corn".split(",")
@@ -23,7 +25,7 @@ def quiet(_: str) -> None:
 
 
 @pytest.fixture
-def banks(tmp_path, monkeypatch):
+def banks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Goals whose words tell their harm, one that doesn't fit its words, and a few sentences of each kind."""
     harmful = [f"{crime} {victim}" for crime in CRIMES for victim in VICTIMS]
     harmless = [f"{verb} {food}" for verb in ("cook", "bake", "taste", "serve", "share") for food in FOODS]
@@ -40,11 +42,11 @@ def banks(tmp_path, monkeypatch):
     return tmp_path
 
 
-def written(folder) -> dict[str, list[str]]:
+def written(folder: Path) -> dict[str, list[str]]:
     return {path.relative_to(folder).as_posix(): path.read_text("utf-8").splitlines() for path in folder.rglob("*.txt")}
 
 
-def test_a_line_that_its_words_belie_is_moved_and_found_again(banks):
+def test_a_line_that_its_words_belie_is_moved_and_found_again(banks: Path) -> None:
     before = written(banks)
     counts = part(quiet)
     after = written(banks)
@@ -60,14 +62,14 @@ def test_a_line_that_its_words_belie_is_moved_and_found_again(banks):
     }
 
 
-def test_no_reader_judges_a_line_that_it_learned(monkeypatch):
+def test_no_reader_judges_a_line_that_it_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     learned: list[set[str]] = []
     monkeypatch.setattr(subtle, "_learn", lambda lines, say, rng: learned.append({line.text for line in lines}))
     judged: list[set[str]] = []
 
-    def judge(reader, lines, say, rng):
+    def judge(reader: object, lines: Iterable[Line], *_: object) -> list[float]:
         judged.append({line.text for line in lines})
-        return [0.25] * len(lines)
+        return [0.25] * len(judged[-1])
 
     monkeypatch.setattr(subtle, "_judge", judge)
     lines = [Line("goals_harmful", f"goal {number}", number % 2) for number in range(50)]
@@ -79,7 +81,7 @@ def test_no_reader_judges_a_line_that_it_learned(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*GOALS, *(name for name in SENTENCES if not name.startswith("answers"))])
-def test_subtle_lines_lie_apart_and_are_the_fewer(name):
+def test_subtle_lines_lie_apart_and_are_the_fewer(name: str) -> None:
     plain = {*bank(name), *bank(name, held_out=True)}
     apart = set(subtle_lines(name))
     assert 50 < len(apart) < len(plain)
@@ -87,9 +89,7 @@ def test_subtle_lines_lie_apart_and_are_the_fewer(name):
     assert (SUBTLE / f"{name}.txt").parent.parent == BANK
 
 
-def test_a_voice_says_subtle_sentences_only_when_it_is_asked_to():
-    from guardtrace_trainer.nano.wording import Voice, fill
-
+def test_a_voice_says_subtle_sentences_only_when_it_is_asked_to() -> None:
     rng = random.Random(1)
     known = {fill(line, rng, True, "x") for line in subtle_lines("think_hint")}
     said = [Voice(True, "subtle", "x").say("hint", rng) for _ in range(200)]

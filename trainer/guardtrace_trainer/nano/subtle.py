@@ -1,13 +1,12 @@
-"""Which lines of the bank are subtle: a reader of words and their neighbours, having learned from the others, gets their
-harm or their strength wrong. A network of this size learns them only by heart, at the cost of the plain ones, so they
-lie apart, in ``bank/subtle``: training does without them, and the held-out sets have them by themselves.
+"""Which lines of the bank are subtle: a reader of words and their neighbours, having learned from the others, gets
+their harm or their strength wrong. A network of this size learns them only by heart, at the cost of the plain ones, so
+they lie apart, in ``bank/subtle``: training does without them, and the held-out sets have them by themselves.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -60,9 +59,11 @@ Say = Callable[[str, random.Random], str]
 class Reader(nn.Module):
     """Three words at a time over the frozen embeddings, then the mean and the most of each filter."""
 
+    words: torch.Tensor
+
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.words = nn.Embedding.from_pretrained(read_embeddings() / EMBEDDING_RMS)
+        self.register_buffer("words", read_embeddings() / EMBEDDING_RMS)
         self.filters = nn.Conv1d(HIDDEN, FILTERS, 3, padding=1)
         self.head = nn.Sequential(nn.Dropout(LOST), nn.Linear(2 * FILTERS, INNER), nn.GELU(), nn.Linear(INNER, classes))
 
@@ -72,7 +73,7 @@ class Reader(nn.Module):
         length = max(FEWEST_TOKENS, *map(len, rows))
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
         there = torch.tensor([[1.0] * len(row) + [0.0] * (length - len(row)) for row in rows])[..., None]
-        found = F.gelu(self.filters((self.words(ids) * there).transpose(1, 2))).transpose(1, 2) * there
+        found = F.gelu(self.filters((F.embedding(ids, self.words) * there).transpose(1, 2))).transpose(1, 2) * there
         logits: torch.Tensor = self.head(torch.cat([found.sum(1) / there.sum(1), found.amax(1)], 1))
         return logits
 
