@@ -21,6 +21,22 @@ TEXTS = st.one_of(
 )
 FIELDS = st.sampled_from(["reasoning", "reasoning_content", "content", "content", "refusal"])
 MORE: list[dict[str, Any]] = [{}, {}, {}, {"role": "assistant"}, {"content": None}]
+SAMPLED = {"content": [{"token": "<th", "logprob": -0.1, "bytes": None, "top_logprobs": []}]}
+EXTRAS: list[dict[str, Any]] = [
+    {},
+    {},
+    {},
+    {"token_ids": [1, 2]},
+    {"finish_reason": "stop"},
+    {"logprobs": SAMPLED},
+    {"vendor_note": "a"},
+]
+CALL = {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{"}}]}
+OTHERS = (
+    b": keep-alive\n\n",
+    b'data: {"id":"id","object":"chat.completion.chunk","created":7,"model":"gpt","choices":[]}\n\n',
+    b"data: [DONE]\n\n",
+)
 
 
 def frame(delta: dict[str, Any], index: int = 0, **more: Any) -> bytes:
@@ -48,9 +64,10 @@ def streams(draw: st.DrawFn) -> list[bytes]:
     for _ in range(draw(st.integers(1, 4))):
         field, index = draw(FIELDS), draw(st.sampled_from([0, 0, 0, 1]))
         more = draw(st.sampled_from(MORE))
-        extra = draw(st.sampled_from([{}, {}, {}, {"token_ids": [1, 2]}, {"finish_reason": "stop"}]))
+        extra = draw(st.sampled_from(EXTRAS))
         for text in draw(st.lists(TEXTS, min_size=1, max_size=6)):
             frames.append(frame({**more, field: text}, index, **extra))
+        frames += draw(st.sampled_from([[], [], [], [frame(CALL, index)], *([other] for other in OTHERS)]))
     return frames
 
 
