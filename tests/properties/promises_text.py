@@ -129,7 +129,7 @@ def one_placeholder_a_run(history: History) -> Iterator[str]:
         return
     for index in range(history.case.choices):
         last: tuple[str, str] | None = None
-        for frame in history.frames:
+        for number, frame in enumerate(history.frames):
             # Copies say the same; in a frame that says two things one stands between what was said and what will be.
             said = {(_kind(where), text) for where, text in history.shown(index, frame)}
             if _lost_other_text(history, index, frame):
@@ -141,7 +141,7 @@ def one_placeholder_a_run(history: History) -> Iterator[str]:
                 continue
             where, text = next(iter(said))
             again = last is not None and last[0] == where and last[1].endswith(placeholder)
-            if len(said) == 1 and again and text.startswith(placeholder):
+            if len(said) == 1 and again and text.startswith(placeholder) and not _lost_before(history, index, number):
                 yield f"two placeholders in a row in {where} of choice {index}"
             last = (where, text) if len(said) == 1 else None
 
@@ -150,7 +150,21 @@ def _lost_other_text(history: History, index: int, frame: Frame) -> bool:
     """Whether a frame was altered in which a field that nobody knows, and that goes with it, said something else."""
     if frame.kind != "rewritten" or frame.rewrites is None:
         return False
-    parts = [part for part in history.case.events[frame.rewrites].parts if part.index == index]
+    return _says_otherwise(history, index, frame.rewrites)
+
+
+def _lost_before(history: History, index: int, number: int) -> bool:
+    """Whether an event that no frame stands for, and that may lie just before this one, said something else in a field
+    that nobody knows: where a part of it is harmful, all of it goes, and what was safe in it ends the run all the
+    same."""
+    stand_for = [frame.event if frame.rewrites is None else frame.rewrites for frame in history.frames]
+    before = max((event for event in stand_for[:number] if event is not None), default=-1)
+    after = min((event for event in stand_for[number:] if event is not None), default=len(history.case.events))
+    return any(_says_otherwise(history, index, event) for event in range(before + 1, after))
+
+
+def _says_otherwise(history: History, index: int, event: int) -> bool:
+    parts = [part for part in history.case.events[event].parts if part.index == index]
     return any(
         text.channel not in PLAIN and not text.channel.startswith("call") for part in parts for text in part.texts
     )

@@ -87,7 +87,7 @@ def test_judges_err_in_their_own_ways_and_the_same_each_time():
             else:
                 wrong[judge][excerpt.sample.harm, excerpt.strength, seen.level] += 1
     assert all(right[judge] > 2100 for judge in JUDGES)
-    assert wrong["wary"][False, HINT, 1] + wrong["wary"][False, ACT, 2] > 100
+    assert wrong["wary"][False, HINT, 1] + wrong["wary"][False, ACT, 2] > 50
     assert wrong["polite"][True, HINT, 0] + wrong["polite"][True, ACT, 0] > 100
     assert wrong["coarse"][True, HINT, 2] > 50
     assert wrong["coarse"][True, ACT, 1] > 50

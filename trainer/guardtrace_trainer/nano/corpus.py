@@ -22,6 +22,9 @@ LABELS = ("0", "0.5", "1")
 STRENGTHS = ("stays safe", "gives a hint", "gives steps")
 CUES = ("text", "pictogram", "words")
 """Where the harm stands: in the question, in a pictogram, in the words of an image."""
+HARMFUL = 0.6
+"""Share of the requests that were put together, beside those that are plainly benign. With 0.75 a network that hadn't
+learned a goal took it for harm, and it learns the less of the harmless ones."""
 TOLD = 0.6
 """Of a sentence so much gives away what all of it does."""
 
@@ -202,7 +205,7 @@ def make_sample(
     cue = cue or rng.choice(("text", "text", "text", "pictogram", "words", "words"))
     strength = rng.choice((SAFE, HINT, ACT) if cue == "text" and held_out else (SAFE, HINT, HINT, ACT, ACT))
     if harm is None:
-        harm = rng.random() < (0.6 if held_out else 0.75)
+        harm = rng.random() < HARMFUL
     if cue == "text":
         name = "goals_harmful" if harm else "goals_harmless"
         goal = rng.choice(subtle(name) if goals == "subtle" else bank(name, held_out and goals != "seen"))
