@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="the extra `train` isn't installed")
 
 from guardtrace_trainer.nano import subtle
-from guardtrace_trainer.nano.subtle import GOALS, SENTENCES, Line, chances, part
+from guardtrace_trainer.nano.subtle import ANSWERS, GOALS, SENTENCES, Line, chances, part
 from guardtrace_trainer.nano.wording import BANK, SUBTLE, Voice, bank, fill
 from guardtrace_trainer.nano.wording import subtle as subtle_lines
 
@@ -52,7 +52,7 @@ def test_a_line_that_its_words_belie_is_moved_and_found_again(banks: Path) -> No
     after = written(banks)
     assert "bake corn bread" in after["subtle/goals_harmful.txt"]
     assert counts["goals_harmful"][1] < 10
-    for name in (*GOALS, *SENTENCES):
+    for name in (*GOALS, *SENTENCES, *ANSWERS):
         moved = after.get(f"subtle/{name}.txt", [])
         assert sorted(after[f"{name}.txt"] + moved) == sorted(before[f"{name}.txt"])
     assert part(quiet) == counts
@@ -80,7 +80,7 @@ def test_no_reader_judges_a_line_that_it_learned(monkeypatch: pytest.MonkeyPatch
         assert len(known | asked) == 50
 
 
-@pytest.mark.parametrize("name", [*GOALS, *(name for name in SENTENCES if not name.startswith("answers"))])
+@pytest.mark.parametrize("name", [*GOALS, *SENTENCES])
 def test_subtle_lines_lie_apart_and_are_the_fewer(name: str) -> None:
     plain = {*bank(name), *bank(name, held_out=True)}
     apart = set(subtle_lines(name))

@@ -17,7 +17,6 @@ from guardtrace_trainer.nano.authored import ACT, HINT, SAFE
 from guardtrace_trainer.nano.model import HIDDEN
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, read_embeddings, token_ids
 from guardtrace_trainer.nano.wording import BANK, SUBTLE, fill
-from guardtrace_trainer.terminal import log as print_line
 
 PLAIN = 0.7
 """Least chance that the reader gives to a plain line's own class."""
@@ -26,19 +25,11 @@ FILTERS, INNER, LOST = 256, 128, 0.2
 BATCH, LR, WEIGHT_DECAY = 64, 2e-3, 0.05
 FEWEST_TOKENS = 3
 GOALS = {"goals_harmless": 0, "goals_harmful": 1}
-SENTENCES = {
-    **{
-        f"{kind}_frames": strength
-        for kind, strength in (("neutral", SAFE), ("safe", SAFE), ("hint", HINT), ("act", ACT))
-    },
-    **{
-        f"think_{kind}": strength
-        for kind, strength in (("neutral", SAFE), ("safe", SAFE), ("hint", HINT), ("act", ACT))
-    },
-    "answers_neutral": SAFE,
-    "answers_refuse": SAFE,
-}
-"""Strength of each bank's sentences. Answers are read with the others, and none is moved."""
+KINDS = {"neutral": SAFE, "safe": SAFE, "hint": HINT, "act": ACT}
+SENTENCES = {bank: strength for kind, strength in KINDS.items() for bank in (f"{kind}_frames", f"think_{kind}")}
+"""Strength of each bank's sentences."""
+ANSWERS = {"answers_neutral": SAFE, "answers_refuse": SAFE}
+"""They are read with the others, and stay where they are: there are too few."""
 SEEN_TIMES = {"goals": 5, "sentences": 3}
 """How often a line is read in training, its slots filled anew each time."""
 SAID = 3
@@ -78,34 +69,20 @@ class Reader(nn.Module):
         return logits
 
 
-def part(log: Callable[[str], None] = print_line) -> dict[str, tuple[int, int]]:
-    """Judge every line of the banks and move it where it belongs: (plain, subtle) lines of each bank.
+def part(log: Callable[[str], None]) -> dict[str, tuple[int, int]]:
+    """Judge every line of the banks and move it where it belongs: (plain, subtle) lines of each bank. Where a line lay
+    before doesn't count."""
+    goals, sentences = _lines(GOALS), _lines(SENTENCES | ANSWERS)
 
-    The same lines come to the same on the same machine, wherever they lay before.
-    """
-    goals = _lines(GOALS)
-    texts = [goal.text for goal in goals]
-    sentences = _lines(SENTENCES)
+    def filled(text: str, rng: random.Random) -> str:
+        return fill(text.replace("\\n", "\n"), rng, False, rng.choice(goals).text)
+
     judged = [
         *zip(goals, chances(goals, lambda text, _: text, SEEN_TIMES["goals"], log), strict=True),
-        *zip(
-            sentences,
-            chances(
-                sentences,
-                lambda text, rng: fill(text.replace("\\n", "\n"), rng, False, rng.choice(texts)),
-                SEEN_TIMES["sentences"],
-                log,
-            ),
-            strict=True,
-        ),
+        *zip(sentences, chances(sentences, filled, SEEN_TIMES["sentences"], log), strict=True),
     ]
-    counts = {}
-    for name in (*GOALS, *SENTENCES):
-        if name.startswith("answers"):
-            continue
-        subtle = {line.text for line, chance in judged if line.bank == name and chance < PLAIN}
-        counts[name] = _write(name, subtle)
-    return counts
+    subtle = {(line.bank, line.text) for line, chance in judged if chance < PLAIN}
+    return {name: _write(name, {text for bank, text in subtle if bank == name}) for name in (*GOALS, *SENTENCES)}
 
 
 def chances(lines: Sequence[Line], say: Say, times: int, log: Callable[[str], None]) -> list[float]:
