@@ -114,11 +114,22 @@ def _lost(history: History, index: int) -> Iterator[str]:
             continue
         if cell.phase == THINKING and history.goes is ReasoningField.STRIP:
             continue
-        if cell.text.channel == "logprobs" and any(history.standing(other) == "hit" for other in known(cell.text.text)):
+        if cell.text.channel == "logprobs" and _is_hit(history, cell):
             # Tokens whose text never came go all together.
             continue
         if not cell.enforced or history.standing(char) in ("pass", "unaudited"):
             yield f"{char!r} of choice {index} was lost, standing: {history.standing(char)}"
+
+
+def _is_hit(history: History, cell: Cell) -> bool:
+    """Whether anything in a character's text was redacted, be it a space that was judged by itself."""
+    if any(history.standing(other) == "hit" for other in known(cell.text.text)):
+        return True
+    return any(
+        not hearing.new and hearing.mark is not None and not hearing.passes
+        for hearing in history.hearings
+        if hearing.choice == cell.choice
+    )
 
 
 def one_placeholder_a_run(history: History) -> Iterator[str]:
