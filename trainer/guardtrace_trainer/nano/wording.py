@@ -55,19 +55,22 @@ SLOT = re.compile(r"\{(\w+)\}")
 @cache
 def bank(name: str, held_out: bool = False) -> tuple[str, ...]:
     """The lines of one bank for training, or those held out: every sixth, by a hash of the line."""
-    lines = (BANK / f"{name}.txt").read_text("utf-8").splitlines()
-    return tuple(
-        line.replace("\\n", "\n")
-        for line in lines
-        if line.strip() and (crc32(line.encode()) % HELD_OUT_EVERY == 0) is held_out
-    )
+    lines = _lines(BANK / f"{name}.txt")
+    return tuple(_said(line) for line in lines if (crc32(line.encode()) % HELD_OUT_EVERY == 0) is held_out)
 
 
 @cache
 def subtle(name: str) -> tuple[str, ...]:
     """The subtle lines of a bank. All of them are held out."""
-    lines = (SUBTLE / f"{name}.txt").read_text("utf-8").splitlines()
-    return tuple(line.replace("\\n", "\n") for line in lines if line.strip())
+    return tuple(map(_said, _lines(SUBTLE / f"{name}.txt")))
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def _said(line: str) -> str:
+    return line.replace("\\n", "\n")
 
 
 @cache
