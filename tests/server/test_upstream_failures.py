@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 
 import openai
@@ -11,6 +12,7 @@ import pytest
 
 from tests.server.running import ask, proxy
 from tests.server.scripted import DONE, HEAD, SSE_HEAD, chunk, completion, http, stream
+from tests.waiting import eventually
 
 WORDS = "one two three four five six seven eight nine".split()
 
@@ -203,6 +205,7 @@ def test_a_whole_reply_that_isnt_a_completion():
 
 def test_reading_pauses_while_too_much_is_held():
     sent = []
+    end = threading.Event()
 
     def endless(_):
         yield SSE_HEAD
@@ -211,16 +214,23 @@ def test_reading_pauses_while_too_much_is_held():
             yield chunk({"reasoning": "x" * 64_000})
 
     def stuck(_):
-        time.sleep(2)
+        end.wait(60)
         yield b""
 
-    with proxy(endless, stuck, config={"server": {"max_stream_bytes": 200_000}}) as running:
+    def pauses():
+        before = len(sent)
+        time.sleep(0.5)
+        return len(sent) == before > 0
+
+    config = {"server": {"max_stream_bytes": 200_000}, "auditor": {"timeout_ms": 60_000}}
+    with proxy(endless, stuck, config=config) as running:
         events = running.client.chat.completions.create(**ask(stream=True))
-        time.sleep(1)
+        # The sockets' buffers take what they can, up to tens of megabytes; then the upstream waits.
+        assert eventually(pauses)
+        assert running.app.service.budget.total < 500_000
         events.close()
         assert running.upstream.left.wait(5)
-    # The rest waits in socket buffers.
-    assert sum(sent) < 16_000_000
+        end.set()
 
 
 def test_an_event_that_never_ends_is_stopped():
