@@ -227,7 +227,7 @@ def test_reading_pauses_while_too_much_is_held():
         events = running.client.chat.completions.create(**ask(stream=True))
         # The sockets' buffers take what they can, up to tens of megabytes; then the upstream waits.
         assert eventually(pauses)
-        assert running.app.service.budget.total < 500_000
+        assert running.app.service.budget.total < 1_000_000  # what one read brings comes on top
         events.close()
         assert running.upstream.left.wait(5)
         end.set()
