@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from guardtrace_trainer.stages.dpo import run_dpo
+from guardtrace_trainer.stages.processes import _free_port
 from guardtrace_trainer.stages.settings import DpoSettings, StageError
 from guardtrace_trainer.stages.trainers import last_checkpoint
 
@@ -57,6 +58,30 @@ def test_two_processes_come_to_the_same(small, corpus, tmp_path):
     assert again == [f"dpo: {two} is done already"]
 
 
+def test_the_main_process_goes_first(tmp_path):
+    script = f"""
+import os, time
+from pathlib import Path
+from guardtrace_trainer.stages.processes import main_process_first
+rank = os.environ["RANK"]
+with main_process_first(), Path({str(tmp_path / "said")!r}).open("a", buffering=1) as said:
+    print(rank, "in", file=said)
+    time.sleep(1 - int(rank))
+    print(rank, "out", file=said)
+"""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "trainer")]), **address}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(120) for process in running] == [0, 0]
+    assert (tmp_path / "said").read_text().splitlines() == ["0 in", "0 out", "1 in", "1 out"]
+
+
 def test_what_is_wrong_is_said_as_with_one(small, corpus, tmp_path):
     with pytest.raises(StageError, match="12 rows are longer than max_length, 64 tokens"):
         run(TWO.model_copy(update={"max_length": 64}), small, corpus, tmp_path)
@@ -69,6 +94,7 @@ def test_they_end_with_the_process_that_started_them_and_are_gone_on_with(small,
 import os, signal
 from pathlib import Path
 from guardtrace_trainer.stages.dpo import run_dpo
+from guardtrace_trainer.stages.processes import _free_port
 from guardtrace_trainer.stages.settings import DpoSettings
 def log(line):
     if line.startswith("step 3 "):

@@ -13,12 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.stages.settings import DpoSettings, SftSettings, StageError
+from guardtrace_trainer.stages.trainers import on_gpu
 
 SAID = "stage says: "
 """Begins a line of the first process that is for the log."""
@@ -28,6 +32,17 @@ MESSAGE = "a stage can't run: "
 def alone() -> bool:
     """Whether nobody trains beside this process."""
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The others wait until the main process has left the context; alone, nobody waits."""
+    if alone():
+        yield
+        return
+    # Told nothing, it takes itself to be alone on a CPU.
+    with PartialState(cpu=not on_gpu()).main_process_first():
+        yield
 
 
 def side_by_side(count: int, work: dict[str, Any], folder: Path, log: Callable[[str], None]) -> None:

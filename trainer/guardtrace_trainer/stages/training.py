@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import torch
-from accelerate import PartialState
 from peft import PeftModel
 from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -23,7 +21,7 @@ from guardtrace_trainer.rows import Trace, read_rows
 from guardtrace_trainer.stages import folders
 from guardtrace_trainer.stages.batches import Images
 from guardtrace_trainer.stages.encode import Encoder, Example
-from guardtrace_trainer.stages.processes import alone, side_by_side
+from guardtrace_trainer.stages.processes import alone, main_process_first, side_by_side
 from guardtrace_trainer.stages.settings import StageError, Tuning
 from guardtrace_trainer.stages.trainers import Log, last_checkpoint, on_gpu
 from guardtrace_trainer.steps import Step, StepError, file_hash
@@ -94,7 +92,7 @@ def train(work: Work, rows: Sequence[tuple[Path, Trace]], examples_of: ExamplesO
     if not rows:
         raise StageError(f"{', '.join(map(str, work.data))}: there are no rows, so there is nothing to learn")
     base = folders.folder_of(work.base)
-    with _main_process_first():
+    with main_process_first():
         step = _step(work, base, rows)
         running = work.out / folders.RUNNING
         if not step.done and not step.resumed and running.exists():
@@ -247,12 +245,3 @@ def _images_hash(rows: Sequence[tuple[Path, Trace]]) -> str:
                 f"{path}: can't be read. Images lie in the folder of their rows' file; else name it: corpus"
             ) from error
     return digest.hexdigest()
-
-
-@contextmanager
-def _main_process_first() -> Iterator[None]:
-    if alone():
-        yield
-        return
-    with PartialState().main_process_first():
-        yield
