@@ -275,6 +275,7 @@ async def _whole(
     try:
         body = await read_bounded(source, service.config.server.max_stream_bytes)
     except UpstreamBroke as error:
+        log.warning("upstream broke off", error=str(error))
         raise upstream_unreadable("a reply that broke off") from error
     completion = reply.completion(body)
     if completion.kind is not EventKind.COMPLETION:

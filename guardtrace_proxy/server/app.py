@@ -159,13 +159,22 @@ class GuardTraceApp:
         elif reads and path == "/readyz":
             await self._ready(send)
         elif reads and path == "/v1/models":
-            tenant = self.tenant_of(scope)
-            models, limits = await self._upstream(tenant, scope).models(forwarded)
-            await respond(send, 200, models, [JSON, *limits])
+            await self._models(scope, receive, send, forwarded)
         elif method == "POST" and path in BY_ROUTE:
             await self._answer(BY_ROUTE[path], scope, receive, send, forwarded, trace)
         else:
             raise no_route(method, path)
+
+    async def _models(self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]) -> None:
+        service, tenant = self.service, self.tenant_of(scope)
+        upstream = self._upstream(tenant, scope)
+
+        async def reply(send: Send) -> None:
+            models, limits = await upstream.models(forwarded)
+            await respond(send, 200, models, [JSON, *limits])
+
+        with service.shedding.request(), service.limits.request(tenant.name, tenant.limits) as use:
+            await self._reply(reply, receive, send, use.end)
 
     async def _answer(
         self,
@@ -186,7 +195,10 @@ class GuardTraceApp:
             service.limits.request(tenant.name, tenant.limits) as use,
             service.budget.body() as came,
         ):
-            body = await read_body(scope, receive, server.max_body_bytes, server.client_timeout_ms / 1000, came)
+            with anyio.CancelScope() as reading, service.drain.may_stop(reading.cancel):
+                body = await read_body(scope, receive, server.max_body_bytes, server.client_timeout_ms / 1000, came)
+            if reading.cancel_called:
+                raise shutting_down()
             upstream = self._upstream(tenant, scope)
 
             async def reply(send: Send) -> None:

@@ -92,9 +92,7 @@ class Upstream:
 
     async def start(self) -> None:
         """Open the session; nothing is connected yet."""
-        timeout = aiohttp.ClientTimeout(
-            connect=self._read_seconds, sock_connect=CONNECT_SECONDS, sock_read=self._read_seconds
-        )
+        timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=self._read_seconds)
         self._session = open_session(
             self._headers, timeout, max_connections=MAX_CONNECTIONS, keepalive_seconds=KEEPALIVE_SECONDS
         )
@@ -128,11 +126,13 @@ class Upstream:
     async def _reply(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> aiohttp.ClientResponse:
-        """The head of a reply; asked again where not a byte of one came."""
+        """The head of a reply; asked again where not a byte of one came. aiohttp's own timers begin when the body is
+        written and again with each byte of a head, so an upstream that doesn't read, or drips, is told by ours."""
         url, pause = self._base_url + path, FIRST_RETRY_SECONDS
         for left in range(self._retries, -1, -1):
             try:
-                return await self._session.request(method, url, data=body, headers=headers, allow_redirects=False)
+                with anyio.fail_after(self._read_seconds):
+                    return await self._session.request(method, url, data=body, headers=headers, allow_redirects=False)
             except TROUBLE as error:
                 if not left or not _is_worth_a_retry(error):
                     raise _no_reply(error) from error
@@ -161,7 +161,8 @@ def _is_worth_a_retry(error: Exception) -> bool:
 
 
 def _no_reply(error: Exception) -> ApiError:
-    return upstream_silent() if isinstance(error, aiohttp.SocketTimeoutError) else upstream_unreachable()
+    was_reached = not isinstance(error, aiohttp.ConnectionTimeoutError)
+    return upstream_silent() if was_reached and isinstance(error, TimeoutError) else upstream_unreachable()
 
 
 async def _refusal(response: aiohttp.ClientResponse, read_seconds: float) -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 
 import httpx
 import openai
@@ -46,6 +47,26 @@ def test_routes_that_arent_audited_are_refused(method, path):
 def test_models_are_the_upstreams():
     with proxy(replay) as running:
         assert [model.id for model in running.client.models.list()] == ["thinker"]
+
+
+def test_a_list_of_models_counts_as_a_request_and_ends_with_its_client():
+    end = threading.Event()
+
+    def hangs(_):
+        end.wait(60)
+        yield http(200, MODELS)
+
+    limits = {"concurrent": 1, "requests_per_minute": 2}
+    tenants = {"all": {"policy": "test", "limits": limits}}
+    with proxy(hangs, config={"tenants": tenants}) as running, httpx.Client(trust_env=False) as client:
+        url = running.url + "/v1/models"
+        with pytest.raises(httpx.ReadTimeout):
+            client.get(url, timeout=0.5)
+        assert eventually(lambda: running.app.service.shedding.running == 0)
+        assert running.app.service.limits.running("all") == 0
+        end.set()
+        assert client.get(url).json()["data"][0]["id"] == "thinker"
+        assert client.get(url).status_code == 429
 
 
 def test_health_and_readiness():

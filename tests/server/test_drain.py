@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -48,16 +49,15 @@ def hung(folder: Path, upstream: Hung, auditor: Any = None, **server: int) -> It
             upstream.let_go.set()
 
 
-def post(running: Serving, **more: Any) -> Callable[[], httpx.Response]:
+def connection(url: str) -> socket.socket:
+    address = urlsplit(url)
+    return socket.create_connection((address.hostname, address.port))
+
+
+def in_a_thread(ask: Callable[[], httpx.Response]) -> Callable[[], httpx.Response]:
     """Ask in a thread; what it returns waits for the reply."""
     replies: list[httpx.Response] = []
-
-    def ask() -> None:
-        replies.append(
-            httpx.post(running.url + "/v1/chat/completions", json={**ASK, **more}, trust_env=False, timeout=60)
-        )
-
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=lambda: replies.append(ask()))
     thread.start()
 
     def reply() -> httpx.Response:
@@ -65,6 +65,13 @@ def post(running: Serving, **more: Any) -> Callable[[], httpx.Response]:
         return replies[0]
 
     return reply
+
+
+def post(running: Serving, **more: Any) -> Callable[[], httpx.Response]:
+    """Ask for a completion in a thread."""
+    return in_a_thread(
+        lambda: httpx.post(running.url + "/v1/chat/completions", json={**ASK, **more}, trust_env=False, timeout=60)
+    )
 
 
 def test_a_stream_that_still_runs_is_broken_off_in_order(tmp_path):
@@ -111,6 +118,27 @@ def test_a_reply_that_hasnt_begun_is_refused(tmp_path, streamed):
         assert reply().status_code == 503
         assert reply().json()["error"]["code"] == "shutting_down"
         assert reply().headers["retry-after"] == "1"
+
+
+def test_a_body_that_still_comes_is_refused(tmp_path):
+    with hung(tmp_path, Hung()) as running, connection(running.url) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        time.sleep(0.3)
+        assert running.stop() == 0
+        client.settimeout(30)
+        head, _, body = b"".join(iter(lambda: client.recv(65_536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(body)["error"]["code"] == "shutting_down"
+
+
+def test_a_list_of_models_that_still_comes_is_refused(tmp_path):
+    upstream = Hung()
+    with hung(tmp_path, upstream) as running:
+        replies = in_a_thread(lambda: httpx.get(running.url + "/v1/models", trust_env=False, timeout=60))
+        assert upstream.is_reached.wait(20)
+        assert running.stop() == 0
+        assert replies().status_code == 503
+        assert replies().json()["error"]["code"] == "shutting_down"
 
 
 def test_a_stream_that_has_only_comments_ends_with_an_error(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import anyio
 import pytest
@@ -244,3 +244,44 @@ def test_silence_isnt_asked_again():
             return caught.value.code, connections
 
     assert anyio.run(run) == ("upstream_timeout", 1)
+
+
+async def reads_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, given_up: asyncio.Event) -> None:
+    await given_up.wait()
+    while await reader.read(65_536):
+        pass
+
+
+async def drips_its_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, given_up: asyncio.Event) -> None:
+    for byte in b"HTTP/1.1 200 OK\r\nx-a: " + b"a" * 600:
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize(("behaves", "body"), [(reads_nothing, b" " * 16_000_000), (drips_its_head, b"{}")])
+def test_its_head_comes_in_time_whatever_happens_until_then(behaves, body):
+    async def run() -> object:
+        handlers = []
+        given_up = asyncio.Event()
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            handlers.append(asyncio.current_task())
+            with suppress(ConnectionError):
+                await behaves(reader, writer, given_up)
+
+        async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            upstream = Upstream("default", url, None, ThinkingStyle("field"), read_timeout_ms=500, retries=3)
+            await upstream.start()
+            with anyio.fail_after(20), pytest.raises(ApiError) as caught:
+                async with upstream.ask("/chat/completions", body, ID):
+                    pass
+            given_up.set()
+            assert len(handlers) == 1
+            with anyio.fail_after(20):
+                await handlers[0]  # its connection was closed
+            await upstream.aclose()
+            return caught.value.code
+
+    assert anyio.run(run) == "upstream_timeout"

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.server.running import ask, proxy
-from tests.server.scripted import DONE, HEAD, SSE_HEAD, chunk, completion, http, stream
+from tests.server.scripted import DONE, HEAD, SSE_HEAD, chunk, http, stream
 from tests.waiting import eventually
 
 WORDS = "one two three four five six seven eight nine".split()
@@ -149,13 +149,6 @@ def test_a_finished_stream_without_done_is_given_one():
         assert running.raw(ask(stream=True)).content == b"".join([*frames, DONE])
 
 
-def test_a_reply_cut_by_the_network_isnt_taken_for_whole():
-    whole = completion("All is fine.", "Four.")
-    with proxy(replay(whole[:-30])) as running:
-        reply = running.raw(ask())
-    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_unreadable")
-
-
 @pytest.mark.parametrize(
     "bad",
     [
@@ -201,6 +194,18 @@ def test_a_whole_reply_that_isnt_a_completion():
         reply = running.raw(ask())
     assert reply.status_code == 502
     assert "HARM" not in reply.text
+
+
+def test_a_reply_cut_by_the_network_isnt_taken_for_whole(capsys):
+    head = HEAD + b"Content-Type: application/json\r\nContent-Length: 9000\r\n\r\n"
+    with proxy(
+        replay(head, b'{"choices": "HARM'), config={"logging": {"level": "warning", "format": "json"}}
+    ) as running:
+        reply = running.raw(ask())
+        assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_unreadable")
+        assert "HARM" not in reply.text
+        assert running.app.service.shedding.running == 0
+    assert "upstream broke off" in capsys.readouterr().out
 
 
 def test_reading_pauses_while_too_much_is_held():
