@@ -279,9 +279,7 @@ async def _whole(
         await respond(send, status, exchange.rejected or body, headers)
 
 
-async def _gated(
-    exchange: Exchange, source: Source, reply: Reply, limit: int, came: Callable[[int], None]
-) -> bytes:
+async def _gated(exchange: Exchange, source: Source, reply: Reply, limit: int, came: Callable[[int], None]) -> bytes:
     """What the gate lets pass of a reply of at most ``limit`` bytes."""
     try:
         completion = reply.completion(await read_bounded(source, limit, came))

@@ -22,7 +22,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 JSON = (b"content-type", b"application/json")
 MAX_PIECE_BYTES = 65_536
 """Of a body, in one message. A client's time runs for each message, so one that reads slowly isn't taken for one that
-reads nothing; and servers buffer some 64 KiB before ``send`` waits, so little more is left when the last has been sent."""
+reads nothing; and since uvicorn buffers some 64 KiB before ``send`` waits, little is left after the last message."""
 SILENCES_A_BODY = 5
 """How many times as long as it may be silent a client may take for its whole body: one that drips ends, too."""
 

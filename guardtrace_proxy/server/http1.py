@@ -25,8 +25,8 @@ MAX_HEAD_BYTES = 65_536
 """Of a request's line and headers; and of whatever else is neither a head nor a piece of a body: trailers, say."""
 
 MAX_UNSENT_BYTES = 65_536
-"""Of a connection, in the kernel's buffer and not on their way: left to itself it takes megabytes, and then nothing until a
-third of them was read, so a client that reads slowly would look like one that reads nothing."""
+"""Of a connection, in the kernel's buffer and not on their way (Linux). Left to itself it takes megabytes, and then
+nothing until a third of them was read: a client that reads slowly would look like one that reads nothing."""
 
 QUIET_SECONDS = 10.0
 """Between two lines of the log that say that there are too many connections."""
