@@ -137,12 +137,12 @@ async def answer(
                 on_asked=record.asked,
                 on_decided=decided,
             )
-            with service.budget.counting(lambda: gate.held_bytes), record.running(gate):
+            with record.running(gate):
                 try:
                     if request.stream:
-                        await _stream(
-                            exchange, _events(source, reply, gate, silence, record), source, out, record, service.drain
-                        )
+                        events = _events(source, reply, gate, silence, record)
+                        with service.budget.counting(lambda: reply.unread_bytes + exchange.held_bytes):
+                            await _stream(exchange, events, source, out, record, service.drain)
                     else:
                         await _whole(exchange, source, reply, service, record, send)
                 finally:
@@ -272,12 +272,20 @@ async def _events(
 async def _whole(
     exchange: Exchange, source: Source, reply: Reply, service: Service, record: ReplyRecord, send: Send
 ) -> None:
+    with service.budget.whole() as came:
+        body = await _gated(exchange, source, reply, service.config.server.max_stream_bytes, came)
+        status = 200 if exchange.rejected is None else 400
+        headers = [JSON, *source.limits, *record.headers(final=True)]
+        await respond(send, status, exchange.rejected or body, headers)
+
+
+async def _gated(exchange: Exchange, source: Source, reply: Reply, limit: int, came: Callable[[int], None]) -> bytes:
+    """What the gate lets pass of a reply of at most ``limit`` bytes."""
     try:
-        body = await read_bounded(source, service.config.server.max_stream_bytes)
+        completion = reply.completion(await read_bounded(source, limit, came))
     except UpstreamBroke as error:
         log.warning("upstream broke off", error=str(error))
         raise upstream_unreadable("a reply that broke off") from error
-    completion = reply.completion(body)
     if completion.kind is not EventKind.COMPLETION:
         raise upstream_unreadable(completion.detail or "a reply that can't be read")
 
@@ -290,6 +298,4 @@ async def _whole(
         parts.append(data)
 
     await exchange.run(once(), keep)
-    status = 200 if exchange.rejected is None else 400
-    headers = [JSON, *source.limits, *record.headers(final=True)]
-    await respond(send, status, exchange.rejected or b"".join(parts), headers)
+    return b"".join(parts)

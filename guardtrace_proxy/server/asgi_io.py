@@ -20,6 +20,9 @@ Headers = list[tuple[bytes, bytes]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON = (b"content-type", b"application/json")
+MAX_PIECE_BYTES = 65_536
+"""Of a body, in one message. A client's time runs for each message, so one that reads slowly isn't taken for one that
+reads nothing; and since uvicorn buffers some 64 KiB before ``send`` waits, little is left after the last message."""
 SILENCES_A_BODY = 5
 """How many times as long as it may be silent a client may take for its whole body: one that drips ends, too."""
 
@@ -99,7 +102,16 @@ async def respond(send: Send, status: int, body: bytes, headers: Headers) -> Non
     """Send a whole response."""
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
-    await send({"type": "http.response.body", "body": body})
+    await send_body(send, body)
+
+
+async def send_body(send: Send, data: bytes, more: bool = False) -> None:
+    """Send a body, or a part of one where ``more`` follows, in pieces of at most ``MAX_PIECE_BYTES``."""
+    last = max(0, len(data) - 1) // MAX_PIECE_BYTES * MAX_PIECE_BYTES
+    for start in range(0, last, MAX_PIECE_BYTES):
+        piece = data[start : start + MAX_PIECE_BYTES]
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": data[last:], "more_body": more})
 
 
 async def respond_json(send: Send, status: int, content: object, headers: Headers | None = None) -> None:

@@ -1,5 +1,5 @@
-"""How many bytes are in memory for all requests together (``server.max_total_bytes``): their bodies, and what replies
-hold."""
+"""How many bytes are in memory for all requests together (``server.max_total_bytes``): their bodies, and their replies
+from when they come until they were sent."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class HeldBytes:
         self._limit = limit
         self._replies: set[Callable[[], int]] = set()
         self._bodies = 0
+        self._whole = 0
 
     @contextmanager
     def counting(self, held: Callable[[], int]) -> Iterator[None]:
@@ -45,10 +46,26 @@ class HeldBytes:
         finally:
             self._bodies -= size
 
+    @contextmanager
+    def whole(self) -> Iterator[Callable[[int], None]]:
+        """Count a reply that is read as a whole while the context lasts: it yields what is to be told of each piece's
+        length."""
+        size = 0
+
+        def add(length: int) -> None:
+            nonlocal size
+            size += length
+            self._whole += length
+
+        try:
+            yield add
+        finally:
+            self._whole -= size
+
     @property
     def total(self) -> int:
         """Bytes that are held now."""
-        return self._bodies + sum(held() for held in self._replies)
+        return self._bodies + self._whole + sum(held() for held in self._replies)
 
     @property
     def is_full(self) -> bool:

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import anyio
 import structlog
 
-from guardtrace_proxy.server.asgi_io import Headers, Send
+from guardtrace_proxy.server.asgi_io import MAX_PIECE_BYTES, Headers, Send, send_body
 from guardtrace_proxy.server.drain import Drain
 from guardtrace_proxy.server.errors import ApiError, shutting_down
 from guardtrace_proxy.wire.reply import Writer
@@ -57,7 +57,10 @@ class EventStream:
         """Send whole events; ``more`` says whether others follow."""
         async with self._sending:
             self._ended = not more
-            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+            if len(data) > MAX_PIECE_BYTES:
+                await send_body(self._send, data, more)
+            else:
+                await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self._sent_at = time.monotonic()
 
     @asynccontextmanager

@@ -72,6 +72,11 @@ class Exchange:
         self._armed: float | None = None
         self._rearm = asyncio.Event()
 
+    @property
+    def held_bytes(self) -> int:
+        """What waits for a verdict, and what has left the gate and waits for the client."""
+        return self._gate.held_bytes + self._unsent_bytes
+
     def stop(self) -> None:
         """End the reply as if the upstream had broken off: what is held is judged first."""
         self._is_stopped = True

@@ -29,7 +29,9 @@ class ServiceGauges(Collector):
         auditor = service.auditor
         about = {"version": __version__, "auditor": auditor.name, "depth": service.config.auditor.depth}
         yield InfoMetricFamily("guardtrace", "What runs.", value=about)
-        yield _gauge("held_bytes", "Bytes of replies that wait for a verdict.", service.budget.total)
+        yield _gauge(
+            "held_bytes", "Bytes of request bodies, and of replies until they were sent.", service.budget.total
+        )
         yield _gauge("held_bytes_limit", "server.max_total_bytes.", service.config.server.max_total_bytes)
         yield _gauge("requests_running", "Requests of audited routes under way.", service.shedding.running)
         yield _counter("requests_shed", "Requests turned away: the process is overloaded.", service.shedding.shed)

@@ -9,6 +9,7 @@ client has left.
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from typing import Any, ClassVar
 
@@ -22,6 +23,10 @@ log = structlog.get_logger("guardtrace")
 
 MAX_HEAD_BYTES = 65_536
 """Of a request's line and headers; and of whatever else is neither a head nor a piece of a body: trailers, say."""
+
+MAX_UNSENT_BYTES = 65_536
+"""Of a connection, in the kernel's buffer and not on their way (Linux). Left to itself it takes megabytes, and then
+nothing until a third of them was read: a client that reads slowly would look like one that reads nothing."""
 
 QUIET_SECONDS = 10.0
 """Between two lines of the log that say that there are too many connections."""
@@ -51,6 +56,7 @@ class Http1Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        _bound_unsent(transport)
         if len(self.connections) > self._most:
             self._say_too_many()
             transport.abort()
@@ -164,6 +170,12 @@ class Http1Protocol(HttpToolsProtocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+
+
+def _bound_unsent(transport: asyncio.Transport) -> None:
+    connection = transport.get_extra_info("socket")
+    if sys.platform == "linux" and connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
 
 
 def http_settings(app: Any, **settings: Any) -> uvicorn.Config:

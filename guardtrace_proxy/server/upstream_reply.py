@@ -161,12 +161,14 @@ class UpstreamReply:
                 self._arrivals.tell()
 
 
-async def read_bounded(reply: Source, limit: int) -> bytes:
-    """The whole body, at most ``limit`` bytes; raises ApiError 502 beyond, and UpstreamBroke."""
+async def read_bounded(reply: Source, limit: int, came: Callable[[int], None] = lambda _: None) -> bytes:
+    """The whole body, at most ``limit`` bytes; ``came`` is told of each piece's length. Raises ApiError 502 beyond, and
+    UpstreamBroke."""
     chunks: list[bytes] = []
     size = 0
     while chunk := await reply.read():
         size += len(chunk)
+        came(len(chunk))
         if size > limit:
             raise upstream_unreadable(f"a reply larger than {limit:,} bytes")
         chunks.append(chunk)

@@ -65,6 +65,11 @@ class ChoicesStream(ChoicesWriter):
 
     # What they share
 
+    @property
+    def unread_bytes(self) -> int:
+        """Of an event that isn't complete."""
+        return self._decoder.unread_bytes
+
     def feed(self, data: bytes) -> Sequence[Event | MoreText]:
         """The events that are complete with ``data``."""
         more = self.more(data)

@@ -53,6 +53,11 @@ class MessagesStream(MessagesWriter):
         self._reader = ChoiceReader(thinking, tagged="text")
         self._read_stop = False
 
+    @property
+    def unread_bytes(self) -> int:
+        """Of an event that isn't complete."""
+        return self._decoder.unread_bytes
+
     def feed(self, data: bytes) -> list[Event]:
         """The events that are complete with ``data``."""
         try:

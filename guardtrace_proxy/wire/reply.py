@@ -56,6 +56,10 @@ class Writer(Protocol):
 class Reply(Writer, Protocol):
     """One reply of an upstream."""
 
+    @property
+    def unread_bytes(self) -> int:
+        """Of an event that isn't complete."""
+
     def feed(self, data: bytes) -> Sequence[Event | MoreText]:
         """The events that are complete with ``data``, which may be cut anywhere."""
 

@@ -73,6 +73,11 @@ class ResponsesStream(ResponsesWriter):
         self._others: dict[str, Slot] = {}
         """Strings that nobody knows."""
 
+    @property
+    def unread_bytes(self) -> int:
+        """Of an event that isn't complete."""
+        return self._decoder.unread_bytes
+
     def feed(self, data: bytes) -> list[Event]:
         """The events that are complete with ``data``."""
         try:

@@ -57,6 +57,11 @@ class SSEDecoder:
         """Bytes of both."""
 
     @property
+    def unread_bytes(self) -> int:
+        """Of an event that isn't complete."""
+        return self._size
+
+    @property
     def is_between(self) -> bool:
         """Whether an event may begin now, and nothing of one has come."""
         return not (self._size or self._at_start)

@@ -18,6 +18,7 @@ MARKER = "HARM"
 WORDS = [f"word{number} " for number in range(10)]
 FOREVER = 3600.0
 DRIP_SECONDS = 0.03
+BULKY = 80
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
 
@@ -193,6 +194,12 @@ class Upstream(Peer):
         writer.write(SSE)
         while True:
             await self._send(writer, LARGE)
+
+    async def bulky(self, writer: Writer) -> bool:
+        """More than all sockets between buffer."""
+        writer.write(SSE)
+        await self._send(writer, *[LARGE] * BULKY, END, b"")
+        return True
 
 
 class Auditor(Peer):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cli.serving import ENVIRON
+from tests.faults.peer import BULKY
 from tests.faults.rig import SETTLE_SECONDS, Rig, rig
 from tests.waiting import eventually
 
@@ -48,9 +49,9 @@ def port(running: Rig) -> int:
     return int(running.proxy.url.rpartition(":")[2])
 
 
-def connect(running: Rig) -> socket.socket:
+def connect(running: Rig, buffer: int = 65_536) -> socket.socket:
     client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
     client.settimeout(20)
     client.connect(("127.0.0.1", port(running)))
     return client
@@ -115,14 +116,18 @@ def test_the_connection_of_a_client_that_takes_nothing_is_closed(running):
 
 
 def test_slow(running):
-    with connect(running) as client:
-        client.sendall(request("fine"))
+    """For some times its timeout it reads so little that no message of a megabyte would be taken within it."""
+    with connect(running, 16_384) as client:
+        client.sendall(request("bulky"))
         data = b""
+        slow_until = time.monotonic() + 5
         while not data.endswith(b"0\r\n\r\n"):
-            piece = client.recv(200)
+            piece = client.recv(40_000)
             assert piece
             data += piece
-            time.sleep(0.01)
+            if time.monotonic() < slow_until:
+                time.sleep(0.1)
+    assert data.count(b"ballast") == BULKY
     assert b'"stop"' in data
 
 

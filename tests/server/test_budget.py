@@ -36,6 +36,18 @@ def test_bodies_count_and_alone_never_come_to_more_than_the_limit():
     assert budget.total == 0
 
 
+def test_a_whole_reply_counts_as_it_comes_and_is_never_refused():
+    budget = HeldBytes(100)
+    with budget.whole() as came, budget.counting(lambda: 10):
+        came(60)
+        assert (budget.total, budget.is_full) == (70, False)
+        came(60)
+        assert (budget.total, budget.is_full) == (130, True)
+        with budget.body() as other:
+            other(90)
+    assert budget.total == 0
+
+
 @given(st.lists(st.integers(0, 50)))
 def test_the_total_is_what_running_replies_hold(held):
     budget = HeldBytes(1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anthropic
@@ -16,8 +18,8 @@ import pytest
 from guardtrace_proxy.server.budget import HeldBytes
 from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.shedding import WATCH_SECONDS, Shedding
-from tests.server.running import Running, ask, connected, proxy
-from tests.server.scripted import DONE, SSE_HEAD, chunk, completion, held_up, stream
+from tests.server.running import Connection, Running, ask, connected, proxy
+from tests.server.scripted import DONE, SSE_HEAD, chunk, completion, held_up, http, stream
 from tests.waiting import eventually
 
 FINE = [completion("well then", "fine")]
@@ -81,6 +83,58 @@ def test_bodies_count_while_they_come():
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
         assert eventually(lambda: is_idle(running))
         assert running.raw(ask(user="x" * 50_000)).status_code == 200
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "event"])
+def test_replies_count_while_they_come(streams):
+    """A reply that isn't whole yet, or an event of a stream without its end."""
+    end = threading.Event()
+    head, size = (SSE_HEAD + b"data: ", 90_000) if streams else (http(200, " " * 200_000)[:-110_000], 90_000)
+
+    def half(_: dict[str, Any]) -> Iterator[bytes]:
+        yield head + b"x" * size if streams else head
+        end.wait(30)
+
+    with proxy(half, config={"server": {"max_total_bytes": 80_000}}) as running:
+        with connected(running) as client:
+            client.request("POST", "/v1/chat/completions", json.dumps(ask(stream=streams)))
+            try:
+                assert eventually(lambda: running.app.service.budget.total >= size)
+                refused = running.raw(ask())
+            finally:
+                end.set()
+        assert (refused.status_code, "server.max_total_bytes" in refused.text) == (503, True)
+        assert eventually(lambda: is_idle(running))
+
+
+@contextmanager
+def unread(**server: Any) -> Iterator[tuple[Running, Connection]]:
+    """A whole reply of 10 MB for a tenant that may have one at once, and its client, which has read the head."""
+    settings = {
+        "server": {"max_stream_bytes": 2**24, **server},
+        "tenants": {"all": {"policy": "test", "limits": {"concurrent": 1}}},
+    }
+    reply = completion("fine", "word " * 2_000_000)
+    with proxy(lambda _: [reply], policy={"extends": "monitor"}, config=settings) as running:
+        with connected(running) as client:
+            client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+            client.send_chat(ask())
+            yield running, client
+
+
+def test_a_whole_reply_counts_until_its_client_has_read_it():
+    with unread() as (running, client):
+        assert running.app.service.budget.total > 10_000_000
+        assert running.raw(ask()).status_code == 429
+        client.close()
+        assert eventually(lambda: is_idle(running))
+        assert eventually(lambda: running.app.service.limits.running("all") == 0)
+
+
+def test_a_whole_reply_that_its_client_doesnt_read_ends_at_the_clients_time():
+    with unread(client_timeout_ms=300) as (running, _):
+        assert eventually(lambda: is_idle(running))
+        assert eventually(lambda: running.app.service.limits.running("all") == 0)
 
 
 def test_a_client_that_stops_in_its_body_is_told_and_let_go():
