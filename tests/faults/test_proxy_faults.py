@@ -104,7 +104,7 @@ def test_a_log_on_a_full_disk_costs_its_lines_and_no_reply(tmp_path):
 def small_disk(folder: Path, size: int) -> Iterator[None]:
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
     if mount.returncode:
-        pytest.skip("a disk of its own takes the right to mount one")
+        pytest.skip(f"a disk of its own takes the right to mount one: {mount.stderr.decode().strip()}")
     try:
         yield
     finally:
