@@ -7,14 +7,12 @@ import hashlib
 import signal
 from pathlib import Path
 
-import httpx
 import pytest
 
 from guardtrace_proxy.server.upstream import KEEPALIVE_SECONDS
-from tests.cli.serving import GUARDTRACE, free_port
+from tests.cli.serving import GUARDTRACE
 from tests.faults.burst import FILES_BESIDE, REFUSED, allow_open_files, ask_all
 from tests.faults.rig import SETTINGS, SETTLE_SECONDS, Rig, rig
-from tests.telemetry.scraping import Scrape
 from tests.waiting import eventually
 
 MODELS = ("fine", "slow-harmful", "harmful", "slow", "reset", "fine", "half-close", "garbage-event")
@@ -49,11 +47,9 @@ def burst(folder: Path, streams: int, *more: str) -> None:
     """Half of them are a tenant's that may have few at once, and all together may be half; five times. Before that is
     reached a busy core may turn more away."""
     allow_open_files(2 * streams + FILES_BESIDE)
-    port = free_port()
     models = [(*MODELS, *more)[number % (len(MODELS) + len(more))] for number in range(streams)]
     settings = {
         "server": {**SETTINGS["server"], "max_concurrent": streams // 2},
-        "metrics": {"port": port},
         "tenants": {
             "all": {"policy": "test", "limits": {"concurrent": max(4, streams // 64)}},
             "other": {"policy": "test", "keys": ["sha256:" + hashlib.sha256(KEY.encode()).hexdigest()]},
@@ -77,7 +73,7 @@ def burst(folder: Path, streams: int, *more: str) -> None:
         assert eventually(
             lambda: running.open_files <= files + FILES_BESIDE // 4, KEEPALIVE_SECONDS + SETTLE_SECONDS
         ), (files, running.open_files)
-        assert_nothing_is_left(running, port, said["overloaded"], said["rate_limit_exceeded"])
+        assert_nothing_is_left(running, said["overloaded"], said["rate_limit_exceeded"])
         assert running.ask("fine").is_fine
         assert running.ask("slow-harmful").is_cut
 
@@ -90,8 +86,8 @@ def live_blocks(running: Rig) -> int:
     return int(running.log().rpartition("live ")[2].split()[0])
 
 
-def assert_nothing_is_left(running: Rig, port: int, shed: int, limited: int) -> None:
-    found = Scrape(httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False, timeout=30).text)
+def assert_nothing_is_left(running: Rig, shed: int, limited: int) -> None:
+    found = running.metrics()
     for name in ("held_bytes", "requests_running", "replies_running", "audits_running"):
         assert found.value(f"guardtrace_{name}") == 0, name
     assert found.value("guardtrace_requests_shed_total") == shed

@@ -125,8 +125,10 @@ def test_a_disk_that_fills_up_under_the_audit_log_costs_no_reply(tmp_path):
         assert all(running.ask("fine").is_fine for _ in range(10))
         assert running.ask("slow-harmful").is_cut
         assert eventually(lambda: "audit log can't be written" in running.log(), SETTLE_SECONDS)
+        assert running.shows("audit_log_failing", 1)
         (disk / "ballast").unlink()
         assert eventually(lambda: "audit log is written again" in running.log(), SETTLE_SECONDS)
+        assert running.shows("audit_log_failing", 0)
         assert running.ask("fine").is_fine
         assert eventually(lambda: len(decided(disk)) == 13, SETTLE_SECONDS)
 
