@@ -112,8 +112,8 @@ fuzz: $(STAMP) ## Fuzz the readers of replies, for SECONDS=60 (see docs/chat-ser
 docs-check: $(STAMP) ## Run the commands and check the examples of README and docs
 	$(BIN)/python -m pytest tests/docs
 
-nightly: $(STAMP) $(CLIENTS) $(TOOLS) ## Everything, the slow tests as well
-	$(BIN)/python -m pytest --run-slow
+nightly: $(STAMP) $(CLIENTS) $(TOOLS) ## Everything, the slow tests as well; a client or nginx that is missing fails
+	GUARDTRACE_CLIENTS=required $(BIN)/python -m pytest --run-slow
 	$(BIN)/python -m tests.properties.run --cases 200000 --processes 2
 	$(BIN)/python -m tests.properties.run --api responses --cases 50000 --processes 2
 	$(BIN)/python -m tests.properties.run --api messages --cases 50000 --processes 2

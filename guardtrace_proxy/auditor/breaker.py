@@ -96,8 +96,10 @@ class Breaker:
             if began >= self._opened_at:
                 self._open(min(2 * self._pause, LONGEST_PAUSE_SECONDS))
             return
+        if self._limit is None:
+            return
         self._failed.add(stream)
-        if self._limit is not None and len(self._failed) >= self._limit:
+        if len(self._failed) >= self._limit:
             self._failed.clear()
             self._open(FIRST_PAUSE_SECONDS)
             log.error("auditor circuit open", why=kind.value, failures=self._limit)

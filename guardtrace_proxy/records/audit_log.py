@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections import deque
 
 import structlog
@@ -23,6 +24,8 @@ BATCH_BYTES = 262_144
 RETRY_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 """How long the end waits for the file."""
+HANGING_SECONDS = 3.0
+"""A write that takes longer counts as failing: another process keeps the lock, a network's file system is gone."""
 
 
 class AuditLog:
@@ -32,17 +35,26 @@ class AuditLog:
         self.written = 0
         self.lost = 0
         self.waiting_bytes = 0
-        self.is_failing = False
-        """The last attempt to write failed."""
         self._file = file
         self._queue_bytes = queue_bytes
         self._queue: deque[bytes] = deque()
+        self._in_hand = 0
+        """Lines taken out of the queue and not written yet."""
         self._gap: Gap | None = None
         """What was lost and isn't said in the file yet."""
+        self._has_failed = False
+        """The last attempt to write that has ended."""
+        self._writing_since: float | None = None
         self._news = threading.Condition()
-        self._is_closing = False
+        self._is_closing = self._has_ended = False
         self._warned_of_growth = False
         self._thread = threading.Thread(target=self._run, name="guardtrace-audit-log", daemon=True)
+
+    @property
+    def is_failing(self) -> bool:
+        """The last attempt to write failed, or the one that runs hangs."""
+        since = self._writing_since
+        return self._has_failed or (since is not None and time.monotonic() - since > HANGING_SECONDS)
 
     def start(self) -> None:
         """Start the thread that writes."""
@@ -60,27 +72,37 @@ class AuditLog:
             self._lose(1)
 
     def close(self) -> None:
-        """Write what waits, for a few seconds at most."""
+        """Write what waits, for a few seconds at most; what then still waits is lost."""
         with self._news:
             self._is_closing = True
             self._news.notify()
         if not self._thread.is_alive():
             return
         self._thread.join(CLOSE_SECONDS)
-        if self._thread.is_alive():  # a file system that hangs; the thread is a daemon
-            log.error("audit log not finished", path=str(self._file.path), waiting_bytes=self.waiting_bytes)
+        if self._thread.is_alive():  # it hangs in a write; it is a daemon
+            self._end()
 
     def _run(self) -> None:
         while batch := self._next():
             if not self._write(batch):
                 break
-        with self._news:
-            left = len(self._queue)
-        if left:
-            self._lose(left)
-        if self._gap is not None:
-            log.error("audit log ends with a gap", path=str(self._file.path), lost=self._gap.lost)
+        self._end()
         self._file.close()
+
+    def _end(self) -> None:
+        """Count and say what is lost for good. Whoever of the thread and `close` comes first does so."""
+        with self._news:
+            if self._has_ended:
+                return
+            self._has_ended = True
+            left = self._in_hand + len(self._queue)
+            self._queue.clear()
+            self.waiting_bytes = self._in_hand = 0
+            if left:
+                self._lose(left)
+            gap, self._gap = self._gap, None
+        if gap is not None:
+            log.error("audit log ends with a gap", path=str(self._file.path), lost=gap.lost)
 
     def _next(self) -> list[bytes]:
         """The lines to write next, behind them what was lost before; none at the end."""
@@ -91,6 +113,7 @@ class AuditLog:
             while self._queue and size < BATCH_BYTES:
                 lines.append(self._queue.popleft())
                 size += len(lines[-1])
+            self._in_hand = len(lines)
         return lines
 
     def _write(self, lines: list[bytes]) -> bool:
@@ -99,27 +122,30 @@ class AuditLog:
         while not self._append(data):
             with self._news:
                 if self._is_closing:
-                    break
+                    return False
                 self._news.wait_for(lambda: self._is_closing, RETRY_SECONDS)
-        else:
-            with self._news:
-                self.waiting_bytes -= len(data)
-                self.written += len(lines)
-            self._say_what_was_lost()
-            return True
-        self._lose(len(lines))
-        return False
+        with self._news:
+            if self._has_ended:  # they are counted as lost, and that was said
+                return False
+            self.waiting_bytes -= len(data)
+            self.written += len(lines)
+            self._in_hand = 0
+        self._say_what_was_lost()
+        return True
 
     def _append(self, data: bytes) -> bool:
+        self._writing_since = time.monotonic()
         try:
             self._file.append(data)
         except OSError as error:
-            if not self.is_failing:
-                self.is_failing = True
+            if not self._has_failed:
+                self._has_failed = True
                 log.error("audit log can't be written", path=str(self._file.path), error=_name(error))
             return False
-        if self.is_failing:
-            self.is_failing = False
+        finally:
+            self._writing_since = None
+        if self._has_failed:
+            self._has_failed = False
             log.warning("audit log is written again", path=str(self._file.path))
         if self._file.not_rotated is not None and not self._warned_of_growth:
             log.warning("audit log can't be rotated", path=str(self._file.path), error=_name(self._file.not_rotated))
@@ -139,17 +165,17 @@ class AuditLog:
             log.error("audit log loses decisions", path=str(self._file.path))
 
     def _say_what_was_lost(self) -> None:
+        """The gap stays until its line is written, so that an end meanwhile says it."""
         with self._news:
-            gap, self._gap = self._gap, None
-        if gap is None:
-            return
-        if self._append(encoded(gap)):
-            log.warning("audit log has a gap", path=str(self._file.path), lost=gap.lost)
+            gap = self._gap
+            said = None if gap is None else Gap(lost=gap.lost, since=gap.since, until=gap.until)
+        if said is None or not self._append(encoded(said)):
             return
         with self._news:
             if self._gap is not None:
-                gap.lost, gap.until = gap.lost + self._gap.lost, self._gap.until
-            self._gap = gap
+                more = self._gap.lost - said.lost
+                self._gap = Gap(lost=more, since=said.until, until=self._gap.until) if more else None
+        log.warning("audit log has a gap", path=str(self._file.path), lost=said.lost)
 
 
 def _name(error: OSError) -> str:

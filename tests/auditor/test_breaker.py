@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from contextlib import suppress
 
 import anyio
@@ -83,6 +85,22 @@ def test_it_can_be_switched_off():
     for stream in range(50):
         assert world.audit(stream, TROUBLE) is TROUBLE
     assert world.breaker.circuit is Circuit.CLOSED
+
+
+class Stream:
+    pass
+
+
+@pytest.mark.parametrize("failures", [None, 3])
+def test_streams_that_have_ended_arent_kept_in_an_outage(failures):
+    world, streams = World(failures), weakref.WeakSet[Stream]()
+    for _ in range(1000):
+        stream = Stream()
+        streams.add(stream)
+        world.audit(stream, TROUBLE)
+        del stream
+    gc.collect()
+    assert len(streams) < 3
 
 
 def test_after_the_pause_one_audit_tries_and_the_others_fail_meanwhile():

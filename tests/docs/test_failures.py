@@ -10,6 +10,9 @@ from tests.docs.pages import NAMED_TEST, ROOT, named_in, rows_of
 
 PAGE = (ROOT / "docs" / "failures.md").read_text("utf-8")
 ROWS = rows_of(PAGE)
+MESSAGE = re.compile(r"`([a-z][a-z ,']+ [a-z ,']+)`")
+"""Of the log: words, no name or value."""
+SHARED = {"tests/server/test_metrics.py", "tests/faults/test_upstream_faults.py"}
 
 
 def test_there_are_rows_for_each_side() -> None:
@@ -49,9 +52,16 @@ def test_the_metrics_are_those_of_the_telemetry_page() -> None:
     assert {name for name in named if f"| `{name}` |" not in telemetry} == set()
 
 
-@pytest.mark.parametrize(
-    "message", sorted(set(re.findall(r"`([a-z][a-z ,]+ [a-z ,]+)`", "\n".join(row[3] for row in ROWS))))
-)
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_a_test_looks_for_what_log_and_metrics_say(row: list[str]) -> None:
+    """One that the row names, or that all rows share."""
+    files = {path for path, _ in NAMED_TEST.findall(row[5])} | SHARED
+    source = "\n".join((ROOT / path).read_text("utf-8") for path in files)
+    for said in (*MESSAGE.findall(row[3]), *re.findall(r"guardtrace_(\w+)", row[4])):
+        assert said in source, f"no named test looks for {said}"
+
+
+@pytest.mark.parametrize("message", sorted(set(MESSAGE.findall("\n".join(row[3] for row in ROWS)))))
 def test_the_log_says_so(message: str) -> None:
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "guardtrace_proxy").rglob("*.py"))
     assert f'"{message}"' in source

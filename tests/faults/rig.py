@@ -19,6 +19,7 @@ import httpx
 
 from tests.cli.serving import ENVIRON, GUARDTRACE, Serving, free_port, serving, write_config
 from tests.faults.peer import DONE, MARKER, WORDS
+from tests.telemetry.scraping import Scrape
 from tests.waiting import eventually
 
 PEER = Path(__file__).with_name("peer.py")
@@ -121,11 +122,43 @@ class Reply:
 
 
 @dataclass
+class Watch:
+    """What the proxy's log and metrics say since it began; both may take a moment."""
+
+    rig: Rig
+    read: int
+    before: Scrape
+
+    def logs(self, event: str, **fields: object) -> bool:
+        """A line with this event and these fields comes."""
+        return eventually(lambda: any(self._is(line, event, fields) for line in self._lines()), SETTLE_SECONDS)
+
+    def counts(self, name: str, **labels: str) -> bool:
+        """The counter `guardtrace_NAME` rises."""
+        name, before = f"guardtrace_{name}", self.before
+        return eventually(
+            lambda: self.rig.metrics().value(name, **labels) > before.value(name, **labels), SETTLE_SECONDS
+        )
+
+    def _lines(self) -> list[str]:
+        return [line for line in self.rig.log()[self.read :].splitlines() if line.startswith("{")]
+
+    @staticmethod
+    def _is(line: str, event: str, fields: dict[str, object]) -> bool:
+        try:
+            content = json.loads(line)
+        except ValueError:  # half of it is written
+            return False
+        return content["event"] == event and fields.items() <= content.items()
+
+
+@dataclass
 class Rig:
     upstream: Process
     auditor: Process
     second: Process
     proxy: Serving
+    metrics_port: int
 
     def ask(self, model: str, **headers: str) -> Reply:
         """A stream, read to its end."""
@@ -181,6 +214,17 @@ class Rig:
     def log(self) -> str:
         return self.proxy.log.read_text()
 
+    def metrics(self) -> Scrape:
+        answer = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", trust_env=False, timeout=30)
+        return Scrape(answer.raise_for_status().text)
+
+    def shows(self, name: str, value: float, **labels: str) -> bool:
+        """The gauge `guardtrace_NAME` comes to it."""
+        return eventually(lambda: self.metrics().value(f"guardtrace_{name}", **labels) == value, SETTLE_SECONDS)
+
+    def watch(self) -> Watch:
+        return Watch(self, len(self.log()), self.metrics())
+
     def well(self) -> None:
         for peer in (self.upstream, self.auditor, self.second):
             peer.well()
@@ -214,10 +258,11 @@ def rig(
         if with_fallback:
             guard["fallback"] = {"base_url": second.url + "/v1", "model": "guard"}
         default = {"base_url": upstream.url + "/v1", "read_timeout_ms": read_timeout_ms}
-        content = {**SETTINGS, "upstreams": {"default": default}, "auditor": guard, **(settings or {})}
+        ports = {"metrics": {"port": free_port()}}
+        content = {**SETTINGS, **ports, "upstreams": {"default": default}, "auditor": guard, **(settings or {})}
         config = write_config(folder, "", "", **content)
         proxy = stack.enter_context(serving(config, program=program))
-        built = Rig(upstream, auditor, second, proxy)
+        built = Rig(upstream, auditor, second, proxy, ports["metrics"]["port"])
         assert built.ask("fine").is_fine
         yield built
 

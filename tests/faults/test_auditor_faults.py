@@ -10,7 +10,8 @@ import pytest
 
 from guardtrace_proxy.auditor.health import FIRST_PAUSE_SECONDS
 from tests.faults.peer import WORDS
-from tests.faults.rig import TIMEOUT_MS, Reply, Rig, leaks, rig
+from tests.faults.rig import SETTLE_SECONDS, TIMEOUT_MS, Reply, Rig, leaks, rig
+from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -38,75 +39,105 @@ def failed_closed(reply: Reply) -> bool:
 
 
 def test_killed_in_mid_stream(running):
+    watch = running.watch()
     with running.asking("slow-harmful") as rest:
         running.auditor.kill()
         assert failed_closed(rest())
-    assert '"kind": "unreachable"' in running.log()
+    assert watch.logs("audit failed", kind="unreachable")
+    assert watch.counts("audit_failures_total", kind="unreachable")
 
 
 def test_down_from_the_start(running):
+    watch = running.watch()
     running.auditor.kill()
     reply = running.ask("harmful")
     assert failed_closed(reply)
     assert not any(word in reply.text for word in WORDS)
+    assert watch.logs("audit failed", kind="unreachable")
+    assert watch.counts("audit_failures_total", kind="unreachable")
 
 
 def test_stopped_in_mid_stream(running):
+    watch = running.watch()
     with running.asking("slow-harmful") as rest:
         running.auditor.signal(signal.SIGSTOP)
         reply = rest()
     assert failed_closed(reply)
     assert reply.seconds >= TIMEOUT_MS / 1000
-    assert '"kind": "timeout"' in running.log()
+    assert watch.logs("audit failed", kind="timeout")
+    assert watch.counts("audit_failures_total", kind="timeout")
 
 
-@pytest.mark.parametrize("mode", ["hang", "garbage", "half-close"])
-def test_hangs_writes_garbage_or_breaks_off(running, mode):
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("hang", "timeout"), ("garbage", "unreadable"), ("half-close", "unreachable")]
+)
+def test_hangs_writes_garbage_or_breaks_off(running, mode, kind):
+    watch = running.watch()
     running.auditor.get(f"/mode/{mode}")
     assert failed_closed(running.ask("harmful"))
     assert failed_closed(running.ask("fine"))
+    assert watch.logs("audit failed", kind=kind)
+    assert watch.counts("audit_failures_total", kind=kind)
 
 
 def test_slow(running):
+    watch = running.watch()
     running.auditor.get("/mode/slow")
     assert running.ask("slow").is_fine
+    assert watch.counts("hold_seconds_count")
     reply = running.ask("slow-harmful")
     assert reply.is_cut
     assert not leaks(reply)
 
 
 def test_an_outage_of_some_length_opens_the_circuit_and_its_end_closes_it(running):
+    watch = running.watch()
+    assert running.shows("auditor_circuit", 1, state="closed")
     running.auditor.signal(signal.SIGSTOP)
     replies = [running.ask("harmful") for _ in range(7)]
     assert all(failed_closed(reply) for reply in replies)
-    assert "auditor circuit open" in running.log()
+    assert watch.logs("auditor circuit open")
+    assert running.shows("auditor_circuit", 0, state="closed")
     assert min(reply.seconds for reply in replies[-2:]) < TIMEOUT_MS / 1000
     running.auditor.signal(signal.SIGCONT)
     time.sleep(FIRST_PAUSE_SECONDS)
     running.well()
-    assert "auditor circuit closed" in running.log()
+    assert watch.logs("auditor circuit closed")
+    assert running.shows("auditor_circuit", 1, state="closed")
 
 
 def test_a_fallback_takes_over_in_mid_stream_and_gives_back(with_fallback):
     with_fallback.well()
+    watch = with_fallback.watch()
     with with_fallback.asking("slow") as rest:
         with_fallback.auditor.kill()
         assert rest().is_fine
+    assert watch.logs("auditor replica left out")
+    # It is tried again after each pause, by whoever asks then.
+    assert eventually(lambda: with_fallback.ask("fine").is_fine and left_out(with_fallback) == 1, SETTLE_SECONDS)
     reply = with_fallback.ask("harmful")
     assert reply.is_cut
     assert not leaks(reply)
     with_fallback.auditor.start()
-    time.sleep(2 * FIRST_PAUSE_SECONDS)
-    assert with_fallback.ask("fine").is_fine
-    assert with_fallback.auditor.get("/state")["asked"] > 0
-    assert "auditor replica is back" in with_fallback.log()
+    assert eventually(
+        lambda: with_fallback.ask("fine").is_fine and with_fallback.auditor.get("/state")["asked"] > 0, SETTLE_SECONDS
+    )
+    assert watch.logs("auditor replica is back")
+    assert left_out(with_fallback) == 0
+
+
+def left_out(running: Rig) -> float:
+    return running.metrics().value("guardtrace_auditor_replicas_left_out")
 
 
 def test_with_both_auditors_out_it_fails_closed(with_fallback):
     with_fallback.well()
+    watch = with_fallback.watch()
     with with_fallback.asking("slow-harmful") as rest:
         with_fallback.auditor.signal(signal.SIGSTOP)
         with_fallback.second.kill()
         assert failed_closed(rest())
+    assert watch.logs("audit failed")
+    assert watch.counts("audit_failures_total")
     with_fallback.well()
     assert with_fallback.settles()

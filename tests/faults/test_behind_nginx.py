@@ -207,6 +207,7 @@ def test_a_restart_costs_no_reply(tmp_path):
             time.sleep(4)
             seen["before"] = first()
             assert running.first.stop() == 0
+            assert "shutting down" in running.first.log.read_text()
             seen["drained"] = first() - seen["before"]
             running.restarted()
             known = first()

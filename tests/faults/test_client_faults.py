@@ -84,23 +84,28 @@ def client(running: Rig, model: str) -> subprocess.Popen[bytes]:
 
 
 def test_killed_in_mid_stream(running):
+    watch = running.watch()
     before = given_up(running)
     process = client(running, "endless")
     assert running.running == 1
     process.kill()
     process.wait(10)
     assert eventually(lambda: given_up(running) == before + 1, SETTLE_SECONDS)
-    assert "client left" in running.log()
+    assert watch.logs("client left")
+    assert watch.logs("reply", finished=False)
+    assert watch.counts("replies_total", finished="false")
 
 
 def test_stopped_in_mid_stream(running):
+    watch = running.watch()
     before = given_up(running)
     process = client(running, "large")
     process.send_signal(signal.SIGSTOP)
     try:
         assert eventually(lambda: given_up(running) == before + 1, SETTLE_SECONDS)
         assert running.settles()
-        assert "client takes nothing" in running.log()
+        assert watch.logs("client takes nothing")
+        assert watch.counts("replies_total", finished="false")
     finally:
         process.kill()
         process.wait(10)
@@ -156,12 +161,15 @@ def test_garbage_is_refused_and_the_connection_closed(running, sent):
 
 def test_half_closed_behind_its_request(running):
     """A client that says that it will say no more has left, as far as servers of ASGI can tell."""
+    watch = running.watch()
     before = given_up(running)
     with connect(running) as client:
         client.sendall(request("endless"))
         client.recv(100)
         client.shutdown(socket.SHUT_WR)
         assert eventually(lambda: given_up(running) == before + 1, SETTLE_SECONDS)
+    assert watch.logs("client left")
+    assert watch.counts("replies_total", finished="false")
 
 
 def test_half_closed_in_its_body(running):
@@ -173,6 +181,8 @@ def test_half_closed_in_its_body(running):
 
 
 def test_silent_in_its_body(running):
+    watch = running.watch()
     with connect(running) as client:
         client.sendall(request("fine")[:-10])
         assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
+    assert watch.counts("errors_total", status="408")

@@ -104,7 +104,7 @@ def test_a_log_on_a_full_disk_costs_its_lines_and_no_reply(tmp_path):
 def small_disk(folder: Path, size: int) -> Iterator[None]:
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
     if mount.returncode:
-        pytest.skip("a disk of its own takes the right to mount one")
+        pytest.skip(f"a disk of its own takes the right to mount one: {mount.stderr.decode().strip()}")
     try:
         yield
     finally:
@@ -125,8 +125,10 @@ def test_a_disk_that_fills_up_under_the_audit_log_costs_no_reply(tmp_path):
         assert all(running.ask("fine").is_fine for _ in range(10))
         assert running.ask("slow-harmful").is_cut
         assert eventually(lambda: "audit log can't be written" in running.log(), SETTLE_SECONDS)
+        assert running.shows("audit_log_failing", 1)
         (disk / "ballast").unlink()
         assert eventually(lambda: "audit log is written again" in running.log(), SETTLE_SECONDS)
+        assert running.shows("audit_log_failing", 0)
         assert running.ask("fine").is_fine
         assert eventually(lambda: len(decided(disk)) == 13, SETTLE_SECONDS)
 

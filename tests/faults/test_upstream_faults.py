@@ -31,49 +31,62 @@ def broke_off(reply: Reply) -> bool:
 
 
 def test_killed_in_mid_stream(running):
+    watch = running.watch()
     with running.asking("slow-harmful") as rest:
         running.upstream.kill()
         assert broke_off(rest())
-    assert "upstream broke off" in running.log()
+    assert watch.logs("upstream broke off")
 
 
 def test_down_then_back(running):
+    watch = running.watch()
     running.upstream.kill()
     reply = running.ask("fine")
     assert (reply.status, reply.error) == (502, "upstream_unreachable")
-    assert "upstream asked again" in running.log()
+    assert watch.logs("upstream asked again")
+    assert watch.counts("errors_total", status="502")
     running.upstream.start()
     assert running.ask("fine").is_fine
 
 
 def test_stopped_in_mid_stream(running):
+    watch = running.watch()
     with running.asking("slow-harmful") as rest:
         running.upstream.signal(signal.SIGSTOP)
         reply = rest()
     assert broke_off(reply)
     assert reply.seconds >= READ_TIMEOUT_MS / 1000
+    assert watch.logs("upstream broke off")
 
 
 def test_stopped_before_its_head(running):
+    watch = running.watch()
     running.upstream.signal(signal.SIGSTOP)
     reply = running.ask("fine")
     assert (reply.status, reply.error) == (504, "upstream_timeout")
+    assert watch.counts("errors_total", status="504")
 
 
 def test_hangs_before_its_head(running):
+    watch = running.watch()
     reply = running.ask("hang-before-head")
     assert (reply.status, reply.error) == (504, "upstream_timeout")
+    assert watch.counts("errors_total", status="504")
     given_up = running.upstream.get("/state")["given_up"]
     assert given_up >= 1
 
 
 def test_hangs_in_mid_stream(running):
+    watch = running.watch()
     assert broke_off(running.ask("hang-in-mid"))
+    assert watch.logs("upstream broke off")
 
 
 def test_sends_comments_alone(running):
+    watch = running.watch()
     reply = running.ask("comments-for-ever")
     assert broke_off(reply)
+    assert watch.logs("upstream broke off")
     assert reply.seconds >= READ_TIMEOUT_MS / 1000
 
 
@@ -83,13 +96,17 @@ def test_slow(running):
 
 @pytest.mark.parametrize("model", ["garbage-event", "garbage-framing", "half-close", "reset"])
 def test_writes_what_cant_be_read_or_breaks_off(running, model):
+    watch = running.watch()
     assert broke_off(running.ask(model))
+    assert model == "garbage-event" or watch.logs("upstream broke off")
 
 
 def test_garbage_in_place_of_http(running):
+    watch = running.watch()
     reply = running.ask("garbage-head")
     assert (reply.status, reply.error) == (502, "upstream_unreachable")
     assert not leaks(reply)
+    assert watch.counts("errors_total", status="502")
 
 
 def test_harm_is_cut_and_the_upstream_closed(running):

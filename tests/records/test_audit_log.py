@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import threading
 import time
@@ -130,8 +131,61 @@ def test_recording_takes_no_time_while_the_file_hangs(tmp_path: Path, monkeypatc
         log.close()
         goes_on.set()
         assert eventually(lambda: not log.waiting_bytes)
-    assert log.lost > 900
-    assert "audit log not finished" in [each["event"] for each in said]
+    assert (log.lost, log.written) == (1000, 0)
+    assert [each["lost"] for each in said if each["event"] == "audit log ends with a gap"] == [1000]
+
+
+def test_a_lock_that_another_process_keeps_is_a_failure_and_loses_nothing_silently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "HANGING_SECONDS", 0.1)
+    path = tmp_path / "log"
+    with path.open("a") as other, capture_logs() as said:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        log = started(path, queue_bytes=65_536)
+        for _ in range(1000):
+            log.record(b"x" * 99 + b"\n")
+        assert eventually(lambda: log.is_failing)
+        log.close()
+    assert (log.lost, log.written, log.waiting_bytes) == (1000, 0, 0)
+    assert [each["lost"] for each in said if each["event"] == "audit log ends with a gap"] == [1000]
+
+
+def test_a_write_that_hangs_and_goes_on_fails_only_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HANGING_SECONDS", 0.1)
+    with (tmp_path / "log").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        log = started(tmp_path / "log")
+        log.record(line(1))
+        assert eventually(lambda: log.is_failing)
+    assert eventually(lambda: log.written == 1)
+    assert not log.is_failing
+    log.close()
+    assert log.lost == 0
+
+
+def test_an_end_while_the_gap_itself_is_written_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.1)
+    goes_on, hangs = threading.Event(), threading.Event()
+    append = LineFile.append
+
+    def hang_at_the_gap(self: LineFile, lines: bytes) -> None:
+        if b'"gap"' in lines:
+            hangs.set()
+            goes_on.wait(20)
+        append(self, lines)
+
+    monkeypatch.setattr(LineFile, "append", hang_at_the_gap)
+    with capture_logs() as said:
+        log = started(tmp_path / "log", queue_bytes=100)
+        log.record(line(1, 200))
+        log.record(line(2))
+        assert hangs.wait(60)
+        log.close()
+        goes_on.set()
+    assert (log.lost, log.written) == (1, 1)
+    assert [each["lost"] for each in said if each["event"] == "audit log ends with a gap"] == [1]
 
 
 def test_lines_go_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
