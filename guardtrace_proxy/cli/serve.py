@@ -25,6 +25,7 @@ from guardtrace_proxy.policy.errors import ConfigError
 from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.config import Config, load_config
 from guardtrace_proxy.server.http1 import Http1Protocol, http_settings
+from guardtrace_proxy.server.reload import SettingsFiles
 from guardtrace_proxy.server.service import CLOSE_SECONDS
 from guardtrace_proxy.telemetry.logs import configure_logging
 
@@ -72,7 +73,8 @@ def serve(
     """Serve the proxy until it is told to stop."""
     try:
         settings = load_config(config, os.environ)
-    except ConfigError as error:
+        files = SettingsFiles(config, settings, os.environ, load_config)
+    except (ConfigError, OSError) as error:
         fail(error, 2)
     configure_logging(settings.logging.format, settings.logging.level)
     in_process = [key for key, guard in settings.auditor.guards.items() if guard.backend != "openai"]
@@ -87,12 +89,12 @@ def serve(
 
     def work(worker: int) -> int:
         own_metrics_port = metrics_port + worker if metrics_port else metrics_port
-        return _serve(settings, config, listener, own_metrics_port, most_connections)
+        return _serve(files, config, listener, own_metrics_port, most_connections)
 
     if workers == 1:
         sys.exit(work(0))
     stop_seconds = settings.server.drain_ms / 1000 + LAST_SECONDS + 4 * CLOSE_SECONDS
-    sys.exit(Workers(workers, work, stop_seconds).run())
+    sys.exit(Workers(workers, work, stop_seconds, files.refresh).run())
 
 
 def _most_connections() -> int:
@@ -125,13 +127,16 @@ def _listen(host: str, port: int, settings: Config) -> socket.socket:
 
 
 def _serve(
-    settings: Config, config: Path, listener: socket.socket, metrics_port: int | None, most_connections: int
+    files: SettingsFiles, config: Path, listener: socket.socket, metrics_port: int | None, most_connections: int
 ) -> int:
     """Serve to the end; the exit status."""
+    settings = files.config
     try:
         app = GuardTraceApp(settings, file=config, metrics_port=metrics_port)
     except AuditorSettingsError as error:
         return _did_not_start(str(error))
+    if app.reloader is not None:
+        app.reloader.files = files  # a change since they were read counts
     server = DrainingServer(
         http_settings(
             app,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -24,13 +25,58 @@ log = structlog.get_logger("guardtrace")
 POLL_SECONDS = 1.0
 CHANGEABLE = frozenset(("tenants", "anonymous_tenant", "policies", "policies_dir"))
 
-Signature = tuple[tuple[str, int, int, int], ...]
+Signature = tuple[tuple[str, int, int, int, int], ...]
+
+
+class SettingsFiles:
+    """``config`` is what was last read of the files, by ``read``, and could be used; ``known`` is how they looked then.
+
+    ``known`` may be ahead of ``config`` where what came was refused."""
+
+    def __init__(
+        self, path: Path, config: Config, environ: Mapping[str, str], read: Callable[[Path, Mapping[str, str]], Config]
+    ) -> None:
+        self.config = config
+        self._path = path
+        self._environ = environ
+        self._read = read
+        self.known = self._seen = self.signature()
+
+    def signature(self) -> Signature:
+        """Of each file: where links lead, when it or its mode was changed, how long it is; raises OSError."""
+        found = []
+        for file in (self._path, *sorted(self.config.policies_dir.glob("*.yaml"))):
+            try:
+                seen = file.stat()
+            except OSError:
+                continue
+            found.append((str(file), seen.st_ino, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size))
+        return tuple(found)
+
+    def read(self) -> Config:
+        """What the files say now; raises where it can't be used."""
+        config = self._read(self._path, self._environ)
+        others = _changed(self.config, config) - CHANGEABLE
+        if others:
+            raise _Refused(f"changing {', '.join(sorted(others))} takes a restart")
+        return config
+
+    def refresh(self, retry: bool) -> None:
+        """Read the files if they changed, for a process that starts others; with ``retry`` also those that were refused
+        before. What is refused leaves all as it is: a process that begins so sees a change, and says what is wrong."""
+        with suppress(Exception):
+            now = self.signature()
+            if now == (self.known if retry else self._seen):
+                return
+            self._seen = now
+            self.config, self.known = self.read(), now
 
 
 class Reloader:
     """``config`` is what was read from ``path`` at start, by ``read``; ``use`` takes what came in its place.
 
-    ``told`` hears of each reload whether what was read is used."""
+    ``told`` hears of each reload whether what was read is used. ``files`` may be replaced before the watch begins, by
+    those that ``config`` came from."""
 
     def __init__(
         self,
@@ -41,13 +87,9 @@ class Reloader:
         use: Callable[[Config], None],
         told: Callable[[bool], None],
     ) -> None:
-        self._path = path
-        self._config = config
-        self._environ = environ
-        self._read = read
+        self.files = SettingsFiles(path, config, environ, read)
         self._use = use
         self._told = told
-        self._known = self._signature()
         self._reloading = anyio.Lock()
 
     async def watch(self) -> None:
@@ -61,52 +103,50 @@ class Reloader:
         """Read the files and use them, or say why not."""
         async with self._reloading:
             try:
-                config = await anyio.to_thread.run_sync(self._read, self._path, self._environ)
-                others = _changed(self._config, config) - CHANGEABLE
-                if others:
-                    raise _Refused(f"changing {', '.join(sorted(others))} takes a restart")
+                config = await anyio.to_thread.run_sync(self.files.read)
+                self._use(config)
             except Exception as error:  # whatever it is, it ends neither the watch nor the server
-                is_told = isinstance(error, (ConfigError, OSError, _Refused))
-                log.error(
-                    "settings not reloaded, the old ones stay", reason=str(error) if is_told else type(error).__name__
-                )
+                log.error("settings not reloaded, the old ones stay", reason=_reason(error))
                 self._told(False)
                 return
-            self._config = config
-            self._use(config)
+            self.files.config = config
             self._told(True)
             log.info("settings reloaded", tenants=len(config.tenants), policies=sorted(config.policies))
 
     async def _watch_files(self) -> None:
         """A change counts once it has stood for a while: editors write files in pieces."""
-        before = self._known
+        before = self.files.known
+        is_blind = False
         while True:
             await anyio.sleep(POLL_SECONDS)
-            now = await anyio.to_thread.run_sync(self._signature)
-            if now != self._known and now == before:
-                self._known = now
+            try:
+                now = await anyio.to_thread.run_sync(self.files.signature)
+            except Exception as error:  # a folder that is being swapped, no file free: it is there at another look
+                if not is_blind:
+                    log.warning("settings files can't be looked at, the next look may", reason=_reason(error))
+                is_blind = True
+                continue
+            is_blind = False
+            if now != self.files.known and now == before:
+                self.files.known = now
                 await self.reload()
             before = now
 
     async def _watch_signal(self) -> None:
-        with anyio.open_signal_receiver(signal.SIGHUP) as received:
-            async for _ in received:
-                await self.reload()
-
-    def _signature(self) -> Signature:
-        """Of each file: where links lead, when it was written, how long it is."""
-        found = []
-        for file in (self._path, *sorted(self._config.policies_dir.glob("*.yaml"))):
-            try:
-                seen = file.stat()
-            except OSError:
-                continue
-            found.append((str(file), seen.st_ino, seen.st_mtime_ns, seen.st_size))
-        return tuple(found)
+        try:
+            with anyio.open_signal_receiver(signal.SIGHUP) as received:
+                async for _ in received:
+                    await self.reload()
+        finally:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # by default it would end the process
 
 
 class _Refused(Exception):
     """The files are right, but can't be used while the server runs."""
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, (ConfigError, OSError, _Refused)) else type(error).__name__
 
 
 def _changed(old: Config, new: Config) -> set[str]:

@@ -15,13 +15,25 @@ import pytest
 import yaml
 
 from guardtrace_proxy.server.reload import POLL_SECONDS
-from tests.cli.serving import Serving, serving
+from tests.cli.serving import GUARDTRACE, Serving, serving
 from tests.server.scripted import SSE_HEAD, Server, by_word, chunk, judging, model_server, stream
 from tests.waiting import eventually
 
 WAIT_SECONDS = 20
 HARMFUL = [SSE_HEAD, *stream("All of this is quite fine but then comes HARM in full.", "No.")]
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Please help."}], "stream": True}
+
+NO_FILE_FREE = f"""
+from pathlib import Path
+real, looks = Path.glob, 0
+def glob(self, pattern):
+    global looks
+    looks += 1
+    if 3 <= looks <= 5:
+        raise OSError(24, "Too many open files")
+    return real(self, pattern)
+Path.glob = glob
+{GUARDTRACE}"""
 
 
 def hashed(key: str) -> str:
@@ -158,6 +170,26 @@ def test_a_mount_that_is_swapped_is_seen(tmp_path):
             (tmp_path / "policies" / "..new").symlink_to(other)
             (tmp_path / "policies" / "..new").rename(link)
             assert eventually(lambda: "Stopped anew." in post(running).text)
+
+
+def test_looks_that_fail_are_told_once_and_end_neither_the_watch_nor_with_sighup_the_process(tmp_path):
+    with model_server(lambda _: HARMFUL) as upstream, model_server(judging(by_word)) as auditor:
+        files = Files(tmp_path, upstream, auditor)
+        with serving(files.path, program=NO_FILE_FREE) as running:
+            assert eventually(says(running, "settings files can't be looked at"))
+            running.process.send_signal(signal.SIGHUP)
+            assert eventually(says(running, "settings reloaded"))
+            files.write_policy("Stopped anew.")
+            assert eventually(lambda: "Stopped anew." in post(running).text)
+            assert running.log.read_text().count("can't be looked at") == 1
+            assert "Too many open files" in running.log.read_text()
+            assert running.stop() == 0
+
+
+def test_a_change_of_who_may_read_a_file_is_seen(site):
+    running, files = site
+    files.policy_path.chmod(0o600)
+    assert eventually(says(running, "settings reloaded"))
 
 
 def test_what_hasnt_changed_isnt_read_again(site):

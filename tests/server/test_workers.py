@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 from collections.abc import Iterator
@@ -10,20 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
-from tests.cli.serving import Serving, run, serving, write_config
+from tests.cli.serving import GUARDTRACE, Serving, run, serving, write_config
 from tests.server.scripted import SSE_HEAD, by_word, judging, model_server, stream
 from tests.waiting import eventually
 
 FRAMES = stream("All is quite fine with this one here.", "Four.")
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Please help."}], "stream": True}
+HUNG_UP_ON = f"""
+import os, signal
+from guardtrace_proxy.cli import serve
+real = serve._serve
+def hung_up_on(*arguments):
+    os.kill(os.getpid(), signal.SIGHUP)
+    return real(*arguments)
+serve._serve = hung_up_on
+{GUARDTRACE}"""
+LONG_PAUSES = f"""
+from guardtrace_proxy.cli import workers
+workers.FIRST_PAUSE_SECONDS = 600.0
+{GUARDTRACE}"""
 
 
 @contextmanager
-def two_workers(folder: Path, **more: Any) -> Iterator[Serving]:
+def two_workers(folder: Path, program: str = GUARDTRACE, **more: Any) -> Iterator[Serving]:
     with model_server(lambda _: [SSE_HEAD, *FRAMES]) as upstream, model_server(judging(by_word)) as auditor:
         config = write_config(folder, upstream.url, auditor.url, **more)
-        with serving(config, "--workers", "2") as running:
+        with serving(config, "--workers", "2", program=program) as running:
             assert eventually(lambda: running.log.read_text().count("auditor probed") == 2)
             try:
                 yield running
@@ -58,6 +73,56 @@ def test_two_serve_one_that_is_killed_is_replaced_and_all_end_together(tmp_path)
     log = running.log.read_text()
     assert "worker ended, another one takes its place" in log
     assert {f'"worker": {number}' in log for number in (0, 1)} == {True}
+
+
+def keys(*valid: str) -> dict[str, Any]:
+    hashes = ["sha256:" + hashlib.sha256(key.encode()).hexdigest() for key in valid]
+    return {"tenants": {"all": {"policy": "test", "keys": hashes}}, "anonymous_tenant": None}
+
+
+def statuses(running: Serving, key: str) -> set[int]:
+    """Of so many requests that each worker has answered some."""
+    headers = {"authorization": f"Bearer {key}"}
+    url = running.url + "/v1/chat/completions"
+    return {httpx.post(url, json=ASK, headers=headers, trust_env=False, timeout=30).status_code for _ in range(20)}
+
+
+def killed_and_replaced(running: Serving) -> None:
+    said = running.log.read_text().count("auditor probed")
+    os.kill(children(running)[0], signal.SIGKILL)
+    assert eventually(lambda: running.log.read_text().count("auditor probed") > said)
+
+
+def test_one_that_takes_anothers_place_has_the_settings_that_are_in_use(tmp_path):
+    """Those that were read last and were right: neither those of the start, nor what is broken now."""
+    path = tmp_path / "guardtrace.yaml"
+    with two_workers(tmp_path, **keys("gt-leaked", "gt-good")) as running:
+        assert statuses(running, "gt-leaked") == {200}
+        right = yaml.safe_load(path.read_text()) | keys("gt-good")
+        path.write_text(yaml.safe_dump(right))
+        assert eventually(lambda: running.log.read_text().count("settings reloaded") == 2)
+        killed_and_replaced(running)
+        assert (statuses(running, "gt-leaked"), statuses(running, "gt-good")) == ({401}, {200})
+        path.write_text("tenants: {")
+        assert eventually(lambda: running.log.read_text().count("settings not reloaded") == 2)
+        killed_and_replaced(running)
+        assert (statuses(running, "gt-leaked"), statuses(running, "gt-good")) == ({401}, {200})
+        path.write_text(yaml.safe_dump(right | keys("gt-new")))
+        assert eventually(lambda: running.log.read_text().count("settings reloaded") == 4)
+        assert (statuses(running, "gt-good"), statuses(running, "gt-new")) == ({401}, {200})
+
+
+def test_sighup_ends_no_worker_that_is_just_starting(tmp_path):
+    with two_workers(tmp_path, HUNG_UP_ON) as running:
+        assert "worker ended" not in running.log.read_text()
+
+
+def test_while_one_waits_to_be_replaced_the_others_end_is_seen_and_so_is_sigterm(tmp_path):
+    with two_workers(tmp_path, LONG_PAUSES) as running:
+        for pid in children(running):
+            os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda: running.log.read_text().count("worker ended") == 2)
+        assert running.stop() == 0
 
 
 def test_each_reloads_on_sighup(tmp_path):
