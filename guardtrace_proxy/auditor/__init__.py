@@ -98,7 +98,8 @@ def make_auditor(
 
 def _not_installed(backend: str, error: ImportError, extra: str) -> str:
     missing = error.name or "torch"
-    return f"auditor.backend: {backend} needs {missing}, which isn't installed: pip install 'guardtrace-proxy[{extra}]'"
+    remedy = f"pip install '.[{extra}]' in a checkout of guardtrace-proxy"
+    return f"auditor.backend: {backend} needs {missing}, which isn't installed: {remedy}"
 
 
 def _check(backend: str, depth: str, base_url: str | Sequence[str] | None) -> None:

@@ -58,7 +58,8 @@ def for_model(model: str, system_prompt: str | None, depth: str = "annotate") ->
     published = published_prompt()
     if published is not None and system_prompt in (None, published):
         return published, warnings
-    remedy = f"run `{FETCH_COMMAND}`" if published is None else "leave auditor.system_prompt out"
+    given = "take out the prompt that was given (`--prompt` of guardtrace-train, or make_auditor's system_prompt)"
+    remedy = f"run `{FETCH_COMMAND}`" if published is None else given
     warning = f"{model} runs with another system prompt than the published one, so its published scores don't hold"
     return system_prompt, (f"{warning}: {remedy}", *warnings)
 

@@ -20,7 +20,7 @@ IMAGES = 8
 """As many as the proxy's ``images.max_count`` lets a request have."""
 
 
-def vllm_arguments(model: str, port: int, name: str | None, extra: Sequence[str]) -> list[str]:
+def vllm_arguments(model: str, host: str, port: int, name: str | None, extra: Sequence[str]) -> list[str]:
     """What ``vllm`` is called with. ``extra`` stands last, so it wins.
 
     No reasoning parser: the guard's reply would be taken for thinking.
@@ -28,6 +28,8 @@ def vllm_arguments(model: str, port: int, name: str | None, extra: Sequence[str]
     return [
         "serve",
         model,
+        "--host",
+        host,
         "--port",
         str(port),
         "--served-model-name",
@@ -51,12 +53,15 @@ def serve(
     extra: Annotated[
         list[str] | None, typer.Argument(metavar="[-- VLLM_OPTION...]", help="Further options for vLLM.")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Where it listens, on all addresses.")] = 9001,
+    host: Annotated[
+        str, typer.Option(help="Where it listens: an address that nobody but the proxy reaches.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On which port.")] = 9001,
     name: Annotated[str | None, typer.Option(help="What auditor.model calls it; MODEL by default.")] = None,
     only_print: Annotated[bool, typer.Option("--print", help="Print the command and don't run it.")] = False,
 ) -> None:
     """Serve the guard model with vLLM, for depth label, cascade and annotate."""
-    arguments = vllm_arguments(model, port, name, extra or [])
+    arguments = vllm_arguments(model, host, port, name, extra or [])
     typer.echo(shlex.join(["vllm", *arguments]), err=not only_print)
     if only_print:
         return

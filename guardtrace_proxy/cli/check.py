@@ -1,8 +1,9 @@
-"""``guardtrace check``: look at what the proxy will stand in front of."""
+"""``guardtrace check``: look at the settings, and at what the proxy will stand in front of."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,20 +11,26 @@ import anyio
 import typer
 
 from guardtrace_proxy.asgi import PROBES
+from guardtrace_proxy.auditor.protocol import AuditorSettingsError
+from guardtrace_proxy.auditor.published import for_model
 from guardtrace_proxy.cli.problems import fail
 from guardtrace_proxy.policy.errors import ConfigError
-from guardtrace_proxy.server.config import load_config
+from guardtrace_proxy.server.config import Config, load_config
 from guardtrace_proxy.server.errors import ApiError
-from guardtrace_proxy.server.inner_config import load_inner_config
+from guardtrace_proxy.server.inner_config import MODEL, load_inner_config
 from guardtrace_proxy.server.inspect import Finding, inspect_upstream
+from guardtrace_proxy.server.service import auditor_from
 from guardtrace_proxy.wire.dialects import BY_ROUTE
 
-app = typer.Typer(help="Look at what the proxy will stand in front of.", no_args_is_help=True)
+VLLM_KEY = "VLLM_API_KEY"
+"""The environment variable whose key vLLM asks of every request below ``/v1``."""
+
+app = typer.Typer(help="Look at the settings and at what the proxy will stand in front of.", no_args_is_help=True)
 
 
 @app.callback()
 def root() -> None:
-    """Look at what the proxy will stand in front of."""
+    """Look at the settings and at what the proxy will stand in front of."""
 
 
 @app.command()
@@ -47,6 +54,25 @@ def upstream(
 
 
 @app.command()
+def config(
+    file: Annotated[Path, typer.Argument(help="The settings.", exists=True, dir_okay=False)] = Path("guardtrace.yaml"),
+) -> None:
+    """Read the settings as serve does, keys in the environment included, and serve nothing. Asks no server.
+
+    Exit status 1 if they can't be used.
+    """
+    try:
+        settings = load_config(file, os.environ)
+        auditor_from(settings.auditor, os.environ)
+    except (ConfigError, AuditorSettingsError) as error:
+        fail(error)
+    for line in _summary(settings):
+        typer.echo(line)
+    for warning in _doubts(settings):
+        _warn(warning)
+
+
+@app.command()
 def middleware(
     config: Annotated[Path, typer.Option(help="The settings.", exists=True, dir_okay=False)] = Path("guardtrace.yaml"),
 ) -> None:
@@ -59,6 +85,40 @@ def middleware(
     typer.echo(f"passes, no key:  {', '.join(PROBES)}")
     typer.echo(f"passes, a key:   {', '.join(settings.server.passthrough) or 'none'}")
     typer.echo(f"tenants:         {', '.join(settings.tenants)}")
+    if os.environ.get(VLLM_KEY) and settings.upstreams[MODEL].api_key_env is None:
+        _warn(
+            f"{VLLM_KEY} is set, but the settings name no key for the server itself, so vLLM would answer 401 to every "
+            f"request: write upstreams: {{{MODEL}: {{api_key_env: {VLLM_KEY}}}}}"
+        )
+
+
+def _summary(settings: Config) -> Iterator[str]:
+    yield f"listens on:  {settings.server.host}:{settings.server.port}"
+    for name, upstream in settings.over_http.items():
+        yield f"upstream:    {name}  {upstream.base_url}"
+    for key, guard in settings.auditor.guards.items():
+        where = "".join(f"  {url}" for url in guard.base_url or ())
+        title = "fallback:" if key.endswith("fallback") else "auditor:"
+        yield f"{title:<13}{guard.model}  {guard.backend}{where}  depth {settings.auditor.depth}"
+    for name, tenant in settings.tenants.items():
+        anonymous = "  without a key" if name == settings.anonymous_tenant else ""
+        served = f"policy {tenant.policy}  upstream {tenant.upstream}  keys {len(tenant.keys)}"
+        yield f"tenant:      {name}  {served}{anonymous}"
+
+
+def _doubts(settings: Config) -> Iterator[str]:
+    for guard in settings.auditor.guards.values():
+        yield from for_model(guard.model, None, settings.auditor.depth)[1]
+    for name, loaded in settings.policies.items():
+        for warning in loaded.warnings:
+            yield f"policy {name}: {warning}"
+    for name, tenant in settings.tenants.items():
+        if not tenant.keys and name != settings.anonymous_tenant:
+            yield f"tenants.{name}: no key, and not anonymous_tenant: nobody is served as it"
+
+
+def _warn(warning: str) -> None:
+    typer.secho(f"warning: {warning}", fg=typer.colors.YELLOW, err=True)
 
 
 def _print(name: str, finding: Finding) -> None:

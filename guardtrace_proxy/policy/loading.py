@@ -80,6 +80,9 @@ def _chain(path: Path) -> list[YamlFile]:
         except BadYaml as error:
             raise PolicyError([error.problem]) from None
         chain.append(file)
+        if "upstreams" in file.content or "tenants" in file.content:
+            what = f"this is a settings file, not a policy: guardtrace check config {current}"
+            raise PolicyError([Problem(str(current), None, "", what)])
         name = file.content.get("extends")
         if name is None:
             return chain

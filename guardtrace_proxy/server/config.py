@@ -211,7 +211,9 @@ def _tracing(tracing: TracingSettings, file: YamlFile) -> Iterator[Problem]:
         if "sample" in tracing.model_fields_set:
             yield file.problem("tracing.sample", "has no effect without tracing.endpoint")
     elif not otlp_is_installed():
-        yield file.problem("tracing.endpoint", "needs the extra `otel`: pip install 'guardtrace-proxy[otel]'")
+        yield file.problem(
+            "tracing.endpoint", "needs the extra `otel`: pip install '.[otel]' in a checkout of guardtrace-proxy"
+        )
 
 
 def otlp_is_installed() -> bool:

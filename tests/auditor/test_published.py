@@ -115,6 +115,8 @@ def test_the_published_prompt_is_used_for_the_published_weights_alone() -> None:
     prompt, warnings = for_model(published.MODEL, "Mine.")
     assert prompt == "Mine."
     assert "published scores" in warnings[0]
+    assert "auditor.system_prompt" not in warnings[0]
+    assert "take out the prompt that was given" in warnings[0]
 
 
 def test_the_command(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +19,7 @@ from guardtrace_proxy import __version__
 from guardtrace_proxy.auditor import published
 from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.policy.loading import PRESETS
-from tests.cli.serving import run, write_config
+from tests.cli.serving import ENVIRON, GUARDTRACE, run, write_config
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, http, judging, model_server
 
 
@@ -43,6 +46,7 @@ def test_version_and_help_as_a_process():
         "policy check",
         "policy explain",
         "keys new",
+        "check config",
         "check upstream",
         "check middleware",
         "auditor check",
@@ -145,6 +149,63 @@ def test_policy_explain_of_a_preset_and_of_a_bad_file(tmp_path):
     assert f"{bad}:1: version: " in said.stderr
 
 
+@pytest.mark.parametrize("name", ["strict", "balanced", "monitor"])
+def test_a_preset_is_a_policy_by_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = call("policy", "check", name)
+    assert (said.exit_code, said.stdout) == (0, f"{name}: ok\n")
+    said = call("policy", "explain", name, "--json")
+    assert json.loads(said.stdout)["values"]["version"]["from"].startswith(f"preset {name}:")
+    (tmp_path / name).write_text("version: 3\n")
+    said = call("policy", "check", name)
+    assert said.stderr.startswith(f"{name}:1: version: "), "a file of that name goes first"
+
+
+def test_a_name_that_is_no_preset_is_a_file_that_isnt_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = call("policy", "check", "strikt")
+    assert said.exit_code == 1
+    assert said.stderr == (
+        "strikt: can't be read: No such file or directory, and the presets are balanced, monitor and strict\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["check", "explain"])
+def test_settings_that_are_taken_for_a_policy_are_one_line(command, tmp_path):
+    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1")
+    said = call("policy", command, config)
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert said.stderr == f"{config}: this is a settings file, not a policy: guardtrace check config {config}\n"
+
+
+def test_policy_explain_keeps_its_lines_whole_where_no_terminal_is(tmp_path):
+    path = tmp_path / f"{'long' * 20}.yaml"
+    path.write_text("version: 1\nextends: strict\nmessages:\n  cut: Stopped.\n")
+    said = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["policy", "explain", str(path)])
+    assert said.exit_code == 0
+    assert re.search(rf'^messages\.cut +"Stopped\." +{re.escape(str(path))}:4$', said.stdout, re.M)
+    assert not re.search(r"[ \t]$", said.stdout, re.M)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
+def test_policy_explain_folds_on_a_terminal():
+    ours, its = os.openpty()
+    command = [sys.executable, "-c", GUARDTRACE, "policy", "explain", "strict"]
+    process = subprocess.Popen(command, stdout=its, env={**ENVIRON, "COLUMNS": "50", "TERM": "xterm"})
+    os.close(its)
+    shown = b""
+    try:
+        while data := os.read(ours, 65536):
+            shown += data
+    except OSError:  # how Linux says that nobody writes any more
+        pass
+    os.close(ours)
+    assert process.wait(60) == 0
+    table = re.sub(r"\x1b\[\d*m", "", shown.decode().partition("\r\n- ")[0]).splitlines()
+    assert len(table) > 20
+    assert max(map(len, table)) <= 50
+
+
 def thinker(body: dict[str, Any]) -> Iterable[bytes]:
     if not body:
         return [http(200, json.dumps({"object": "list", "data": [{"id": "thinker-8b"}]}))]
@@ -173,6 +234,61 @@ def test_check_upstream_that_cant_be_asked(tmp_path):
     assert said.stderr == "The upstream model server can't be reached.\n"
 
 
+def test_check_config_says_what_would_be_served(tmp_path, monkeypatch):
+    monkeypatch.setenv("A_KEY", "secret")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    upstreams = {"default": {"base_url": "http://127.0.0.1:1/v1"}, "other": {"base_url": "http://127.0.0.1:2/v1"}}
+    auditor = {"base_url": "http://127.0.0.1:3/v1", "api_key_env": "A_KEY", "depth": "annotate"}
+    tenants = {"all": {"policy": "loose"}, "acme": {"policy": "test", "upstream": "other"}}
+    config = write_config(tmp_path, "", "", upstreams=upstreams, auditor=auditor, tenants=tenants)
+    (tmp_path / "policies" / "loose.yaml").write_text("version: 1\nthinking: {mode: monitor}\n")
+    monkeypatch.chdir(tmp_path)
+    said = call("check", "config")
+    assert said.exit_code == 0
+    assert said.stdout.splitlines() == [
+        "listens on:  127.0.0.1:8080",
+        "upstream:    default  http://127.0.0.1:1/v1",
+        "upstream:    other  http://127.0.0.1:2/v1",
+        "auditor:     DloadingX/GuardTrace-VL-3B  openai  http://127.0.0.1:3/v1  depth annotate",
+        "tenant:      acme  policy test  upstream other  keys 0",
+        "tenant:      all  policy loose  upstream default  keys 0  without a key",
+    ]
+    warnings = said.stderr.splitlines()
+    assert all(line.startswith("warning: ") for line in warnings)
+    assert any("policy loose: thinking is guarded less than the answer" in line for line in warnings)
+    assert any("so its published scores don't hold" in line for line in warnings)
+    assert "warning: tenants.acme: no key, and not anonymous_tenant: nobody is served as it" in warnings
+    assert call("check", "config", config).stdout == said.stdout
+
+
+def test_check_config_says_every_problem_that_serve_says(tmp_path, monkeypatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    auditor = {"base_url": "http://127.0.0.1:3/v1", "api_key_env": "NOT_SET"}
+    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "", auditor=auditor, tenants={"all": {"policy": "absent"}})
+    said, served = call("check", "config", config), call("serve", "--config", config)
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert said.stderr == served.stderr
+    assert "NOT_SET isn't set" in said.stderr
+    assert "no absent.yaml" in said.stderr
+
+
+def test_check_config_finds_an_auditor_that_isnt_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "guardtrace_proxy.auditor.transformers", None)
+    auditor = {"backend": "transformers", "model": "builtin:nano"}
+    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "", auditor=auditor)
+    said = call("check", "config", config)
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert said.stderr.startswith("auditor.backend: transformers needs ")
+    assert "pip install '.[local]' in a checkout" in said.stderr
+
+
+def test_check_config_asks_nobody(tmp_path):
+    with model_server(lambda _: []) as server:
+        config = write_config(tmp_path, server.url, server.url)
+        assert call("check", "config", config).exit_code == 0
+    assert server.requests == []
+
+
 def test_check_middleware_reads_the_settings_as_a_model_server_would(tmp_path):
     config = write_config(tmp_path, "http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1")
     said = call("check", "middleware", "--config", config)
@@ -189,6 +305,23 @@ def test_check_middleware_reads_the_settings_as_a_model_server_would(tmp_path):
         "passes, a key:   /tokenize",
         "tenants:         all",
     ]
+
+
+def test_check_middleware_warns_of_a_key_that_vllm_asks_for_and_nobody_sends(tmp_path, monkeypatch):
+    config = tmp_path / "guardtrace.yaml"
+    settings = {"auditor": {"base_url": "http://127.0.0.1:2/v1"}, "tenants": {"all": {"policy": "balanced"}}}
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    said = call("check", "middleware", "--config", config)
+    assert said.exit_code == 0
+    assert said.stderr.startswith("warning: VLLM_API_KEY is set, but ")
+    assert "upstreams: {default: {api_key_env: VLLM_API_KEY}}" in said.stderr
+    named = {**settings, "upstreams": {"default": {"api_key_env": "VLLM_API_KEY"}}}
+    config.write_text(yaml.safe_dump(named), "utf-8")
+    assert call("check", "middleware", "--config", config).stderr == ""
+    monkeypatch.delenv("VLLM_API_KEY")
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    assert call("check", "middleware", "--config", config).stderr == ""
 
 
 def test_check_upstream_with_a_wrong_config(tmp_path):

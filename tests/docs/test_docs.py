@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from typer.testing import CliRunner
 
 from guardtrace_proxy.auditor.protocol import FailureKind
+from guardtrace_proxy.auditor.published import MODEL
 from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.gate.diagram import mermaid
 from guardtrace_proxy.policy.loading import PRESETS, load_policy
@@ -121,8 +122,29 @@ def test_documented_settings_load(block: Block, tmp_path: Path) -> None:
     else:
         path = tmp_path / "guardtrace.yaml"
         path.write_text(block.text, "utf-8")
-        load = load_config if "upstreams" in keys else load_inner_config
-        load(path, {"UPSTREAM_API_KEY": "documented"})
+        over_http = any("base_url" in upstream for upstream in keys.get("upstreams", {}).values())
+        load = load_config if over_http else load_inner_config
+        load(path, {"UPSTREAM_API_KEY": "documented", "VLLM_API_KEY": "documented"})
+
+
+def test_settings_for_inside_vllm_name_the_key_that_is_exported_beside_them() -> None:
+    section = read("docs/doors.md").partition("## Inside vLLM")[2].partition("\n## ")[0]
+    assert "export GUARDTRACE_CONFIG=guardtrace.yaml VLLM_API_KEY=" in section
+    (block,) = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
+    assert yaml.safe_load(block)["upstreams"]["default"]["api_key_env"] == "VLLM_API_KEY"
+
+
+def test_the_published_weights_are_shown_at_the_depth_they_were_trained_for() -> None:
+    for block in YAML:
+        auditor = yaml.safe_load(block.text).get("auditor", {})
+        if auditor.get("model") == MODEL:
+            assert auditor.get("depth") == "annotate", block.where
+
+
+def test_nothing_is_installed_by_a_name_that_isnt_published() -> None:
+    files = [*PAGES, *(ROOT / "guardtrace_proxy").rglob("*.py"), *(ROOT / "examples").glob("*.*")]
+    for file in files:
+        assert not re.search(r"pip install ['\"]?guardtrace", file.read_text("utf-8")), file
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, get_type_hints
 
@@ -17,7 +18,7 @@ from anthropic.types import (
 
 from guardtrace_proxy.server.forwarded import BETAS
 from guardtrace_proxy.wire.messages import OF_BLOCKS
-from guardtrace_proxy.wire.messages_errors import BY_STATUS, STATUSES
+from guardtrace_proxy.wire.messages_errors import messages_error
 from guardtrace_proxy.wire.messages_fields import FORCED, KNOWN, PASSED, UNFOLLOWED
 from guardtrace_proxy.wire.messages_request import BLOCKS
 from tests.docs.test_chat_fields import DOCS, rows
@@ -61,9 +62,14 @@ def test_the_table_of_events_names_those_that_are_known() -> None:
 
 def test_the_table_of_errors_says_what_is_sent() -> None:
     table = re.findall(r"^\| (\d+) \| `(\w+)` \| ([\d, ]+) \|$", PAGE, re.MULTILINE)
-    assert {int(status): kind for status, kind, _ in table}.items() <= BY_STATUS.items()
-    for status, _, ours in table:
-        assert all(STATUSES.get(int(each), int(each)) == int(status) for each in ours.split(", "))
+    shown = {int(each): (int(status), kind) for status, kind, ours in table for each in ours.split(", ")}
+    before = (DOCS / "errors.md").read_text("utf-8").partition("## Before the reply")[2].partition("\n## ")[0]
+    rows_of_ours = re.findall(r"^\| ([\d, ]+) \|", before, re.MULTILINE)
+    # 431 is said before a route is known.
+    assert shown.keys() == {int(each) for row in rows_of_ours for each in row.split(", ")} - {431}
+    for ours, (status, kind) in shown.items():
+        sent, body = messages_error(ours, {"message": "m"}, "ID")
+        assert (sent, json.loads(body)["error"]["type"]) == (status, kind)
 
 
 def test_the_betas_that_pass_are_named() -> None:

@@ -83,6 +83,13 @@ def test_the_printed_keys_belong_to_their_tenants() -> None:
 
 
 @pytest.mark.parametrize("script", ["client_python.py", "client_javascript.mjs", "client_curl.sh"])
+@pytest.mark.parametrize("settings", ["guardtrace.yaml", "guardtrace-local.yaml"])
+def test_the_key_of_the_scripts_is_served_under_both_settings(script: str, settings: str) -> None:
+    (key,) = set(KEY.findall((EXAMPLES / script).read_text("utf-8")))
+    assert Tenants(load_config(EXAMPLES / settings, {})).of(f"Bearer {key}") is not None
+
+
+@pytest.mark.parametrize("script", ["client_python.py", "client_javascript.mjs", "client_curl.sh"])
 def test_the_scripts_carry_a_printed_key(script: str) -> None:
     used = set(KEY.findall((EXAMPLES / script).read_text("utf-8")))
     assert len(used) == 1
