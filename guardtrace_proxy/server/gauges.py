@@ -53,7 +53,7 @@ def _of_audit_log(log: AuditLog) -> Iterator[Metric]:
     yield _counter("audit_log_lines", "Decisions that were written.", log.written)
     yield _counter("audit_log_lost", "Decisions that were lost.", log.lost)
     yield _gauge("audit_log_waiting_bytes", "Bytes that wait for the file.", log.waiting_bytes)
-    yield _gauge("audit_log_failing", "1 while the file can't be written.", log.is_failing)
+    yield _gauge("audit_log_failing", "1 while the file can't be written, or a write hangs.", log.is_failing)
 
 
 def _limited(refused: Mapping[tuple[str, str], int]) -> Metric:
