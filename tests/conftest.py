@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.structlog_state import structlog_kept
+
+# A loaded machine is no failure.
+settings.register_profile("guardtrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("guardtrace")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -110,8 +110,8 @@ class LabelRead:
 async def read_in_steps(
     labels: LabelTokens, ends: Iterable[int], first: Shares, behind_zero: Callable[[], Awaitable[Shares]]
 ) -> LabelRead:
-    """One read from the shares at the label's place; those behind a ``0`` are asked for only where 0 and 0.5 stay open
-    (design ruling 19). ``ends`` are the tokens that end a reply."""
+    """One read from the shares at the label's place; those behind a ``0`` are asked for only where 0 and 0.5 stay open.
+    ``ends`` are the tokens that end a reply."""
     zero, one = first[labels.zero], first[labels.one]
     if not labels.shared:
         return LabelRead(zero, first[labels.half], one, dot=0.0, end=1.0)

@@ -1,7 +1,7 @@
 """The published model's system prompt: the authors' text, which isn't shipped here but fetched from their
 repository.
 
-The published weights were trained with it, so their published scores hold with it alone (design ruling 19).
+The published weights were trained with it, so their published scores hold with it alone.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 
 from guardtrace_proxy.auditor.growing import common_length
 
-LEAST_ROOM = 256
+LEAST_ROOM_TOKENS = 256
 """Tokens of the smallest buffer."""
 
 
@@ -48,7 +48,7 @@ class GrowingLayer:
     def _with_room(self, end: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self._buffers is not None and self._buffers[0].shape[1] >= end:
             return self._buffers
-        room = max(LEAST_ROOM, 1 << (end - 1).bit_length())
+        room = max(LEAST_ROOM_TOKENS, 1 << (end - 1).bit_length())
         larger = tuple(like.new_empty(like.shape[0], room, like.shape[2]) for like in (keys, values))
         if self.length:
             larger[0][:, : self.length] = self.keys

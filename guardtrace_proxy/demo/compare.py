@@ -19,8 +19,6 @@ MIN_MATCH = 12
 """Characters that a later stretch must share with the trace to count as received: shorter ones match by chance."""
 OWN_WORDS = Messages()
 
-SEVERITY = [Action.PASS, Action.FLAG, Action.REDACT, Action.CUT]
-
 
 @dataclass(slots=True)
 class Received:
@@ -49,7 +47,7 @@ class Comparison:
         if self.through.error and not self.timeline:
             return "refused"
         taken = [entry.decision.action for entry in self.timeline if entry.decision and entry.enforced]
-        return max(taken, key=SEVERITY.index, default=Action.PASS).value
+        return max(taken, key=lambda action: action.severity, default=Action.PASS).value
 
     @property
     def level(self) -> float | None:

@@ -16,7 +16,7 @@ class Decision(NamedTuple):
 
 
 def decide(policy: Policy, phase: str, verdict: Verdict) -> Decision:
-    """Apply ruling 1: the most severe level whose test passes decides, by its own action in this phase."""
+    """The most severe level whose test passes decides, by its own action in this phase."""
     actions = policy.phase(phase).actions
     level = _level(policy, verdict)
     if level is Level.HARMFUL:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator
 
 from guardtrace_proxy.policy.schema import Action, CutShape, Mode, OnAuditorFailure, Policy
 
-SEVERITY = list(Action)
 STRICTNESS = [Mode.MONITOR, Mode.LAG, Mode.HOLD, Mode.WITHHOLD]
 PHASES = {"thinking": "thinking", "answer": "answering"}
 """The phases by their section of a policy."""
@@ -22,7 +21,7 @@ def doubts(policy: Policy) -> Iterator[str]:
     for name in PHASES.values():
         rules = policy.phase(name)
         actions = rules.actions
-        if SEVERITY.index(actions.harmful) < SEVERITY.index(actions.potentially_harmful):
+        if actions.harmful.severity < actions.potentially_harmful.severity:
             yield f"{name}: the action for harmful text is milder than the one for potentially harmful text"
         if rules.mode is Mode.MONITOR and {Action.REDACT, Action.CUT} & {actions.harmful, actions.potentially_harmful}:
             yield f"{name}: mode is monitor, so redact and cut are only recorded"

@@ -32,6 +32,11 @@ class Action(str, Enum):
     REDACT = "redact"
     CUT = "cut"
 
+    @property
+    def severity(self) -> int:
+        """0 for the mildest."""
+        return list(Action).index(self)
+
 
 class CutShape(str, Enum):
     """How a cut looks to a client."""
@@ -86,7 +91,7 @@ class Boundary(Settings):
 
 
 class Thresholds(Settings):
-    """P(0.5) + P(1) and P(1) from which on a level counts (ruling 1)."""
+    """P(0.5) + P(1) and P(1) from which on a level counts."""
 
     potentially_harmful: Threshold = 0.5
     harmful: Threshold = 0.5

@@ -233,7 +233,7 @@ def _environment(settings: SettingsFile, file: YamlFile, environ: Mapping[str, s
 
 
 def _not_yet(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:
-    """Values whose feature isn't built (ruling 17)."""
+    """Values whose feature isn't built."""
     refused = {
         "server.passthrough": ("passthrough", bool(settings.server.passthrough)),
     }

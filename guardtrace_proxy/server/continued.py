@@ -7,7 +7,7 @@ from guardtrace_proxy.auditor.protocol import Depth, DoesNotFit, Session
 from guardtrace_proxy.policy.levels import Verdict
 from guardtrace_proxy.wire.prefill import Opening
 
-LEAST_ROOM = 64
+LEAST_ROOM_BYTES = 64
 """Bytes that an audit must still take beside the beginning."""
 
 
@@ -17,7 +17,7 @@ class ContinuedSession:
     def __init__(self, session: Session, opening: Opening, field: str) -> None:
         """Raises DoesNotFit where the beginning leaves no room; ``field`` is the request's."""
         self.capacity = session.capacity - len((opening.thinking + opening.answer).encode())
-        if self.capacity < LEAST_ROOM:
+        if self.capacity < LEAST_ROOM_BYTES:
             raise DoesNotFit(field, "the beginning of the reply is longer than the auditor's context: shorten it")
         self._session = session
         self._opening = opening

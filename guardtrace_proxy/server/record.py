@@ -20,8 +20,6 @@ from guardtrace_proxy.telemetry.tracing import Trace
 
 log = structlog.get_logger("guardtrace")
 
-SEVERITY = [Action.PASS, Action.FLAG, Action.REDACT, Action.CUT]
-
 
 class ReplyRecord:
     """Collects the decisions of one reply, and tells of each as it is made."""
@@ -78,7 +76,7 @@ class ReplyRecord:
         if decided.failure is not None:
             self._failures += 1
         if decision is not None and decided.enforced:
-            self._action = max(self._action, decision.action, key=SEVERITY.index)
+            self._action = max(self._action, decision.action, key=lambda action: action.severity)
         if verdict is not None:
             self._level = max(self._level, verdict.level.value)
             self._escalated += verdict.escalated

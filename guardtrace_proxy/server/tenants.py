@@ -1,4 +1,4 @@
-"""Tenants by the hash of their key (ruling 7)."""
+"""Tenants by the hash of their key."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from guardtrace_proxy.server.errors import (
 from guardtrace_proxy.server.forwarded import to_client
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, UpstreamReply, read_bounded
 from guardtrace_proxy.wire.tags import ThinkingStyle
+from guardtrace_proxy.wire.upstream_error import MAX_ERROR_CHARS
 
 log = structlog.get_logger("guardtrace")
 
@@ -32,7 +33,6 @@ KEEPALIVE_SECONDS = 30.0
 FIRST_RETRY_SECONDS = 0.2
 """At random down to half of it; doubled each time."""
 MAX_ERROR_BYTES = 65_536
-MAX_ERROR_CHARS = 500
 MAX_MODELS_BYTES = 1_048_576
 
 

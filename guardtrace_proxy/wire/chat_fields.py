@@ -205,6 +205,14 @@ def is_plain(value: Any) -> bool:
     return True
 
 
+def rest_of(fields: Mapping[str, Any], labels: Collection[str], known: Collection[str] = ()) -> Iterator[str]:
+    """What is said beside the ``known`` fields: a template may show it to the model. Plain ``labels`` say nothing."""
+    for key, value in fields.items():
+        if key in known or not value or isinstance(value, (bool, int, float)) or (key in labels and is_plain(value)):
+            continue
+        yield value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def check_switches(request: Mapping[str, Any], field: str, keys: Collection[str]) -> None:
     """Refuse an object with other keys than these, or other values than switches."""
     value = request.get(field)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from guardtrace_proxy.wire import chat_fields
-from guardtrace_proxy.wire.chat_fields import is_plain
+from guardtrace_proxy.wire.chat_fields import is_plain, rest_of
 from guardtrace_proxy.wire.chat_images import replace_images
 from guardtrace_proxy.wire.chat_spans import THINKING_FIELDS
 from guardtrace_proxy.wire.request import (
@@ -130,7 +129,7 @@ def _beside_content(read: _Message, key: str, value: Any, where: str) -> None:
     elif key == "reasoning_details" and isinstance(value, list):
         _add_details(value, read.thinking)
     else:
-        _add_text(key, value, read.others)
+        read.others.extend(rest_of({key: value}, LABELS))
 
 
 def _add_details(details: list[Any], thinking: list[str]) -> None:
@@ -140,13 +139,6 @@ def _add_details(details: list[Any], thinking: list[str]) -> None:
             text = detail.get(key) if isinstance(detail, dict) else None
             if isinstance(text, str) and text and not any(text in known for known in thinking):
                 thinking.append(text)
-
-
-def _add_text(key: str, value: Any, texts: list[str]) -> None:
-    """Whatever else a message says: a template may show it to the model."""
-    if not value or isinstance(value, (bool, int, float)) or (key in LABELS and is_plain(value)):
-        return
-    texts.append(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _part(part: Any, where: str, texts: list[str], images: list[tuple[str, str]]) -> None:
@@ -162,7 +154,7 @@ def _part(part: Any, where: str, texts: list[str], images: list[tuple[str, str]]
             if key in MEDIA and value:
                 refuse(f"{where}.{key}", "expected in a part of its own")
             if key != kind:
-                _add_text(key, value, texts)
+                texts.extend(rest_of({key: value}, LABELS))
     elif kind == "image_url":
         images.append((_image_url(part, where), f"{where}.image_url.url"))
     else:

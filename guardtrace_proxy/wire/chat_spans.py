@@ -1,4 +1,4 @@
-"""Finds every string of a choice: the slow path, for events whose shape isn't the usual one (ruling 8)."""
+"""Finds every string of a choice: the slow path, for events whose shape isn't the usual one."""
 
 from __future__ import annotations
 

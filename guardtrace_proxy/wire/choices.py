@@ -16,7 +16,7 @@ from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.template import Template, template_of
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
-MAX_CHOICES = 128
+MAX_READ_CHOICES = 128
 LEARNINGS = 8
 """Templates that are learned in a row without an event of their form: then no two events of a stream are alike."""
 TWICE = "The upstream sent an event with a choice twice."
@@ -155,10 +155,10 @@ class ChoicesStream(ChoicesWriter):
             self._learn_head(msgspec.structs.asdict(chunk))
         if not choices:
             return Event(EventKind.CHUNK, event.raw, [], chunk.usage)
-        if len(choices) > MAX_CHOICES:
+        if len(choices) > MAX_READ_CHOICES:
             return malformed(event.raw, "The upstream sent an event with too many choices.")
         for choice in choices:
-            if not 0 <= choice.index < MAX_CHOICES:
+            if not 0 <= choice.index < MAX_READ_CHOICES:
                 return malformed(event.raw, "The upstream sent an event with too many choices.")
         if len(choices) > 1 and len({choice.index for choice in choices}) < len(choices):
             return malformed(event.raw, TWICE)
@@ -194,7 +194,7 @@ class ChoicesStream(ChoicesWriter):
         if not (self.head and self.head["id"]):
             self._learn_head(content)
         choices = content.get("choices") or []
-        if not isinstance(choices, list) or len(choices) > MAX_CHOICES:
+        if not isinstance(choices, list) or len(choices) > MAX_READ_CHOICES:
             return malformed(raw, "The upstream sent an event whose choices can't be read.")
         parts: list[ChoicePart] = []
         try:
@@ -219,7 +219,7 @@ class ChoicesStream(ChoicesWriter):
             return None
         index = choice.get("index", 0)
         finish = choice.get("finish_reason")
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MAX_CHOICES:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MAX_READ_CHOICES:
             return None
         if finish is not None and not isinstance(finish, str):
             return None

@@ -74,7 +74,7 @@ class ChoicesWriter(ABC):
         return self._chunk([self._empty(index)], note)
 
     def usage(self, usage: Mapping[str, Any] | None, tokens_read: int, *, expose: bool) -> bytes:
-        """The usage chunk after a cut (ruling 18); b"" where the request didn't ask for one."""
+        """The usage chunk after a cut; b"" where the request didn't ask for one."""
         if not self._include_usage:
             return b""
         if usage is not None:

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.chat_spans import Found, TooDeep
-from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices import malformed
 from guardtrace_proxy.wire.events import Event, EventKind, Span
 from guardtrace_proxy.wire.messages_blocks import (
@@ -26,17 +25,17 @@ from guardtrace_proxy.wire.messages_blocks import (
 )
 from guardtrace_proxy.wire.messages_request import MessagesRequest
 from guardtrace_proxy.wire.messages_writer import MessagesEvent, MessagesWriter
+from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
 from guardtrace_proxy.wire.reply import ReplySettings
-from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
+from guardtrace_proxy.wire.sse import SSEEvent
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
 MAX_BLOCKS = 4096
-TOO_DEEP = "The upstream sent an event that is nested too deeply."
 OF_BLOCKS = frozenset({"content_block_start", "content_block_delta", "content_block_stop"})
 
 
-class MessagesStream(MessagesWriter):
+class MessagesStream(NamedEventsReader, MessagesWriter):
     """One reply of an upstream: reads it, and writes what a policy puts in the place of parts of it."""
 
     def __init__(
@@ -48,29 +47,9 @@ class MessagesStream(MessagesWriter):
         request_id: str = "",
         known: Known = Known(),
     ) -> None:
-        super().__init__(model=model, request_id=request_id, known=known)
-        self._decoder = SSEDecoder(max_event_bytes, named=True)
-        self._reader = ChoiceReader(thinking, tagged="text")
+        NamedEventsReader.__init__(self, thinking, tagged="text", max_event_bytes=max_event_bytes)
+        MessagesWriter.__init__(self, model=model, request_id=request_id, known=known)
         self._read_stop = False
-
-    @property
-    def unread_bytes(self) -> int:
-        """Of an event that isn't complete."""
-        return self._decoder.unread_bytes
-
-    def feed(self, data: bytes) -> list[Event]:
-        """The events that are complete with ``data``."""
-        try:
-            return self._read_all(self._decoder.feed(data))
-        except EventTooLarge as error:
-            return [*self._read_all(error.before), *self._rest(), malformed(b"", f"The upstream sent {error}.")]
-
-    def more(self, data: bytes) -> None:
-        """Events are numbered or named here: each is read."""
-
-    def end(self) -> list[Event]:
-        """What is left at the end of the connection."""
-        return [*self._read_all(self._decoder.end()), *self._rest()]
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
@@ -91,20 +70,6 @@ class MessagesStream(MessagesWriter):
             EventKind.COMPLETION, body, [part], _usage(message), type="message", content=message, is_hidden=hides
         )
 
-    def _read_all(self, found: Iterable[SSEEvent]) -> list[Event]:
-        events: list[Event] = []
-        for each in found:
-            event = self._read(each)
-            if event.kind is not EventKind.CHUNK:
-                events += self._rest()
-            events.append(event)
-        return events
-
-    def _rest(self) -> list[Event]:
-        """What could have become a tag, where nothing comes any more."""
-        part = self._reader.rest(0)
-        return [] if part is None else [Event(EventKind.CHUNK, b"", [part])]
-
     def _read(self, event: SSEEvent) -> Event:
         try:
             delta = decode_delta(event.data)
@@ -118,7 +83,7 @@ class MessagesStream(MessagesWriter):
             return self._read_other(event)
         found: list[Found] = [(text.phase, Span(("delta", text.key), said, text.kind))] if said else []
         part = self._reader.part(0, found)
-        raw = _named(event, delta.type)
+        raw = named(event, delta.type)
         return MessagesEvent(EventKind.CHUNK, raw, [part], type=delta.type, index=delta.index, delta=delta)
 
     def _read_other(self, event: SSEEvent) -> Event:
@@ -140,7 +105,7 @@ class MessagesStream(MessagesWriter):
             places = list(places_of(content, self._known))
         except (TooDeep, RecursionError):
             return malformed(event.raw, TOO_DEEP)
-        raw = _named(event, kind)
+        raw = named(event, kind)
         self._read_stop = self._read_stop or kind == "message_stop"
         if kind == "message_stop" and not places:
             return Event(EventKind.DONE, raw)
@@ -202,13 +167,6 @@ def _is_usual(delta: Delta) -> bool:
     piece, key = delta.delta, DELTAS[delta.delta.type].key
     said = [name for name in ("text", "thinking", "partial_json") if getattr(piece, name) is not None]
     return said == [key]
-
-
-def _named(event: SSEEvent, kind: str) -> bytes:
-    """The event's bytes; under its type's name where it has another one."""
-    if not event.name or event.name == kind.encode():
-        return event.raw
-    return b"event: " + msgspec.json.encode(kind)[1:-1] + b"\ndata: " + event.data.replace(b"\n", b"\ndata: ") + b"\n\n"
 
 
 def _word(value: Any) -> str | None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted
 from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.fates import Cut
@@ -25,6 +23,7 @@ from guardtrace_proxy.wire.messages_blocks import (
     is_signature,
     said_by,
 )
+from guardtrace_proxy.wire.named_events import frame
 
 Texts = Mapping[Path, str]
 """By the place of a string: what leaves there."""
@@ -155,8 +154,3 @@ def text_block(index: int, text: str) -> list[dict[str, Any]]:
         text_delta(index, text),
         {"type": "content_block_stop", "index": index},
     ]
-
-
-def frame(content: Mapping[str, Any]) -> bytes:
-    """An event's bytes."""
-    return b"event: " + str(content["type"]).encode() + b"\ndata: " + msgspec.json.encode(content) + b"\n\n"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_fields import is_plain
+from guardtrace_proxy.wire.chat_fields import is_plain, rest_of
 from guardtrace_proxy.wire.chat_images import RawFields, as_raw, begins
 from guardtrace_proxy.wire.chat_spans import is_encrypted
 from guardtrace_proxy.wire.messages_blocks import is_signature
@@ -126,7 +125,7 @@ def _message(message: Any, where: str, keeps_encrypted: bool) -> _Message:
         refuse(f"{where}.role", f"expected one of {', '.join(sorted(ROLES))}")
     read = _Message(role, keeps_encrypted)
     _content(message.get("content"), f"{where}.content", read, BLOCKS)
-    _add_rest(message, read.texts, ("role", "content"))
+    read.texts.extend(rest_of(message, LABELS, ("role", "content")))
     return read
 
 
@@ -150,9 +149,9 @@ def _block(block: Any, where: str, read: _Message, allowed: Sequence[str]) -> No
     elif kind == "tool_result":
         if block.get("content") is not None:
             _content(block["content"], f"{where}.content", read, RESULT_BLOCKS)
-        _add_rest(block, read.texts, ("content",))
+        read.texts.extend(rest_of(block, LABELS, ("content",)))
     elif kind == "tool_use":
-        _add_rest(block, read.texts, ())
+        read.texts.extend(rest_of(block, LABELS))
     elif kind == "redacted_thinking":
         _check_encrypted(block, where, read)
     else:
@@ -165,14 +164,14 @@ def _said(block: Mapping[str, Any], kind: str, where: str, read: _Message) -> No
     if not isinstance(text, str):
         refuse(f"{where}.{kind}", "expected a string")
     into.append(text)
-    _add_rest(block, into, (kind, "signature") if is_signature(block.get("signature")) else (kind,))
+    into.extend(rest_of(block, LABELS, (kind, "signature") if is_signature(block.get("signature")) else (kind,)))
 
 
 def _check_encrypted(block: Mapping[str, Any], where: str, read: _Message) -> None:
     data = block.get("data")
     if not (read.keeps_encrypted and isinstance(data, str) and is_encrypted(data)):
         refuse(f"{where}.data", "redacted_thinking isn't supported: the model would read it, and the auditor can't")
-    _add_rest(block, read.thinking, ("data",))
+    read.thinking.extend(rest_of(block, LABELS, ("data",)))
 
 
 def _image_url(block: Mapping[str, Any], where: str) -> str:
@@ -192,14 +191,6 @@ def _image_url(block: Mapping[str, Any], where: str) -> str:
     if kind == "url":
         return str(source["url"])
     return f"data:{source['media_type']};base64,{source['data']}"
-
-
-def _add_rest(fields: Mapping[str, Any], texts: list[str], known: Sequence[str]) -> None:
-    """Whatever else there is: a template may show it to the model."""
-    for key, value in fields.items():
-        if key in known or not value or isinstance(value, (bool, int, float)) or (key in LABELS and is_plain(value)):
-            continue
-        texts.append(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 # Images

@@ -19,7 +19,6 @@ from guardtrace_proxy.wire.fates import Cut, Fate, Kept
 from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, THINKING, Delta, Known
 from guardtrace_proxy.wire.messages_errors import error_object, error_type
 from guardtrace_proxy.wire.messages_frames import (
-    frame,
     head_of,
     rebuild,
     rebuild_whole,
@@ -29,6 +28,7 @@ from guardtrace_proxy.wire.messages_frames import (
     text_block,
     text_delta,
 )
+from guardtrace_proxy.wire.named_events import frame
 
 NAMED = ("id", "type", "role", "model")
 NOT_STOPPED = {"stop_reason": None, "stop_sequence": None}

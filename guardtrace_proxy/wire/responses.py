@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.chat_spans import Found, Path, TooDeep
-from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices import malformed
 from guardtrace_proxy.wire.events import Event, EventKind, Phase, Span, SpanKind
+from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
 from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.responses_places import (
     DELTAS,
@@ -31,13 +31,12 @@ from guardtrace_proxy.wire.responses_places import (
 )
 from guardtrace_proxy.wire.responses_request import ResponsesRequest
 from guardtrace_proxy.wire.responses_writer import ResponsesEvent, ResponsesWriter
-from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
+from guardtrace_proxy.wire.sse import SSEEvent
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
 RECENT = 16
 """How many deltas back the tokens of a delta's logprobs may reach."""
-TOO_DEEP = "The upstream sent an event that is nested too deeply."
 
 
 class Said:
@@ -58,39 +57,19 @@ class Said:
         return self.length == len(text) and "".join(self.pieces) == text
 
 
-class ResponsesStream(ResponsesWriter):
+class ResponsesStream(NamedEventsReader, ResponsesWriter):
     """One reply of an upstream: reads it, and writes what a policy puts in the place of parts of it."""
 
     def __init__(
         self, thinking: ThinkingStyle, *, max_event_bytes: int, model: str = "", known: Known = Known()
     ) -> None:
-        super().__init__(model=model)
-        self._decoder = SSEDecoder(max_event_bytes, named=True)
-        self._reader = ChoiceReader(thinking, tagged=OUTPUT_TEXT)
+        NamedEventsReader.__init__(self, thinking, tagged=OUTPUT_TEXT, max_event_bytes=max_event_bytes)
+        ResponsesWriter.__init__(self, model=model)
         self._known = known
         self._said: dict[Slot, Said] = {}
         """What was read of each text."""
         self._others: dict[str, Slot] = {}
         """Strings that nobody knows."""
-
-    @property
-    def unread_bytes(self) -> int:
-        """Of an event that isn't complete."""
-        return self._decoder.unread_bytes
-
-    def feed(self, data: bytes) -> list[Event]:
-        """The events that are complete with ``data``."""
-        try:
-            return self._read_all(self._decoder.feed(data))
-        except EventTooLarge as error:
-            return [*self._read_all(error.before), *self._rest(), malformed(b"", f"The upstream sent {error}.")]
-
-    def more(self, data: bytes) -> None:
-        """Events are numbered or named here: each is read."""
-
-    def end(self) -> list[Event]:
-        """What is left at the end of the connection."""
-        return [*self._read_all(self._decoder.end()), *self._rest()]
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
@@ -106,20 +85,6 @@ class ResponsesStream(ResponsesWriter):
             return self._event(EventKind.COMPLETION, body, "", response, places, _status(response))
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
-
-    def _read_all(self, found: Iterable[SSEEvent]) -> list[Event]:
-        events: list[Event] = []
-        for each in found:
-            event = self._read(each)
-            if event.kind is not EventKind.CHUNK:
-                events += self._rest()
-            events.append(event)
-        return events
-
-    def _rest(self) -> list[Event]:
-        """What could have become a tag, where nothing comes any more."""
-        part = self._reader.rest(0)
-        return [] if part is None else [Event(EventKind.CHUNK, b"", [part])]
 
     def _read(self, event: SSEEvent) -> Event:
         try:
@@ -137,7 +102,7 @@ class ResponsesStream(ResponsesWriter):
         if delta.delta:
             self._say(slot, delta.delta)
             found = [(text.phase, Span(slot, delta.delta, text.kind))]
-        raw = _named(event, delta.type)
+        raw = named(event, delta.type)
         return ResponsesEvent(EventKind.CHUNK, raw, [self._reader.part(0, found)], None, None, delta.type, delta)
 
     def _read_no_json(self, event: SSEEvent) -> Event:
@@ -161,7 +126,7 @@ class ResponsesStream(ResponsesWriter):
         try:
             places = list(places_of(content, self._known))
             finish = _status(content.get("response")) if kind in TERMINAL else None
-            return self._event(EventKind.CHUNK, _named(event, kind), kind, content, places, finish)
+            return self._event(EventKind.CHUNK, named(event, kind), kind, content, places, finish)
         except (TooDeep, RecursionError):
             return malformed(event.raw, TOO_DEEP)
 
@@ -238,13 +203,6 @@ def responses_reply(request: ResponsesRequest, settings: ReplySettings) -> Respo
         model=request.model,
         known=Known(request.keeps_encrypted, request.echoed),
     )
-
-
-def _named(event: SSEEvent, kind: str) -> bytes:
-    """The event's bytes; under its type's name where it has another one."""
-    if not event.name or event.name == kind.encode():
-        return event.raw
-    return b"event: " + msgspec.json.encode(kind)[1:-1] + b"\ndata: " + event.data.replace(b"\n", b"\ndata: ") + b"\n\n"
 
 
 def _status(response: Any) -> str:

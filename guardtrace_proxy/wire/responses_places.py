@@ -16,7 +16,6 @@ from guardtrace_proxy.wire.chat_schema import Name, Padding, Short, is_of_type
 from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted, other_strings
 from guardtrace_proxy.wire.events import Phase, SpanKind
 
-MAX_WALK = 64
 Slot = tuple[str | int, ...]
 """Where a client adds a text up: output index, item id, index of its part, and what it is."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_fields import is_plain
+from guardtrace_proxy.wire.chat_fields import is_plain, rest_of
 from guardtrace_proxy.wire.chat_images import RawFields, as_raw, begins
 from guardtrace_proxy.wire.chat_spans import is_encrypted
 from guardtrace_proxy.wire.request import (
@@ -126,12 +125,12 @@ def _item(item: Any, where: str, images: list[tuple[str, str]], keeps_encrypted:
         return _reasoning(item, where, keeps_encrypted)
     if kind in CALLS:
         read = _Item("assistant")
-        _add_rest(item, read.texts, ())
+        read.texts.extend(rest_of(item, LABELS))
         return read
     if kind in OUTPUTS:
         read = _Item("tool")
         _content(item.get("output"), f"{where}.output", read.texts, images)
-        _add_rest(item, read.texts, ("output",))
+        read.texts.extend(rest_of(item, LABELS, ("output",)))
         return read
     return refuse(f"{where}.type", f"only {', '.join(ITEMS)} are supported: nothing else is audited")
 
@@ -142,7 +141,7 @@ def _message(item: Mapping[str, Any], where: str, images: list[tuple[str, str]])
         refuse(f"{where}.role", f"expected one of {', '.join(sorted(ROLES))}")
     read = _Item(role, begins_reply=role == "assistant", is_open=item.get("status") in OPEN)
     _content(item.get("content"), f"{where}.content", read.texts, images)
-    _add_rest(item, read.texts, ("role", "content"))
+    read.texts.extend(rest_of(item, LABELS, ("role", "content")))
     return read
 
 
@@ -154,7 +153,7 @@ def _reasoning(item: Mapping[str, Any], where: str, keeps_encrypted: bool) -> _I
     for key in ("summary", "content"):
         if item.get(key) is not None:
             _content(item[key], f"{where}.{key}", read.thinking, [])
-    _add_rest(item, read.thinking, ("summary", "content", "encrypted_content"))
+    read.thinking.extend(rest_of(item, LABELS, ("summary", "content", "encrypted_content")))
     return read
 
 
@@ -179,7 +178,7 @@ def _part(part: Any, where: str, texts: list[str], images: list[tuple[str, str]]
     if not isinstance(part.get(key), str):
         refuse(f"{where}.{key}", "expected a string")
     texts.append(part[key])
-    _add_rest(part, texts, (key,))
+    texts.extend(rest_of(part, LABELS, (key,)))
 
 
 def _image_url(part: Mapping[str, Any], where: str) -> str:
@@ -190,14 +189,6 @@ def _image_url(part: Mapping[str, Any], where: str) -> str:
     if not isinstance(url, str):
         refuse(f"{where}.image_url", "expected the image's URL as a string")
     return url
-
-
-def _add_rest(fields: Mapping[str, Any], texts: list[str], known: Sequence[str]) -> None:
-    """Whatever else there is: a template may show it to the model."""
-    for key, value in fields.items():
-        if key in known or not value or isinstance(value, (bool, int, float)) or (key in LABELS and is_plain(value)):
-            continue
-        texts.append(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _strings(value: Any) -> Iterator[str]:

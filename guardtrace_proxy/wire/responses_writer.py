@@ -15,6 +15,7 @@ from guardtrace_proxy.wire.chat_spans import Path
 from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.events import Event, EventKind, Span
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
+from guardtrace_proxy.wire.named_events import frame
 from guardtrace_proxy.wire.responses_client import Client
 from guardtrace_proxy.wire.responses_frames import rebuild, rebuild_response
 from guardtrace_proxy.wire.responses_places import DELTAS, DONES, TERMINAL, Delta, Slot
@@ -82,7 +83,7 @@ class ResponsesWriter:
         if event.type in TERMINAL and self._notes:
             content["guardtrace"] = dict(self._notes[-1])
         self._client.follow(event.type, event.delta, content)
-        return _frame(content)
+        return frame(content)
 
     def _rebuilt_delta(self, event: ResponsesEvent, spans: list[Span], texts: Any) -> dict[str, Any] | None:
         text = "".join(texts)
@@ -122,7 +123,7 @@ class ResponsesWriter:
         self._cut_note = cut.note
         frames = self._client.close(cut.close)
         frames += self._client.add_message(cut.message, refuses=cut.shape == "refusal")
-        return b"".join(map(_frame, frames))
+        return b"".join(map(frame, frames))
 
     def note(self, index: int, note: Mapping[str, Any]) -> bytes:
         """No event may be put in between, since all are numbered: the last one bears the mark."""
@@ -144,7 +145,7 @@ class ResponsesWriter:
             note["usage_estimated"] = True
         if note:
             content["guardtrace"] = note
-        return _frame(content)
+        return frame(content)
 
     def error(self, message: str, type: str, code: str | int | None, param: str | None = None) -> bytes:
         """An ``error`` event, with OpenAI's error object as well, which its clients raise; without streaming, the
@@ -155,7 +156,7 @@ class ResponsesWriter:
         self._client.sequence += 1
         code = None if code is None else str(code)
         shown = {"type": "error", "code": code, "message": message, "param": param}
-        return _frame(shown | {"sequence_number": self._client.sequence, "error": fields})
+        return frame(shown | {"sequence_number": self._client.sequence, "error": fields})
 
     def done(self) -> bytes:
         """Nothing: the last event says that it is the last."""
@@ -173,7 +174,3 @@ class ResponsesWriter:
         if cut.note:
             response["guardtrace"] = dict(cut.note)
         return msgspec.json.encode(response)
-
-
-def _frame(content: Mapping[str, Any]) -> bytes:
-    return b"event: " + str(content["type"]).encode() + b"\ndata: " + msgspec.json.encode(content) + b"\n\n"

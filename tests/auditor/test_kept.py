@@ -5,9 +5,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
 from guardtrace_proxy.auditor.kept import KeptReadings  # noqa: E402
-from guardtrace_proxy.auditor.reading import LEAST_ROOM, GrowingLayer, Reading  # noqa: E402
+from guardtrace_proxy.auditor.reading import LEAST_ROOM_TOKENS, GrowingLayer, Reading  # noqa: E402
 
-SIZE = 2 * LEAST_ROOM * 4
+SIZE = 2 * LEAST_ROOM_TOKENS * 4
 
 
 def reading() -> Reading:

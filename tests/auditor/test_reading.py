@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
-from guardtrace_proxy.auditor.reading import LEAST_ROOM, GrowingLayer, Reading  # noqa: E402
+from guardtrace_proxy.auditor.reading import LEAST_ROOM_TOKENS, GrowingLayer, Reading  # noqa: E402
 
 
 def states(length: int, first: int) -> tuple[object, object]:
@@ -35,9 +35,9 @@ def test_a_layer_is_what_concatenation_makes(steps: list[int]) -> None:
 def test_a_layer_grows_by_doubling_and_a_branch_has_its_own_memory() -> None:
     layer = GrowingLayer()
     layer.append(*states(1, 0))
-    assert layer.nbytes == 2 * LEAST_ROOM * 6 * 4
-    layer.append(*states(LEAST_ROOM, 9))
-    assert layer.nbytes == 2 * 2 * LEAST_ROOM * 6 * 4
+    assert layer.nbytes == 2 * LEAST_ROOM_TOKENS * 6 * 4
+    layer.append(*states(LEAST_ROOM_TOKENS, 9))
+    assert layer.nbytes == 2 * 2 * LEAST_ROOM_TOKENS * 6 * 4
     branch = layer.head(1)
     branch.append(*states(1, 100))
     assert torch.equal(layer.keys[..., :1, :], branch.keys[..., :1, :])

@@ -8,7 +8,7 @@ import pytest
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, DoesNotFit, FailureKind
 from guardtrace_proxy.policy.levels import Level, Verdict
-from guardtrace_proxy.server.continued import LEAST_ROOM, ContinuedSession
+from guardtrace_proxy.server.continued import LEAST_ROOM_BYTES, ContinuedSession
 from guardtrace_proxy.wire.prefill import Opening
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
@@ -65,7 +65,7 @@ def test_it_goes_with_what_was_let_go_unjudged() -> None:
 
 def test_it_takes_its_room_from_the_audits_capacity() -> None:
     size = len("Ünd soWell, ".encode())
-    assert ContinuedSession(Session(size + LEAST_ROOM), OPENING, "f").capacity == LEAST_ROOM
+    assert ContinuedSession(Session(size + LEAST_ROOM_BYTES), OPENING, "f").capacity == LEAST_ROOM_BYTES
     with pytest.raises(DoesNotFit) as caught:
-        ContinuedSession(Session(size + LEAST_ROOM - 1), OPENING, "messages[3]")
+        ContinuedSession(Session(size + LEAST_ROOM_BYTES - 1), OPENING, "messages[3]")
     assert caught.value.field == "messages[3]"

@@ -176,7 +176,7 @@ def test_looks_that_fail_are_told_once_and_end_neither_the_watch_nor_with_sighup
     with model_server(lambda _: HARMFUL) as upstream, model_server(judging(by_word)) as auditor:
         files = Files(tmp_path, upstream, auditor)
         with serving(files.path, program=NO_FILE_FREE) as running:
-            assert eventually(says(running, "settings files can't be looked at"))
+            assert eventually(says(running, "settings files can't be looked at, the next look may"))
             running.process.send_signal(signal.SIGHUP)
             assert eventually(says(running, "settings reloaded"))
             files.write_policy("Stopped anew.")

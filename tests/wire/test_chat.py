@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from guardtrace_proxy.wire.choices import MAX_CHOICES
+from guardtrace_proxy.wire.choices import MAX_READ_CHOICES
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Span, SpanKind
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import MAX_ERROR_CHARS
@@ -322,8 +322,8 @@ def test_an_event_that_is_too_large_ends_the_stream_after_what_came_before() -> 
 
 
 def test_choices_are_counted() -> None:
-    most = [{"index": index, "delta": {}} for index in range(MAX_CHOICES)]
-    assert len(only(*dialect().feed(sse({**HEAD, "choices": most}))).parts) == MAX_CHOICES
+    most = [{"index": index, "delta": {}} for index in range(MAX_READ_CHOICES)]
+    assert len(only(*dialect().feed(sse({**HEAD, "choices": most}))).parts) == MAX_READ_CHOICES
     for beside in (FAST, SLOW):
         event = only(*dialect().feed(sse({**HEAD, "choices": [*most, {"index": 0}], **beside})))
         assert event.kind is EventKind.MALFORMED

@@ -1,6 +1,6 @@
 """A recorded trace as a server would stream it, a token an event.
 
-A token is counted as the gate does where a server doesn't say (design ruling 16): four bytes of UTF-8.
+A token is counted as the gate does where a server doesn't say: four bytes of UTF-8.
 """
 
 from __future__ import annotations

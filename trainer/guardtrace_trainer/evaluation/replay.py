@@ -1,7 +1,7 @@
 """Recorded traces through the real gate and auditor, without sockets: what would a policy have done, and when?
 
 Time is simulated, as the gate has no clock of its own: tokens come at a pace, and an audit takes as long as it took or
-as long as it is said to take. A token is counted as the gate does (design ruling 16): each frame carries one.
+as long as it is said to take. A token is counted as the gate does: each frame carries one.
 """
 
 from __future__ import annotations
