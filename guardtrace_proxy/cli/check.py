@@ -109,6 +109,8 @@ def _summary(settings: Config) -> Iterator[str]:
 def _doubts(settings: Config) -> Iterator[str]:
     for guard in settings.auditor.guards.values():
         yield from for_model(guard.model, None, settings.auditor.depth)[1]
+        if guard.backend == "transformers" and guard.model == "builtin:nano":
+            yield f"auditor {guard.model} is for demonstration and tests: it doesn't protect people"
     for name, loaded in settings.policies.items():
         for warning in loaded.warnings:
             yield f"policy {name}: {warning}"

@@ -282,6 +282,15 @@ def test_check_config_finds_an_auditor_that_isnt_installed(tmp_path, monkeypatch
     assert "pip install '.[local]' in a checkout" in said.stderr
 
 
+def test_check_config_warns_of_the_demonstration_model(tmp_path):
+    pytest.importorskip("torch", reason="the embedded auditor needs the extra `local`")
+    auditor = {"backend": "transformers", "model": "builtin:nano"}
+    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "", auditor=auditor)
+    said = call("check", "config", config)
+    assert said.exit_code == 0
+    assert said.stderr == "warning: auditor builtin:nano is for demonstration and tests: it doesn't protect people\n"
+
+
 def test_check_config_asks_nobody(tmp_path):
     with model_server(lambda _: []) as server:
         config = write_config(tmp_path, server.url, server.url)
