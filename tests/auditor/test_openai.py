@@ -329,7 +329,7 @@ def test_without_torch_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in ("transformers", "checkpoint", "inference"):
         monkeypatch.delitem(sys.modules, f"guardtrace_proxy.auditor.{name}", raising=False)
-    with pytest.raises(AuditorSettingsError, match=r"guardtrace-proxy\[local\]"):
+    with pytest.raises(AuditorSettingsError, match=r"'\.\[local\]'"):
         make_auditor("transformers", model="builtin:nano")
     assert isinstance(make_auditor("openai", model="guard", base_url="http://x/v1"), OpenAIAuditor)
 
@@ -349,5 +349,5 @@ def test_odd_text_reaches_the_server_in_a_request_that_it_can_read(attack: Attac
 def test_without_vllm_the_error_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="the extra `local` isn't installed")
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(AuditorSettingsError, match=r"vllm needs vllm, .*guardtrace-proxy\[vllm\]"):
+    with pytest.raises(AuditorSettingsError, match=r"vllm needs vllm, .*'\.\[vllm\]'"):
         make_auditor("vllm", model="a/guard")
