@@ -113,9 +113,10 @@ class GuardTraceMiddleware:
         await self.app(self._inner.with_own_key(scope), receive, send)
 
     async def _refuse(self, scope: Scope, send: Send, error: ApiError, guard: GuardTraceApp | None = None) -> None:
-        """``guard`` tells the log; that it didn't start was told there."""
+        """``guard`` counts and logs it; that it didn't start was told at once."""
         dialect, request_id = speaking_at(route_of(scope)), to_upstream(scope)["x-request-id"]
         if guard is not None:
+            guard.service.metrics.error(error.status)
             with structlog.contextvars.bound_contextvars(request_id=request_id):
                 guard.refusals.say(error, route_of(scope), None, has_key=False)
         named = OneResponse(send, request_id, dialect.id_headers)
