@@ -108,12 +108,17 @@ class GuardTraceMiddleware:
         try:
             guard.tenant_of(scope)
         except ApiError as error:
-            await self._refuse(scope, send, error)
+            await self._refuse(scope, send, error, guard)
             return
         await self.app(self._inner.with_own_key(scope), receive, send)
 
-    async def _refuse(self, scope: Scope, send: Send, error: ApiError) -> None:
+    async def _refuse(self, scope: Scope, send: Send, error: ApiError, guard: GuardTraceApp | None = None) -> None:
+        """``guard`` counts and logs it; that it didn't start was told at once."""
         dialect, request_id = speaking_at(route_of(scope)), to_upstream(scope)["x-request-id"]
+        if guard is not None:
+            guard.service.metrics.error(error.status)
+            with structlog.contextvars.bound_contextvars(request_id=request_id):
+                guard.refusals.say(error, route_of(scope), None, has_key=False)
         named = OneResponse(send, request_id, dialect.id_headers)
         await respond_error(named, error, dialect.error, request_id)
 

@@ -49,7 +49,8 @@ def upstream(
     try:
         finding = anyio.run(inspect_upstream, name, settings.over_http[name], os.environ, model)
     except ApiError as error:
-        fail(error.message)
+        why = "" if error.__cause__ is None else f" ({_why(error.__cause__)})"
+        fail(f"upstream {name}, {settings.over_http[name].base_url}: {error.message}{why}")
     _print(name, finding)
 
 
@@ -114,9 +115,12 @@ def _doubts(settings: Config) -> Iterator[str]:
     for name, loaded in settings.policies.items():
         for warning in loaded.warnings:
             yield f"policy {name}: {warning}"
-    for name, tenant in settings.tenants.items():
-        if not tenant.keys and name != settings.anonymous_tenant:
-            yield f"tenants.{name}: no key, and not anonymous_tenant: nobody is served as it"
+    for name in settings.tenants_without_key:
+        yield f"tenants.{name}: no key, and not anonymous_tenant: nobody is served as it"
+
+
+def _why(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _warn(warning: str) -> None:

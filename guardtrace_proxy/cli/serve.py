@@ -51,6 +51,14 @@ class DrainingServer(uvicorn.Server):
         self._app = app
         self._seconds = seconds
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        metrics = self._app.service.metrics_listener
+        also = {} if metrics is None else {"metrics_host": metrics.host, "metrics_port": metrics.port}
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            log.info("serving", host=host, port=port, **also)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("shutting down", running=self._app.service.shedding.running, seconds=self._seconds)
         timer = asyncio.get_running_loop().call_later(self._seconds, self._end)

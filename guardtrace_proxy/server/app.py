@@ -34,6 +34,7 @@ from guardtrace_proxy.server.config import Config, load_config
 from guardtrace_proxy.server.errors import ApiError, no_route, shutting_down, unauthorized
 from guardtrace_proxy.server.forwarded import to_upstream
 from guardtrace_proxy.server.one_response import OneResponse
+from guardtrace_proxy.server.refusals import Refusals
 from guardtrace_proxy.server.reload import Reloader
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.span_attributes import of_http
@@ -74,13 +75,21 @@ class GuardTraceApp:
     ) -> None:
         environ = os.environ if environ is None else environ
         self.service = Service(
-            config, environ, auditor, observer, image_fetcher, upstreams, tracer_provider, metrics_port
+            config,
+            environ,
+            auditor=auditor,
+            observer=observer,
+            image_fetcher=image_fetcher,
+            upstreams=upstreams,
+            tracer_provider=tracer_provider,
+            metrics_port=metrics_port,
         )
+        self.refusals = Refusals()
         self.startup_error: str | None = None
         self.reloader = None
         if file is not None:
             self.reloader = Reloader(file, config, environ, load_config, self.use, self.service.metrics.reloaded)
-        self._tenants = Tenants(config)
+        self.use(config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -92,6 +101,8 @@ class GuardTraceApp:
 
     def use(self, config: Config) -> None:
         """Tenants and policies of ``config`` for all requests from now on."""
+        for name in config.tenants_without_key:
+            log.warning("tenant without a key, so nobody is served as it", tenant=name)
         self._tenants = Tenants(config)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
@@ -126,7 +137,7 @@ class GuardTraceApp:
             except Exception as error:
                 # Whatever goes wrong inside, the client is told that, and no text of the request gets into the log.
                 log.exception("internal error", error=type(error).__name__)
-                failure = ApiError(500, "The proxy failed.", type="server_error", code="internal_error")
+                failure = ApiError(500, "The proxy failed.", type="server_error", code="internal_error", is_said=True)
                 await self._fail(scope, guarded, failure)
             finally:
                 trace.answered(guarded.status)
@@ -143,6 +154,9 @@ class GuardTraceApp:
         if send.began:
             # The reply is broken off so that it can't be taken for a finished one.
             raise error
+        tenant = send.tenant
+        has_key = tenant not in (None, self._tenants.anonymous)
+        self.refusals.say(error, route_of(scope), None if tenant is None else tenant.name, has_key=has_key)
         shape = speaking_at(route_of(scope)).error
         # Whether a body still comes after `expect: 100-continue` was answered with an error is the client's choice.
         closing = [CLOSE] if header(scope, b"expect") is not None else None
@@ -167,6 +181,7 @@ class GuardTraceApp:
 
     async def _models(self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str]) -> None:
         service, tenant = self.service, self.tenant_of(scope)
+        send.tenant = tenant
         upstream = self._upstream(tenant, scope)
 
         async def reply(send: Send) -> None:
@@ -186,7 +201,7 @@ class GuardTraceApp:
         trace: Trace,
     ) -> None:
         service, server = self.service, self.service.config.server
-        tenant = self.tenant_of(scope)
+        tenant = send.tenant = self.tenant_of(scope)
         for name in dialect.required_headers:
             if not header(scope, name.encode()):
                 raise ApiError(400, f"{name}: this header is required.", param=name)

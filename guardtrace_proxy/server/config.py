@@ -53,6 +53,11 @@ class Config:
         """The upstreams, but for the app that a middleware stands before."""
         return {name: each for name, each in self.upstreams.items() if isinstance(each, UpstreamSettings)}
 
+    @property
+    def tenants_without_key(self) -> list[str]:
+        """Those that nobody can be."""
+        return [name for name, each in self.tenants.items() if not each.keys and name != self.anonymous_tenant]
+
 
 F = TypeVar("F", bound=SettingsFile)
 

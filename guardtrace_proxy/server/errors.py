@@ -5,14 +5,20 @@ Shape: https://platform.openai.com/docs/guides/error-codes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from guardtrace_proxy.wire.dialects import DIALECTS
 
+WORD = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
+
 
 class ApiError(Exception):
-    """An answer that says what went wrong. ``param`` names the request's field, where one is to blame."""
+    """An answer that says what went wrong. ``param`` names the request's field, where one is to blame.
+
+    ``is_said``: the log has, or had, a line of its own for it.
+    """
 
     def __init__(
         self,
@@ -23,6 +29,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | int | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
+        is_said: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -31,6 +38,12 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = headers
+        self.is_said = is_said
+
+    @property
+    def code_word(self) -> str | int | None:
+        """The code for the log, if it is a word: of an upstream it may be any text."""
+        return self.code if not isinstance(self.code, str) or WORD.fullmatch(self.code) else "other"
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -75,6 +88,7 @@ def overloaded(limit: str) -> ApiError:
         type="server_error",
         code="overloaded",
         headers=((b"retry-after", b"1"),),
+        is_said=True,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,9 +25,6 @@ SSE_HEADERS: Headers = [
 KEEPALIVE = b": keepalive\n\n"
 """A comment: every parser of server-sent events drops it. With a blank line of its own, so that those that split at
 blank lines don't take it for a part of the next event."""
-
-
-WORD = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 
 
 class EventStream:
@@ -88,7 +84,7 @@ class EventStream:
             return
         if not self._began:
             raise failure
-        log.warning("failed after the head had left", status=failure.status, code=_word(failure.code))
+        log.warning("failed after the head had left", status=failure.status, code=failure.code_word)
         self.failure = failure
         await self.write(failure.event(self._writer.error), more=False)
 
@@ -109,8 +105,3 @@ class EventStream:
                     await self._begin([])
                     await self._send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
             self._sent_at = time.monotonic()
-
-
-def _word(code: str | int | None) -> str | int | None:
-    """The code, if it is one: of an upstream it may be any text."""
-    return code if not isinstance(code, str) or WORD.fullmatch(code) else "other"

@@ -22,11 +22,11 @@ class MetricsListener:
 
     def __init__(self, counters: CollectorRegistry, gauges: Collector, host: str, port: int) -> None:
         """``gauges`` are read in the event loop, whose they are; ``counters`` in a thread."""
+        self.host = host
         self.port = port
         """Where that was 0, the port that was free; known after ``start``."""
         self._counters = counters
         self._gauges = gauges
-        self._host = host
         app = web.Application()
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_SECONDS)
@@ -35,10 +35,10 @@ class MetricsListener:
         """Listen; raises CannotListen."""
         await self._runner.setup()
         try:
-            await web.TCPSite(self._runner, self._host, self.port).start()
+            await web.TCPSite(self._runner, self.host, self.port).start()
         except OSError as error:
             await self._runner.cleanup()
-            raise CannotListen(f"metrics: can't listen on {self._host}:{self.port}: {error.strerror}") from error
+            raise CannotListen(f"metrics: can't listen on {self.host}:{self.port}: {error.strerror}") from error
         self.port = int(self._runner.addresses[0][1])
 
     async def aclose(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 import anyio
 
 from guardtrace_proxy.server.asgi_io import Message, Send
+from guardtrace_proxy.server.tenants import Tenant
 
 
 class OneResponse:
@@ -15,6 +16,8 @@ class OneResponse:
 
     def __init__(self, send: Send, request_id: str, id_headers: Collection[str]) -> None:
         self.request_id = request_id
+        self.tenant: Tenant | None = None
+        """Whose it is, once that is known."""
         self._send = send
         self._ids = [(name.encode(), request_id.encode()) for name in id_headers]
         self.status: int | None = None

@@ -135,6 +135,7 @@ class Service:
         self,
         config: Config,
         environ: Mapping[str, str],
+        *,
         auditor: Auditor | None = None,
         observer: Callable[[Decided], None] | None = None,
         image_fetcher: ImageFetcher | None = None,

@@ -39,7 +39,7 @@ class Tenants:
             for name, settings in config.tenants.items()
             for key in settings.keys
         ]
-        self._anonymous = None if config.anonymous_tenant is None else tenants[config.anonymous_tenant]
+        self.anonymous = None if config.anonymous_tenant is None else tenants[config.anonymous_tenant]
 
     def of(self, authorization: str | None, api_key: str | None = None) -> Tenant | None:
         """The tenant of an ``Authorization`` or an ``x-api-key`` header, or of both where they agree; None for an
@@ -49,7 +49,7 @@ class Tenants:
             return None
         keys = {key.strip() for key in (bearer, api_key or "")} - PLACEHOLDERS - {""}
         if not keys:
-            return self._anonymous
+            return self.anonymous
         found = {self._of_key(key) for key in keys}
         return found.pop() if len(found) == 1 else None
 

@@ -6,6 +6,7 @@ import base64
 import gc
 import hashlib
 import io
+import json
 import socket
 import threading
 import time
@@ -25,6 +26,7 @@ from guardtrace_proxy.demo.serving import ServerDidNotStart, served
 from tests.asgi.model_servers import APPS, AS_MODEL_SERVERS, MODELS, Model, guarded, starlette_app
 from tests.server.running import ask
 from tests.server.scripted import DONE, chunk, completion, judging, stream
+from tests.structlog_state import no_structlog
 from tests.waiting import eventually
 
 FINE = stream("All is fine here, I think.", "Four.")
@@ -234,6 +236,15 @@ def test_listed_routes_pass_with_a_tenants_key_in_whose_place_the_app_gets_its_o
             b"x",
         )
         assert running.ask("POST", "/v1/rerank", headers=known).status_code == 404
+
+
+def test_a_listed_route_without_a_key_is_told_by_its_request_id(capsys):
+    config = {**TENANTS, "server": {"passthrough": ["/v1/embeddings"]}, "logging": {"level": "info"}}
+    with no_structlog(), guarded(starlette_app(Model(lambda _: FINE)), config=config) as running:
+        assert running.ask("POST", "/v1/embeddings", headers={"x-request-id": "abc.1"}).status_code == 401
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    [line] = [line for line in lines if line["event"] == "request refused"]
+    assert (line["request_id"], line["status"], line["tenant"], line["route"]) == ("abc.1", 401, None, "other")
 
 
 def test_tenants_are_known_by_their_keys_and_the_app_gets_few_headers_and_its_own_key():

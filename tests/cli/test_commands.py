@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -231,7 +232,17 @@ def test_check_upstream_that_cant_be_asked(tmp_path):
     config = write_config(tmp_path, server.url, "http://127.0.0.1:9/v1")
     said = call("check", "upstream", "default", "--config", config, "--model", "m")
     assert (said.exit_code, said.stdout) == (1, "")
-    assert said.stderr == "The upstream model server can't be reached.\n"
+    began = f"upstream default, {server.url}: The upstream model server can't be reached. (ClientConnectorError: "
+    assert said.stderr.startswith(began)
+    assert str(urlsplit(server.url).port) in said.stderr.removeprefix(began)
+
+
+def test_check_upstream_that_refuses(tmp_path):
+    error = '{"error": {"message": "no such model"}}'
+    with model_server(lambda _: [http(404, error)]) as server:
+        config = write_config(tmp_path, server.url, "http://127.0.0.1:9/v1")
+        said = call("check", "upstream", "default", "--config", config, "--model", "m")
+    assert said.stderr == f"upstream default, {server.url}: no such model\n"
 
 
 def test_check_config_says_what_would_be_served(tmp_path, monkeypatch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -13,8 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from guardtrace_proxy.cli.app import app
-from tests.cli.serving import GUARDTRACE, run, serving, write_config
+from tests.cli.serving import ENVIRON, GUARDTRACE, run, serving, write_config
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, judging, model_server, stream
+from tests.waiting import eventually
 
 MESSAGES = [{"role": "user", "content": "Please help."}]
 
@@ -71,6 +75,35 @@ def test_a_reply_in_flight_is_finished_first(tmp_path, auditor, how):
         assert said == "one two three four five six seven"
         assert rest[-1].choices[0].finish_reason == "stop"
         assert running.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("metrics", [{}, {"metrics": {"port": 0}}])
+def test_it_says_where_it_listens(tmp_path, auditor, metrics):
+    config = write_config(tmp_path, "http://127.0.0.1:9/v1", auditor, **metrics)
+    command = [sys.executable, "-c", GUARDTRACE, "serve", "--config", str(config), "--port", "0"]
+    log = tmp_path / "log.txt"
+    with log.open("wb") as said:
+        process = subprocess.Popen(command, stderr=said, env=ENVIRON)
+    try:
+        assert eventually(lambda: '"serving"' in log.read_text("utf-8") and log.read_text("utf-8").endswith("\n"))
+        line = next(json.loads(line) for line in log.read_text("utf-8").splitlines() if '"serving"' in line)
+        assert (line["event"], line["level"], line["host"]) == ("serving", "info", "127.0.0.1")
+        assert httpx.get(f"http://127.0.0.1:{line['port']}/healthz", trust_env=False).status_code == 200
+        assert ("metrics_port" in line) == bool(metrics)
+        if metrics:
+            url = f"http://{line['metrics_host']}:{line['metrics_port']}/metrics"
+            assert httpx.get(url, trust_env=False).status_code == 200
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_a_tenant_that_nobody_can_be_is_told(tmp_path, auditor):
+    tenants = {"all": {"policy": "test"}, "acme": {"policy": "test"}}
+    with serving(write_config(tmp_path, "http://127.0.0.1:9/v1", auditor, tenants=tenants)) as running:
+        lines = [json.loads(line) for line in running.log.read_text("utf-8").splitlines()]
+    told = [(x["level"], x["tenant"]) for x in lines if x["event"] == "tenant without a key, so nobody is served as it"]
+    assert told == [("warning", "acme")]
 
 
 def test_a_wrong_config_is_told_and_nothing_is_served(tmp_path, auditor):

@@ -185,4 +185,5 @@ def test_silent_in_its_body(running):
     with connect(running) as client:
         client.sendall(request("fine")[:-10])
         assert client.recv(1000).startswith(b"HTTP/1.1 408 ")
+    assert watch.logs("request refused", status=408, level="info")
     assert watch.counts("errors_total", status="408")

@@ -44,6 +44,7 @@ def test_down_then_back(running):
     reply = running.ask("fine")
     assert (reply.status, reply.error) == (502, "upstream_unreachable")
     assert watch.logs("upstream asked again")
+    assert watch.logs("request refused", status=502, level="warning")
     assert watch.counts("errors_total", status="502")
     running.upstream.start()
     assert running.ask("fine").is_fine
@@ -71,6 +72,7 @@ def test_hangs_before_its_head(running):
     watch = running.watch()
     reply = running.ask("hang-before-head")
     assert (reply.status, reply.error) == (504, "upstream_timeout")
+    assert watch.logs("request refused", status=504)
     assert watch.counts("errors_total", status="504")
     given_up = running.upstream.get("/state")["given_up"]
     assert given_up >= 1
@@ -106,6 +108,7 @@ def test_garbage_in_place_of_http(running):
     reply = running.ask("garbage-head")
     assert (reply.status, reply.error) == (502, "upstream_unreachable")
     assert not leaks(reply)
+    assert watch.logs("request refused", status=502)
     assert watch.counts("errors_total", status="502")
 
 

@@ -103,9 +103,10 @@ def traffic(case: Case, url: str) -> int:
         for body, headers in asked:
             with suppress(httpx.HTTPError):
                 client.post(url, json=body, headers={**case.headers, **headers})
+        client.post(f"{url}/{QUESTION}?{QUESTION}", json=case.ask(QUESTION, picture()), headers=case.headers)
         with client.stream("POST", url, json=case.ask(QUESTION, picture()), headers=case.headers):
             pass
-    return len(asked) + 1
+    return len(asked) + 2
 
 
 @dataclass
@@ -145,7 +146,7 @@ def test_no_text_gets_out(case: Case, tmp_path: Path, capsys: pytest.CaptureFixt
             metrics = scrape(running.app.service).text
         told = told_by(capsys, spans, metrics, log)
     told.check(requests)
-    for event in ("audit failed", "upstream broke off", "failed after the head had left"):
+    for event in ("request refused", "audit failed", "upstream broke off", "failed after the head had left"):
         assert event in told.log
 
 
