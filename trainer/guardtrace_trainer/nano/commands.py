@@ -66,7 +66,7 @@ def subtle() -> None:
 
 @app.command("held-out")
 def held_out(
-    out: Annotated[Path, typer.Argument(help="Folder for the sets: held-out, prefixes and streams.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the sets: held-out, controls, prefixes and streams.")],
     count: Annotated[int, typer.Option(min=4, help="Traces of each set.")] = 80,
 ) -> None:
     """Write the held-out sets, to be given to `evaluate --data` and `stream-evaluate --data`."""
