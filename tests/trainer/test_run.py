@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ pytest.importorskip("trl", reason="the extra `train` isn't installed")
 
 from guardtrace_trainer.nano import serving
 from guardtrace_trainer.nano.card import card
+from guardtrace_trainer.nano.ship import SHIPPED, ship
 from guardtrace_trainer.recipe import Recipe
 from guardtrace_trainer.rows import Pair, read_rows
 from guardtrace_trainer.settings import read_settings
@@ -132,8 +134,8 @@ def test_what_was_mined_can_be_read(recipe, folder, tmp_path):
         for said in (known.chosen_first, known.model_first):
             assert said.sides_with == "chosen"
             assert said.raw
-    for id, row in conflicts.items():
-        trace = pairs[id]
+    for row in conflicts.values():
+        trace = pairs[row.id]
         assert (row.question, row.image, row.thinking, row.answer) == (
             (trace.question, trace.image, trace.thinking, trace.answer)
         )
@@ -152,6 +154,13 @@ def test_the_card_has_every_stage_and_subset(folder):
     tables = card([folder, folder])
     for words in ("| base", "| ogdpo", "hard negatives", "macro-F1 on prefixes", "run 1", "sft − base"):
         assert words in tables, words
+
+
+def test_the_last_stage_can_be_shipped(folder, tmp_path):
+    shipped = shutil.copytree(SHIPPED, tmp_path / "nano")
+    assert "model.safetensors" in ship(folder, shipped)
+    assert (shipped / "model.safetensors").read_bytes() == (folder / "ogdpo" / "model.safetensors").read_bytes()
+    assert {path.name for path in shipped.iterdir()} == {path.name for path in SHIPPED.iterdir()}
 
 
 def test_a_part_can_be_begun_anew(recipe, folder):

@@ -104,7 +104,7 @@ def _report(recipe: Recipe, results: Mapping[Path, Mapping[str, Path]], streamed
         found = {name: json.loads(path.read_text("utf-8")) for name, path in by_stage.items()}
         report.heading(f"Stages on {data.name}")
         report.note(
-            "Depth annotate, with 95 % intervals of the bootstrap; what comes of one trace or one query is drawn as one. "
+            "Depth annotate, with 95 % intervals of the bootstrap; what comes of one trace or query is drawn as one. "
             "No verdict counts as wrong."
         )
         report.table(("stage", "n", *SHOWN), [_overall(name, result) for name, result in found.items()])

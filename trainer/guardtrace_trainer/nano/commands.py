@@ -76,6 +76,21 @@ def held_out(
 
 
 @app.command()
+def ship(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `guardtrace-train run`.", file_okay=False)],
+    to: Annotated[Path | None, typer.Option(help="Instead of the package's own builtin:nano.", file_okay=False)] = None,
+) -> None:
+    """Put the last stage's checkpoint in the place of the one that ships."""
+    from guardtrace_trainer.nano.ship import SHIPPED
+    from guardtrace_trainer.nano.ship import ship as put
+
+    with failing_plainly():
+        target = to or SHIPPED
+        changed = put(run, target)
+    log(f"{target}: {', '.join(changed) or 'nothing'} changed")
+
+
+@app.command()
 def card(
     runs: Annotated[list[Path], typer.Argument(help="Folders of `guardtrace-train run`, one a seed.", file_okay=False)],
 ) -> None:
