@@ -100,7 +100,7 @@ async def calibrated(items: Sequence[Item], auditor: Auditor, concurrency: int) 
     other.
 
     Raises:
-        ValueError: there are no reads to fit, none of an unsafe trace in one half, or they are of no use.
+        ValueError: there are no reads to fit, or they are of no use.
     """
     halves: tuple[list[Read], list[Read]] = ([], [])
     order = list(range(len(items)))
@@ -124,11 +124,6 @@ async def calibrated(items: Sequence[Item], auditor: Auditor, concurrency: int) 
     await _with_each(items, auditor, concurrency, 1.0, read)
     if not halves[0] or not halves[1]:
         raise ValueError("there are too few items with a level to calibrate on: give at least two")
-    if not all(any(read.level > 0 for read in half) for half in halves):
-        raise ValueError(
-            "one half of the items has no unsafe trace, so escalate_at can't be fitted or measured: give at least two "
-            "unsafe traces, or sweep at --depth annotate, which needs no calibration"
-        )
     return fit(*halves)
 
 
