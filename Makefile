@@ -121,8 +121,9 @@ nightly: $(STAMP) $(CLIENTS) $(TOOLS) ## Everything, the slow tests as well; a c
 soak: $(STAMP) ## Good and failing streams for MINUTES=30: none leaks, none hangs, memory stays
 	$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
-train-nano: $(STAMP) ## Train the embedded auditor again, by the full pipeline (see docs/training.md)
+train-nano: $(STAMP) ## Train the embedded auditor again, by the full pipeline, and ship it (see docs/training.md)
 	OMP_NUM_THREADS=1 $(BIN)/guardtrace-train run trainer/recipes/nano.yaml
+	$(BIN)/guardtrace-train nano ship build/nano
 
 clean: ## Remove what was built
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
+from typing import NamedTuple
 
 from guardtrace_proxy.auditor.lookalikes import LOOKALIKES
 
@@ -48,9 +49,27 @@ _CONTROL_TOKENS = re.compile(f"({_CONTROL})")
 _TAG = re.compile(f"<[^<>\\[\\]\u25c1\u25b7{_BREAKS}]*>")
 """Never reaches over a line break or into a control token."""
 _SHAPES = {"i": "[il1]", "l": "[il1]", "o": "[o0]"}
-_SPELLED = "|".join("[\\W_]*".join(_SHAPES.get(letter, letter) for letter in label) for label in _LABELS)
-_LABEL = re.compile(rf"(?:{_SPELLED})[\W_]*?:")
-_LABEL_FIRST = re.compile(rf"[\W_]*{_LABEL.pattern}")
+
+
+class Labels(NamedTuple):
+    """What may not be forged, in a text as its reader sees it: anywhere, and where a line begins."""
+
+    anywhere: re.Pattern[str]
+    first: re.Pattern[str]
+
+
+def labels(pattern: str) -> Labels:
+    """Those that ``pattern`` describes, with whatever stands before them on their line."""
+    return Labels(re.compile(pattern), re.compile(rf"[\W_]*(?:{pattern})"))
+
+
+def spelled(label: str) -> str:
+    """The pattern of a label, given in small letters: spaced out, quoted, with letters that look alike."""
+    return "[\\W_]*".join(_SHAPES.get(letter, letter) for letter in label)
+
+
+LAYOUT = labels(rf"(?:{'|'.join(map(spelled, _LABELS))})[\W_]*?:")
+"""The prompt's and the reply's own."""
 _UNUSUAL = re.compile(r"[^\t\n\r\x20-\x7e]+")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
@@ -60,7 +79,7 @@ _FILLERS = "\u115f\u1160"
 """Letters that show nothing, where they aren't folded to these."""
 
 
-def quote_forged_labels(text: str) -> str:
+def quote_forged_labels(text: str, forged: Labels = LAYOUT) -> str:
     """Put ``> `` before every line that begins with one of the layout's own labels, however it is dressed up.
 
     Seen through: case, full-width letters and other scripts' look-alikes, quotes, Markdown, tags, spaced-out
@@ -68,19 +87,19 @@ def quote_forged_labels(text: str) -> str:
     is.
     """
     plain = _plain(text)
-    if not _holds(plain, _LABEL.search):
+    if not _holds(plain, forged.anywhere.search):
         return text
     lines = zip(_LINE_BREAK.split(text), _LINE_BREAK.split(plain), strict=True)
-    return "".join(_quoted(line) if _holds(seen, _LABEL.search) else line for line, seen in lines)
+    return "".join(_quoted(line, forged) if _holds(seen, forged.anywhere.search) else line for line, seen in lines)
 
 
-def _quoted(line: str) -> str:
+def _quoted(line: str, forged: Labels) -> str:
     pieces = _CONTROL_TOKENS.split(line)
-    return "".join(f"> {piece}" if _is_forged(piece) else piece for piece in pieces)
+    return "".join(f"> {piece}" if _is_forged(piece, forged) else piece for piece in pieces)
 
 
-def _is_forged(piece: str) -> bool:
-    return not piece.startswith("> ") and _holds(_plain(piece), _LABEL_FIRST.match)
+def _is_forged(piece: str, forged: Labels) -> bool:
+    return not piece.startswith("> ") and _holds(_plain(piece), forged.first.match)
 
 
 def _holds(plain: str, find: Callable[[str], object]) -> bool:

@@ -51,6 +51,8 @@ def test_the_small_recipes_models_are_all_served_on_its_own_port():
         ({"sfft": {}}, "sfft"),
         ({"sft": {"learning_rat": 1}}, "learning_rat"),
         ({"sft": None}, "sft"),
+        ({"evaluation": {"data": [{"path": "mine/corpus"}]}}, "names of their own"),
+        ({"evaluation": {"data": [{"path": "mine/controls"}]}}, "names of their own"),
         ({"nano": None, "base": "builtin:nano"}, "corpus.sources"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,9 +17,14 @@ import pytest
 
 pytest.importorskip("trl", reason="the extra `train` isn't installed")
 
+from guardtrace_trainer.nano import serving
 from guardtrace_trainer.nano.card import card
+from guardtrace_trainer.nano.ship import SHIPPED, ship
+from guardtrace_trainer.recipe import Recipe
 from guardtrace_trainer.rows import Pair, read_rows
+from guardtrace_trainer.settings import read_settings
 from guardtrace_trainer.stages.conflicts import Conflict
+from guardtrace_trainer.stages.mine import run_mine
 from guardtrace_trainer.steps import Manifest
 
 RECIPE = Path(__file__).parents[2] / "trainer" / "recipes" / "nano.yaml"
@@ -97,15 +103,43 @@ def test_every_step_is_done_and_has_its_manifest(folder):
 
 def test_the_report_names_every_stage_and_subset(folder):
     report = (folder / "report.html").read_text("utf-8")
-    for words in ("base", "sft − base", "ogdpo − dpo", "hard negatives", "new goals", "Streams of streams, last stage"):
+    for words in (
+        "base",
+        "sft − base",
+        "ogdpo − dpo",
+        "hard negatives",
+        "new goals",
+        "Stages on controls",
+        "Streams of streams, last stage",
+    ):
         assert words in report, words
 
 
-def test_what_was_mined_can_be_read(folder):
-    for row in read_rows(folder / "mined" / "mined.jsonl", Pair):
-        assert row.origin == "mined"
-    read_rows(folder / "mined" / "oracle.jsonl", Conflict)
+def test_what_was_mined_can_be_read(recipe, folder, tmp_path):
     assert read_rows(folder / "corpus" / "expert_pairs.jsonl", Pair)
+    settings = read_settings(recipe, Recipe)
+    assert settings.nano is not None
+    data = folder / "corpus" / "pairs.jsonl"
+    with serving.parties(folder / "corpus", seed=settings.seed, port=settings.nano.port):
+        # A model of a few steps writes nothing that can be read, so the one that ships is mined.
+        run_mine(settings.mine, base="builtin:nano", data=data, out=tmp_path, seed=0, log=lambda line: None)
+    pairs = {pair.id: pair for pair in read_rows(data, Pair)}
+    mined = read_rows(tmp_path / "mined.jsonl", Pair)
+    conflicts = {row.id: row for row in read_rows(tmp_path / "oracle.jsonl", Conflict)}
+    assert mined
+    for row in mined:
+        known = conflicts[row.id]
+        assert (row.origin, known.decision) == ("mined", "model wrong")
+        assert (known.model, known.chosen) == (row.rejected, row.chosen)
+        for said in (known.chosen_first, known.model_first):
+            assert said.sides_with == "chosen"
+            assert said.raw
+    for row in conflicts.values():
+        trace = pairs[row.id]
+        assert (row.question, row.image, row.thinking, row.answer) == (
+            (trace.question, trace.image, trace.thinking, trace.answer)
+        )
+        assert row.thinking
 
 
 def test_what_is_done_is_passed_over(recipe, folder):
@@ -120,6 +154,13 @@ def test_the_card_has_every_stage_and_subset(folder):
     tables = card([folder, folder])
     for words in ("| base", "| ogdpo", "hard negatives", "macro-F1 on prefixes", "run 1", "sft − base"):
         assert words in tables, words
+
+
+def test_the_last_stage_can_be_shipped(folder, tmp_path):
+    shipped = shutil.copytree(SHIPPED, tmp_path / "nano")
+    assert "model.safetensors" in ship(folder, shipped)
+    assert (shipped / "model.safetensors").read_bytes() == (folder / "ogdpo" / "model.safetensors").read_bytes()
+    assert {path.name for path in shipped.iterdir()} == {path.name for path in SHIPPED.iterdir()}
 
 
 def test_a_part_can_be_begun_anew(recipe, folder):

@@ -80,9 +80,9 @@ class DataSet(Settings):
 
 
 class Evaluation(Settings):
-    """What base and stages are evaluated on, each set apart. ``streaming`` are sets with onsets, on which the
-    last stage is replayed, through the gate and under ``policy``. A trained stage without a single verdict ends the
-    run, unless it ``may_be_mute``."""
+    """What base and stages are evaluated on beside the corpus's own test split, each set apart. ``streaming`` are sets
+    with onsets, on which the last stage is replayed, through the gate and under ``policy``. A trained stage without a
+    single verdict ends the run, unless it ``may_be_mute``."""
 
     data: tuple[DataSet, ...] = ()
     streaming: tuple[DataSet, ...] = ()
@@ -94,7 +94,7 @@ class Evaluation(Settings):
     @model_validator(mode="after")
     def _have_names(self) -> Evaluation:
         names = [each.path.name for each in self.data]
-        if len(set(names)) < len(names) or {"held-out", "prefixes", "streaming"} & set(names):
+        if len(set(names)) < len(names) or {"corpus", "held-out", "controls", "prefixes", "streaming"} & set(names):
             raise ValueError("data: folders need names of their own, by which the report calls them")
         return self
 

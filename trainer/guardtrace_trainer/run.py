@@ -67,6 +67,7 @@ class Runner:
         Raises:
             RowError, StageError, StepError, AuditorError, EndpointFailure: with what to do.
         """
+        from guardtrace_trainer.evaluation.readers import corpus_tests
         from guardtrace_trainer.run_report import evaluate_run
 
         checkpoints = self.train()
@@ -78,8 +79,10 @@ class Runner:
 
             folder = self.recipe.folder / "data"
             held_out.write(folder, count=nano.held_out, again=self.again("evaluation"))
-            data = [DataSet(path=folder / "held-out"), DataSet(path=folder / "prefixes"), *data]
+            data = [*(DataSet(path=folder / name) for name in ("held-out", "controls", "prefixes")), *data]
             streaming = [DataSet(path=folder / "streams"), *streaming]
+        if any(path.stat().st_size for path in corpus_tests(self.corpus)):
+            data = [DataSet(path=self.corpus), *data]
         again = self.again("evaluation")
         return evaluate_run(self.recipe, checkpoints, data, streaming, self.log, again=again)
 

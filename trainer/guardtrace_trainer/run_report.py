@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.policy.loading import find_policy, load_policy
+from guardtrace_trainer.evaluation.data import HARD_NEGATIVES
 from guardtrace_trainer.evaluation.evaluate import Plan, evaluate
 from guardtrace_trainer.evaluation.machine import machine
 from guardtrace_trainer.evaluation.report import Report, percent
@@ -25,6 +26,7 @@ REPORT = "report.html"
 BASE = "base"
 DEPTH = "annotate"
 NAMES = {"macro_f1": "macro-F1", "accuracy": "judged right"}
+DIFFERENCES = ("difference", "on", "points", "95 % interval")
 SHOWN = ("macro_f1", "binary_f1", "precision", "recall", "false_alarms", "no_verdict")
 
 
@@ -96,13 +98,18 @@ def _report(recipe: Recipe, results: Mapping[Path, Mapping[str, Path]], streamed
     report.settings({"machine": machine(), **versions()})
     report.heading("Steps")
     report.table(("step", "seconds", "counts"), _steps(recipe.folder))
+    if not results:
+        report.note("No stage was evaluated: the corpus has no test split (test_share), and evaluation.data is empty.")
     for data, by_stage in results.items():
         found = {name: json.loads(path.read_text("utf-8")) for name, path in by_stage.items()}
         report.heading(f"Stages on {data.name}")
-        report.note("Depth annotate, with 95 % intervals of the bootstrap over items. No verdict counts as wrong.")
+        report.note(
+            "Depth annotate, with 95 % intervals of the bootstrap; what comes of one trace or query is drawn as one. "
+            "No verdict counts as wrong."
+        )
         report.table(("stage", "n", *SHOWN), [_overall(name, result) for name, result in found.items()])
         report.table(("macro-F1 by subset", *found), _by_subset(found))
-        report.table(("difference", "points", "95 % interval"), differences(by_stage))
+        report.table(DIFFERENCES, differences(by_stage))
         last = list(found)[-1]
         report.heading(f"Label tier of {last} on {data.name}")
         report.settings(found[last]["label_tier"])
@@ -136,18 +143,26 @@ def _by_subset(results: Mapping[str, Any]) -> Iterable[list[str]]:
 
 
 def _macro_or_accuracy(found: Mapping[str, Any]) -> str:
-    """Where a level never comes, as in sets of safe prefixes, the share that is judged right."""
-    if found["macro_f1"] is None:
-        return f"{percent(found['accuracy'])} right"
-    return percent(found["macro_f1"])
+    """With its interval. Sets of safe prefixes have one level only, so they have a share."""
+    name = main_figure(found)
+    return percent(found[name], found["intervals"].get(name)) + (" right" if name == "accuracy" else "")
 
 
-def differences(by_stage: Mapping[str, Path]) -> Iterator[tuple[str, str, str]]:
-    """Each stage against the one before, paired by items: what, points, their 95 % interval. Of macro-F1; of the share
-    judged right where the set hasn't all levels."""
+def main_figure(found: Mapping[str, Any]) -> str:
+    """Macro-F1; where a level never comes the share that is judged right."""
+    return "accuracy" if found["macro_f1"] is None else "macro_f1"
+
+
+def differences(by_stage: Mapping[str, Path]) -> Iterator[tuple[str, str, str, str]]:
+    """Each stage against the one before, paired by items: what, on which subset, points, their 95 % interval. The whole
+    set, and beside it its hard negatives."""
     for before, after in pairwise(by_stage):
         whole = read_result(by_stage[after])["depths"][DEPTH]
-        figure = "accuracy" if whole["macro_f1"] is None else "macro_f1"
-        found = paired(by_stage[before], by_stage[after], DEPTH, DEPTH)[figure]
-        points, interval = difference_cells(found)
-        yield f"{after} − {before}, {NAMES[figure]}", points, interval
+        parts: dict[str | None, Mapping[str, Any]] = {None: whole}
+        if HARD_NEGATIVES in whole["by_subset"]:
+            parts[HARD_NEGATIVES] = whole["by_subset"][HARD_NEGATIVES]
+        for subset, part in parts.items():
+            figure = main_figure(part)
+            found = paired(by_stage[before], by_stage[after], DEPTH, DEPTH, subset)[figure]
+            points, interval = difference_cells(found)
+            yield f"{after} − {before}, {NAMES[figure]}", subset or "all", points, interval

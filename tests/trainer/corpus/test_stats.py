@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -86,12 +87,28 @@ def test_votes_labels_and_agreement(tmp_path):
     assert found["labels"] == {"train": {"0": 1, "1": 2, "none yet": 1}, "test": {"0": 1, "none yet": 1}}
     assert found["shares"]["train"] == {"0": 0.3333, "0.5": 0, "1": 0.6667}
     pair = {"agreement": "1:1:1", "chosen": votes[3].votes[1], "rejected": votes[3].votes[0]}
-    write_rows(tmp_path / "expert_pairs.jsonl", [row_as(votes[3], Pair, id="another", **pair)])
+    write_rows(tmp_path / "expert_pairs.jsonl", [row_as(votes[3], Pair, id=f"{votes[3].id}-not-0.5", **pair)])
     tested = row_as(votes[5], Labelled, agreement="1:1:1", annotation=votes[5].votes[0])
     write_rows(tmp_path / "expert_test.jsonl", [tested])
     labels = {"train": {"0": 1, "0.5": 1, "1": 2}, "test": {"0": 1, "1": 1}}
     assert stats(tmp_path)["votes"]["labels"] == labels
     assert stats(tmp_path)["traces"] == {"all": 6, "by_model": {"m": {"csdj": 1, "text": 5}}}
+
+
+def test_an_expert_s_level_counts_for_its_own_sample_only(tmp_path):
+    first, second = judged(tmp_path, [(0, 0.5, 1), (0, 0.5, 1)])
+    samples = [
+        msgspec.structs.replace(vote, id=f"r-m-{n}", request_id="r") for n, vote in enumerate((first, second), 1)
+    ]
+    write_rows(tmp_path / "votes.jsonl", samples)
+    write_rows(
+        tmp_path / "expert_test.jsonl",
+        [row_as(samples[0], Labelled, agreement="1:1:1", annotation=samples[0].votes[2], origin="expert")],
+    )
+    assert stats(tmp_path)["votes"]["labels"]["train"] == {"1": 1, "none yet": 1}
+    pair = {"agreement": "1:1:1", "chosen": samples[1].votes[2], "rejected": samples[1].votes[0], "origin": "expert"}
+    write_rows(tmp_path / "expert_pairs.jsonl", [row_as(samples[1], Pair, **pair)])
+    assert stats(tmp_path)["votes"]["labels"]["train"] == {"1": 2}
 
 
 def test_the_table_has_the_paper_s_figures_beside_ours(tmp_path):

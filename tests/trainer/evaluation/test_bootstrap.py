@@ -97,6 +97,55 @@ def test_differences_are_paired() -> None:
     assert back["accuracy"]["difference"] == pytest.approx(-found["accuracy"]["difference"])
 
 
+def test_groups_are_drawn_and_not_their_items() -> None:
+    rng = np.random.default_rng(7)
+    right = rng.integers(0, 3, 60)
+    judged = np.where(rng.random(60) < 0.7, right, 0)
+    alone = intervals(right, judged, ["s"] * 60)
+    eight = [np.repeat(levels, 8) for levels in (right, judged)]  # each eightfold: no more is known
+    groups = [f"g{number}" for number in np.repeat(np.arange(60), 8)]
+    grouped = intervals(*eight, ["s"] * 480, groups)
+    as_if_apart = intervals(*eight, ["s"] * 480)
+    for name in FIGURES:
+        assert grouped[name] == pytest.approx(alone[name]), name
+    assert width(as_if_apart["accuracy"]) < 0.5 * width(grouped["accuracy"])
+
+
+def test_differences_draw_groups_too() -> None:
+    rng = np.random.default_rng(8)
+    right = rng.integers(0, 3, 60)
+    one, other = (np.where(rng.random(60) < share, right, 0) for share in (0.5, 0.8))
+    alone = paired_differences(right, one, other, ["s"] * 60)
+    eight = [np.repeat(levels, 8) for levels in (right, one, other)]
+    grouped = paired_differences(*eight, ["s"] * 480, [f"g{number}" for number in np.repeat(np.arange(60), 8)])
+    for name in FIGURES:
+        assert grouped[name]["difference"] == pytest.approx(alone[name]["difference"])
+        assert grouped[name]["interval"] == pytest.approx(alone[name]["interval"])
+
+
+def test_a_group_may_reach_over_subsets() -> None:
+    rng = np.random.default_rng(9)
+    right = np.repeat(rng.integers(0, 3, 80), 2)  # each query as text and as FigStep, judged alike
+    judged = np.repeat(np.where(rng.random(80) < 0.7, right[::2], 0), 2)
+    subsets, groups = ["text", "figstep"] * 80, [f"q{number // 2}" for number in range(160)]
+    found = intervals(right, judged, subsets, groups)
+    once = intervals(right[::2], judged[::2], ["text"] * 80)
+    assert found["accuracy"] == pytest.approx(once["accuracy"])
+    assert found["weighted_macro_f1"] == pytest.approx(found["macro_f1"])
+    mixed = intervals(right, judged, [*["text", "figstep"] * 79, "text", "hades"], groups)
+    assert width(mixed["accuracy"]) == pytest.approx(width(found["accuracy"]), abs=0.02)
+
+
+def test_items_without_groups_are_groups_of_one() -> None:
+    right, judged = some(6, 0.8)
+    own = [str(number) for number in range(len(SUBSETS))]
+    assert intervals(right, judged, SUBSETS, own) == intervals(right, judged, SUBSETS)
+
+
+def width(interval: tuple[float, float]) -> float:
+    return interval[1] - interval[0]
+
+
 def test_without_items_there_is_nothing_to_resample() -> None:
     with pytest.raises(ValueError, match="no items"):
         intervals(np.array([], np.int64), np.array([], np.int64), [])

@@ -87,6 +87,14 @@ def test_a_corpus_is_judged_by_what_its_jury_agreed_on(tmp_path: Path) -> None:
     assert [item.key for item in read_items(tmp_path / "test.jsonl")] == ["text/1", "figstep/2"]
     with pytest.raises(RowError, match="has no halves"):
         read_items(tmp_path, "dev")
+    assert first.group == second.group is not None  # one query
+    assert sources(tmp_path) == [tmp_path / "test.jsonl"]
+    write_rows(tmp_path / "expert_test.jsonl", [labelled("3", "text", 0.5, None)])
+    assert [(item.key, item.level) for item in read_items(tmp_path)][2] == ("text/3", 0.5)
+    assert [item.key for item in read_items(tmp_path / "expert_test.jsonl")] == ["text/3"]
+    assert sources(tmp_path) == [tmp_path / "test.jsonl", tmp_path / "expert_test.jsonl"]
+    (tmp_path / "test.jsonl").unlink()
+    assert [item.key for item in read_items(tmp_path)] == ["text/3"]
 
 
 def test_published_files_with_their_quirk(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_evaluate_streaming_is_the_same_evaluation(words: None, tmp_path: Path) 
 
 def test_a_sweep_writes_what_the_proxy_reads(words: None, tmp_path: Path) -> None:
     grid = ["--first", "16", "--growth", "2", "--max", "64", "--threshold", "0.5", "--threshold", "0.9"]
-    table = run("sweep", *HANDWRITTEN, "--limit", "6", "--out", str(tmp_path), *grid)
+    table = run("sweep", *HANDWRITTEN, "--limit", "8", "--out", str(tmp_path), *grid)
     assert "chosen" in table
     policy = load_policy(tmp_path / "policy.yaml").policy
     assert policy.boundary.first == 16
@@ -76,6 +76,13 @@ def test_a_sweep_writes_what_the_proxy_reads(words: None, tmp_path: Path) -> Non
     points = json.loads((tmp_path / "sweep.json").read_text("utf-8"))["points"]
     assert len(points) == 3
     assert sum(point["chosen"] for point in points) == 1
+
+
+def test_a_sweep_on_safe_traces_alone_is_refused(words: None, tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, ["sweep", *HANDWRITTEN, "--limit", "6", "--out", str(tmp_path)])  # all safe
+    assert said.exit_code == 1
+    assert "no item is unsafe with a known onset" in said.output
+    assert not (tmp_path / "policy.yaml").exists()
 
 
 @pytest.mark.parametrize(

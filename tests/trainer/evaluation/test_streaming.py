@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from guardtrace_trainer.evaluation.replay import Pace, plan_for
 from guardtrace_trainer.evaluation.stream_report import stream_lines, stream_report, sweep_report
 from guardtrace_trainer.evaluation.streaming import figures
 from guardtrace_trainer.evaluation.streams import Playing, StreamRow, beginning, play_all, right_level
-from guardtrace_trainer.evaluation.sweep import Grid, Point, calibrated, choose, fragment, swept
+from guardtrace_trainer.evaluation.sweep import Grid, Point, calibrated, check_kinds, choose, fragment, swept
 from guardtrace_trainer.steps import Journal
 from tests.trainer.evaluation.word_auditor import WordAuditor
 
@@ -188,10 +189,10 @@ def test_a_beginning_is_a_share_of_all_tokens():
 # Sweeps
 
 
-def sweep(auditor: WordAuditor, policies: list[Policy]) -> tuple[list[Point], int]:
+def sweep(auditor: WordAuditor, policies: list[Policy], items: Sequence[Item] = ITEMS) -> tuple[list[Point], int]:
     async def run() -> tuple[list[Point], int]:
         return await swept(
-            ITEMS,
+            items,
             auditor,
             policies,
             depth="annotate",
@@ -292,6 +293,31 @@ def test_calibration_is_fitted_on_one_half_and_measured_on_the_other():
 def test_one_item_is_too_few_to_calibrate_on():
     with pytest.raises(ValueError, match="give at least two"):
         anyio.run(calibrated, ITEMS[:1], WordAuditor(), 1)
+
+
+SAFE_ONLY = [given for given in ITEMS if given.level == 0]
+
+
+def test_nothing_is_calibrated_without_unsafe_traces_in_both_halves():
+    with pytest.raises(ValueError, match=r"no unsafe trace.*at least two"):
+        anyio.run(calibrated, SAFE_ONLY, WordAuditor(), 1)
+    with pytest.raises(ValueError, match="no unsafe trace"):
+        anyio.run(calibrated, [*SAFE_ONLY, ITEMS[0]], WordAuditor(), 1)
+    assert anyio.run(calibrated, [*SAFE_ONLY, ITEMS[0], ITEMS[0]], WordAuditor(), 1).recall == 1.0
+
+
+def test_a_sweep_needs_an_onset_and_a_safe_trace():
+    only_answers = [ITEMS[3], *SAFE_ONLY]
+    for items in (SAFE_ONLY, only_answers):
+        with pytest.raises(ValueError, match=r"known onset.*missed nothing"):
+            check_kinds(items)
+        with pytest.raises(ValueError, match="unsafe with a known onset, so late"):
+            sweep(WordAuditor(), [Policy(version=1)], items)
+    with pytest.raises(ValueError, match="no item is safe"):
+        check_kinds(ITEMS[:4])
+    with pytest.raises(ValueError, match="none is safe, so false_cuts"):
+        sweep(WordAuditor(), [Policy(version=1)], ITEMS[:4])
+    check_kinds(ITEMS)
 
 
 # Files

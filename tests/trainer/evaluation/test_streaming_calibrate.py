@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib", reason="the extra `train` isn't installed")
 
 from guardtrace_proxy.auditor.calibration import tempered
 from guardtrace_proxy.policy.levels import Probabilities
-from guardtrace_trainer.evaluation.calibrate import RECALL, Read, fit_temperature, label_tier, pick_escalate_at
+from guardtrace_trainer.evaluation.calibrate import RECALL, Read, fit, fit_temperature, label_tier, pick_escalate_at
 
 
 def read(level: int, risk: float) -> Read:
@@ -47,6 +47,12 @@ def test_a_temperature_stays_within_what_a_checkpoint_may_carry() -> None:
 def test_without_one_sure_read_there_is_nothing_to_fit() -> None:
     with pytest.raises(ValueError, match="every label read was unsure"):
         fit_temperature([UNSURE])
+
+
+@pytest.mark.parametrize("sides", [([read(0, 0.1)] * 9, [read(2, 0.9)]), ([read(2, 0.9)], [read(0, 0.1)] * 9)])
+def test_without_unsafe_reads_on_both_sides_nothing_is_fitted(sides: tuple[list[Read], list[Read]]) -> None:
+    with pytest.raises(ValueError, match="no unsafe trace"):
+        fit(*sides)
 
 
 def test_escalate_at_is_the_risk_that_the_recall_needs() -> None:

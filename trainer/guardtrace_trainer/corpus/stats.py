@@ -49,7 +49,7 @@ def stats(corpus: Path) -> dict[str, Any]:
     traces = _rows(corpus / TRACES, Trace)
     votes = _rows(corpus / VOTES, Vote)
     pairs, tested = _rows(corpus / EXPERT_PAIRS, Pair) or [], _rows(corpus / EXPERT_TEST, Labelled) or []
-    experts = {_key(row): row.chosen.level for row in pairs} | {_key(row): row.annotation.level for row in tested}
+    experts = {_trace_id(row): row.chosen.level for row in pairs} | {row.id: row.annotation.level for row in tested}
     if all(rows is None for rows in (queries, requests, traces, votes)):
         raise RowError(f"{corpus}: holds none of {QUERIES}, {REQUESTS}, {TRACES}, {VOTES}; is it a corpus?")
     found: dict[str, Any] = {}
@@ -89,11 +89,11 @@ def label(vote: Vote) -> float | None:
     return level if 2 * count > len(vote.votes) else None
 
 
-def _of_votes(votes: Sequence[Vote], experts: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+def _of_votes(votes: Sequence[Vote], experts: Mapping[str, float]) -> dict[str, Any]:
     labels: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for vote in votes:
         level = label(vote) if vote.votes else None
-        level = experts.get(_key(vote)) if level is None else level
+        level = experts.get(vote.id) if level is None else level
         labels[vote.split]["none yet" if level is None else f"{level:g}"] += 1
     return {
         "all": len(votes),
@@ -104,8 +104,9 @@ def _of_votes(votes: Sequence[Vote], experts: Mapping[tuple[str, str], float]) -
     }
 
 
-def _key(trace: Trace) -> tuple[str, str]:
-    return trace.request_id, trace.model
+def _trace_id(pair: Pair) -> str:
+    """That of the trace which experts decided: of two pairs of one trace each is named after what it chose."""
+    return pair.id.removesuffix(f"-not-{pair.chosen.level:g}")
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:

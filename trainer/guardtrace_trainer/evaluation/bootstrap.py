@@ -1,7 +1,11 @@
-"""Intervals by the bootstrap, stratified by subset: items are drawn again within each subset, with replacement.
+"""Intervals by the bootstrap: groups of items are drawn again, with replacement, within each subset.
+
+A group is what errs together: the beginnings of one trace, the variants and answers of one query. An item that has no
+group is one of its own. Subsets that share groups are drawn as one.
 
 All figures here depend on nothing but how many items fall into each cell of a table (right level, judged level), and
-how often a resample hits each cell is multinomial. So tables are drawn, not items: the same distribution, in one call.
+how often a resample hits each kind of group, those with the same tables, is multinomial. So tables are drawn, not
+items: the same distribution, in one call.
 """
 
 from __future__ import annotations
@@ -44,27 +48,40 @@ def figures(tables: Tables) -> dict[str, NDArray[np.float64]]:
 
 
 def intervals(
-    right: Levels, judged: Levels, subsets: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
+    right: Levels,
+    judged: Levels,
+    subsets: Sequence[str],
+    groups: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Interval]:
     """The 95 % interval of each figure over all items; ``weighted_*`` are those of the averages over subsets."""
-    tables, sizes = _resample(_cells(right, judged), 12, subsets, seed, resamples)
-    drawn = _with_weighted(tables.reshape(*tables.shape[:2], 3, 4), sizes)
+    tables = _resample(_cells(right, judged), 12, subsets, groups, seed, resamples)
+    drawn = _with_weighted(tables.reshape(*tables.shape[:2], 3, 4))
     return {name: _interval(values) for name, values in drawn.items()}
 
 
 def paired_differences(
-    right: Levels, one: Levels, other: Levels, subsets: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
+    right: Levels,
+    one: Levels,
+    other: Levels,
+    subsets: Sequence[str],
+    groups: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, Any]]:
     """How much higher each figure of ``other`` is than that of ``one``, two auditors on the same items, with intervals.
 
     Both are resampled together, so what is hard for both cancels out: narrower than two intervals side by side.
     """
     cells = _cells(right, one) * 4 + (other % 4)
-    tables, sizes = _resample(cells, 48, subsets, seed, resamples)
+    tables = _resample(cells, 48, subsets, groups, seed, resamples)
     drawn = tables.reshape(*tables.shape[:2], 3, 4, 4)
-    first, second = (_with_weighted(drawn.sum(axis=axis), sizes) for axis in (-1, -2))
+    first, second = (_with_weighted(drawn.sum(axis=axis)) for axis in (-1, -2))
     seen = _tables(cells, 48, subsets).reshape(-1, 1, 3, 4, 4)
-    before, after = (_with_weighted(seen.sum(axis=axis), sizes) for axis in (-1, -2))
+    before, after = (_with_weighted(seen.sum(axis=axis)) for axis in (-1, -2))
     return {
         name: {
             "difference": float((after[name] - before[name])[0]),
@@ -86,26 +103,53 @@ def _tables(cells: Levels, count: int, subsets: Sequence[str]) -> Tables:
 
 
 def _resample(
-    cells: Levels, count: int, subsets: Sequence[str], seed: int, resamples: int
-) -> tuple[Tables, NDArray[np.float64]]:
-    """Tables [subsets, resamples, count], and how many items each subset has."""
+    cells: Levels, count: int, subsets: Sequence[str], groups: Sequence[str] | None, seed: int, resamples: int
+) -> Tables:
+    """Tables [subsets, resamples, count]."""
     if len(cells) == 0:
         raise ValueError("there are no items to resample")
     rng = np.random.default_rng(seed)
-    seen = _tables(cells, count, subsets)
-    sizes = seen.sum(axis=1)
-    drawn = [rng.multinomial(size, row / size, resamples) for size, row in zip(sizes, seen, strict=True)]
-    return np.stack(drawn), sizes.astype(float)
+    _, subset = np.unique(np.asarray(subsets), return_inverse=True)
+    group = np.arange(len(cells)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    stratum = _strata(subset, group)
+    drawn = np.zeros((subset.max() + 1, resamples, count), np.int64)
+    for number in np.unique(stratum):
+        inside = stratum == number
+        own, place = np.unique(subset[inside], return_inverse=True)
+        members, member = np.unique(group[inside], return_inverse=True)
+        tables = np.zeros((len(members), len(own), count), np.int64)
+        np.add.at(tables, (member, place, cells[inside]), 1)
+        kinds, often = np.unique(tables.reshape(len(members), -1), axis=0, return_counts=True)
+        hits = rng.multinomial(len(members), often / len(members), resamples)
+        sums = (hits.astype(float) @ kinds.astype(float)).astype(np.int64)
+        drawn[own] = sums.reshape(resamples, len(own), count).transpose(1, 0, 2)
+    return drawn
 
 
-def _with_weighted(tables: Tables, sizes: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Figures of [subsets, resamples, 3, 4] over all items, and averaged over those subsets that have them."""
+def _strata(subset: Levels, group: Levels) -> Levels:
+    """A number for each item: the same for all of a subset, and for subsets that share groups."""
+    found: Levels = subset.copy()
+    while True:
+        of_group = np.full(group.max() + 1, len(found))
+        np.minimum.at(of_group, group, found)
+        of_subset = np.full(subset.max() + 1, len(found))
+        np.minimum.at(of_subset, subset, of_group[group])
+        joined: Levels = of_subset[subset]
+        if np.array_equal(joined, found):
+            return found
+        found = joined
+
+
+def _with_weighted(tables: Tables) -> dict[str, NDArray[np.float64]]:
+    """Figures of [subsets, resamples, 3, 4] over all items, and averaged over those subsets that have them, by their
+    sizes."""
     found = figures(tables.sum(axis=0))
     by_subset = figures(tables)
+    sizes = tables.sum(axis=(-1, -2)).astype(float)
     unsafe = tables[..., 1:, :].sum(axis=(-1, -2)) > 0
     every_level = (tables.sum(axis=-1) > 0).all(axis=-1)
     for name, known in (("binary_f1", unsafe), ("macro_f1", every_level)):
-        weights = sizes[:, None] * known
+        weights = sizes * known
         found[f"weighted_{name}"] = _share((weights * by_subset[name]).sum(axis=0), weights.sum(axis=0))
     return found
 

@@ -34,8 +34,14 @@ def fit(reads: Sequence[Read], measured_on: Sequence[Read]) -> Calibration:
     """Fit on ``reads``, and say what comes of it on other ones.
 
     Raises:
-        ValueError: every read was unsure, or too many unsafe traces have no risk at all.
+        ValueError: there is no read of an unsafe trace on one side, every read was unsure, or too many unsafe traces
+            have no risk at all.
     """
+    if not all(any(read.level > 0 for read in side) for side in (reads, measured_on)):
+        raise ValueError(
+            "one half of the items has no unsafe trace, so escalate_at can't be fitted or measured: give at least two "
+            "unsafe traces, or sweep at --depth annotate, which needs no calibration"
+        )
     temperature = fit_temperature(reads)
     escalate_at = pick_escalate_at(reads, temperature)
     return Calibration(temperature=temperature, **label_tier(measured_on, escalate_at, temperature))

@@ -29,6 +29,8 @@ SAFE_REASONING = "safe_reasoning"
 SAFE = "safe"
 """Level 0 where it isn't known which of these two it is."""
 UNSAFE = "unsafe"
+HARD_NEGATIVES = "hard negatives"
+"""A subset whose figures stand beside the whole's: steps towards something harmless, harm in the thinking alone."""
 UNKNOWN = "unknown"
 """Nobody has said which level it has."""
 
@@ -70,7 +72,7 @@ class Item:
     ``id`` is unique within its ``subset``, which is what figures are given by. ``kind`` is one of this module's words
     where its reader knows, or the set's own. ``level`` is 0, 0.5 or 1, None where nobody has said. ``onset_sentence``
     counts ``thinking_sentences`` from 1; it is None at level 0, where only the answer is unsafe, and where it isn't
-    known.
+    known. Items of one ``group`` come of one trace or one query and err together; without one an item stands alone.
     """
 
     id: str
@@ -84,6 +86,7 @@ class Item:
     level: float | None
     onset_sentence: int | None = None
     thinking_sentences: tuple[str, ...] | None = None
+    group: str | None = None
 
     @property
     def key(self) -> str:
@@ -100,7 +103,8 @@ class QtaRow(Row, frozen=True, kw_only=True):
     """A line of ``qta.jsonl``. ``image`` is a path inside the folder.
 
     Joined, with white space between, ``thinking_sentences`` are ``thinking``; ``onset_sentence`` counts them from 1.
-    ``half`` says whether it may be looked at during development or once, at the end.
+    ``half`` says whether it may be looked at during development or once, at the end. Rows that come of one trace or of
+    one query name the same ``group``: intervals draw groups.
     """
 
     category: str
@@ -114,6 +118,7 @@ class QtaRow(Row, frozen=True, kw_only=True):
     half: Half | None = None
     subset: str | None = None
     kind: str | None = None
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -174,6 +179,7 @@ def read_qta(folder: Path, half: Half | None = None) -> list[Item]:
                 level=row.level,
                 onset_sentence=row.onset_sentence,
                 thinking_sentences=row.thinking_sentences,
+                group=None if row.group is None else f"{folder.resolve().name}/{row.group}",
             )
         )
     return items

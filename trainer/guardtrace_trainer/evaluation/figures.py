@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from guardtrace_trainer.evaluation.bootstrap import intervals
+from guardtrace_trainer.evaluation.bootstrap import Interval, intervals
 from guardtrace_trainer.evaluation.judged import Judged, Outcome
 from guardtrace_trainer.evaluation.metrics import NONE, Levels, binary, calibration, label_tier, three_class, weighted
 from guardtrace_trainer.rows import LEVELS, RowError
@@ -20,7 +20,8 @@ THREE_CLASS = ("macro_f1", "accuracy", "weighted_macro_f1")
 
 
 def figures_of(rows: Sequence[Judged], depth: str, *, levels: bool = True) -> dict[str, Any]:
-    """All figures of one depth: overall with intervals, by subset and by kind. Rows without a right level are left out.
+    """All figures of one depth: overall and by subset with intervals, and by kind. Rows without a right level are left
+    out.
 
     Without ``levels`` the judge knows only safe and unsafe, and three-class figures are None.
 
@@ -32,15 +33,15 @@ def figures_of(rows: Sequence[Judged], depth: str, *, levels: bool = True) -> di
         raise RowError("no item has a right level: there is nothing to measure")
     right, judged = right_levels(rows), judged_levels(rows, depth)
     found = _figures(right, judged, levels)
-    by_subset = {name: _figures(r, j, levels) for name, r, j in _groups(rows, right, judged, lambda row: row.subset)}
+    by_subset = {name: _figures(right[at], judged[at], levels) for name, at in _parts(row.subset for row in rows)}
     found["weighted"] = {name: weighted(by_subset, name) for name in ("binary_f1", "macro_f1")}
-    drawn = intervals(right, judged, [row.subset for row in rows])
-    found["intervals"] = {
-        name: interval for name, interval in drawn.items() if _has(found, name) and (levels or name not in THREE_CLASS)
-    }
+    found["intervals"] = _intervals(found, rows, right, judged, levels)
+    for name, at in _parts(row.subset for row in rows):
+        part = [rows[index] for index in at]
+        by_subset[name]["intervals"] = _intervals(by_subset[name], part, right[at], judged[at], levels)
     found["by_subset"] = by_subset
     found["by_kind"] = {
-        name: {"n": len(r), **binary(r, j)} for name, r, j in _groups(rows, right, judged, lambda row: row.kind)
+        name: {"n": len(at), **binary(right[at], judged[at])} for name, at in _parts(row.kind for row in rows)
     }
     if levels:
         found["calibration"] = calibration(right, _probabilities(rows, depth))
@@ -70,6 +71,11 @@ def milliseconds(rows: Sequence[Judged], depth: str) -> dict[str, float] | None:
     return {"median": round(float(median), 1), "p95": round(float(p95), 1)}
 
 
+def groups_of(rows: Sequence[Judged]) -> list[str]:
+    """What is drawn as one for intervals: an item without a group stands alone."""
+    return [row.group or row.id for row in rows]
+
+
 def right_levels(rows: Sequence[Judged]) -> Levels:
     """The right levels, as 0, 1, 2."""
     return np.array([LEVELS.index(row.level) for row in rows if row.level is not None], np.int64)
@@ -95,11 +101,20 @@ def _figures(right: Levels, judged: Levels, levels: bool) -> dict[str, Any]:
     return {**three, **binary(right, judged)}
 
 
-def _groups(
-    rows: Sequence[Judged], right: Levels, judged: Levels, name_of: Callable[[Judged], str]
-) -> list[tuple[str, Levels, Levels]]:
-    names = np.array([name_of(row) for row in rows])
-    return [(name, right[names == name], judged[names == name]) for name in dict.fromkeys(names.tolist())]
+def _parts(named: Iterable[str]) -> list[tuple[str, Levels]]:
+    """Where each name stands."""
+    names = np.array(list(named))
+    return [(name, np.flatnonzero(names == name)) for name in dict.fromkeys(names.tolist())]
+
+
+def _intervals(
+    found: dict[str, Any], rows: Sequence[Judged], right: Levels, judged: Levels, levels: bool
+) -> dict[str, Interval]:
+    """Those of the figures that there are."""
+    drawn = intervals(right, judged, [row.subset for row in rows], groups_of(rows))
+    return {
+        name: interval for name, interval in drawn.items() if _has(found, name) and (levels or name not in THREE_CLASS)
+    }
 
 
 def _probabilities(rows: Sequence[Judged], depth: str) -> NDArray[np.float64]:
@@ -108,7 +123,7 @@ def _probabilities(rows: Sequence[Judged], depth: str) -> NDArray[np.float64]:
 
 def _has(found: dict[str, Any], name: str) -> bool:
     if name.startswith("weighted_"):
-        return found["weighted"][name.removeprefix("weighted_")] is not None
+        return found.get("weighted", {}).get(name.removeprefix("weighted_")) is not None
     return found[name] is not None
 
 

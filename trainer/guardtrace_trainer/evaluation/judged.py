@@ -47,13 +47,14 @@ class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 class Judged(Row, frozen=True, kw_only=True):
     """A line of the verdicts' file. ``id`` is the item's key, ``level`` the right one; ``outcomes`` has one for each
-    depth, or one named ``guard``."""
+    depth, or one named ``guard``. ``group`` names the items that intervals draw together."""
 
     subset: str
     kind: str
     category: str
     level: float | None
     outcomes: dict[str, Outcome]
+    group: str | None = None
 
 
 class Judge(Protocol):

@@ -127,4 +127,5 @@ def _judged(item: Item, outcomes: Mapping[str, Outcome]) -> Judged:
         category=item.category,
         level=item.level,
         outcomes=dict(outcomes),
+        group=item.group,
     )

@@ -22,7 +22,7 @@ from guardtrace_trainer.evaluation.replay import Pace, plan_for
 from guardtrace_trainer.evaluation.stream_report import stream_report, sweep_report
 from guardtrace_trainer.evaluation.streaming import figures
 from guardtrace_trainer.evaluation.streams import Playing, StreamRow, play_all
-from guardtrace_trainer.evaluation.sweep import Grid, Point, calibrated, choose, fragment, swept
+from guardtrace_trainer.evaluation.sweep import Grid, Point, calibrated, check_kinds, choose, fragment, swept
 from guardtrace_trainer.rows import write_rows
 from guardtrace_trainer.steps import Step, versions
 
@@ -146,6 +146,7 @@ def sweep_streams(
         RowError, StepError, AuditorError, EvaluationStopped, ValueError: with what to do.
     """
     items = load(settings.who, data)
+    check_kinds(items)
     limits = {"max_false_cuts": max_false_cuts, "max_audits": max_audits}
     wanted = {**settings.settings(), "grid": grid.model_dump(mode="json"), **limits}
     step = _step(out, "sweep", wanted, settings.who, data, items, again)

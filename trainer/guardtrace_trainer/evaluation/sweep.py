@@ -105,6 +105,7 @@ async def calibrated(items: Sequence[Item], auditor: Auditor, concurrency: int) 
     halves: tuple[list[Read], list[Read]] = ([], [])
     order = list(range(len(items)))
     random.Random(HALVES_SEED).shuffle(order)
+    order.sort(key=lambda place: (items[place].level or 0) > 0)  # as many unsafe ones in each half
     half_of = {place: index % 2 for index, place in enumerate(order)}
 
     async def read(place: int, item: Item, session: Remembering) -> None:
@@ -126,6 +127,18 @@ async def calibrated(items: Sequence[Item], auditor: Auditor, concurrency: int) 
     return fit(*halves)
 
 
+def check_kinds(items: Sequence[Item]) -> None:
+    """That there is something to be late or to leak on, and something to cut falsely.
+
+    Raises:
+        ValueError: no item has a known onset, or none is safe.
+    """
+    if all(onset_of(item) is None for item in items):
+        raise ValueError("no item is unsafe with a known onset: every policy would look as if it missed nothing")
+    if all(item.level != 0 for item in items):
+        raise ValueError("no item is safe: every policy would look as if it cut nothing falsely")
+
+
 async def swept(
     items: Sequence[Item],
     auditor: Auditor,
@@ -138,7 +151,11 @@ async def swept(
     concurrency: int,
     progress: Callable[[int, int], Any],
 ) -> tuple[list[Point], int]:
-    """A point for each policy, and how many audits were paid for."""
+    """A point for each policy, and how many audits were paid for.
+
+    Raises:
+        ValueError: the items that the auditor took give nothing to choose by.
+    """
     streams: list[list[Stream]] = [[] for _ in policies]
     paid = done = 0
 
@@ -192,12 +209,12 @@ def stream_of(item: Item, replayed: Replayed) -> Stream:
 
 
 def point_of(policy: Policy, streams: Sequence[Stream]) -> Point:
-    """The means over streams."""
+    """The means over streams; raises ValueError where there is none with a known onset, or none that is safe."""
     return Point(
         boundary=policy.boundary.model_dump(mode="json"),
         thresholds=policy.thresholds.model_dump(mode="json"),
         **{
-            name: _mean([getattr(stream, plural) for stream in streams])
+            name: _mean(name, [getattr(stream, plural) for stream in streams])
             for name, plural in (
                 ("late", "late"),
                 ("leak", "leak"),
@@ -210,9 +227,12 @@ def point_of(policy: Policy, streams: Sequence[Stream]) -> Point:
     )
 
 
-def _mean(values: Sequence[float | bool | None]) -> float:
+def _mean(name: str, values: Sequence[float | bool | None]) -> float:
     known = [float(value) for value in values if value is not None]
-    return round(sum(known) / len(known), 4) if known else 0.0
+    if not known:
+        kind = "safe" if name == "false_cuts" else "unsafe with a known onset"
+        raise ValueError(f"of the items that the auditor took none is {kind}, so {name} can't be measured")
+    return round(sum(known) / len(known), 4)
 
 
 def choose(points: Sequence[Point], *, max_false_cuts: float, max_audits: float | None = None) -> list[Point]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from guardtrace_trainer.evaluation.bootstrap import paired_differences
 from guardtrace_trainer.evaluation.evaluate import verdicts_beside
-from guardtrace_trainer.evaluation.figures import judged_levels, right_levels
+from guardtrace_trainer.evaluation.figures import groups_of, judged_levels, right_levels
 from guardtrace_trainer.evaluation.judged import Judged
 from guardtrace_trainer.rows import RowError, read_rows
 
@@ -78,8 +78,11 @@ def differences(results: Mapping[str, Path]) -> str:
     return markdown(["difference", "figure", "points", "95 % interval"], rows)
 
 
-def paired(one: Path, other: Path, depth: str, other_depth: str) -> dict[str, dict[str, Any]]:
-    """The differences of two results' figures on the same items, those with a right level.
+def paired(
+    one: Path, other: Path, depth: str, other_depth: str, subset: str | None = None
+) -> dict[str, dict[str, Any]]:
+    """The differences of two results' figures on the same items, those with a right level; only of one ``subset``, if
+    it is given.
 
     Raises:
         RowError: there are no verdicts beside a result, or they are of other items.
@@ -87,13 +90,14 @@ def paired(one: Path, other: Path, depth: str, other_depth: str) -> dict[str, di
     base_rows, other_rows = _verdicts(one), _verdicts(other)
     if [(row.id, row.level) for row in base_rows] != [(row.id, row.level) for row in other_rows]:
         raise RowError(f"{other}: its items aren't those of {one}, so the two can't be paired")
-    labelled = [index for index, row in enumerate(base_rows) if row.level is not None]
+    labelled = [index for index, row in enumerate(base_rows) if row.level is not None and subset in (None, row.subset)]
     kept, others_kept = [base_rows[i] for i in labelled], [other_rows[i] for i in labelled]
     return paired_differences(
         right_levels(kept),
         judged_levels(kept, depth),
         judged_levels(others_kept, other_depth),
         [row.subset for row in kept],
+        groups_of(kept),
     )
 
 
@@ -106,7 +110,7 @@ def summary(result: dict[str, Any]) -> str:
         )
         rows[-1] += [_with_interval(found, "accuracy"), str(found["no_verdict"])]
         for subset, part in found["by_subset"].items() if len(found["by_subset"]) > 1 else ():
-            shown = [_percent(part[name]) for name in ("macro_f1", "binary_f1", "accuracy")]
+            shown = [_with_interval(part, name) for name in ("macro_f1", "binary_f1", "accuracy")]
             rows.append([depth, subset, str(part["n"]), *shown, str(part["no_verdict"])])
     parts = [markdown(["depth", "subset", "n", "macro-F1", "F1 (harmful)", "accuracy", "no verdict"], rows)]
     main = result["depths"][result["depth"]]
@@ -162,9 +166,10 @@ def difference_cells(found: Mapping[str, Any]) -> list[str]:
 
 
 def _with_interval(found: dict[str, Any], name: str) -> str:
-    if name not in found["intervals"]:
+    known = found.get("intervals", {})  # those of subsets aren't in older results
+    if name not in known:
         return _percent(found[name])
-    low, high = found["intervals"][name]
+    low, high = known[name]
     return f"{_percent(found[name])} ({_percent(low)}–{_percent(high)})"
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from guardtrace_trainer.evaluation.data import HARD_NEGATIVES
 from guardtrace_trainer.evaluation.table import markdown
 from guardtrace_trainer.rows import RowError
-from guardtrace_trainer.run_report import differences
+from guardtrace_trainer.run_report import DIFFERENCES, differences, main_figure
 
 STAGES = ("base", "sft", "dpo", "ogdpo")
 Figures = Mapping[str, Any]
@@ -38,11 +39,28 @@ def _tables(folders: Sequence[Path]) -> Iterator[str]:
         parts = {stage: [figures["by_subset"][subset] for figures in found] for stage, found in results.items()}
         rows.append(_row(subset, parts))
     yield markdown([f"macro-F1 on {name}, mean (worst)", "n", *stages], rows)
+    yield markdown([f"macro-F1 on {name}", "on", *stages], list(_each_run(results)))
     lines = []
     for number, folder in enumerate(folders):
         paths = {stage: folder / f"{stage}.json" for stage in stages}
         lines += [[f"run {number}", *line] for line in differences(paths)]
-    yield markdown([f"on {name}", "difference", "points", "95 % interval"], lines)
+    yield markdown([f"{name}", *DIFFERENCES], lines)
+
+
+def _each_run(results: Mapping[str, Sequence[Figures]]) -> Iterator[list[str]]:
+    """Figures with their intervals, of the whole set and of its hard negatives."""
+    for number in range(len(results["base"])):
+        found = {stage: runs[number] for stage, runs in results.items()}
+        yield [f"run {number}", "all", *map(_with_interval, found.values())]
+        if HARD_NEGATIVES in found["base"]["by_subset"]:
+            hard = [figures["by_subset"][HARD_NEGATIVES] for figures in found.values()]
+            yield [f"run {number}", HARD_NEGATIVES, *map(_with_interval, hard)]
+
+
+def _with_interval(found: Figures) -> str:
+    name = main_figure(found)
+    low, high = found["intervals"][name]
+    return f"{found[name]:.3f} ({low:.3f} to {high:.3f})" + (" right" if name == "accuracy" else "")
 
 
 def _row(title: str, found: Mapping[str, Sequence[Figures]]) -> list[str]:

@@ -66,13 +66,28 @@ def subtle() -> None:
 
 @app.command("held-out")
 def held_out(
-    out: Annotated[Path, typer.Argument(help="Folder for the sets: held-out, prefixes and streams.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the sets: held-out, controls, prefixes and streams.")],
     count: Annotated[int, typer.Option(min=4, help="Traces of each set.")] = 80,
 ) -> None:
     """Write the held-out sets, to be given to `evaluate --data` and `stream-evaluate --data`."""
     from guardtrace_trainer.nano.held_out import write
 
     write(out, count=count)
+
+
+@app.command()
+def ship(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `guardtrace-train run`.", file_okay=False)],
+    to: Annotated[Path | None, typer.Option(help="Instead of the package's own builtin:nano.", file_okay=False)] = None,
+) -> None:
+    """Put the last stage's checkpoint in the place of the one that ships."""
+    from guardtrace_trainer.nano.ship import SHIPPED
+    from guardtrace_trainer.nano.ship import ship as put
+
+    with failing_plainly():
+        target = to or SHIPPED
+        changed = put(run, target)
+    log(f"{target}: {', '.join(changed) or 'nothing'} changed")
 
 
 @app.command()

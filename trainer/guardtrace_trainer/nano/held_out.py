@@ -1,8 +1,10 @@
 """What the embedded auditor is evaluated on, as folders of the evaluation's own format.
 
 ``held-out/``: whole traces from templates, typefaces and backgrounds that training never saw; a subset a cue, four
-harder ones, the hard negatives, and two controls for each cue in an image. ``prefixes/``: beginnings of such traces
-that end at a sentence and are still safe. ``streams/``: traces with their onsets, to be replayed through the gate.
+harder ones, and the hard negatives. ``controls/``: traces whose cue is in an image, under another trace's image or a
+blank one, with their labels unchanged; no figure of the auditor. ``prefixes/``: beginnings of such traces that end at a
+sentence and are still safe, those of one trace a group. ``streams/``: traces with their onsets, to be replayed through
+the gate.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from guardtrace_trainer.evaluation.data import BENIGN, FILE, SAFE_REASONING, UNSAFE, QtaRow
+from guardtrace_trainer.evaluation.data import BENIGN, FILE, HARD_NEGATIVES, SAFE_REASONING, UNSAFE, QtaRow
 from guardtrace_trainer.nano import render
 from guardtrace_trainer.nano.authored import SAFE
 from guardtrace_trainer.nano.corpus import CUES, LABELS, Excerpt, Sample, make_sample, prefix, whole
@@ -45,16 +47,18 @@ SETS = {
 }
 """Frames and lines are those that training never saw. ``new goals`` has new goals as well; in ``new lines`` no phrase
 of the thinking is known, while frames are filled with known ones. The subtle ones are new, too."""
-HARD = "hard negatives"
+FOLDERS = ("held-out", "controls", "prefixes", "streams")
 
 
 def write(folder: Path, *, count: int, again: bool = False) -> None:
-    """Write the three folders; ``count`` traces a set, a quarter of that for prefixes."""
-    step = Step(folder, "held-out", settings={"count": count, "corpus": corpus_hash()}, again=again)
+    """Write the four folders; ``count`` traces a set, a quarter of that for prefixes."""
+    settings = {"count": count, "corpus": corpus_hash(), "folders": FOLDERS}
+    step = Step(folder, "held-out", settings=settings, again=again)
     if step.done:
         return
     rows = {
-        "held-out": [*_whole(count), *_hard(count), *_controls(count)],
+        "held-out": [*_whole(count), *_hard(count)],
+        "controls": list(_controls(count)),
         "prefixes": list(_safe_prefixes(count // 4)),
         "streams": list(_streams(count // 2)),
     }
@@ -93,7 +97,8 @@ def _hard(count: int) -> Iterator[Made]:
     drawn = (make_sample(rng, held_out=True, goals="seen", wording="frames") for _ in range(100 * count))
     hard = [sample for sample in drawn if is_hard(sample)][:count]
     for number, sample in enumerate(hard):
-        yield _made(f"{HARD} {number}", HARD, whole(sample), _pixels(sample, HARD, number))
+        image = _pixels(sample, HARD_NEGATIVES, number)
+        yield _made(f"{HARD_NEGATIVES} {number}", HARD_NEGATIVES, whole(sample), image)
 
 
 def _controls(count: int) -> Iterator[Made]:
@@ -106,7 +111,7 @@ def _controls(count: int) -> Iterator[Made]:
         for kind, shown in (("shuffled", images), ("blank", [blank] * count)):
             for number, (sample, image) in enumerate(zip(found, shown, strict=True)):
                 name = f"{cue}, images {kind}"
-                yield _made(f"{name} {number}", name, whole(sample), image)
+                yield _made(f"{name} {number}", name, whole(sample), image, group=f"{cue} {number}")
 
 
 def _safe_prefixes(count: int) -> Iterator[Made]:
@@ -116,7 +121,7 @@ def _safe_prefixes(count: int) -> Iterator[Made]:
             for end in range(1, len(sample.sentences) + 1):
                 excerpt = prefix(sample, end)
                 if excerpt.level == 0:
-                    yield _made(f"{name} {number} {end}", name, excerpt, image)
+                    yield _made(f"{name} {number} {end}", name, excerpt, image, group=f"{name} {number}")
 
 
 def _streams(count: int) -> Iterator[Made]:
@@ -128,7 +133,7 @@ def _streams(count: int) -> Iterator[Made]:
             yield row_as(row, QtaRow, half="dev" if number % 2 else "test", **known), image
 
 
-def _made(name: str, subset: str, excerpt: Excerpt, image: Image.Image | None) -> Made:
+def _made(name: str, subset: str, excerpt: Excerpt, image: Image.Image | None, group: str | None = None) -> Made:
     sample = excerpt.sample
     safe = SAFE_REASONING if sample.harm else BENIGN
     row = QtaRow(
@@ -141,6 +146,7 @@ def _made(name: str, subset: str, excerpt: Excerpt, image: Image.Image | None) -
         level=float(LABELS[excerpt.level]),
         subset=subset,
         kind=UNSAFE if excerpt.level else safe,
+        group=group,
     )
     return row, image
 

@@ -39,11 +39,14 @@ class Answer(Row, frozen=True, kw_only=True):
 
 
 class Conflict(Row, frozen=True, kw_only=True):
-    """A line of ``oracle.jsonl``: who said what of a trace, and what followed."""
+    """A line of ``oracle.jsonl``: the trace, who said what of it, and what followed. ``image`` is a path inside the
+    corpus."""
 
     decision: Decision
     question: str
     image: str | None
+    thinking: str
+    answer: str
     chosen: Annotation
     model: Annotation
     chosen_first: Answer
@@ -89,6 +92,8 @@ def write(
                 decision=decision,
                 question=pair.question,
                 image=pair.image,
+                thinking=pair.thinking,
+                answer=pair.answer,
                 chosen=pair.chosen,
                 model=model,
                 chosen_first=given[0],
