@@ -54,6 +54,9 @@ def test_the_small_recipes_models_are_all_served_on_its_own_port():
         ({"evaluation": {"data": [{"path": "mine/corpus"}]}}, "names of their own"),
         ({"evaluation": {"data": [{"path": "mine/controls"}]}}, "names of their own"),
         ({"nano": None, "base": "builtin:nano"}, "corpus.sources"),
+        ({"evaluation": {"data": [{"path": "a/qta"}, {"path": "b/qta"}]}}, "data: folders need names of their own"),
+        ({"evaluation": {"streaming": [{"path": "a/qta"}, {"path": "b/qta"}]}}, "streaming: folders need names of"),
+        ({"evaluation": {"streaming": [{"path": "a/streams"}]}}, "streaming: folders need names of their own"),
     ],
 )
 def test_what_cant_be_meant_is_refused(tmp_path, sections, message):

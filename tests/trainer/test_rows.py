@@ -20,6 +20,7 @@ from guardtrace_trainer.rows import (
     RowError,
     Trace,
     Vote,
+    place_of,
     read_rows,
     row_as,
     write_rows,
@@ -119,3 +120,11 @@ def test_a_row_as_another():
     assert (request.id, request.question, request.query) == ("r", "how?", "why?")
     with pytest.raises(TypeError, match="votes"):
         row_as(trace, Vote)
+
+
+def test_a_rows_place_is_found_again(tmp_path):
+    one, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    one.write_text('{"id": "a"}\n', "utf-8")
+    other.write_text('\n{"id": "b", "more": 1}\n{"id": "c"}\n', "utf-8")
+    assert place_of("b", one, other) == f"{other}, line 2, row b"
+    assert place_of("d", one, other) == "row d"

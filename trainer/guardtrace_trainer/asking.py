@@ -21,7 +21,7 @@ import msgspec
 from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, message, mime_type
 from guardtrace_trainer.progress import Progress
 from guardtrace_trainer.replies import ModelReply
-from guardtrace_trainer.rows import Row
+from guardtrace_trainer.rows import Row, place_of
 from guardtrace_trainer.steps import Journal, Step, StepError, file_hash, forget
 
 UNANSWERED_AT_FIRST = 20
@@ -196,8 +196,8 @@ def paid_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.paid.jsonl"
 
 
-def image_path(folder: Path, row: Row, image: str | None, file: str) -> Path | None:
-    """The image of a row of ``file`` in the corpus's folder, which it must not lead out of.
+def image_path(folder: Path, row: Row, image: str | None, *files: Path) -> Path | None:
+    """The image, in the corpus's ``folder``, which it must not lead out of, of a row of one of ``files``.
 
     Raises:
         StepError: it does, it can't be read, or it is of no kind that chat APIs take.
@@ -207,12 +207,12 @@ def image_path(folder: Path, row: Row, image: str | None, file: str) -> Path | N
     path = folder / image
     is_inside = path.resolve().is_relative_to(folder.resolve())
     if Path(image).is_absolute() or ".." in Path(image).parts or not is_inside:
-        raise StepError(f"{folder / file}, row {row.id}, field image: {image} leads out of the corpus's folder")
+        raise StepError(f"{place_of(row.id, *files)}, field image: {image} leads out of the corpus's folder")
     try:
         image_hash(path)
         mime_type(path)
     except (StepError, ValueError) as error:
-        raise StepError(f"{folder / file}, row {row.id}, field image: {error}") from error
+        raise StepError(f"{place_of(row.id, *files)}, field image: {error}") from error
     return path
 
 
@@ -234,10 +234,11 @@ def _hash(path: Path, changed: int, size: int) -> str:
     return file_hash(path)
 
 
-def images_digest(paths: Iterable[Path | None]) -> str:
-    """One digest of many images, for a step's settings."""
-    hashes = sorted({image_hash(path) for path in paths if path is not None})
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+def images_digest(folder: Path, paths: Iterable[Path | None]) -> str:
+    """One digest of many images in ``folder``, each with its name, for a step's settings."""
+    found = sorted({path for path in paths if path is not None})
+    named = [(path.relative_to(folder).as_posix(), image_hash(path)) for path in found]
+    return hashlib.sha256(msgspec.json.encode(named)).hexdigest()
 
 
 def _paid(question: Question, reply: ModelReply) -> Paid:

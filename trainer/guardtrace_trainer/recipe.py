@@ -52,7 +52,8 @@ class Expand(Settings):
 
 class Corpus(Settings):
     """From queries to labelled traces. ``reviews`` are forms that experts filled; without any, the traces on which the
-    whole jury differs are left out, and a form for them is written."""
+    whole jury differs are left out, and a form for them is written. A run ends where more than the share ``max_failed``
+    of all questions, or of all traces before the jury, brought nothing that can be used."""
 
     sources: tuple[Source, ...] = ()
     hades: Path | None = None
@@ -63,6 +64,7 @@ class Corpus(Settings):
     jury: Jury
     reviews: tuple[Path, ...] = ()
     reject: Reject = "farthest"
+    max_failed: float = Field(0.1, ge=0, le=1)
 
 
 class Prefixes(Settings):
@@ -93,9 +95,11 @@ class Evaluation(Settings):
 
     @model_validator(mode="after")
     def _have_names(self) -> Evaluation:
-        names = [each.path.name for each in self.data]
-        if len(set(names)) < len(names) or {"corpus", "held-out", "controls", "prefixes", "streaming"} & set(names):
-            raise ValueError("data: folders need names of their own, by which the report calls them")
+        taken = {"data": {"corpus", "held-out", "controls", "prefixes", "streaming"}, "streaming": {"streams"}}
+        for field, sets in (("data", self.data), ("streaming", self.streaming)):
+            names = [each.path.name for each in sets]
+            if len(set(names)) < len(names) or taken[field] & set(names):
+                raise ValueError(f"{field}: folders need names of their own, by which the report calls them")
         return self
 
 

@@ -173,6 +173,25 @@ def write_rows(path: Path, rows: Iterable[msgspec.Struct]) -> int:
     return count
 
 
+def place_of(id: str, *paths: Path) -> str:
+    """``FILE, line N, row ID``, for messages about a row that was read from one of ``paths``.
+
+    Raises:
+        RowError: one of them can't be read any more.
+    """
+    for path in paths:
+        for number, line in _lines(path):
+            if msgspec.json.decode(line, type=_Named).id == id:
+                return f"{path}, line {number}, row {id}"
+    return f"row {id}"
+
+
+class _Named(msgspec.Struct):
+    """Any row, of which only the id counts."""
+
+    id: str
+
+
 def row_as(row: Row, type: type[AnyRow], **fields: object) -> AnyRow:
     """The fields that ``row`` and ``type`` share, with ``fields`` put in or replaced."""
     shared = {name: getattr(row, name) for name in type.__struct_fields__ if hasattr(row, name)}

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from guardtrace_trainer.annotation import forms, review
+from guardtrace_trainer.annotation.jury import FAILED as FAILED_VOTES
 from guardtrace_trainer.annotation.jury import annotate
 from guardtrace_trainer.annotation.prompts import system_prompt
 from guardtrace_trainer.annotation.stratify import Pick, stratify_corpus
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.corpus.expand import expand
+from guardtrace_trainer.corpus.generate import FAILED as FAILED_TRACES
 from guardtrace_trainer.corpus.generate import Plan, generate
 from guardtrace_trainer.corpus.hades import import_hades
 from guardtrace_trainer.corpus.maker import Inputs
@@ -119,9 +121,14 @@ class Runner:
             self._requests()
         self.log("corpus: traces of thinking models")
         models = settings.models.model_copy(update={"seed": settings.models.seed + seed})
-        generate(corpus, Plan(models, settings.samples), extend=again, keep_failures=self._has("annotate"))
+        kept = self._has("annotate")
+        made = generate(corpus, Plan(models, settings.samples), extend=again, keep_failures=kept).counts
+        self._enough("generate", made["failed"], made["questions"], FAILED_TRACES, kept)
         self.log("corpus: the jury")
-        annotate(corpus, settings.jury, base=self.file.parent, extend=again, keep_failures=self._has("stratify"))
+        kept = self._has("stratify")
+        made = annotate(corpus, settings.jury, base=self.file.parent, extend=again, keep_failures=kept).counts
+        unheard = made["traces"] - made["votes"] - sum(made["screened"].values())
+        self._enough("annotate", unheard, made["traces"], FAILED_VOTES, kept)
         stratify_corpus(corpus, Pick(seed, settings.jury.priority), again=again)
         self._review()
         prefixes = self.recipe.prefixes
@@ -139,6 +146,21 @@ class Runner:
         """Whether a step was begun: then what failed in the one before isn't asked again, since that would change its
         inputs."""
         return (self.corpus / f"{step}.manifest.json").exists() and not self.again("corpus")
+
+    def _enough(self, step: str, failed: int, of: int, file: str, kept: bool) -> None:
+        """Whether a step may be gone on from. ``kept``: its failures weren't asked again.
+
+        Raises:
+            StepError: too much of it failed.
+        """
+        most = self.recipe.corpus.max_failed
+        if failed <= most * of:
+            return
+        again = "with --again-from corpus" if kept else "again"
+        raise StepError(
+            f"{step}: {failed} of {of} failed, more than corpus.max_failed, {most:g}; {self.corpus / file} says why. "
+            f"Mend it and run it {again}: only what failed is asked for"
+        )
 
     def _requests(self) -> None:
         settings, corpus, again = self.recipe.corpus, self.corpus, self.again("corpus")
@@ -164,17 +186,17 @@ class Runner:
             experts.vote(corpus, self.recipe.seed)
         elif settings.reviews:
             files = [self._path(file) for file in settings.reviews]
-            items = review.read_items(corpus)
-            review.keep_reviews(corpus, forms.read_forms(files, items, review.read_reviews(corpus)))
+            items, earlier = review.read_items(corpus), review.read_reviews(corpus)
+            review.keep_reviews(corpus, forms.read_forms(files, items, earlier, replace=True))
         tally, _ = review.decide(corpus, reject=settings.reject, pick=Pick(self.recipe.seed))
         if tally.waiting:
-            waiting = set(tally.waiting)
             form = self.recipe.folder / "review.csv"
-            if not form.exists():  # experts may be at work on it
-                forms.write_form(form, [item for item in review.read_items(corpus) if item.id in waiting])
+            kept = forms.renew_form(form, review.read_items(corpus), set(tally.waiting))
+            if kept is not None:
+                self.log(f"corpus: {form} was of other traces and is written anew; what was filled in is in {kept}")
             self.log(
-                f"corpus: {len(waiting)} traces wait for experts: have each of them fill a copy of {form}, name the "
-                "copies in corpus.reviews, and run it again with --again-from ogdpo"
+                f"corpus: {len(tally.waiting)} traces wait for experts: have each of them fill a copy of {form}, name "
+                "the copies in corpus.reviews, and run it again with --again-from ogdpo"
             )
 
     def _base(self) -> str | Path:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from guardtrace_trainer.annotation import forms
 from guardtrace_trainer.annotation.commands import app
-from guardtrace_trainer.annotation.forms import COLUMNS, FormError, read_forms, write_form
+from guardtrace_trainer.annotation.forms import COLUMNS, FormError, read_forms, renew_form, write_form
 from guardtrace_trainer.annotation.review import in_shown_order, read_reviews, review_of, version
 from guardtrace_trainer.rows import Pair, read_rows, write_rows
 from tests.trainer.corpora import vote
@@ -216,5 +217,44 @@ def test_the_command_from_form_to_pairs(tmp_path):
     assert "bad.csv, line 2, column level: expected 0, 0.5 or 1" in result.stderr
     assert len(read_reviews(tmp_path)) == 5
 
-    result = run(app, ["review", str(tmp_path), "--out", str(form)])
-    assert [row["id"] for row in rows_of(form)] == [ITEMS[1].id]
+    before = form.read_bytes()
+    result = run(app, ["review", str(tmp_path), "--in", str(tmp_path / "Ann.csv"), "--out", str(form)])
+    assert result.exit_code == 1
+    assert f"--out {form} is there already, and experts may have filled it" in result.stderr
+    assert form.read_bytes() == before
+
+    rest = tmp_path / "forms" / "rest.csv"
+    result = run(app, ["review", str(tmp_path), "--out", str(rest)])
+    assert [row["id"] for row in rows_of(rest)] == [ITEMS[1].id]
+
+
+def test_a_form_is_whole_or_not_there(tmp_path, monkeypatch):
+    def dies(item: object) -> list[str]:
+        if item == ITEMS[2]:
+            raise KeyboardInterrupt
+        return []
+
+    monkeypatch.setattr(forms, "_cells", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_form(tmp_path / "form.csv", ITEMS)
+    assert not (tmp_path / "form.csv").exists()
+
+
+def test_a_form_is_renewed_where_it_lacks_something_and_never_over_votes(tmp_path):
+    form, both = tmp_path / "form.csv", {item.id for item in ITEMS[:2]}
+    assert renew_form(form, ITEMS, both) is None
+    assert [row["id"] for row in rows_of(form)] == [item.id for item in ITEMS[:2]]
+    fill(form, [row | {"comment": "hm"} for row in rows_of(form)])
+    before = form.read_bytes()
+    assert renew_form(form, ITEMS, {ITEMS[0].id}) is None
+    assert form.read_bytes() == before
+    (tmp_path / "form.1.csv").write_text("another one", "utf-8")
+    other = [vote(0, 0, 0.5, 1, answer="Other text."), *ITEMS[1:]]
+    kept = renew_form(form, other, both)
+    assert kept == tmp_path / "form.2.csv"
+    assert kept.read_bytes() == before
+    assert {row["version"] for row in rows_of(form)} == {version(item) for item in other[:2]}
+    assert renew_form(form, ITEMS, both) is None  # nothing was filled in
+    assert {row["version"] for row in rows_of(form)} == {version(item) for item in ITEMS[:2]}
+    form.write_text("no form", "utf-8")
+    assert renew_form(form, ITEMS, both) == tmp_path / "form.3.csv"

@@ -147,8 +147,8 @@ def test_a_vote_that_is_changed_and_one_that_is_repeated(corpus):
 
 
 def test_items_on_which_judges_agree_are_refused(tmp_path):
-    write_rows(tmp_path / "experts.jsonl", [vote(0, 0, 0, 1)])
-    with pytest.raises(RowError, match=r"experts\.jsonl, row q000-text-m, field votes: expected three different"):
+    write_rows(tmp_path / "experts.jsonl", [vote(1, 0, 0.5, 1), vote(0, 0, 0, 1)])
+    with pytest.raises(RowError, match=r"experts\.jsonl, line 2, row q000-text-m, field votes: expected three differ"):
         decide(tmp_path)
 
 

@@ -124,6 +124,6 @@ def test_a_corpus_without_votes(tmp_path):
     result = CliRunner().invoke(app, ["stratify", str(tmp_path)])
     assert result.exit_code == 1
     assert "votes.jsonl: can't be read" in result.stderr
-    write_rows(tmp_path / "votes.jsonl", [vote(0, votes=annotations(0, 1, judges="ab"))])
+    write_rows(tmp_path / "votes.jsonl", [vote(1, 0, 0, 1), vote(0, votes=annotations(0, 1, judges="ab"))])
     result = CliRunner().invoke(app, ["stratify", str(tmp_path)])
-    assert "votes.jsonl, row q000-text-m, field votes" in result.stderr
+    assert "votes.jsonl, line 2, row q000-text-m, field votes" in result.stderr

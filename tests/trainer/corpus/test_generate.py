@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from guardtrace_trainer.annotation.commands import app
@@ -225,7 +226,7 @@ def test_an_endpoint_that_has_answered_before_may_refuse_many_again(tmp_path):
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        ("../secret.png", r"field image: \.\./secret\.png leads out of the corpus's folder"),
+        ("../secret.png", r"\.\./secret\.png leads out of the corpus's folder"),
         ("/etc/secret.png", "leads out of the corpus's folder"),
         ("images/none.png", r"none\.png: can't be read"),
         ("images/red.tiff", r"red\.tiff: expected one of"),
@@ -236,7 +237,7 @@ def test_images_that_dont_fit_are_found_before_anything_is_paid(tmp_path, image,
     (tmp_path / "images" / "red.tiff").write_bytes(b"")
     write_rows(tmp_path / "requests.jsonl", [request(1), request(2, image=image)])
     with Scripted(think) as server:
-        with pytest.raises(StepError, match=rf"requests\.jsonl, row q002-text, .*{said}"):
+        with pytest.raises(StepError, match=rf"requests\.jsonl, line 2, row q002-text, field image: .*{said}"):
             generate(tmp_path, plan(server))
         assert server.bodies == []
 
@@ -329,3 +330,21 @@ def test_a_run_that_is_killed_goes_on_and_pays_nothing_twice(tmp_path, how):
     assert not set(answered[before:]) & {f"How do I open box {int(name[1:4])}?" for name in kept}
     assert len(traces(tmp_path)) == 120
     assert len(server.bodies) <= 120 + concurrency
+
+
+def test_images_that_change_places_are_noticed(tmp_path):
+    write_requests(tmp_path, 1)
+    one, other = tmp_path / "images" / "one.png", tmp_path / "images" / "other.png"
+    Image.new("RGB", (8, 8), "red").save(one)
+    Image.new("RGB", (8, 8), "blue").save(other)
+    rows = [request(number, image=f"images/{path.name}") for number, path in enumerate((one, other))]
+    write_rows(tmp_path / "requests.jsonl", rows)
+    with Scripted(think) as server:
+        generate(tmp_path, plan(server))
+        swapped = [other.read_bytes(), one.read_bytes()]
+        for path, data in zip((one, other), swapped, strict=True):
+            path.write_bytes(data)
+        with pytest.raises(StepError, match=r"other settings \(images\)"):
+            generate(tmp_path, plan(server))
+        generate(tmp_path, plan(server), extend=True)
+        assert len(server.bodies) == 4

@@ -10,7 +10,7 @@ from PIL import Image
 
 from guardtrace_trainer.corpus.expand import expand
 from guardtrace_trainer.corpus.hades import LEFT_OUT, LeftOut, import_hades
-from guardtrace_trainer.corpus.queries import import_queries
+from guardtrace_trainer.corpus.queries import Duplicate, import_queries
 from guardtrace_trainer.corpus.similar import normalised
 from guardtrace_trainer.rows import Query, Request, RowError, read_rows
 from guardtrace_trainer.steps import StepError
@@ -179,3 +179,42 @@ def test_folders_that_do_not_fit(tmp_path):
     (root / "instructions" / "Animal.json").write_text('[{"id": 1, "keywords": "x", "category": "object"}]')
     with pytest.raises(RowError, match=r"Animal\.json, item 1: .*instruction"):
         import_hades(root, tmp_path / "c")
+
+
+def words(*changed):
+    """24 words, of which the given ones are others."""
+    return " ".join(dict(changed).get(place, f"word{place}") for place in range(24))
+
+
+Q1, HUNG, LATER = words(), words((23, "alpha")), words((23, "alpha"), (0, "beta"))
+"""Each is near the next one, the first and the last aren't near."""
+
+
+def test_a_query_near_an_instruction_that_belongs_to_another_query_is_a_duplicate_of_that(jsonl, tmp_path):
+    corpus = tmp_path / "c"
+    import_queries([jsonl({"text": Q1})], corpus, "mine")
+    import_hades(folder_layout(tmp_path / "h", {"Animal": [("x", "object", HUNG)]}), corpus)
+    first = jsonl({"text": LATER})
+    counts = import_queries([first], corpus, "later")
+    assert (counts["kept"], counts["duplicates"]) == (0, 1)
+    (query,) = read_rows(corpus / "queries.jsonl", Query)
+    assert [row.of for row in read_rows(corpus / "duplicates.jsonl", Duplicate)] == [query.id]
+
+
+def test_a_query_stays_when_it_is_imported_again_after_the_instructions_that_belong_to_it(jsonl, tmp_path):
+    corpus, file = tmp_path / "c", jsonl({"text": Q1}, {"text": Q1.upper()})
+    import_queries([file], corpus, "mine")
+    before = read_rows(corpus / "queries.jsonl", Query)
+    import_hades(folder_layout(tmp_path / "h", {"Animal": [("x", "object", HUNG)]}), corpus)
+    counts = import_queries([file], corpus, "mine", again=True)
+    assert read_rows(corpus / "queries.jsonl", Query) == before
+    assert (counts["kept"], counts["duplicates"]) == (1, 1)
+
+
+def test_instructions_near_each_other_belong_to_one_query(jsonl, tmp_path):
+    corpus = tmp_path / "c"
+    import_queries([jsonl({"text": Q1})], corpus, "mine")
+    import_hades(folder_layout(tmp_path / "h", {"Animal": [("x", "object", HUNG), ("y", "object", LATER)]}), corpus)
+    one, other = read_rows(corpus / "hades.jsonl", Request)
+    assert one.query_id == other.query_id
+    assert one.split == other.split

@@ -56,3 +56,12 @@ def test_unspaced_scripts_are_compared_by_pairs_of_characters():
     assert words("修理 abc轮") == {"修理", "abc", "轮"}
     assert index_of([text]).near(text.replace("旧", ""))
     assert not index_of([text]).near("如何在家里做一个简单的苹果蛋糕")
+
+
+def test_one_id_may_have_several_texts():
+    index = NearIndex()
+    for text in ("how do i bake bread", "where do eels live", "how do i bake bread bread"):
+        index.add("one", text)
+    index.add("two", "where do eels live")
+    assert index.near("how do i bake bread") == [("one", 1.0)]
+    assert index.near("where do eels live") == [("one", 1.0), ("two", 1.0)]

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ pytest.importorskip("sklearn", reason="the extra `train` isn't installed")
 from typer.testing import CliRunner
 
 from guardtrace_trainer.prefixes.commands import app
+from guardtrace_trainer.prefixes.curriculum import Curriculum, make_prefixes
 from guardtrace_trainer.prefixes.onset import (
     NO_THINKING,
     NOT_MONOTONE,
@@ -206,3 +208,24 @@ def test_one_judge_is_named(arguments, tmp_path: Path):
     said = CliRunner().invoke(app, ["onset", str(tmp_path), *arguments])
     assert said.exit_code == 1
     assert "name one judge" in said.output
+
+
+def test_an_image_that_has_changed_is_noticed(tmp_path: Path):
+    write_corpus(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"one")
+    row = labelled(1, 1.0, thinking(5, 9))
+    write_rows(tmp_path / "sft.jsonl", [msgspec.structs.replace(row, image="a.png")])
+    judge = WordJudge()
+    find_onsets(tmp_path, judge)
+    make_prefixes(tmp_path, Curriculum(), judge)
+    asked = len(judge.asked)
+    (tmp_path / "a.png").write_bytes(b"another")
+    with pytest.raises(StepError, match=r"other settings \(images\)"):
+        find_onsets(tmp_path, judge)
+    with pytest.raises(StepError, match=r"other settings \(images\)"):
+        make_prefixes(tmp_path, Curriculum(), judge)
+    find_onsets(tmp_path, judge, again=True)
+    assert len(judge.asked) > asked
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(StepError, match=rf"sft\.jsonl, line 1, row {row.id}, field image: .*a\.png: can't be read"):
+        find_onsets(tmp_path, judge)

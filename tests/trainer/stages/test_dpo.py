@@ -214,7 +214,7 @@ def test_pairs_come_from_several_files_each_once(small, corpus, tmp_path):
     out = run_ogdpo(few, base=str(small), data=data, out=tmp_path / "a", seed=0, log=nothing)
     counts = msgspec.json.decode((out / "ogdpo.manifest.json").read_bytes(), type=Manifest).counts
     assert counts["examples"] == 15
-    with pytest.raises(StageError, match="row t0 stands in two of"):
+    with pytest.raises(StageError, match=r"pairs\.jsonl, line 1, row t0 stands in two of"):
         run_ogdpo(few, base=str(small), data=[data[0], data[0]], out=tmp_path / "b", seed=0, log=nothing)
 
 
@@ -222,7 +222,7 @@ def test_images_may_lie_elsewhere_than_their_rows(small, corpus, tmp_path):
     write_rows(tmp_path / "mined.jsonl", pairs(2))
     few = DpoSettings(max_steps=1, batch_size=2)
     data = [tmp_path / "mined.jsonl"]
-    with pytest.raises(StageError, match=r"a\.png: can.t be read.*name it"):
+    with pytest.raises(StageError, match=r"mined\.jsonl, line 2, row t1, field image: .*a\.png can.t be read.*name it"):
         run_ogdpo(few, base=str(small), data=data, out=tmp_path / "a", seed=0, log=nothing)
     run_ogdpo(few, base=str(small), data=data, out=tmp_path / "b", seed=0, log=nothing, corpus=corpus)
 

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from PIL import Image
 
 from guardtrace_proxy.auditor import make_auditor
 from guardtrace_trainer.endpoints import Endpoint
@@ -23,7 +24,7 @@ from guardtrace_trainer.stages import mine as mining
 from guardtrace_trainer.stages.conflicts import Answer, Conflict, Unjudged, decide
 from guardtrace_trainer.stages.mine import run_mine
 from guardtrace_trainer.stages.settings import MineSettings, StageError
-from guardtrace_trainer.steps import Manifest
+from guardtrace_trainer.steps import Manifest, StepError
 from tests.trainer.stages.corpora import annotation, draw_images, fields
 
 
@@ -119,10 +120,9 @@ def corpus_of_pairs(tmp_path, model_level) -> Path:
     return tmp_path
 
 
-def run(settings: MineSettings, corpus: Path, log=lambda _: None) -> Path:
-    return run_mine(
-        settings, base="builtin:nano", data=corpus / "pairs.jsonl", out=corpus / "mined", seed=0, log=log
-    ).parent
+def run(settings: MineSettings, corpus: Path, log=lambda _: None, again: bool = False) -> Path:
+    data, out = corpus / "pairs.jsonl", corpus / "mined"
+    return run_mine(settings, base="builtin:nano", data=data, out=out, seed=0, log=log, again=again).parent
 
 
 def ids(path: Path, kind: type = Pair) -> list[str]:
@@ -186,6 +186,28 @@ def test_no_question_is_paid_twice(oracle, corpus_of_pairs, monkeypatch):
     run(settings, corpus_of_pairs, said.append)
     assert said == [f"mine: {out} is done already"]
     assert sum(scripted.asked.values()) == 10
+
+
+def test_beginning_anew_pays_the_oracle_for_nothing_it_has_answered(oracle, corpus_of_pairs):
+    scripted, settings = oracle
+    out = run(settings, corpus_of_pairs)
+    lines, mined = ((out / name).read_bytes() for name in ("oracle.jsonl", "mined.jsonl"))
+    run(settings, corpus_of_pairs, again=True)
+    assert sum(scripted.asked.values()) == 10
+    assert ((out / "oracle.jsonl").read_bytes(), (out / "mined.jsonl").read_bytes()) == (lines, mined)
+    other = settings.model_copy(update={"oracle": settings.oracle.model_copy(update={"request": {"seed": 1}})})
+    run(other, corpus_of_pairs, again=True)
+    assert sum(scripted.asked.values()) == 20
+
+
+def test_an_image_that_has_changed_is_noticed(oracle, corpus_of_pairs):
+    scripted, settings = oracle
+    run(settings, corpus_of_pairs)
+    Image.new("RGB", (60, 60), (0, 0, 0)).save(corpus_of_pairs / "images" / "a.png")
+    with pytest.raises(StepError, match=r"other settings \(images\)"):
+        run(settings, corpus_of_pairs)
+    run(settings, corpus_of_pairs, again=True)
+    assert scripted.asked == dict.fromkeys(("wrong", "right", "wavering", "mute"), 2) | {"pictured": 4}
 
 
 def test_a_question_that_is_refused_is_undecided(oracle, corpus_of_pairs):

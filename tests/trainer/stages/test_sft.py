@@ -239,3 +239,31 @@ def test_an_empty_analysis_teaches_the_bare_judgment(small, corpus, rows):
     [example] = examples([(corpus, row)], encoder, SftSettings(), limit=1024, seed=0)
     assert example.tails == (encoder.bare(row.annotation),)
     assert example.tails[0].given > 0
+
+
+@pytest.mark.parametrize("place", [".", "next", ".."])
+def test_a_stage_never_writes_over_the_checkpoint_that_it_starts_from(small, corpus, tmp_path, place):
+    base = shutil.copytree(small, tmp_path / "work" / "base")
+    before = weights(base)
+    with pytest.raises(StageError, match=r"--out .* is --base .*, or one lies in the other"):
+        run_sft(FEW, base=str(base), data=[corpus / "sft.jsonl"], out=base / place, seed=0, log=nothing, again=True)
+    assert not list(tmp_path.rglob("*.manifest.json"))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(base).items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "said"),
+    [
+        ({"image": "../x.png"}, {}, r"field image: \.\./x\.png leads out"),
+        ({"image": "images/none.png"}, {}, r"field image: .*none\.png can't be read"),
+        ({"thinking": "And so on. " * 400}, {"max_length": 700}, r".* \(\d{4}\)\. Take them out"),
+    ],
+)
+def test_rows_that_dont_fit_are_named_with_file_and_line(small, corpus, tmp_path, changes, settings, said):
+    row = msgspec.structs.replace(labelled()[0], **changes)
+    data = corpus / f"unfit-{len(changes)}.jsonl"
+    write_rows(data, [labelled()[1], row])
+    with pytest.raises(StageError, match=rf"{data}, line 2, row {row.id},? ?{said}"):
+        run_sft(
+            FEW.model_copy(update=settings), base=str(small), data=[data], out=tmp_path / "out", seed=0, log=nothing
+        )

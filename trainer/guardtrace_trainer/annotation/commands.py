@@ -131,6 +131,9 @@ def review(
     from guardtrace_trainer.annotation import screen as screens
     from guardtrace_trainer.annotation.stratify import Pick
 
+    if out is not None and out.exists():
+        fail(f"--out {out} is there already, and experts may have filled it; give another name, or remove it")
+
     def do() -> Manifest:
         items = review.read_items(corpus)
         if into:

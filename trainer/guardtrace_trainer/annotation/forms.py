@@ -8,8 +8,10 @@ text is escaped, and a cell that a spreadsheet would run as a formula begins wit
 from __future__ import annotations
 
 import csv
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,11 +77,41 @@ def write_form(path: Path, items: Sequence[Vote]) -> int:
     if path.suffix != ".csv":
         raise FormError(f"{path}: expected a name that ends in .csv or .jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8-sig", newline="") as file:  # spreadsheets need the mark
+    part = path.with_name(path.name + ".new")
+    with part.open("w", encoding="utf-8-sig", newline="") as file:  # spreadsheets need the mark
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(map(_cells, items))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
     return len(items)
+
+
+def renew_form(path: Path, items: Sequence[Vote], waiting: Collection[str]) -> Path | None:
+    """See to it that ``path`` is a form with those of ``items`` that are ``waiting``, by their ids.
+
+    One that is stays as it is, since experts may be at work on it. One that lacks some, or shows other texts, is
+    written anew; if it can't be read or anything is filled in, it is kept under another name, which is returned.
+    """
+    problems: list[str] = []
+    rows = list(_read(path, problems)) if path.exists() else []
+    shown = {(row.id, row.version) for row in rows}
+    current = {(item.id, version(item)) for item in items}
+    if not problems and {one for one in current if one[0] in waiting} <= shown <= current:
+        return None
+    kept = None
+    if problems or any(row.expert or row.level or row.comment.strip() for row in rows):
+        kept = _unused(path)
+        path.replace(kept)
+    write_form(path, [item for item in items if item.id in waiting])
+    return kept
+
+
+def _unused(path: Path) -> Path:
+    """A name beside ``path`` that no file has: ``review.1.csv`` of ``review.csv``."""
+    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def read_forms(

@@ -94,12 +94,12 @@ def annotate(
     """
     system = system_prompt(None if jury.system_prompt is None else (base or Path()) / jury.system_prompt)
     traces = read_rows(folder / TRACES, Trace)
-    images = {trace.id: image_path(folder, trace, trace.image, TRACES) for trace in traces}
+    images = {trace.id: image_path(folder, trace, trace.image, folder / TRACES) for trace in traces}
     settings = {
         "judges": [judge.settings() for judge in jury.judges],
         "system_prompt": hashlib.sha256(system.encode()).hexdigest(),
         "screening": jury.screening.model_dump(),
-        "images": images_digest(images.values()),
+        "images": images_digest(folder, images.values()),
     }
     step = begin(folder, STEP, inputs=[folder / TRACES], settings=settings, again=again, extend=extend)
     earlier = earlier_failures(folder / FAILED, again=again)

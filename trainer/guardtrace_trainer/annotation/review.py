@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from guardtrace_trainer.annotation.stratify import EXPERTS, Pick, agreement
-from guardtrace_trainer.rows import LEVELS, Annotation, Labelled, Pair, Row, RowError, Vote, read_rows, row_as
+from guardtrace_trainer.annotation.stratify import EXPERTS, Pick, agreement, votes_of
+from guardtrace_trainer.rows import LEVELS, Annotation, Labelled, Pair, Row, RowError, Vote, place_of, row_as
 from guardtrace_trainer.steps import Journal, Manifest, Step
 
 STEP = "review"
@@ -114,10 +114,11 @@ def read_items(folder: Path) -> list[Vote]:
     Raises:
         RowError: a row doesn't fit, or its judges don't differ.
     """
-    items = read_rows(folder / EXPERTS, Vote)
+    path = folder / EXPERTS
+    items = votes_of(path)
     for item in items:
         if agreement(item) != "1:1:1":
-            raise RowError(f"{folder / EXPERTS}, row {item.id}, field votes: expected three different levels")
+            raise RowError(f"{place_of(item.id, path)}, field votes: expected three different levels")
     return items
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from guardtrace_trainer.annotation.jury import JUDGES, VOTES
-from guardtrace_trainer.rows import Agreement, Annotation, Labelled, Pair, Row, RowError, Vote, read_rows, row_as
+from guardtrace_trainer.rows import Agreement, Annotation, Labelled, Pair, Row, RowError, Vote, numbered_rows, row_as
 from guardtrace_trainer.steps import Manifest, Step
 
 STEP = "stratify"
@@ -102,11 +102,8 @@ def stratify_corpus(folder: Path, pick: Pick, *, again: bool = False) -> Manifes
     step = Step(folder, STEP, inputs=[folder / VOTES], settings=settings, again=again)
     if step.done:
         return step.manifest
-    votes = read_rows(folder / VOTES, Vote)
-    try:
-        strata = stratify(votes, pick)
-    except RowError as error:
-        raise RowError(f"{folder / VOTES}, {error}") from error
+    votes = votes_of(folder / VOTES)
+    strata = stratify(votes, pick)
     outputs: dict[str, Sequence[Row]] = {
         SFT: strata.sft,
         PAIRS: strata.pairs,
@@ -115,6 +112,22 @@ def stratify_corpus(folder: Path, pick: Pick, *, again: bool = False) -> Manifes
     }
     step.finish(outputs, **_counts(votes, strata))
     return step.manifest
+
+
+def votes_of(path: Path) -> list[Vote]:
+    """The rows of a file, each with three votes.
+
+    Raises:
+        RowError: with file, line and field.
+    """
+    votes: list[Vote] = []
+    for number, vote in numbered_rows(path, Vote):
+        try:
+            agreement(vote)
+        except RowError as error:
+            raise RowError(f"{path}, line {number}, {error}") from error
+        votes.append(vote)
+    return votes
 
 
 def _counts(votes: Sequence[Vote], strata: Strata) -> dict[str, Any]:

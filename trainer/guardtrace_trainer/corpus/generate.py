@@ -62,7 +62,7 @@ class Plan:
         chosen = [request for request in requests if self.split in (None, request.split)][: self.limit]
         found: dict[str, tuple[Request, Question]] = {}
         for request in chosen:
-            image = image_path(folder, request, request.image, REQUESTS)
+            image = image_path(folder, request, request.image, folder / REQUESTS)
             for model in self.models.asked(request):
                 for sample in range(self.samples):
                     name = f"{request.id}-{model.name}" + (f"-{sample + 1}" if self.samples > 1 else "")
@@ -92,7 +92,7 @@ def generate(
         "samples": plan.samples,
         "split": plan.split,
         "limit": plan.limit,
-        "images": images_digest(question.image for _, question in questions),
+        "images": images_digest(folder, (question.image for _, question in questions)),
     }
     step = begin(folder, STEP, inputs=[folder / REQUESTS], settings=settings, again=again, extend=extend)
     earlier = earlier_failures(folder / FAILED, again=again)

@@ -220,10 +220,10 @@ def _queries(
         if not near:
             split, category = split_of(text, test_share, seed), SCENARIOS[item.scenario]
             own = Query(id=query_id(text), text=item.instruction, source="hades", split=split, category=category)
-            index.add(own.id, text)
             known[own.id] = own
             near = [own]
         queries[text] = near[0]
+        index.add(near[0].id, text)
     return queries, list(left_out.values())
 
 

@@ -80,7 +80,7 @@ def import_queries(
     step = Step(corpus, f"import-{source}", inputs=files, settings=settings, again=again)
     if not step.done:
         index = _index_of_others(corpus, source, [normalised(query.text) for _, query in read])
-        kept, duplicates = _without_duplicates(read, source, index, test_share, seed)
+        kept, duplicates = _without_duplicates(read, source, index, test_share, seed, hung=_hung(corpus))
         step.finish(
             {f"{SOURCES}/{source}.jsonl": kept, f"{SOURCES}/{source}.duplicates.jsonl": duplicates},
             read=len(read),
@@ -149,34 +149,46 @@ def _kept(corpus: Path, source: str) -> list[Query]:
 
 
 def _index_of_others(corpus: Path, source: str, expected: Iterable[str]) -> NearIndex:
-    """What the other imports kept, and the queries of HADES that are no one else's."""
+    """What the other imports kept, and all instructions of HADES, by the ids of the queries that they belong to."""
     index = NearIndex(expected)
-    others = [query for name in _names(corpus) if name != source for query in _kept(corpus, name)]
-    texts = {query.id: query.text for query in others}
-    for request in requests_of_hades(corpus):
-        texts.setdefault(request.query_id, request.query)
-    for name, text in texts.items():
-        index.add(name, normalised(text))
+    texts = [(query.id, query.text) for name in _names(corpus) if name != source for query in _kept(corpus, name)]
+    texts += [(request.query_id, request.query) for request in requests_of_hades(corpus)]
+    for name, text in dict.fromkeys((name, normalised(text)) for name, text in texts):
+        index.add(name, text)
     return index
 
 
+def _hung(corpus: Path) -> set[str]:
+    """The queries of other sources that instructions of HADES belong to, since they are near them."""
+    return {row.query_id for row in requests_of_hades(corpus) if query_id(normalised(row.query)) != row.query_id}
+
+
 def _without_duplicates(
-    read: Iterable[tuple[Path, SourceQuery]], source: str, index: NearIndex, test_share: float, seed: int
+    read: Iterable[tuple[Path, SourceQuery]],
+    source: str,
+    index: NearIndex,
+    test_share: float,
+    seed: int,
+    hung: Iterable[str] = (),
 ) -> tuple[list[Query], list[Duplicate]]:
+    """What is kept and what isn't. A query that instructions of HADES were ``hung`` on is no duplicate of those."""
+    own = set(hung)
     kept: list[Query] = []
     duplicates: dict[str, Duplicate] = {}
     for file, query in read:
         text = normalised(query.text)
-        near = index.near(text)
+        name = query_id(text)
+        near = [found for found in index.near(text) if not (found.id == name and name in own)]
         if near:
             place = f"{source}:{file}:{query.line}"
             duplicates[place] = Duplicate(
                 id=place, text=query.text, source=source, of=near[0].id, similarity=round(near[0].similarity, 4)
             )
             continue
-        index.add(query_id(text), text)
+        index.add(name, text)
+        own.discard(name)
         split = split_of(text, test_share, seed)
-        kept.append(Query(id=query_id(text), text=query.text, source=source, split=split, category=query.category))
+        kept.append(Query(id=name, text=query.text, source=source, split=split, category=query.category))
     return kept, list(duplicates.values())
 
 

@@ -53,7 +53,7 @@ def similarity(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 class NearIndex:
-    """Texts by id, and which of them are near another.
+    """Texts by id, of which one may have several, and which of them are near another.
 
     ``expected`` are normalised texts in which words are about as frequent as in those that will come. They only make it
     fast: what is found is the same.
@@ -61,22 +61,26 @@ class NearIndex:
 
     def __init__(self, expected: Iterable[str] = ()) -> None:
         self._frequencies = Counter(word for text in expected for word in words(text))
-        self._sets: dict[str, frozenset[str]] = {}
-        self._by_word: defaultdict[str, list[str]] = defaultdict(list)
+        self._texts: list[tuple[str, frozenset[str]]] = []
+        self._by_word: defaultdict[str, list[int]] = defaultdict(list)
 
     def add(self, id: str, text: str) -> None:
         """Take in a normalised text."""
         members = words(text)
-        self._sets[id] = members
         for word in self._prefix(members):
-            self._by_word[word].append(id)
+            self._by_word[word].append(len(self._texts))
+        self._texts.append((id, members))
 
     def near(self, text: str) -> list[Near]:
-        """Those at :data:`NEAR` or above, the nearest first; among equals the one that came first."""
+        """Ids with a text at :data:`NEAR` or above, the nearest first; among equals the one that came first."""
         members = words(text)
-        candidates = dict.fromkeys(name for word in self._prefix(members) for name in self._by_word.get(word, ()))
-        found = [Near(name, similarity(members, self._sets[name])) for name in candidates]
-        return sorted((near for near in found if near.similarity >= NEAR), key=lambda near: -near.similarity)
+        candidates = sorted({place for word in self._prefix(members) for place in self._by_word.get(word, ())})
+        nearest: dict[str, float] = {}
+        for name, other in (self._texts[place] for place in candidates):
+            how_near = similarity(members, other)
+            if how_near >= max(NEAR, nearest.get(name, 0.0)):
+                nearest[name] = how_near
+        return sorted((Near(*found) for found in nearest.items()), key=lambda near: -near.similarity)
 
     def _prefix(self, members: frozenset[str]) -> list[str]:
         ordered = sorted(members, key=lambda word: (self._frequencies[word], word))

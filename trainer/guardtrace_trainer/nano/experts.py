@@ -15,8 +15,8 @@ ERRS = 0.1
 
 
 def vote(folder: Path, seed: int) -> None:
-    """Add the votes that are missing: each expert is right nine times in ten."""
-    given = {review.id for review in read_reviews(folder)}
+    """Add the votes that are missing, or were on another text: each expert is right nine times in ten."""
+    given = {(review.id, review.version) for review in read_reviews(folder)}
     reviews = []
     for item in read_items(folder):
         right = LEVELS[whole(sample_of(seed, int(item.request_id.rpartition("-")[2]))).level]
@@ -24,4 +24,4 @@ def vote(folder: Path, seed: int) -> None:
             rng = random.Random(f"{expert} {item.id}")
             level = rng.choice([level for level in LEVELS if level != right]) if rng.random() < ERRS else right
             reviews.append(review_of(item, f"scripted {expert}", level))
-    keep_reviews(folder, [review for review in reviews if review.id not in given])
+    keep_reviews(folder, [review for review in reviews if (review.id, review.version) not in given])

@@ -22,7 +22,16 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 from guardtrace_trainer.prefixes.judges import JudgeFailed, PrefixJudge
-from guardtrace_trainer.prefixes.onset import ONSETS, PAIRS, SAFE_THINKING, SFT, Onset, corpus_files, read_onsets
+from guardtrace_trainer.prefixes.onset import (
+    ONSETS,
+    PAIRS,
+    SAFE_THINKING,
+    SFT,
+    Onset,
+    corpus_files,
+    images_of,
+    read_onsets,
+)
 from guardtrace_trainer.prefixes.paid import Ledger
 from guardtrace_trainer.prefixes.sentences import prefix, split
 from guardtrace_trainer.rows import Annotation, Labelled, Pair, RowError, Trace, read_rows, row_as
@@ -187,7 +196,9 @@ def make_prefixes(
     levels = {**{row.id: row.annotation.level for row in sft}, **{row.id: row.chosen.level for row in pairs}}
     for row in (*sft, *pairs):
         _check(folder, row, levels[row.id], onsets)
-    every = {**settings.model_dump(), "judge": None if judge is None else dict(judge.settings)}
+    every = {**settings.model_dump(), "judge": None, "images": None}
+    if judge is not None:
+        every |= {"judge": dict(judge.settings), "images": images_of(folder, [*sft, *pairs])}
     step = Step(folder, STEP, inputs=[*files, folder / ONSETS], settings=every, again=again)
     if step.done:
         return step.manifest

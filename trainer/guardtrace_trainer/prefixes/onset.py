@@ -7,7 +7,7 @@ checked with one more on each side; where it does, the onset stays unknown.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import anyio
 import msgspec
 
+from guardtrace_trainer.asking import image_path, images_digest
 from guardtrace_trainer.prefixes.judges import JudgeFailed, PrefixJudge
 from guardtrace_trainer.prefixes.paid import Ledger
 from guardtrace_trainer.prefixes.sentences import prefix, split
@@ -116,7 +117,8 @@ def find_onsets(
         RowError, StepError, AuditorError, EndpointFailure, EvaluationStopped: with what to do.
     """
     rows = unsafe_rows(folder)
-    step = Step(folder, STEP, inputs=[*corpus_files(folder), *inputs], settings=dict(judge.settings), again=again)
+    settings = {**judge.settings, "images": images_of(folder, rows)}
+    step = Step(folder, STEP, inputs=[*corpus_files(folder), *inputs], settings=settings, again=again)
     if step.done:
         return step.manifest
     with Ledger(folder, judge) as ledger:
@@ -154,6 +156,15 @@ def unsafe_rows(folder: Path) -> list[Trace]:
     if twice:
         raise RowError(f"{folder / PAIRS}, row {twice[0]}: its id stands in {SFT}, too; a trace is in one of both")
     return rows
+
+
+def images_of(folder: Path, rows: Iterable[Trace]) -> str:
+    """One digest of the images that the judge is shown with ``rows``.
+
+    Raises:
+        StepError: one can't be read; with file, line and field.
+    """
+    return images_digest(folder, [image_path(folder, row, row.image, *corpus_files(folder)) for row in rows])
 
 
 class _Asking:

@@ -92,7 +92,11 @@ class Encoder:
             image = corpus / row.image
             shape = self._grids.get(image)
             if shape is None:
-                shape = self._grids[image] = image_patches(self.processor, [read_image(image)])[1]
+                try:
+                    pixels = read_image(image)
+                except StageError as error:
+                    raise StageError(f"row {row.id}, field image: {error}") from error
+                shape = self._grids[image] = image_patches(self.processor, [pixels])[1]
             grid, counts = (int(shape[0, 0]), int(shape[0, 1]), int(shape[0, 2])), image_tokens(self.processor, shape)
         text = user_text(query_text([Turn("user", row.question)]), row.thinking, row.answer)
         return Example(row.id, self.layout.prompt(self.system_prompt, text, counts), (), image, grid)

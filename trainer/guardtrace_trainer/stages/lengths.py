@@ -23,11 +23,21 @@ class TooLong(StageError):
 
     def __init__(self, examples: Sequence[tuple[str, int]], limit: int, remedy: str) -> None:
         self.ids = [row for row, _ in examples]
-        listed = ", ".join(f"{row} ({length})" for row, length in examples[:LISTED])
-        more = f" and {len(examples) - LISTED} more" if len(examples) > LISTED else ""
-        super().__init__(
-            f"{len(examples)} rows are longer than max_length, {limit} tokens of prompt, images and reply: "
-            f"{listed}{more}. {remedy}"
+        self._examples = examples
+        self._limit = limit
+        self._remedy = remedy
+        super().__init__(self._message(lambda row: row))
+
+    def at(self, place: Callable[[str], str]) -> StageError:
+        """The same error, with the place of each row that it lists."""
+        return StageError(self._message(place))
+
+    def _message(self, place: Callable[[str], str]) -> str:
+        listed = ", ".join(f"{place(row)} ({length})" for row, length in self._examples[:LISTED])
+        more = f" and {len(self._examples) - LISTED} more" if len(self._examples) > LISTED else ""
+        return (
+            f"{len(self._examples)} rows are longer than max_length, {self._limit} tokens of prompt, images and reply: "
+            f"{listed}{more}. {self._remedy}"
         )
 
 

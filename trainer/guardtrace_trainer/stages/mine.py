@@ -22,11 +22,12 @@ from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.prompt import Trace as PartialTrace
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth, DoesNotFit
 from guardtrace_proxy.images import ImageLimits, RequestImage, decode_data_url
-from guardtrace_trainer.asking import image_path
+from guardtrace_trainer.asking import image_path, images_digest
 from guardtrace_trainer.endpoints import Client, EndpointFailure, message
 from guardtrace_trainer.rows import Annotation, Pair, read_rows
 from guardtrace_trainer.stages import folders, oracle
 from guardtrace_trainer.stages.conflicts import MODEL, ORDERS, Answer, Judged, Order, answer_id, write
+from guardtrace_trainer.stages.paid import Ledger
 from guardtrace_trainer.stages.settings import MineSettings, StageError
 from guardtrace_trainer.stages.trainers import Log
 from guardtrace_trainer.steps import Journal, Step
@@ -56,8 +57,7 @@ def run_mine(
     """
     pairs = read_rows(data, Pair)
     images = corpus or data.parent
-    for pair in pairs:
-        image_path(images, pair, pair.image, data.name)
+    shown = [image_path(images, pair, pair.image, data) for pair in pairs]
     folder = folders.folder_of(base)
     step = Step(
         out,
@@ -66,18 +66,19 @@ def run_mine(
         settings={
             **settings.model_dump(mode="json", exclude={"oracle", "concurrency"}),
             "oracle": settings.oracle.settings(),
+            "images": images_digest(images, shown),
         },
         again=again,
     )
     if step.done:
         log(f"mine: {out} is done already")
         return out / "mined.jsonl"
-    with step.journal("judged", Judged) as judged, step.journal("answers", Answer) as answers:
+    with step.journal("judged", Judged) as judged, Ledger(out) as ledger:
         asyncio.run(_judge_all(pairs, images, folder, settings, judged, log))
         conflicts = [(pair, model) for pair in pairs if (model := _against(pair, judged)) is not None]
         log(f"mine: {len(conflicts)} of {len(pairs)} pairs are conflicts")
-        asyncio.run(_ask_all(conflicts, images, settings, answers, log))
-        write(step, pairs, conflicts, judged.rows, answers.rows, settings.oracle)
+        answers = asyncio.run(_ask_all(conflicts, images, settings, ledger, log))
+        write(step, pairs, conflicts, judged.rows, answers, settings.oracle)
     log(f"mine: {step.manifest.counts}")
     return out / "mined.jsonl"
 
@@ -141,67 +142,55 @@ def _shown(path: Path) -> RequestImage:
 
 
 async def _ask_all(
-    conflicts: Sequence[tuple[Pair, Annotation]],
-    images: Path,
-    settings: MineSettings,
-    answers: Journal[Answer],
-    log: Log,
-) -> None:
-    """Fill the journal of what the oracle says: each conflict in both orders, nothing twice."""
-    left = [
-        (pair, model, order) for pair, model in conflicts for order in ORDERS if answer_id(pair, order) not in answers
-    ]
-    if not left:
-        return
-    try:
-        async with Client(settings.oracle) as client:
-            refused = await _ask(client, left, images, answers, log)
-    except EndpointFailure as failure:
-        raise StageError(str(failure)) from failure
-    if refused and not answers.rows:
-        raise StageError(f"the oracle refuses every question, the first one with: {refused[0][1]}")
-    for (pair, _, order), refusal in refused:
-        problem = f"refused: {refusal}"
-        answers.add(
-            Answer(id=answer_id(pair, order), trace_id=pair.id, order=order, raw="", sides_with=None, problem=problem)
-        )
-
-
-async def _ask(
-    client: Client, left: Sequence[Question], images: Path, answers: Journal[Answer], log: Log
-) -> list[tuple[Question, EndpointFailure]]:
-    """Ask what is left; returns what the oracle refuses, as a filter before it may do.
+    conflicts: Sequence[tuple[Pair, Annotation]], images: Path, settings: MineSettings, ledger: Ledger, log: Log
+) -> dict[str, Answer]:
+    """What the oracle says of each conflict in both orders, by the answers' ids; nothing is paid for twice.
 
     Raises:
-        StageError: some questions got no answer, which may be otherwise the next time.
+        StageError: some questions got no answer, which may be otherwise the next time, or all were refused.
     """
+    questions: list[Question] = [(pair, model, order) for pair, model in conflicts for order in ORDERS]
+    answers: dict[str, Answer] = {}
+    if not questions:
+        return answers
     refused: list[tuple[Question, EndpointFailure]] = []
     lost: list[EndpointFailure] = []
 
     async def ask(question: Question) -> None:
         try:
-            answers.add(await _answer(client, question, images))
+            answer = await _answer(client, question, images, ledger)
         except EndpointFailure as failure:
             if failure.temporary:
                 lost.append(failure)
             else:
                 refused.append((question, failure))
-        if len(answers.rows) % 100 == 0:
-            log(f"mine: the oracle gave {len(answers.rows)} answers, {len(left)} were to be asked")
+            return
+        answers[answer.id] = answer
+        if len(answers) % 100 == 0:
+            log(f"mine: {len(answers)} of {len(questions)} questions are answered")
 
-    await _side_by_side(left, client.endpoint.concurrency, ask)
+    try:
+        async with Client(settings.oracle) as client:
+            await _side_by_side(questions, settings.oracle.concurrency, ask)
+    except EndpointFailure as failure:
+        raise StageError(str(failure)) from failure
     if lost:
         raise StageError(
-            f"{len(lost)} of {len(left)} questions got no answer from the oracle, the first one: {lost[0]}. What was "
-            "answered is kept: run it again to ask the others"
+            f"{len(lost)} of {len(questions)} questions got no answer from the oracle, the first one: {lost[0]}. What "
+            "was answered is kept: run it again to ask the others"
         )
-    return refused
+    if refused and not answers:
+        raise StageError(f"the oracle refuses every question, the first one with: {refused[0][1]}")
+    for (pair, _, order), refusal in refused:
+        name, problem = answer_id(pair, order), f"refused: {refusal}"
+        answers[name] = Answer(id=name, trace_id=pair.id, order=order, raw="", sides_with=None, problem=problem)
+    return answers
 
 
-async def _answer(client: Client, question: Question, images: Path) -> Answer:
+async def _answer(client: Client, question: Question, images: Path, ledger: Ledger) -> Answer:
     pair, model, order = question
     first, second = (pair.chosen, model) if order == "chosen first" else (model, pair.chosen)
-    reply = await client.ask(oracle.question(pair, first, second, images))
+    reply = await ledger.reply(client, oracle.question(pair, first, second, images))
     sides_with: Literal["chosen", "model"] | None = None
     problem = None
     try:

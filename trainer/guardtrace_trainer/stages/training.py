@@ -17,10 +17,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from guardtrace_proxy.auditor.checkpoint import own_settings
 from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT
 from guardtrace_trainer.children import die_with_parent
-from guardtrace_trainer.rows import Trace, read_rows
+from guardtrace_trainer.rows import Trace, numbered_rows, place_of
 from guardtrace_trainer.stages import folders
 from guardtrace_trainer.stages.batches import Images
 from guardtrace_trainer.stages.encode import Encoder, Example
+from guardtrace_trainer.stages.lengths import TooLong
 from guardtrace_trainer.stages.processes import alone, main_process_first, side_by_side
 from guardtrace_trainer.stages.settings import StageError, Tuning
 from guardtrace_trainer.stages.trainers import Log, last_checkpoint, on_gpu
@@ -58,17 +59,22 @@ class Work:
 
         Raises:
             RowError: a file doesn't fit.
-            StageError: a row stands in two files.
+            StageError: a row stands in two files, or its image leads out of its folder.
         """
-        found = [(self.images_of(path), row) for path in self.data for row in read_rows(path, type)]
-        seen: set[str] = set()
-        for _, row in found:
-            if row.id in seen:
-                raise StageError(f"row {row.id} stands in two of {', '.join(map(str, self.data))}: take one out")
-            if row.image is not None and (Path(row.image).is_absolute() or ".." in Path(row.image).parts):
-                raise StageError(f"row {row.id}, field image: {row.image} leads out of the corpus's folder")
-            seen.add(row.id)
-        return found
+        found: dict[str, tuple[Path, AnyTrace]] = {}
+        for path in self.data:
+            for number, row in numbered_rows(path, type):
+                place = f"{path}, line {number}, row {row.id}"
+                if row.id in found:
+                    raise StageError(f"{place} stands in two of {', '.join(map(str, self.data))}: take one out")
+                if row.image is not None and (Path(row.image).is_absolute() or ".." in Path(row.image).parts):
+                    raise StageError(f"{place}, field image: {row.image} leads out of the corpus's folder")
+                found[row.id] = self.images_of(path), row
+        return list(found.values())
+
+    def place(self, row: str) -> str:
+        """Where a row stands, by its id: file and line."""
+        return place_of(row, *self.data)
 
 
 ExamplesOf = Callable[[Encoder, int], list[Example]]
@@ -92,6 +98,7 @@ def train(work: Work, rows: Sequence[tuple[Path, Trace]], examples_of: ExamplesO
     if not rows:
         raise StageError(f"{', '.join(map(str, work.data))}: there are no rows, so there is nothing to learn")
     base = folders.folder_of(work.base)
+    _check_apart(work, base)
     with main_process_first():
         step = _step(work, base, rows)
         running = work.out / folders.RUNNING
@@ -119,7 +126,10 @@ def train(work: Work, rows: Sequence[tuple[Path, Trace]], examples_of: ExamplesO
 def _train(work: Work, step: Step, base: Path, running: Path, examples_of: ExamplesOf, trainer_of: TrainerOf) -> None:
     settings = work.settings
     encoder = Encoder(base, settings.system_prompt)
-    examples = examples_of(encoder, length_limit(settings, base))
+    try:
+        examples = examples_of(encoder, length_limit(settings, base))
+    except TooLong as error:
+        raise error.at(work.place) from None
     adapters_on_bf16 = settings.lora is not None and on_gpu()
     network = folders.load(base, torch.bfloat16 if adapters_on_bf16 else torch.float32)
     images = Images(encoder, features_of(network, encoder, examples) if settings.freeze_vision else {})
@@ -167,6 +177,17 @@ def _finish(
     )
     step.made(files, **counts)
     work.log(f"{work.name}: wrote {work.out}")
+
+
+def _check_apart(work: Work, base: Path) -> None:
+    """A stage writes over the weights in its folder.
+
+    Raises:
+        StageError: those are the ones that it starts from.
+    """
+    out, start = work.out.resolve(), base.resolve()
+    if out.is_relative_to(start) or start.is_relative_to(out):
+        raise StageError(f"--out {work.out} is --base {work.base}, or one lies in the other: take a folder of its own")
 
 
 def length_limit(settings: Tuning, base: Path) -> int:
@@ -227,21 +248,22 @@ def _step(work: Work, base: Path, rows: Sequence[tuple[Path, Trace]]) -> Step:
         settings={
             **work.settings.model_dump(mode="json", exclude=changes_nothing),
             "seed": work.seed,
-            "images": _images_hash(rows),
+            "images": _images_hash(work, rows),
         },
         again=work.again,
     )
 
 
-def _images_hash(rows: Sequence[tuple[Path, Trace]]) -> str:
+def _images_hash(work: Work, rows: Sequence[tuple[Path, Trace]]) -> str:
     """One hash of all images."""
-    paths = sorted({folder / row.image for folder, row in rows if row.image is not None})
+    shown = {folder / row.image: row.id for folder, row in rows if row.image is not None}
     digest = hashlib.sha256()
-    for path in paths:
+    for path, row in sorted(shown.items()):
         try:
             digest.update(file_hash(path).encode())
         except StepError as error:
             raise StageError(
-                f"{path}: can't be read. Images lie in the folder of their rows' file; else name it: corpus"
+                f"{work.place(row)}, field image: {path} can't be read. Images lie in the folder of their rows' file; "
+                "else name it: corpus"
             ) from error
     return digest.hexdigest()
