@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from guardtrace_trainer.stages.dpo import run_dpo
-from guardtrace_trainer.stages.processes import _free_port
 from guardtrace_trainer.stages.settings import DpoSettings, StageError
 from guardtrace_trainer.stages.trainers import last_checkpoint
+from tests.cli.serving import free_port
 
 pytestmark = pytest.mark.slow  # each process imports torch, transformers and TRL
 ROOT = Path(__file__).parents[3]
@@ -69,7 +69,7 @@ with main_process_first(), Path({str(tmp_path / "said")!r}).open("a", buffering=
     time.sleep(1 - int(rank))
     print(rank, "out", file=said)
 """
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "trainer")]), **address}
     running = [
         subprocess.Popen(
@@ -94,7 +94,6 @@ def test_they_end_with_the_process_that_started_them_and_are_gone_on_with(small,
 import os, signal
 from pathlib import Path
 from guardtrace_trainer.stages.dpo import run_dpo
-from guardtrace_trainer.stages.processes import _free_port
 from guardtrace_trainer.stages.settings import DpoSettings
 def log(line):
     if line.startswith("step 3 "):

@@ -44,7 +44,7 @@ def _tables(folders: Sequence[Path]) -> Iterator[str]:
     for number, folder in enumerate(folders):
         paths = {stage: folder / f"{stage}.json" for stage in stages}
         lines += [[f"run {number}", *line] for line in differences(paths)]
-    yield markdown([f"{name}", *DIFFERENCES], lines)
+    yield markdown([name, *DIFFERENCES], lines)
 
 
 def _each_run(results: Mapping[str, Sequence[Figures]]) -> Iterator[list[str]]:
