@@ -22,17 +22,29 @@ TROUBLE = (aiohttp.ClientError, OSError)
 
 
 class Arrivals(ResponseHandler):
-    """A connection that says when something has come of the reply that is being read, or nothing more will."""
+    """A connection that says when something has come of the reply that is being read, or nothing more will.
 
-    on_arrival: Callable[[], None] | None = None
-    """Called when the reply has what came, from the event loop's own callback: it may not raise."""
-    _has_paused = False
+    Neither callback may raise: they are called from the event loop's own.
+    """
+
+    on_arrival: Callable[[bytes], None] | None = None
+    """Called when the reply has what came of these bytes; without any, something else happened to it."""
+    takes: Callable[[bytes], bool] | None = None
+    """May take the body of a chunk that comes by itself, which aiohttp then never sees. To be set while its parser
+    stands between two chunks and nothing waits to be read; it is let go with the first bytes that aiohttp is given."""
+    has_paused = False
+    """aiohttp has ever stopped reading: from then on its parser may keep something back."""
 
     def data_received(self, data: bytes) -> None:
+        if self.takes is not None:
+            body = chunk_body(data)
+            if body and self.takes(body):
+                return
+            self.takes = None
         super().data_received(data)
         # Without data it is aiohttp that goes on with what it left, in the middle of a read.
         if data and self.on_arrival is not None:
-            self.on_arrival()
+            self.on_arrival(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -40,19 +52,29 @@ class Arrivals(ResponseHandler):
 
     def pause_reading(self) -> None:
         super().pause_reading()
-        self._has_paused = True
+        self.has_paused = True
 
     def resume_reading(self, *how: Any, **options: Any) -> None:
         # aiohttp resumes after each read, with half a dozen calls, whether it had paused or not. Where it ever has, its
         # parser may stop once more than the connection (3.14.5, a pause at a chunk's end), and each read has it go on.
-        if self._has_paused:
+        if self.has_paused:
             super().resume_reading(*how, **options)
             self._loop.call_soon(self.tell)
 
     def tell(self) -> None:
         """Have it looked at: bytes came, or something else happened to the reply."""
         if self.on_arrival is not None:
-            self.on_arrival()
+            self.on_arrival(b"")
+
+
+def chunk_body(data: bytes) -> bytes:
+    """The body of the one chunk, of the plainest form, that these bytes are to a parser between two chunks (RFC 9112,
+    7.1); b"" where they are anything else, or more, or the last."""
+    end = data.find(b"\r\n")
+    size = len(data) - end - 4
+    if end < 1 or size < 1 or data[:end].lower() != b"%x" % size or not data.endswith(b"\r\n"):
+        return b""
+    return data[end + 2 : -2]
 
 
 class _Connector(aiohttp.TCPConnector):

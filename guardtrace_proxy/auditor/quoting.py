@@ -42,6 +42,8 @@ _CONTROL = (
 )
 """Control tokens of the chat templates at large: Qwen, Llama, Mistral, Gemma, DeepSeek, GLM, Kimi, Harmony, others."""
 _MARKS = "<>[]|\uff5c\u25c1\u25b7"
+_OPENING_MARKS = "<[\u25c1"
+"""One of these stands in each."""
 
 _BREAKS = "\\n\\r\\x0b\\x0c\\x1c-\\x1e\\x85\\u2028\\u2029"
 _LINE_BREAK = re.compile(f"([{_BREAKS}])")
@@ -71,6 +73,7 @@ def spelled(label: str) -> str:
 LAYOUT = labels(rf"(?:{'|'.join(map(spelled, _LABELS))})[\W_]*?:")
 """The prompt's and the reply's own."""
 _UNUSUAL = re.compile(r"[^\t\n\r\x20-\x7e]+")
+_USUAL = b"\t\n\r" + bytes(range(0x20, 0x7F))
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 _INVISIBLE = frozenset(("Cc", "Cf", "Mn", "Me", "Cs", "Co", "Cn"))
@@ -109,7 +112,9 @@ def _holds(plain: str, find: Callable[[str], object]) -> bool:
 def _plain(text: str) -> str:
     """The text as a reader sees it, in lower case, with the same line breaks: look-alikes and compatibility forms
     folded, what is invisible dropped."""
-    return _UNUSUAL.sub(_as_seen, text).lower()
+    if not text.isascii() or text.encode().translate(None, _USUAL):
+        text = _UNUSUAL.sub(_as_seen, text)
+    return text.lower()
 
 
 def _as_seen(unusual: re.Match[str]) -> str:
@@ -144,6 +149,8 @@ def defuse_control_tokens(text: str) -> str:
     For servers whose tokenizer isn't at hand; where it is, the text is encoded without control tokens
     instead.
     """
+    if not any(mark in text for mark in _OPENING_MARKS):
+        return text
     return _CONTROL_TOKENS.sub(_broken_up, text)
 
 

@@ -13,8 +13,9 @@ class Modes:
     """The mode of each segment."""
 
     def __init__(self, policy: Policy) -> None:
-        self._outside = {phase: policy.phase(phase.value).mode for phase in Phase}
-        self._max_lag = {phase: policy.phase(phase.value).max_lag for phase in Phase}
+        rules = {phase: policy.phase(phase.value) for phase in Phase}
+        self._outside = {phase: each.mode for phase, each in rules.items()}
+        self._max_lag = {phase: each.max_lag for phase, each in rules.items()}
         lags = [self._max_lag[phase] for phase, mode in self._outside.items() if mode is Mode.LAG]
         self.lags = bool(lags)
         self._max_lag_inside = min(lags, default=0)

@@ -42,13 +42,14 @@ class StreamGate:
         self.finished = False
         self.wants_upstream = True
         """False as soon as nothing that the upstream could still say matters: close it at once."""
+        self.run: Run | None = None
+        """What is being gathered: without it ``gathers`` takes nothing."""
         self._policy = policy
         self._writer = writer
         self._capacity = capacity
         self._max_stream_bytes = max_stream_bytes
         self._choices = Choices(choices, self._new_choice)
         self._queue = HoldQueue(writer, policy.thinking_goes)
-        self._run: Run | None = None
         self._outputs: list[Output] = []
         self._audit_ids = count(1)
         self._saw_error = False
@@ -74,7 +75,7 @@ class StreamGate:
     @property
     def tokens_read(self) -> int:
         """Tokens of all choices that have come."""
-        gathered = 0 if self._run is None else self._run.tokens
+        gathered = 0 if self.run is None else self.run.tokens
         return gathered + sum(choice.tokens_read for choice in self._choices)
 
     @property
@@ -85,7 +86,7 @@ class StreamGate:
     @property
     def held_bytes(self) -> int:
         """Bytes of the upstream's that are held."""
-        return self._queue.held_bytes + (0 if self._run is None else self._run.size)
+        return self._queue.held_bytes + (0 if self.run is None else self.run.size)
 
     @property
     def wants_reading(self) -> bool:
@@ -102,25 +103,20 @@ class StreamGate:
         """The choices seen so far, for records."""
         return list(self._choices)
 
-    @property
-    def is_gathering(self) -> bool:
-        """Whether ``gathers`` may take the next event."""
-        return self._run is not None
-
     # What happens
 
     def gathers(self, event: MoreText, now: float) -> bool:
         """Take one event of the upstream if it's sure that nothing comes of it yet; else it is left to ``receive``."""
-        return self._run is not None and self._run.takes(event, now)
+        return self.run is not None and self.run.takes(event, now)
 
     def receive(self, event: Event | MoreText, now: float) -> bool:
         """Take one event of the upstream; returns whether something may have come of it."""
         if isinstance(event, MoreText):
-            if self._run is not None and self._run.takes(event, now):
+            if self.run is not None and self.run.takes(event, now):
                 return False
             self._take_run()
-            self._run = self._run_of(event)
-            if self._run is not None and self._run.takes(event, now):
+            self.run = self._run_of(event)
+            if self.run is not None and self.run.takes(event, now):
                 return False
             event = event.whole()
         self._receive(event, now)
@@ -213,7 +209,7 @@ class StreamGate:
 
     def _take_run(self) -> None:
         """What was gathered comes before anything else happens."""
-        run, self._run = self._run, None
+        run, self.run = self.run, None
         if run is None or not run.events:
             return
         choice, part = run.choice, run.part()

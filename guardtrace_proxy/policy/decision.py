@@ -17,13 +17,11 @@ class Decision(NamedTuple):
 
 def decide(policy: Policy, phase: str, verdict: Verdict) -> Decision:
     """The most severe level whose test passes decides, by its own action in this phase."""
-    actions = policy.phase(phase).actions
     level = _level(policy, verdict)
-    if level is Level.HARMFUL:
-        return Decision(level, actions.harmful)
-    if level is Level.POTENTIALLY_HARMFUL:
-        return Decision(level, actions.potentially_harmful)
-    return Decision(Level.SAFE, Action.PASS)
+    if level is Level.SAFE:
+        return Decision(level, Action.PASS)
+    actions = policy.phase(phase).actions
+    return Decision(level, actions.harmful if level is Level.HARMFUL else actions.potentially_harmful)
 
 
 def _level(policy: Policy, verdict: Verdict) -> Level:

@@ -245,7 +245,7 @@ async def _events(
 
     def gathers(data: bytes) -> bool:
         nonlocal spoke
-        if not gate.is_gathering or (more := reply.more(data)) is None:
+        if gate.run is None or (more := reply.more(data)) is None:
             return False
         now = time.monotonic()
         if not gate.gathers(more, now):

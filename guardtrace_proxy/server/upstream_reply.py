@@ -10,7 +10,7 @@ from typing import Protocol
 import aiohttp
 import anyio
 
-from guardtrace_proxy.outgoing import TROUBLE, Arrivals
+from guardtrace_proxy.outgoing import TROUBLE, Arrivals, chunk_body
 from guardtrace_proxy.server.asgi_io import Headers
 from guardtrace_proxy.server.decoding import BadCoding, UnknownCoding, decoder_for
 from guardtrace_proxy.server.errors import upstream_unreadable
@@ -109,21 +109,24 @@ class UpstreamReply:
 
     async def _next(self, arrivals: Arrivals, gathers: Gathers | None) -> bytes:
         arrival: asyncio.Future[bytes] = self._loop.create_future()
+        takes = self._taker(gathers or _leaves, arrival)
 
-        def arrived() -> None:
+        def arrived(came: bytes) -> None:
             if arrival.done():
                 return
             try:
                 data = self._take()
-                if data and gathers is not None and gathers(data):
-                    self._waiting_since = time.monotonic()
+                if data and takes(data):
+                    # What aiohttp made of these bytes is one whole chunk, so the next begins where they end.
+                    if data == chunk_body(came) and not arrivals.has_paused:
+                        arrivals.takes = takes
                     data = b""
                 elif not (data or arrivals.connected or self._response.content.at_eof()):
                     raise UpstreamBroke("connection lost")
             except Exception as error:
                 arrival.set_exception(error)
                 return
-            if data or self._response.content.at_eof():
+            if not arrival.done() and (data or self._response.content.at_eof()):
                 arrival.set_result(data)
 
         if not arrivals.connected:
@@ -132,7 +135,23 @@ class UpstreamReply:
         try:
             return await arrival
         finally:
-            arrivals.on_arrival = None
+            arrivals.on_arrival = arrivals.takes = None
+
+    def _taker(self, gathers: Gathers, arrival: asyncio.Future[bytes]) -> Gathers:
+        """``gathers`` until something arrives, for a place that may not raise: what it raises is what arrives."""
+
+        def takes(data: bytes) -> bool:
+            if arrival.done():
+                return False
+            try:
+                if not gathers(data):
+                    return False
+            except Exception as error:
+                arrival.set_exception(error)
+            self._waiting_since = time.monotonic()
+            return True
+
+        return takes
 
     async def _read_any(self) -> bytes:
         """The same where aiohttp's connections aren't ours: each read wakes the task, as aiohttp would have it."""
@@ -159,6 +178,10 @@ class UpstreamReply:
             self._response.content.set_exception(aiohttp.ClientPayloadError("no more bytes will come"))
             if self._arrivals is not None:
                 self._arrivals.tell()
+
+
+def _leaves(_: bytes) -> bool:
+    return False
 
 
 async def read_bounded(reply: Source, limit: int, came: Callable[[int], None] = lambda _: None) -> bytes:

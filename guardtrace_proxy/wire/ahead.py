@@ -15,16 +15,14 @@ MARKER = re.compile(r"<[^<>\s]{1,62}>|\[[^\[\]\s]{1,62}\]|◁[^◁▷\s]{1,62}�
 class TokensAhead:
     """The sampled tokens of one choice, in order, without those whose text was said."""
 
-    __slots__ = ("_chars", "_last", "_tokens")
+    __slots__ = ("_chars", "_last", "tokens")
 
     def __init__(self) -> None:
-        self._tokens: deque[str] = deque()
+        self.tokens: deque[str] = deque()
+        """What is ahead."""
         self._chars = 0
         self._last = 0
         """Characters of the markers at the end, which nothing waits for."""
-
-    def __bool__(self) -> bool:
-        return bool(self._tokens)
 
     @property
     def unsaid(self) -> int:
@@ -34,18 +32,18 @@ class TokensAhead:
     @property
     def text(self) -> str:
         """The tokens' text, without markers."""
-        return "".join(token for token in self._tokens if not MARKER.fullmatch(token))
+        return "".join(token for token in self.tokens if not MARKER.fullmatch(token))
 
     def sample(self, tokens: Iterable[str]) -> None:
         """Tokens came."""
         for token in tokens:
-            self._tokens.append(token)
+            self.tokens.append(token)
             self._chars += len(token)
             self._last = self._last + len(token) if MARKER.fullmatch(token) else 0
 
     def say(self, text: str) -> None:
         """Text came: it belongs to the tokens that came first."""
-        while text and self._tokens:
+        while text and self.tokens:
             token = self._take()
             if PARTIAL.fullmatch(token):
                 text = self._say_parts(text)
@@ -55,7 +53,7 @@ class TokensAhead:
                 if len(token) > len(text):
                     # Of a marker that was begun the rest is sure to come.
                     self._last = min(self._last, self._chars)
-                    self._tokens.appendleft(token[len(text) :])
+                    self.tokens.appendleft(token[len(text) :])
                     self._chars += len(token) - len(text)
                 text = text[len(token) :]
         self._last = min(self._last, self._chars)
@@ -63,7 +61,7 @@ class TokensAhead:
     def _say_parts(self, text: str) -> str:
         """At most a character for each of the parts that stand in a row, one of which was taken already."""
         count = 1
-        while self._tokens and PARTIAL.fullmatch(self._tokens[0]):
+        while self.tokens and PARTIAL.fullmatch(self.tokens[0]):
             self._take()
             count += 1
         whole = 0
@@ -72,6 +70,6 @@ class TokensAhead:
         return text[whole:]
 
     def _take(self) -> str:
-        token = self._tokens.popleft()
+        token = self.tokens.popleft()
         self._chars -= len(token)
         return token

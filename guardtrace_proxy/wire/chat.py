@@ -58,7 +58,7 @@ class ChatStream(ChatWriter, ChoicesStream):
         has_role = delta.role is not UNSET and delta.role is not None
         reader = self._reader(choice.index)
         finish, unsaid = choice.finish_reason or None, 0
-        if choice.logprobs is not None or choice.token_ids or reader.ahead:
+        if choice.logprobs is not None or choice.token_ids or reader.ahead.tokens:
             sampled = None if choice.logprobs is None else choice.logprobs.tokens
             unsaid = reader.follow(found, sampled, choice.token_ids, finish is not None)
         return reader.part(choice.index, found, finish, choice.token_ids, has_role, unsaid)

@@ -68,7 +68,7 @@ class ChoiceReader:
 
     def takes(self, more: MoreText) -> bool:
         """Whether a text by itself is one segment by itself, of the phase that it claims."""
-        if self.ahead:
+        if self.ahead.tokens:
             return False
         tags = self.tags
         if tags is None:

@@ -83,7 +83,7 @@ class ChoicesStream(ChoicesWriter):
 
     def more(self, data: bytes) -> MoreText | None:
         """The event that ``data`` is, where it is one and nothing but its text is new."""
-        if self._template is None or not self._decoder.is_between or len(data) > self._max_event_bytes:
+        if self._decoder.unread_bytes or len(data) > self._max_event_bytes:
             return None
         return self._more(data)
 

@@ -113,7 +113,7 @@ class CompletionStream(CompletionWriter, ChoicesStream):
         found: list[Found] = [(Phase.ANSWERING, Span(TEXT, choice.text))] if choice.text else []
         reader = self._reader(choice.index)
         finish, unsaid = choice.finish_reason or None, 0
-        if choice.logprobs is not None or choice.token_ids or reader.ahead:
+        if choice.logprobs is not None or choice.token_ids or reader.ahead.tokens:
             sampled = None if choice.logprobs is None else choice.logprobs.tokens or []
             unsaid = reader.follow(found, sampled, choice.token_ids, finish is not None)
         return reader.part(choice.index, found, finish, choice.token_ids, False, unsaid)

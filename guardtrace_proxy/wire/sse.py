@@ -53,36 +53,26 @@ class SSEDecoder:
         self._name = b""
         self._plain = True
         """Whether it has nothing but data lines, and its name before them."""
-        self._size = 0
-        """Bytes of both."""
-
-    @property
-    def unread_bytes(self) -> int:
-        """Of an event that isn't complete."""
-        return self._size
-
-    @property
-    def is_between(self) -> bool:
-        """Whether an event may begin now, and nothing of one has come."""
-        return not (self._size or self._at_start)
+        self.unread_bytes = 0
+        """Of both."""
 
     def feed(self, data: bytes) -> list[SSEEvent]:
         """The events that are complete now; raises EventTooLarge, after which nothing more may be fed."""
         if not data:
             return []
-        if not self._size and not self._at_start and _is_one_event(data) and len(data) <= self._max:
+        if not self.unread_bytes and not self._at_start and _is_one_event(data) and len(data) <= self._max:
             return [SSEEvent(data, data[6:-2])]
         completes_cr = bool(self._pieces) and self._pieces[-1].endswith(b"\r")
         self._pieces.append(data)
-        self._size += len(data)
+        self.unread_bytes += len(data)
         if not completes_cr and b"\n" not in data and b"\r" not in data:
-            self._check_size(self._size, [])
+            self._check_size(self.unread_bytes, [])
             return []
         return self._read_lines(final=False)
 
     def end(self) -> list[SSEEvent]:
         """At the end of the stream: an event that only lacks its blank line still counts."""
-        if not self._size:
+        if not self.unread_bytes:
             return []
         # After a lone CR a line feed would become part of it, and of the event's bytes.
         ends_in_cr = bool(self._pieces) and self._pieces[-1].endswith(b"\r")
@@ -117,8 +107,8 @@ class SSEDecoder:
                 self._add(self._close(), size, events, final)
         rest = buffer[position:]
         self._pieces = [rest] if rest else []
-        self._size = len(self._raw) + len(rest)
-        self._check_size(self._size, events)
+        self.unread_bytes = len(self._raw) + len(rest)
+        self._check_size(self.unread_bytes, events)
         return events
 
     def _take_line(self, line: bytes) -> None:

@@ -6,17 +6,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import accumulate
 from typing import Any
 
 import aiohttp
 import anyio
 import httpx
 import pytest
+from aiohttp.client_proto import ResponseHandler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy import outgoing
 from guardtrace_proxy.gate import StreamGate
+from guardtrace_proxy.outgoing import chunk_body
 from guardtrace_proxy.server.upstream import Upstream
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke, UpstreamReply
 from guardtrace_proxy.wire.tags import ThinkingStyle
@@ -34,6 +37,19 @@ LOOPS = pytest.mark.parametrize("uvloop", [False, True])
 
 def framed(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+FRAMES = [
+    lambda size: b"%x" % size,
+    lambda size: b"%X" % size,
+    lambda size: b"00%x" % size,
+    lambda size: b"%x;name=value" % size,
+    lambda size: b"%x;name=%x" % (size, size),
+]
+"""Ways to say how long a chunk is."""
+PIECES = st.binary(min_size=1, max_size=20) | st.sampled_from(
+    [framed(b"a"), framed(b"a" * 17), b"3\r\n", b"\r\n", b"5\r\nhello", b"0\r\n\r\n", b"a" * 300]
+)
 
 
 def one_by_one(pieces: Sequence[bytes], *, head: bytes = CHUNKED) -> Writes:
@@ -119,6 +135,58 @@ def test_what_is_gathered_wakes_nobody(uvloop):
         return returned, taker.got
 
     assert run(test, uvloop) == ([b"stop", b""], [b"b", b"c", b"d", b"e"])
+
+
+@LOOPS
+def test_chunks_that_come_by_themselves_pass_aiohttp_by(uvloop, monkeypatch):
+    """Until one doesn't, or isn't taken: that, and the first one behind it, are aiohttp's."""
+    pieces = [b"a", b"b", b"c", b"stop", b"d", b"e", b"f"]
+    split = [framed(b"g")[:4], framed(b"g")[4:]]
+    parsed, parse = [], ResponseHandler.data_received
+
+    def data_received(self: ResponseHandler, data: bytes) -> None:
+        parsed.append(data)
+        parse(self, data)
+
+    async def test() -> tuple[list[bytes], list[bytes]]:
+        taker = Taker(lambda data: data != b"stop")
+        async with asked(one_by_one([*map(framed, pieces), *split, framed(b"h"), framed(b"i"), END])) as reply:
+            assert await reply.read() == b"a"
+            monkeypatch.setattr(ResponseHandler, "data_received", data_received)
+            returned = [await reply.read(taker), await reply.read(taker)]
+        return returned, taker.got
+
+    returned, got = run(test, uvloop)
+    assert returned == [b"stop", b""]
+    assert b"".join(got) == b"bcdefghi"
+    assert parsed == [*map(framed, [b"b", b"stop", b"d"]), *split, framed(b"h"), END]
+
+
+@pytest.mark.parametrize(
+    ("data", "body"),
+    [
+        (b"1\r\na\r\n", b"a"),
+        (b"A\r\n0123456789\r\n", b"0123456789"),
+        (b"2\r\n\r\n\r\n", b"\r\n"),
+        (END, b""),
+        (b"", b""),
+        (b"\r\n", b""),
+        (b"1\r\n", b""),
+        (b"1\r\na", b""),
+        (b"1\r\nab\r\n", b""),
+        (b"2\r\na\r\n", b""),
+        (b"01\r\na\r\n", b""),
+        (b"+1\r\na\r\n", b""),
+        (b"0x1\r\na\r\n", b""),
+        (b"1;name=value\r\na\r\n", b""),
+        (b"1\na\n", b""),
+        (b"1\r\nab\n", b""),
+        (framed(b"a") + framed(b"b"), b""),
+        (framed(b"a") + END, b""),
+    ],
+)
+def test_the_body_of_one_whole_chunk(data, body):
+    assert chunk_body(data) == body
 
 
 @LOOPS
@@ -256,16 +324,44 @@ def test_the_end_is_seen_after_a_pause_at_the_end_of_what_had_come(uvloop, gathe
     assert run(test, uvloop) == b"a" * pauses_at + b"b"
 
 
+@LOOPS
+def test_nothing_overtakes_what_aiohttps_parser_keeps_back_after_a_pause(uvloop):
+    pauses_at = 2**18 // 16 + 1
+    behind = [b"a", b"a", b"b", b"b", b"c"]
+    go_on = asyncio.Event()
+
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + framed(b"a") * (pauses_at + 1))
+        await go_on.wait()
+        await one_by_one([*map(framed, behind), END], head=b"")(writer)
+
+    async def test() -> bytes:
+        seen = Seen(lambda _: True)
+        async with asked(write) as reply:
+            await asyncio.sleep(0.5)
+            while len(seen.body) < pauses_at:
+                seen.body += await reply.read()
+            go_on.set()
+            with anyio.fail_after(5):
+                await seen.read_all(reply)
+        return seen.body
+
+    assert run(test, uvloop) == b"a" * (pauses_at + 1) + b"".join(behind)
+
+
 @given(
-    st.lists(st.binary(min_size=1, max_size=20), min_size=1, max_size=12),
-    st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    st.lists(st.tuples(PIECES, st.sampled_from(FRAMES)), min_size=1, max_size=12),
+    st.lists(st.integers(0, 30), min_size=1, max_size=5),
     st.lists(st.booleans(), min_size=1, max_size=5),
-    st.sampled_from(["chunked", "length", "close"]),
+    st.sampled_from(["chunked", "chunked", "length", "close"]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60)
 def test_whatever_is_gathered_all_comes_in_order(pieces, cuts, takes, framing):
-    body = b"".join(pieces)
-    head, wire = CHUNKED, b"".join(map(framed, pieces)) + END
+    """A cut of 0 comes at the end of a chunk."""
+    body = b"".join(piece for piece, _ in pieces)
+    frames = [b"%s\r\n%s\r\n" % (size(len(piece)), piece) for piece, size in pieces]
+    head, wire = CHUNKED, b"".join(frames) + END
+    ends = list(accumulate(map(len, frames)))
     if framing != "chunked":
         wire, length = body, b"Content-Length: %d\r\n" % len(body) if framing == "length" else b""
         head = b"HTTP/1.1 200 OK\r\n" + length + b"\r\n"
@@ -275,9 +371,10 @@ def test_whatever_is_gathered_all_comes_in_order(pieces, cuts, takes, framing):
         writer.write(head)
         while at < len(wire):
             await asyncio.sleep(0.001)
-            writer.write(wire[at : at + cuts[turn % len(cuts)]])
-            at += cuts[turn % len(cuts)]
-            turn += 1
+            cut = cuts[turn % len(cuts)]
+            end = at + cut if cut else next((end for end in ends if end > at), len(wire))
+            writer.write(wire[at:end])
+            at, turn = end, turn + 1
         if framing == "close":
             writer.close()
 

@@ -51,4 +51,4 @@ def test_whatever_is_said_in_pieces_is_counted_once(tokens: list[str], data: st.
     # What is still to come is at least the text of the tokens that nothing was said of.
     assert ahead.unsaid >= len(ahead.text)
     ahead.say(text[cut:])
-    assert (ahead.unsaid, ahead.text, bool(ahead)) == (0, "", False)
+    assert (ahead.unsaid, ahead.text, list(ahead.tokens)) == (0, "", [])
