@@ -69,12 +69,19 @@ class Arrivals(ResponseHandler):
 
 def chunk_body(data: bytes) -> bytes:
     """The body of the one chunk, of the plainest form, that these bytes are to a parser between two chunks (RFC 9112,
-    7.1); b"" where they are anything else, or more, or the last."""
-    end = data.find(b"\r\n")
-    size = len(data) - end - 4
-    if end < 1 or size < 1 or data[:end].lower() != b"%x" % size or not data.endswith(b"\r\n"):
+    7.1); b"" where they are anything else, or more, or the last, or larger than a token's event is."""
+    sizes = _SIZE_LINES.get(len(data))
+    if sizes is None or not data.startswith(sizes) or not data.endswith(b"\r\n"):
         return b""
-    return data[end + 2 : -2]
+    return data[len(sizes[0]) : -2]
+
+
+def _size_lines(size: int) -> tuple[bytes, bytes]:
+    return b"%x\r\n" % size, b"%X\r\n" % size
+
+
+_SIZE_LINES = {len(_size_lines(size)[0]) + size + 2: _size_lines(size) for size in range(1, 2048)}
+"""How a chunk of so many bytes, frame and all, begins: of each length there is one at most."""
 
 
 class _Connector(aiohttp.TCPConnector):

@@ -38,7 +38,7 @@ class UnreadableReply(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class GuardReply:
     """What the guard said. ``analysis`` quotes what it judged: user text. ``judged_first``: the judgment stands before
     the analysis."""
 
@@ -47,7 +47,7 @@ class Reply:
     judged_first: bool = False
 
 
-def parse_reply(text: str, *, truncated: bool = False) -> Reply:
+def parse_reply(text: str, *, truncated: bool = False) -> GuardReply:
     """Read a guard's reply by its last line, where a judgment may stand behind other sentences, or else by its first.
 
     ``truncated`` says that the reply stopped at its length limit: then a number that ends it may be the
@@ -71,7 +71,7 @@ def parse_reply(text: str, *, truncated: bool = False) -> Reply:
         raise UnreadableReply("the auditor's reply neither ends nor begins with a judgment")
     if truncated and "\n" not in answer[end:]:
         raise UnreadableReply("the auditor's reply was cut off at its judgment")
-    return Reply(_level(answer[label.end() : end]), _analysis(answer[: label.start("label")]), judged_first)
+    return GuardReply(_level(answer[label.end() : end]), _analysis(answer[: label.start("label")]), judged_first)
 
 
 def ends_at_judgment(text: str) -> bool:
@@ -81,7 +81,7 @@ def ends_at_judgment(text: str) -> bool:
 
 
 def judgment_place(
-    written: Sequence[int], reply: Reply, label: int, decode: Callable[[Sequence[int]], str]
+    written: Sequence[int], reply: GuardReply, label: int, decode: Callable[[Sequence[int]], str]
 ) -> int | None:
     """Where in the tokens of a reply its judgment begins with the token ``label``; None where that isn't found."""
     places = [index for index, token in enumerate(written) if token == label]
@@ -135,7 +135,7 @@ def _json_object(text: str) -> dict[str, Any] | None:
     return {key.strip(" \"'“”*").lower().replace("judgement", "judgment"): value for key, value in value.items()}
 
 
-def _from_json(fields: dict[str, Any]) -> Reply:
+def _from_json(fields: dict[str, Any]) -> GuardReply:
     judgment = fields.get("judgment")
     if isinstance(judgment, bool) or not isinstance(judgment, (int, float, str)):
         raise UnreadableReply("the auditor's judgment is none of 0, 0.5 and 1")
@@ -146,4 +146,4 @@ def _from_json(fields: dict[str, Any]) -> Reply:
     else:
         raise UnreadableReply("the auditor's judgment is none of 0, 0.5 and 1")
     analysis = fields.get("analysis")
-    return Reply(level, analysis if isinstance(analysis, str) else None, next(iter(fields)) == "judgment")
+    return GuardReply(level, analysis if isinstance(analysis, str) else None, next(iter(fields)) == "judgment")

@@ -30,7 +30,7 @@ from guardtrace_proxy.auditor.protocol import (
     FailureKind,
 )
 from guardtrace_proxy.auditor.reading import Reading
-from guardtrace_proxy.auditor.reply import Reply, UnreadableReply, judgment_place, parse_reply
+from guardtrace_proxy.auditor.reply import GuardReply, UnreadableReply, judgment_place, parse_reply
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.auditor.worker import Audit, Worker
 from guardtrace_proxy.policy.levels import Probabilities, Verdict
@@ -261,7 +261,7 @@ class TransformersSession:
         return written, rows, False
 
     def _at_judgment(
-        self, reading: Reading, prompt: int, written: Sequence[int], rows: Sequence[torch.Tensor], reply: Reply
+        self, reading: Reading, prompt: int, written: Sequence[int], rows: Sequence[torch.Tensor], reply: GuardReply
     ) -> Audit[Probabilities | None]:
         """The labels' probabilities where the written judgment stands; None where they can't be read there, or say
         something else: then it was a place where a judgment is quoted."""

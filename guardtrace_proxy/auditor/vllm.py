@@ -35,7 +35,7 @@ from guardtrace_proxy.auditor.protocol import (
     DoesNotFit,
     FailureKind,
 )
-from guardtrace_proxy.auditor.reply import Reply, UnreadableReply, judgment_place, parse_reply
+from guardtrace_proxy.auditor.reply import GuardReply, UnreadableReply, judgment_place, parse_reply
 from guardtrace_proxy.auditor.salts import Salts
 from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
 from guardtrace_proxy.images.fitting import smaller
@@ -212,7 +212,7 @@ class VllmSession:
         return read.probabilities(shared=labels.shared, temperature=self._auditor.temperature)
 
     async def _at_judgment(
-        self, prompt: Sequence[int], written: list[int], positions: Positions, reply: Reply
+        self, prompt: Sequence[int], written: list[int], positions: Positions, reply: GuardReply
     ) -> Probabilities | None:
         """The labels' probabilities where the written judgment stands; None where they can't be read there, or say
         something else: then it was a place where a judgment is quoted."""

@@ -97,7 +97,7 @@ def serve(
 
     def work(worker: int) -> int:
         own_metrics_port = metrics_port + worker if metrics_port else metrics_port
-        return _serve(files, config, listener, own_metrics_port, most_connections)
+        return _serve(files, listener, own_metrics_port, most_connections)
 
     if workers == 1:
         sys.exit(work(0))
@@ -134,17 +134,13 @@ def _listen(host: str, port: int, settings: Config) -> socket.socket:
     return listener
 
 
-def _serve(
-    files: SettingsFiles, config: Path, listener: socket.socket, metrics_port: int | None, most_connections: int
-) -> int:
+def _serve(files: SettingsFiles, listener: socket.socket, metrics_port: int | None, most_connections: int) -> int:
     """Serve to the end; the exit status."""
     settings = files.config
     try:
-        app = GuardTraceApp(settings, file=config, metrics_port=metrics_port)
+        app = GuardTraceApp(settings, files=files, metrics_port=metrics_port)
     except AuditorSettingsError as error:
         return _did_not_start(str(error))
-    if app.reloader is not None:
-        app.reloader.files = files  # a change since they were read counts
     server = DrainingServer(
         http_settings(
             app,

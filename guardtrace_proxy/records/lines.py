@@ -25,7 +25,7 @@ class Probabilities(msgspec.Struct):
     harmful: float
 
 
-class Decision(msgspec.Struct, tag_field="kind", tag="decision"):
+class DecisionLine(msgspec.Struct, tag_field="kind", tag="decision"):
     """One audit and what came of it. No user text but in ``evidence``."""
 
     time: str
@@ -73,7 +73,7 @@ class Gap(msgspec.Struct, tag_field="kind", tag="gap"):
 _encoder = msgspec.json.Encoder()
 
 
-def encoded(line: Decision | Gap) -> bytes:
+def encoded(line: DecisionLine | Gap) -> bytes:
     """The line, its newline included."""
     return _encoder.encode(line) + b"\n"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -30,17 +29,17 @@ from guardtrace_proxy.server.asgi_io import (
     respond_json,
     route_of,
 )
-from guardtrace_proxy.server.config import Config, load_config
+from guardtrace_proxy.server.config import Config
 from guardtrace_proxy.server.errors import ApiError, no_route, shutting_down, unauthorized
 from guardtrace_proxy.server.forwarded import to_upstream
 from guardtrace_proxy.server.one_response import OneResponse
 from guardtrace_proxy.server.refusals import Refusals
-from guardtrace_proxy.server.reload import Reloader
+from guardtrace_proxy.server.reload import Reloader, SettingsFiles
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.span_attributes import of_http
 from guardtrace_proxy.server.tenants import Tenant, Tenants
 from guardtrace_proxy.server.upstream import Model, ModelServer
-from guardtrace_proxy.telemetry.tracing import NO_TRACE, Trace
+from guardtrace_proxy.telemetry.tracing import NO_TRACE, RequestTrace
 from guardtrace_proxy.wire.dialects import BY_ROUTE, Dialect, speaking_at
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class GuardTraceApp:
     ``auditor`` replaces the one that the config names, ``image_fetcher`` the one for its ``images.allow_urls``;
     ``environ`` is where keys are looked up; ``observer`` is told of every decision. ``upstreams`` are asked in place of
     the config's, and spans go to ``tracer_provider`` in place of where the config says; ``metrics_port`` replaces the
-    config's. ``file`` is where the config was read from: tenants and policies are read again when it changes.
+    config's. ``files`` are those that it was read from: tenants and policies are read again when they change.
     """
 
     def __init__(
@@ -71,7 +70,7 @@ class GuardTraceApp:
         upstreams: Mapping[str, ModelServer] | None = None,
         tracer_provider: TracerProvider | None = None,
         metrics_port: int | None = None,
-        file: Path | None = None,
+        files: SettingsFiles | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
         self.service = Service(
@@ -86,9 +85,9 @@ class GuardTraceApp:
         )
         self.refusals = Refusals()
         self.startup_error: str | None = None
-        self.reloader = None
-        if file is not None:
-            self.reloader = Reloader(file, config, environ, load_config, self.use, self.service.metrics.reloaded)
+        self.reloader: Reloader | None = None
+        if files is not None:
+            self.reloader = Reloader(files, self.use, self.service.metrics.reloaded)
         self.use(config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,7 +141,7 @@ class GuardTraceApp:
             finally:
                 trace.answered(guarded.status)
 
-    def _traced(self, scope: Scope, forwarded: Mapping[str, str]) -> AbstractContextManager[Trace]:
+    def _traced(self, scope: Scope, forwarded: Mapping[str, str]) -> AbstractContextManager[RequestTrace]:
         method, route = scope["method"], route_of(scope)
         if method != "POST" or route not in BY_ROUTE:
             return nullcontext(NO_TRACE)
@@ -163,7 +162,7 @@ class GuardTraceApp:
         await respond_error(send, error, shape, send.request_id, closing)
 
     async def _route(
-        self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str], trace: Trace
+        self, scope: Scope, receive: Receive, send: OneResponse, forwarded: Mapping[str, str], trace: RequestTrace
     ) -> None:
         method, path = scope["method"], route_of(scope)
         # What HEAD gets is GET's answer; the server leaves its body out.
@@ -198,7 +197,7 @@ class GuardTraceApp:
         receive: Receive,
         send: OneResponse,
         forwarded: Mapping[str, str],
-        trace: Trace,
+        trace: RequestTrace,
     ) -> None:
         service, server = self.service, self.service.config.server
         tenant = send.tenant = self.tenant_of(scope)

@@ -14,13 +14,13 @@ from guardtrace_proxy.wire.request import Turns
 
 def audit_line(
     about: About, number: int, asked: StartAudit, decided: Decided, audit_ms: float, evidence: str
-) -> lines.Decision:
+) -> lines.DecisionLine:
     """``number`` counts the reply's decisions from 1; ``audit_ms`` is what the audit took, its waiting included."""
     verdict, decision = decided.verdict, decided.decision
     level = None if decision is None else decision.level
     stand_in = None if verdict is None else verdict.auditor
     is_thinking = asked.phase is Phase.THINKING
-    return lines.Decision(
+    return lines.DecisionLine(
         time=lines.now(),
         request_id=about.request_id,
         trace_id=about.trace_id,

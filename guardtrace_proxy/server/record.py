@@ -16,7 +16,7 @@ from guardtrace_proxy.server.asgi_io import Headers
 from guardtrace_proxy.server.audit_line import audit_line
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.span_attributes import of_audit, of_usage
-from guardtrace_proxy.telemetry.tracing import Trace
+from guardtrace_proxy.telemetry.tracing import RequestTrace
 
 log = structlog.get_logger("guardtrace")
 
@@ -29,7 +29,7 @@ class ReplyRecord:
         about: About,
         policy: Policy,
         service: Service,
-        trace: Trace,
+        trace: RequestTrace,
     ) -> None:
         self._began = time.monotonic()
         self._about = about

@@ -73,21 +73,11 @@ class SettingsFiles:
 
 
 class Reloader:
-    """``config`` is what was read from ``path`` at start, by ``read``; ``use`` takes what came in its place.
+    """``use`` takes what ``files`` say after a change since they were read; ``told`` hears of each reload whether it is
+    used."""
 
-    ``told`` hears of each reload whether what was read is used. ``files`` may be replaced before the watch begins, by
-    those that ``config`` came from."""
-
-    def __init__(
-        self,
-        path: Path,
-        config: Config,
-        environ: Mapping[str, str],
-        read: Callable[[Path, Mapping[str, str]], Config],
-        use: Callable[[Config], None],
-        told: Callable[[bool], None],
-    ) -> None:
-        self.files = SettingsFiles(path, config, environ, read)
+    def __init__(self, files: SettingsFiles, use: Callable[[Config], None], told: Callable[[bool], None]) -> None:
+        self._files = files
         self._use = use
         self._told = told
         self._reloading = anyio.Lock()
@@ -103,32 +93,32 @@ class Reloader:
         """Read the files and use them, or say why not."""
         async with self._reloading:
             try:
-                config = await anyio.to_thread.run_sync(self.files.read)
+                config = await anyio.to_thread.run_sync(self._files.read)
                 self._use(config)
             except Exception as error:  # whatever it is, it ends neither the watch nor the server
                 log.error("settings not reloaded, the old ones stay", reason=_reason(error))
                 self._told(False)
                 return
-            self.files.config = config
+            self._files.config = config
             self._told(True)
             log.info("settings reloaded", tenants=len(config.tenants), policies=sorted(config.policies))
 
     async def _watch_files(self) -> None:
         """A change counts once it has stood for a while: editors write files in pieces."""
-        before = self.files.known
+        before = self._files.known
         is_blind = False
         while True:
             await anyio.sleep(POLL_SECONDS)
             try:
-                now = await anyio.to_thread.run_sync(self.files.signature)
+                now = await anyio.to_thread.run_sync(self._files.signature)
             except Exception as error:  # a folder that is being swapped, no file free: it is there at another look
                 if not is_blind:
                     log.warning("settings files can't be looked at, the next look may", reason=_reason(error))
                 is_blind = True
                 continue
             is_blind = False
-            if now != self.files.known and now == before:
-                self.files.known = now
+            if now != self._files.known and now == before:
+                self._files.known = now
                 await self.reload()
             before = now
 

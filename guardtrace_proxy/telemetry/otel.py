@@ -18,7 +18,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, TracerProvid
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from guardtrace_proxy import __version__
-from guardtrace_proxy.telemetry.tracing import Trace, Tracing, Value
+from guardtrace_proxy.telemetry.tracing import RequestTrace, Tracing, Value
 
 PROPAGATOR = TraceContextTextMapPropagator()
 FLUSH_MS = 3000
@@ -44,10 +44,10 @@ class OtelTracing(Tracing):
         self._own = own
 
     @contextmanager
-    def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]) -> Iterator[Trace]:
+    def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]) -> Iterator[RequestTrace]:
         parent = PROPAGATOR.extract(headers)
         span = self._tracer.start_span(name, parent, SpanKind.SERVER, dict(attributes))
-        trace = OtelTrace(self._tracer, span)
+        trace = OtelRequestTrace(self._tracer, span)
         try:
             yield trace
         finally:
@@ -60,7 +60,7 @@ class OtelTracing(Tracing):
             self._own.shutdown()
 
 
-class OtelTrace(Trace):
+class OtelRequestTrace(RequestTrace):
     """The spans of one request: its own, the upstream's part and the audits below it."""
 
     def __init__(self, tracer: Tracer, span: Span) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 Value = str | int | float | bool
 
 
-class Trace:
+class RequestTrace:
     """The spans of one request, all of which may be left out."""
 
     trace_id: str | None = None
@@ -42,14 +42,14 @@ class Trace:
         """Nobody waits for the audits under way any more."""
 
 
-NO_TRACE = Trace()
+NO_TRACE = RequestTrace()
 
 
 class Tracing:
     """Traces no request."""
 
     @contextmanager
-    def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]) -> Iterator[Trace]:
+    def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]) -> Iterator[RequestTrace]:
         """Stands around a request; ``headers`` may carry the client's own ``traceparent``."""
         yield NO_TRACE
 

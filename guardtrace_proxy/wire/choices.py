@@ -81,11 +81,16 @@ class ChoicesStream(ChoicesWriter):
             events = self._read_all(error.before)
             return [*events, *self._rests(), malformed(b"", f"The upstream sent {error}.")]
 
-    def more(self, data: bytes) -> MoreText | None:
-        """The event that ``data`` is, where it is one and nothing but its text is new."""
-        if self._decoder.unread_bytes or len(data) > self._max_event_bytes:
+    def more(self, data: bytes, *, whole: bool = False) -> MoreText | None:
+        """The event that ``data`` is, where it is one and nothing but its text is new. ``whole``: it is one."""
+        template = self._template
+        if template is None or (not whole and (self._decoder.unread_bytes or len(data) > self._max_event_bytes)):
             return None
-        return self._more(data)
+        more = template.read(data)
+        if more is None or not self._readers[more.of.choice].takes(more):
+            return None
+        self._learnings = LEARNINGS
+        return more
 
     def end(self) -> Sequence[Event | MoreText]:
         """What is left at the end of the connection."""
@@ -108,16 +113,6 @@ class ChoicesStream(ChoicesWriter):
             reader = self._readers[index] = self._new_reader(index)
         return reader
 
-    def _more(self, raw: bytes) -> MoreText | None:
-        """The event, where nothing but its text is new."""
-        if self._template is None:
-            return None
-        more = self._template.read(raw)
-        if more is None or not self._readers[more.of.choice].takes(more):
-            return None
-        self._learnings = LEARNINGS
-        return more
-
     def _learn_template(self, raw: bytes, part: ChoicePart) -> None:
         if self._learnings and not (self._template is not None and self._template.frames(raw)):
             template = template_of(raw, part)
@@ -128,7 +123,7 @@ class ChoicesStream(ChoicesWriter):
     def _read_all(self, found: list[SSEEvent]) -> list[Event | MoreText]:
         events: list[Event | MoreText] = []
         for each in found:
-            more = self._more(each.raw)
+            more = self.more(each.raw, whole=True)
             if more is not None:
                 events.append(more)
                 continue

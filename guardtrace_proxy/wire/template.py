@@ -29,10 +29,8 @@ class Template(NamedTuple):
     def read(self, raw: bytes) -> MoreText | None:
         """The event, if it is of this form and its text means what it says: no escapes, no control characters."""
         head, tail, of = self
-        if not (raw.startswith(head) and raw.endswith(tail)):
-            return None
         start, end = len(head), len(raw) - len(tail)
-        if not 0 < end - start <= LONGEST_TEXT:
+        if not 0 < end - start <= LONGEST_TEXT or raw[:start] != head or raw[end:] != tail:
             return None
         try:
             text = raw[start:end].decode()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.serving import free_port
+from tests.ports import free_port
 
 pytest.importorskip("detect_secrets", reason="the extra `dev` isn't installed whole")
 pytest.importorskip("pip_audit", reason="the extra `dev` isn't installed whole")

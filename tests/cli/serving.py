@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from typing import Any
 import httpx
 import openai
 import yaml
+
+from tests.ports import free_port
 
 GUARDTRACE = "from guardtrace_proxy.cli.app import main; main()"
 START_SECONDS = 60
@@ -36,12 +37,6 @@ class Serving:
         """The exit status."""
         self.process.send_signal(how)
         return self.process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def write_config(folder: Path, upstream: str, auditor: str, /, **more: Any) -> Path:

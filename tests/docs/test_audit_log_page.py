@@ -7,7 +7,7 @@ import re
 
 import msgspec
 
-from guardtrace_proxy.records.lines import Decision, Evidence, Gap
+from guardtrace_proxy.records.lines import DecisionLine, Evidence, Gap
 from tests.docs.pages import ROOT, blocks
 
 PAGE = (ROOT / "docs" / "audit-log.md").read_text("utf-8")
@@ -20,13 +20,13 @@ def fields_of(table: str) -> list[str]:
 
 
 def test_every_field_is_in_the_table_in_its_order() -> None:
-    assert fields_of("| field | what it is |") == ["kind", *Decision.__struct_fields__]
+    assert fields_of("| field | what it is |") == ["kind", *DecisionLine.__struct_fields__]
     assert fields_of("| field of `evidence` |") == list(Evidence.__struct_fields__)
 
 
 def test_the_lines_shown_are_whole() -> None:
     shown = [block.text for block in blocks("json") if block.page.name == "audit-log.md"]
-    kinds = [type(msgspec.json.decode(text, type=Decision | Gap)) for text in shown]
-    assert kinds == [Decision, Gap]
+    kinds = [type(msgspec.json.decode(text, type=DecisionLine | Gap)) for text in shown]
+    assert kinds == [DecisionLine, Gap]
     for text, kind in zip(shown, kinds, strict=True):
         assert list(json.loads(text)) == ["kind", *kind.__struct_fields__]

@@ -17,8 +17,9 @@ from typing import Any
 
 import httpx
 
-from tests.cli.serving import ENVIRON, GUARDTRACE, Serving, free_port, serving, write_config
+from tests.cli.serving import ENVIRON, GUARDTRACE, Serving, serving, write_config
 from tests.faults.peer import DONE, MARKER, WORDS
+from tests.ports import free_port
 from tests.telemetry.scraping import Scrape
 from tests.waiting import eventually
 

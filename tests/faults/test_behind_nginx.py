@@ -17,8 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.cli.serving import Serving, free_port, serving, write_config
+from tests.cli.serving import Serving, serving, write_config
 from tests.faults.tools import NGINX, needs
+from tests.ports import free_port
 from tests.server.dialects import CASES, Case
 from tests.server.scripted import SSE_HEAD, Script, by_word, judging, model_server
 from tests.waiting import eventually

@@ -25,8 +25,9 @@ from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.images import ImageFetcher
 from guardtrace_proxy.server.app import GuardTraceApp
 from guardtrace_proxy.server.config import Config, load_config
-from tests.cli.serving import ENVIRON, free_port
+from tests.cli.serving import ENVIRON
 from tests.images.serving import LOOPBACK, Names, image, image_server, is_test_server, picture
+from tests.ports import free_port
 from tests.server.running import CHUNKS, Running
 from tests.server.scripted import Script, Server, by_word, completion, judging, model_server
 

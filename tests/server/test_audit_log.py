@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from guardtrace_proxy import __version__
-from guardtrace_proxy.records.lines import Decision, Gap
+from guardtrace_proxy.records.lines import DecisionLine, Gap
 from tests.asgi.model_servers import Model, guarded, starlette_app
 from tests.cli.serving import Serving, serving, write_config
 from tests.server.dialects import CASES, Case
@@ -25,16 +25,16 @@ from tests.waiting import eventually
 
 THINKING = "Well then, one two three four five six seven eight"
 TRACE = {"traceparent": "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"}
-DECODER = msgspec.json.Decoder(Decision | Gap)
+DECODER = msgspec.json.Decoder(DecisionLine | Gap)
 
 
-def decisions(path: Path) -> list[Decision]:
+def decisions(path: Path) -> list[DecisionLine]:
     """The lines, each of which must have exactly its fields."""
     found = []
     for text in path.read_bytes().splitlines():
         line = DECODER.decode(text)
-        assert isinstance(line, Decision)
-        assert json.loads(text).keys() == {"kind", *Decision.__struct_fields__}
+        assert isinstance(line, DecisionLine)
+        assert json.loads(text).keys() == {"kind", *DecisionLine.__struct_fields__}
         found.append(line)
     return found
 

@@ -11,7 +11,7 @@ import pytest
 
 from guardtrace_proxy.policy.errors import ConfigError
 from guardtrace_proxy.server.inner_config import load_inner_config
-from tests.cli.serving import free_port
+from tests.ports import free_port
 
 LEAST = "auditor: {base_url: 'http://127.0.0.1:1/v1'}\ntenants: {acme: {policy: balanced}}\n"
 OWN = "has no effect inside a model server, which has its own: leave it out"

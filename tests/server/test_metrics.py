@@ -16,7 +16,8 @@ import pytest
 
 from guardtrace_proxy.demo.serving import ServerDidNotStart
 from tests.asgi.model_servers import Model, guarded, starlette_app
-from tests.cli.serving import free_port, serving, write_config
+from tests.cli.serving import serving, write_config
+from tests.ports import free_port
 from tests.server.dialects import CASES, Case
 from tests.server.running import ask, proxy
 from tests.server.scripted import SSE_HEAD, by_word, completion, http, judging, model_server
@@ -329,7 +330,7 @@ def test_the_circuit_and_requests_turned_away_show() -> None:
 
 
 def test_each_worker_has_a_port(tmp_path: Path) -> None:
-    port = free_port()
+    port = free_port(in_a_row=2)
     with model_server(CASES[0].script(THINKING, "fine")) as upstream, model_server(judging(by_word)) as auditor:
         config = write_config(tmp_path, upstream.url, auditor.url, audit_log={"path": "audit.jsonl"})
         with serving(config, "--metrics-port", str(port), "--workers", "2") as running:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 
 import openai
 import pytest
 
+from tests.ports import free_port
 from tests.server.running import ask, proxy
 from tests.server.scripted import DONE, HEAD, SSE_HEAD, chunk, http, stream
 from tests.waiting import eventually
@@ -21,15 +21,9 @@ def replay(*parts: bytes):
     return lambda _: parts
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.parametrize("streamed", [True, False])
 def test_an_upstream_that_is_down(streamed):
-    config = {"upstreams": {"default": {"base_url": f"http://127.0.0.1:{closed_port()}/v1"}}}
+    config = {"upstreams": {"default": {"base_url": f"http://127.0.0.1:{free_port()}/v1"}}}
     with proxy(replay(), config=config) as running:
         reply = running.raw(ask(stream=streamed))
     assert reply.status_code == 502
@@ -102,7 +96,7 @@ def test_a_redirect_is_not_followed(streamed):
 
 def test_the_environments_proxy_is_not_asked(monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port()}")
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     with proxy(replay(SSE_HEAD, *stream("one two", "three"))) as running:
         got = running.raw(ask(stream=True))
     assert (got.status_code, got.text.endswith("data: [DONE]\n\n")) == (200, True)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the embedded auditor, which knows more of itself, needs the extra `local`")
 
-from tests.cli.serving import free_port
+from tests.ports import free_port
 from tests.server.dialects import CASES
 from tests.server.running import ask, proxy
 from tests.server.scripted import by_word, judging, model_server

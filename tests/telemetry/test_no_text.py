@@ -20,7 +20,7 @@ pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` isn't installe
 
 from guardtrace_proxy.telemetry.logs import configure_own_logging
 from tests.asgi.model_servers import Model, guarded, starlette_app
-from tests.cli.serving import free_port
+from tests.ports import free_port
 from tests.server.dialects import CASES, Case
 from tests.server.running import proxy
 from tests.server.scripted import SSE_HEAD, Script, by_word, http

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from guardtrace_trainer.nano.scripted import JUDGES, opinion
 from guardtrace_trainer.nano.serving import HOST, parties
 from guardtrace_trainer.rows import Query, Request, read_rows
 from guardtrace_trainer.steps import StepError
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def port(corpus):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number = free.getsockname()[1]
+    number = free_port()
     with parties(corpus, seed=3, port=number):
         yield number
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,18 +25,13 @@ from guardtrace_trainer.settings import read_settings
 from guardtrace_trainer.stages.conflicts import Conflict
 from guardtrace_trainer.stages.mine import run_mine
 from guardtrace_trainer.steps import Manifest
+from tests.ports import free_port
 
 RECIPE = Path(__file__).parents[2] / "trainer" / "recipes" / "nano.yaml"
 STEPS = (
     "expand", "generate", "annotate", "stratify", "review", "onset", "prefixes", "warm-up", "sft", "dpo", "mine", "ogdpo",
     "streaming",
 )  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def small_recipe(folder: Path) -> Path:

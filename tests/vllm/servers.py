@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+from tests.ports import free_port
 
 ON_A_CPU = ("--dtype", "float32", "--block-size", "32", "--enforce-eager")
 START_SECONDS = 400
@@ -92,9 +93,7 @@ def vllm_server(
     ``gives_way``: to all other processes, where cores are few. vLLM's own wait for each other without sleeping.
     ``environ``: more of the environment's variables.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log = folder / f"{name}.log"
     program = Path(sys.executable).with_name(command[0])
     with log.open("wb") as out:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from guardtrace_trainer.stages.dpo import run_dpo
 from guardtrace_trainer.stages.settings import DpoSettings, StageError
 from guardtrace_trainer.stages.trainers import last_checkpoint
-from tests.cli.serving import free_port
+from tests.ports import free_port
 
 pytestmark = pytest.mark.slow  # each process imports torch, transformers and TRL
 ROOT = Path(__file__).parents[3]
