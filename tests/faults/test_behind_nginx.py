@@ -81,8 +81,13 @@ class Outcome:
 
     @property
     def is_right(self) -> bool:
-        """The reply of the model, or a cut in good order."""
-        if self.status != 200 or not self.is_whole or b"HARM" in self.data:
+        """The reply of the model, or a cut in good order, and HTTP's own end."""
+        return self.is_whole and self.says_all
+
+    @property
+    def says_all(self) -> bool:
+        """Whether nothing is wrong or missing but HTTP's own end."""
+        if self.status != 200 or b"HARM" in self.data:
             return False
         if self.harmful:
             return CUT[self.case.name] in self.data
@@ -234,7 +239,8 @@ def test_one_that_is_killed_breaks_its_streams_off_and_no_other(tmp_path):
             running.first.stop(signal.SIGKILL)
 
         running.under_load(10, kill)
-        wrong = {key: outcome for key, outcome in running.outcomes.items() if not outcome.is_right}
+        # What was said to its end leaves a moment before the connection's end, and may be killed in between.
+        wrong = {key: outcome for key, outcome in running.outcomes.items() if not outcome.says_all}
         assert 0 < len(wrong) <= READERS
         assert all(outcome.stream and outcome.is_seen_to_be_broken for outcome in wrong.values()), wrong
         assert wrong.keys().isdisjoint(running.lines(running.second))
