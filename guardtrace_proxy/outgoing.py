@@ -31,7 +31,8 @@ class Arrivals(ResponseHandler):
     """Called when the reply has what came of these bytes; without any, something else happened to it."""
     takes: Callable[[bytes], bool] | None = None
     """May take the body of a chunk that comes by itself, which aiohttp then never sees. To be set while its parser
-    stands between two chunks and nothing waits to be read; it is let go with the first bytes that aiohttp is given."""
+    stands between two chunks (`ends_between_chunks`) and nothing waits to be read; it is let go with the first bytes
+    that aiohttp is given."""
     has_paused = False
     """aiohttp has ever stopped reading: from then on its parser may keep something back."""
 
@@ -74,6 +75,12 @@ def chunk_body(data: bytes) -> bytes:
     if sizes is None or not data.startswith(sizes) or not data.endswith(b"\r\n"):
         return b""
     return data[len(sizes[0]) : -2]
+
+
+def ends_between_chunks(came: bytes, made: bytes) -> bool:
+    """Whether a parser that made just this body of these bytes has taken them for one whole chunk, and so stands behind
+    it. In the middle of another chunk it would have begun with their first line, as part of that one's body."""
+    return made == chunk_body(came) and not made.startswith(came[: came.find(b"\r\n")])
 
 
 def _size_lines(size: int) -> tuple[bytes, bytes]:

@@ -1,5 +1,5 @@
 """Ports for servers that are told theirs. Those that the system hands out (bind to 0, outgoing connections) may be
-another test's a moment later, so these lie below them, each test process having its own."""
+another test's a moment later, so these lie below them, apart for each of up to eight workers of one run."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _CONTROL = (
 """Control tokens of the chat templates at large: Qwen, Llama, Mistral, Gemma, DeepSeek, GLM, Kimi, Harmony, others."""
 _MARKS = "<>[]|\uff5c\u25c1\u25b7"
 _OPENING_MARKS = "<[\u25c1"
-"""One of these stands in each."""
+"""Each control token begins with one of these."""
 
 _BREAKS = "\\n\\r\\x0b\\x0c\\x1c-\\x1e\\x85\\u2028\\u2029"
 _LINE_BREAK = re.compile(f"([{_BREAKS}])")

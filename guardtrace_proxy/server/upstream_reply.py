@@ -10,7 +10,7 @@ from typing import Protocol
 import aiohttp
 import anyio
 
-from guardtrace_proxy.outgoing import TROUBLE, Arrivals, chunk_body
+from guardtrace_proxy.outgoing import TROUBLE, Arrivals, ends_between_chunks
 from guardtrace_proxy.server.asgi_io import Headers
 from guardtrace_proxy.server.decoding import BadCoding, UnknownCoding, decoder_for
 from guardtrace_proxy.server.errors import upstream_unreadable
@@ -117,8 +117,7 @@ class UpstreamReply:
             try:
                 data = self._take()
                 if data and takes(data):
-                    # What aiohttp made of these bytes is one whole chunk, so the next begins where they end.
-                    if data == chunk_body(came) and not arrivals.has_paused:
+                    if ends_between_chunks(came, data) and not arrivals.has_paused:
                         arrivals.takes = takes
                     data = b""
                 elif not (data or arrivals.connected or self._response.content.at_eof()):

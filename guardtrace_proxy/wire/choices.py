@@ -82,7 +82,8 @@ class ChoicesStream(ChoicesWriter):
             return [*events, *self._rests(), malformed(b"", f"The upstream sent {error}.")]
 
     def more(self, data: bytes, *, whole: bool = False) -> MoreText | None:
-        """The event that ``data`` is, where it is one and nothing but its text is new. ``whole``: it is one."""
+        """The event that ``data`` is, where it is one and nothing but its text is new. ``whole``: it is one that was
+        cut out of what came."""
         template = self._template
         if template is None or (not whole and (self._decoder.unread_bytes or len(data) > self._max_event_bytes)):
             return None

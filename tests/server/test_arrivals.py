@@ -48,7 +48,7 @@ FRAMES = [
 ]
 """Ways to say how long a chunk is."""
 PIECES = st.binary(min_size=1, max_size=20) | st.sampled_from(
-    [framed(b"a"), framed(b"a" * 17), b"3\r\n", b"\r\n", b"5\r\nhello", b"0\r\n\r\n", b"a" * 300]
+    [framed(b"a"), framed(b"a" * 17), b"a5", b"\r\n\r\n1", b"3\r\n", b"\r\n", b"5\r\nhello", b"0\r\n\r\n", b"a" * 300]
 )
 
 
@@ -160,6 +160,21 @@ def test_chunks_that_come_by_themselves_pass_aiohttp_by(uvloop, monkeypatch):
     assert returned == [b"stop", b""]
     assert b"".join(got) == b"bcdefghi"
     assert parsed == [*map(framed, [b"b", b"stop", b"d"]), *split, framed(b"h"), END]
+
+
+@LOOPS
+def test_what_looks_like_a_chunk_in_the_middle_of_another_isnt_one(uvloop):
+    """The second read but two: the rest of one chunk, and of the next as much as the read's own first line says."""
+    reads = [framed(b"x"), b"2\r\na", b"5\r\n5\r\n\r\n\r\n", b"1\r\n0\r\n", b"\r\n"]
+
+    async def test() -> bytes:
+        seen = Seen(lambda _: True)
+        async with asked(one_by_one(reads)) as reply:
+            with anyio.fail_after(5):
+                await seen.read_all(reply)
+        return seen.body
+
+    assert run(test, uvloop) == b"x" + b"a5" + b"\r\n\r\n1"
 
 
 @pytest.mark.parametrize(
