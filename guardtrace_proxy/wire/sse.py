@@ -54,7 +54,7 @@ class SSEDecoder:
         self._plain = True
         """Whether it has nothing but data lines, and its name before them."""
         self.unread_bytes = 0
-        """Of both."""
+        """Of an event that isn't complete: both."""
 
     def feed(self, data: bytes) -> list[SSEEvent]:
         """The events that are complete now; raises EventTooLarge, after which nothing more may be fed."""

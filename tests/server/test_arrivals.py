@@ -32,6 +32,8 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
 PAUSE_SECONDS = 0.02
 """So that two writes come in two reads."""
+PAUSES_AT = 2**18 // 16 + 1
+"""The first chunk that is too many for aiohttp."""
 LOOPS = pytest.mark.parametrize("uvloop", [False, True])
 
 
@@ -83,6 +85,21 @@ async def asked(write: Writes, read_timeout_ms: int = 10_000) -> AsyncIterator[U
         finally:
             left.set()
             await upstream.aclose()
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What aiohttp is given of replies, in order."""
+    found: list[bytes] = []
+    parse = ResponseHandler.data_received
+
+    def data_received(self: ResponseHandler, data: bytes) -> None:
+        if data:
+            found.append(data)
+        parse(self, data)
+
+    monkeypatch.setattr(ResponseHandler, "data_received", data_received)
+    return found
 
 
 def run(test: Callable[[], Awaitable[Any]], uvloop: bool) -> Any:
@@ -138,21 +155,16 @@ def test_what_is_gathered_wakes_nobody(uvloop):
 
 
 @LOOPS
-def test_chunks_that_come_by_themselves_pass_aiohttp_by(uvloop, monkeypatch):
+def test_chunks_that_come_by_themselves_pass_aiohttp_by(uvloop, parsed):
     """Until one doesn't, or isn't taken: that, and the first one behind it, are aiohttp's."""
     pieces = [b"a", b"b", b"c", b"stop", b"d", b"e", b"f"]
     split = [framed(b"g")[:4], framed(b"g")[4:]]
-    parsed, parse = [], ResponseHandler.data_received
-
-    def data_received(self: ResponseHandler, data: bytes) -> None:
-        parsed.append(data)
-        parse(self, data)
 
     async def test() -> tuple[list[bytes], list[bytes]]:
         taker = Taker(lambda data: data != b"stop")
         async with asked(one_by_one([*map(framed, pieces), *split, framed(b"h"), framed(b"i"), END])) as reply:
             assert await reply.read() == b"a"
-            monkeypatch.setattr(ResponseHandler, "data_received", data_received)
+            parsed.clear()
             returned = [await reply.read(taker), await reply.read(taker)]
         return returned, taker.got
 
@@ -313,55 +325,41 @@ def test_more_chunks_than_aiohttp_takes_at_once(uvloop):
     assert run(test, uvloop) == body
 
 
+async def after_a_pause(chunks: int, behind: Sequence[bytes], *, gathered: bool) -> bytes:
+    """All of a reply whose first ``chunks`` came at once, unread, so that aiohttp paused, and the rest one by one."""
+    go_on = asyncio.Event()
+
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + framed(b"a") * chunks)
+        await go_on.wait()
+        await one_by_one(behind, head=b"")(writer)
+
+    seen = Seen(lambda _: gathered)
+    async with asked(write) as reply:
+        await asyncio.sleep(0.5)
+        while len(seen.body) < PAUSES_AT:
+            seen.body += await reply.read()
+        go_on.set()
+        with anyio.fail_after(5):
+            await seen.read_all(reply)
+    return seen.body
+
+
 @LOOPS
 @pytest.mark.parametrize("gathered", [False, True])
 def test_the_end_is_seen_after_a_pause_at_the_end_of_what_had_come(uvloop, gathered):
     """aiohttp's parser stops once more then, before the end, although the connection doesn't pause."""
-    pauses_at = 2**18 // 16 + 1  # the first chunk that is too many for aiohttp
-    go_on = asyncio.Event()
-
-    async def write(writer: asyncio.StreamWriter) -> None:
-        writer.write(CHUNKED + framed(b"a") * pauses_at)
-        await go_on.wait()
-        writer.write(framed(b"b") + END)
-
-    async def test() -> bytes:
-        seen = Seen(lambda _: gathered)
-        async with asked(write) as reply:
-            await asyncio.sleep(0.5)
-            while len(seen.body) < pauses_at:
-                seen.body += await reply.read()
-            go_on.set()
-            with anyio.fail_after(5):
-                await seen.read_all(reply)
-        return seen.body
-
-    assert run(test, uvloop) == b"a" * pauses_at + b"b"
+    body = run(lambda: after_a_pause(PAUSES_AT, [framed(b"b") + END], gathered=gathered), uvloop)
+    assert body == b"a" * PAUSES_AT + b"b"
 
 
 @LOOPS
-def test_nothing_overtakes_what_aiohttps_parser_keeps_back_after_a_pause(uvloop):
-    pauses_at = 2**18 // 16 + 1
+def test_after_a_pause_all_chunks_are_aiohttps(uvloop, parsed):
+    """Its parser may keep something back, which nothing may overtake."""
     behind = [b"a", b"a", b"b", b"b", b"c"]
-    go_on = asyncio.Event()
-
-    async def write(writer: asyncio.StreamWriter) -> None:
-        writer.write(CHUNKED + framed(b"a") * (pauses_at + 1))
-        await go_on.wait()
-        await one_by_one([*map(framed, behind), END], head=b"")(writer)
-
-    async def test() -> bytes:
-        seen = Seen(lambda _: True)
-        async with asked(write) as reply:
-            await asyncio.sleep(0.5)
-            while len(seen.body) < pauses_at:
-                seen.body += await reply.read()
-            go_on.set()
-            with anyio.fail_after(5):
-                await seen.read_all(reply)
-        return seen.body
-
-    assert run(test, uvloop) == b"a" * (pauses_at + 1) + b"".join(behind)
+    body = run(lambda: after_a_pause(PAUSES_AT + 1, [*map(framed, behind), END], gathered=True), uvloop)
+    assert body == b"a" * (PAUSES_AT + 1) + b"".join(behind)
+    assert b"".join(parsed).endswith(b"".join(map(framed, behind)) + END)
 
 
 @given(
