@@ -116,7 +116,7 @@ def test_what_was_mined_can_be_read(recipe, folder, tmp_path):
     data = folder / "corpus" / "pairs.jsonl"
     with serving.parties(folder / "corpus", seed=settings.seed, port=settings.nano.port):
         # A model of a few steps writes nothing that can be read, so the one that ships is mined.
-        run_mine(settings.mine, base="builtin:nano", data=data, out=tmp_path, seed=0, log=lambda line: None)
+        run_mine(settings.mine, base="builtin:nano", data=[data], out=tmp_path, seed=0, log=lambda line: None)
     pairs = {pair.id: pair for pair in read_rows(data, Pair)}
     mined = read_rows(tmp_path / "mined.jsonl", Pair)
     conflicts = {row.id: row for row in read_rows(tmp_path / "oracle.jsonl", Conflict)}

@@ -223,15 +223,14 @@ class Runner:
     def _mine(self, dpo: Path) -> list[Path]:
         from guardtrace_trainer.stages.mine import run_mine
 
-        out = self.recipe.folder / "mined"
-        data = self.corpus / "pairs.jsonl"
         mined = run_mine(
             self.recipe.mine,
             base=str(dpo),
-            data=data,
-            out=out,
+            data=self._pairs(),
+            out=self.recipe.folder / "mined",
             seed=self.recipe.seed,
             log=self.log,
+            corpus=self.corpus,
             again=self.again("mine"),
         )
         experts = self._rows(review.PAIRS)

@@ -121,7 +121,7 @@ def corpus_of_pairs(tmp_path, model_level) -> Path:
 
 
 def run(settings: MineSettings, corpus: Path, log=lambda _: None, again: bool = False) -> Path:
-    data, out = corpus / "pairs.jsonl", corpus / "mined"
+    data, out = [corpus / "pairs.jsonl"], corpus / "mined"
     return run_mine(settings, base="builtin:nano", data=data, out=out, seed=0, log=log, again=again).parent
 
 
@@ -152,6 +152,30 @@ def test_conflicts_are_decided_by_the_oracle(oracle, corpus_of_pairs, model_leve
     assert counts["unjudged"] == {"outgrown": 1}
     assert counts["oracle_prompt_tokens"] == 1000
     assert counts["oracle_cost"] == pytest.approx(0.001)
+
+
+def test_pairs_of_several_files_are_mined(oracle, corpus_of_pairs, model_level):
+    _, settings = oracle
+    first, second = corpus_of_pairs / "pairs.jsonl", corpus_of_pairs / "pair_prefixes.jsonl"
+    known = {row.id: row for row in read_rows(first, Pair)}
+    write_rows(first, [known["agreed"], known["right"]])
+    write_rows(second, [known["wrong"], known["pictured"]])
+    out = corpus_of_pairs / "mined"
+
+    def mined(*data: Path, corpus: Path | None = None) -> Path:
+        return run_mine(
+            settings, base="builtin:nano", data=data, out=out, seed=0, log=lambda _: None, corpus=corpus, again=True
+        )
+
+    assert ids(mined(first, second)) == ["wrong", "pictured"]
+    assert ids(out / "dropped.jsonl") == ["right"]
+    elsewhere = corpus_of_pairs / "more" / "pairs.jsonl"
+    write_rows(elsewhere, [known["wrong"]])
+    with pytest.raises(StageError, match=r"pairs\.jsonl, line 1, row wrong stands in an earlier file, too"):
+        mined(second, elsewhere, corpus=corpus_of_pairs)
+    with pytest.raises(StageError, match="name the folder of their images, corpus"):
+        mined(first, elsewhere)
+    assert ids(mined(first, elsewhere, corpus=corpus_of_pairs)) == ["wrong"]
 
 
 def test_each_conflict_can_be_read_by_a_person(oracle, corpus_of_pairs, model_level):

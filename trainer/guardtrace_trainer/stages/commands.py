@@ -67,7 +67,7 @@ def dpo(
 @app.command()
 def mine(
     base: Base,
-    data: Annotated[Path, typer.Option(help="The pairs.jsonl that the DPO model was trained on.")],
+    data: Annotated[list[Path], typer.Option(help="What the DPO model was trained on; may be given several times.")],
     out: Out,
     recipe: Recipe = None,
     set: Set = None,

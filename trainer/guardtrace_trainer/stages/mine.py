@@ -24,7 +24,7 @@ from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth, Do
 from guardtrace_proxy.images import ImageLimits, RequestImage, decode_data_url
 from guardtrace_trainer.asking import image_path, images_digest
 from guardtrace_trainer.endpoints import Client, EndpointFailure, message
-from guardtrace_trainer.rows import Annotation, Pair, read_rows
+from guardtrace_trainer.rows import Annotation, Pair, numbered_rows
 from guardtrace_trainer.stages import folders, oracle
 from guardtrace_trainer.stages.conflicts import MODEL, ORDERS, Answer, Judged, Order, answer_id, write
 from guardtrace_trainer.stages.paid import Ledger
@@ -40,29 +40,29 @@ def run_mine(
     settings: MineSettings,
     *,
     base: str,
-    data: Path,
+    data: Sequence[Path],
     out: Path,
     seed: int,
     log: Log,
     corpus: Path | None = None,
     again: bool = False,
 ) -> Path:
-    """Mine ``data`` (the pairs that the DPO model ``base`` was trained on) for its mistakes; returns the path of
-    ``mined.jsonl``. Its images are relative to the same folder as those of ``data``.
+    """Mine ``data`` (all pairs that the DPO model ``base`` was trained on) for its mistakes; returns the path of
+    ``mined.jsonl``. Its images are relative to ``corpus``; None: to the files' folder.
 
     ``seed`` changes nothing: the model writes greedily, and the oracle is asked in both orders.
 
     Raises:
         RowError, StageError, StepError: with what to do. What is known already is kept for the next run.
     """
-    pairs = read_rows(data, Pair)
-    images = corpus or data.parent
-    shown = [image_path(images, pair, pair.image, data) for pair in pairs]
+    images = corpus or _folder_of(data)
+    pairs = _read(data)
+    shown = [image_path(images, pair, pair.image, *data) for pair in pairs]
     folder = folders.folder_of(base)
     step = Step(
         out,
         "mine",
-        inputs=[data, *folders.files_of(folder)],
+        inputs=[*data, *folders.files_of(folder)],
         settings={
             **settings.model_dump(mode="json", exclude={"oracle", "concurrency"}),
             "oracle": settings.oracle.settings(),
@@ -81,6 +81,29 @@ def run_mine(
         write(step, pairs, conflicts, judged.rows, answers, settings.oracle)
     log(f"mine: {step.manifest.counts}")
     return out / "mined.jsonl"
+
+
+def _folder_of(data: Sequence[Path]) -> Path:
+    folder, *others = dict.fromkeys(path.parent for path in data)
+    if others:
+        raise StageError(f"the pairs lie in {folder} and {others[0]}: name the folder of their images, corpus")
+    return folder
+
+
+def _read(data: Sequence[Path]) -> list[Pair]:
+    """The pairs of all files.
+
+    Raises:
+        RowError: a file doesn't fit.
+        StageError: a pair stands in two of them.
+    """
+    found: dict[str, Pair] = {}
+    for path in data:
+        for number, pair in numbered_rows(path, Pair):
+            if pair.id in found:
+                raise StageError(f"{path}, line {number}, row {pair.id} stands in an earlier file, too: take one out")
+            found[pair.id] = pair
+    return list(found.values())
 
 
 def _against(pair: Pair, judged: Journal[Judged]) -> Annotation | None:
