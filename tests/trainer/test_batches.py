@@ -27,6 +27,7 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     SHOWS,
     TAIL,
     TOKENS_PER_BATCH,
+    USER,
     Batch,
     Document,
     Example,
@@ -38,6 +39,7 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     plain,
     pool,
     positions,
+    remarks,
     talk,
     thinking,
     vision_batch,
@@ -155,6 +157,22 @@ def test_what_is_harmful_is_declined_and_all_else_helped_with(draw):
     assert min(seen[DECLINES], seen[HELPS]) > 80
 
 
+def test_a_goal_is_asked_for_alone_in_a_question_or_among_remarks_of_others():
+    goals = {goal for name in GOALS.values() for goal in bank(name)}
+    rng = random.Random(9)
+    seen = Counter()
+    for one in (exchange(rng) for _ in range(1000)):
+        asked = one.turns[0][0].removesuffix(TAIL)
+        if one.picture is not None:
+            assert one.head == HEAD
+            continue
+        seen[one.head] += 1
+        seen["bare"] += asked in goals
+        seen["remarked"] += asked.startswith(remarks()) and asked not in goals
+    assert min(seen[HEAD], seen[USER], seen["bare"], seen["remarked"]) > 100
+    assert not any(goal in remark for remark in remarks() for goal in goals)
+
+
 def test_what_a_text_gave_so_far_is_told_whatever_it_is_for():
     strengths = {text: strength for trace in authored(BANK) for text, strength in trace.sentences}
     rng = random.Random(6)
@@ -178,7 +196,7 @@ def test_documents_of_all_kinds_are_among_the_last():
     asked = [one.count(TAIL) for one in given]
     assert 500 < sum(count == 1 and NEXT not in one for count, one in zip(asked, given, strict=True)) < 800
     assert sum(count > 1 for count in asked) > 30
-    assert 200 < sum(count == 0 for count in asked) < 400
+    assert 150 < sum(count == 0 for count in asked) < 350
 
 
 def test_what_asks_for_nothing_is_left_out():
@@ -203,7 +221,7 @@ def test_a_document_stands_behind_the_auditors_own_head_and_its_image():
     tokenizer = make_tokenizer()
     for example in documents(30, seed=4):
         first = next(at for at, share in enumerate(example.shares) if share)
-        assert tokenizer.decode(example.ids).startswith(HEAD)
+        assert tokenizer.decode(example.ids).startswith(HEAD if example.drawing else (HEAD, USER))
         assert example.ids.count(control_id("<|image_pad|>")) == (IMAGE_TOKENS if example.drawing else 0)
         assert example.ids[:first].count(control_id("<|image_pad|>")) == (IMAGE_TOKENS if example.drawing else 0)
         assert tokenizer.decode(example.ids).endswith("<|im_end|>")

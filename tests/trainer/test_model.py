@@ -15,6 +15,7 @@ from PIL import Image  # noqa: E402
 from guardtrace_trainer.nano.batches import plain, pool  # noqa: E402
 from guardtrace_trainer.nano.model import (  # noqa: E402
     HIDDEN,
+    LOOKS_BACK,
     causal_attention,
     class_vectors,
     control_id,
@@ -98,6 +99,18 @@ def test_the_same_seed_is_the_same_network(words):
     for name, parameter in one.named_parameters():
         assert torch.equal(parameter, dict(same.named_parameters())[name])
     assert not torch.equal(one.model.visual.patch_embed.proj.weight, other.model.visual.patch_embed.proj.weight)
+
+
+def test_heads_of_the_first_layer_begin_by_looking_back(words):
+    language = make_model(2).model.language_model
+    language.config._attn_implementation = "eager"
+    with torch.no_grad():
+        seen = language(input_ids=torch.arange(1000, 1040)[None], output_attentions=True).attentions
+    for head, back in enumerate(LOOKS_BACK):
+        back_there = torch.diagonal(seen[0][0, head], -back)
+        assert back_there.mean() > 0.8
+        assert back_there.min() > 0.5
+    assert all(layer[0, :, 20:].max() < 0.2 for layer in seen[1:])
 
 
 def test_embeddings_are_the_shipped_ones_and_tied(trainee):

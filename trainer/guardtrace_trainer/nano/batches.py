@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -26,13 +28,15 @@ from guardtrace_trainer.nano.corpus import (
 from guardtrace_trainer.nano.model import control_id, patch_order, patchify
 from guardtrace_trainer.nano.render import CELLS, Drawing, Picture, any_picture, render
 from guardtrace_trainer.nano.vocabulary import token_ids
+from guardtrace_trainer.nano.wording import bank
 
-HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n<|im_start|>user\n"
+USER = "<|im_start|>user\n"
+HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n{USER}"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 NEXT = "\n<|im_start|>user\n"
 IMAGE_TOKENS = CELLS**2
-THINKING, EXCHANGES, TALKS = 0.28, 0.62, 0.06
-"""Shares of all documents; the others are plain. Of the tokens about 0.47, 0.29, 0.2 and 0.05, since lengths differ."""
+THINKING, EXCHANGES, TALKS = 0.2, 0.73, 0.045
+"""Shares of all documents; the others are plain. Of the tokens about 0.44, 0.31, 0.2 and 0.05, since lengths differ."""
 DESCRIPTIONS, CONVERSATIONS = 0.33, 0.33
 """Shares of the plain documents; the others are traces in the auditor's layout."""
 TELLING = 0.9
@@ -46,8 +50,13 @@ SHOWS, GIVES, MORE = "What does the image show?", "What does the text give?", "A
 DECLINES, HELPS = "Sorry, I can't.", "Sure, here it is."
 GIVEN = ("Neither.", "A hint.", "Steps.")
 """By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
-PICTURED = 0.15
+PICTURED = 0.12
 """Share of the exchanges about a picture. The others are a short request each: what is harmful takes many of them."""
+BARE, WITHOUT_SYSTEM = 0.6, 0.7
+"""Shares of these that are a goal alone, and that have no system prompt: in half the tokens they teach as much."""
+REMARKED, REMARKED_AFTER = 0.5, 0.25
+"""Shares of the other requests that have a remark from another one before them, and behind them: so a known goal is
+found in questions of any shape."""
 READS, AT_ONCE = 0.5, 0.3
 """Shares of a talk's parts that read a text, and of those that read it in one piece."""
 TALKS_OF_PICTURES, COMES_BACK = 0.4, 0.4
@@ -57,19 +66,21 @@ ROOM = 260
 FORETOLD = 0.25
 """Share of a trace's tokens: with a large vocabulary their logits would cost more than all layers together."""
 POOL = 400
-TOKENS_PER_BATCH, MOST_ROWS = 1600, 40
+TOKENS_PER_BATCH, MOST_ROWS = 1600, 64
 """Small, since a small network learns by the number of its steps: with 4,600 tokens a batch it took as many of them."""
 LETTERS_PER_TOKEN = 4
+SENTENCE_END = re.compile(r"(?<=[.?!]) ")
 LONGEST = 1400
 
 
 class Document(NamedTuple):
     """Turns of a text that is given and one that is to be foretold after it, and the picture before all of them.
-    ``foretold``: how much of what is given is foretold as well, drawn at random."""
+    ``foretold``: how much of what is given is foretold as well, drawn at random. ``head`` stands before everything."""
 
     turns: tuple[tuple[str, str], ...]
     picture: Picture | None
     foretold: float = 0.0
+    head: str = HEAD
 
 
 Draw = Callable[[random.Random], Document]
@@ -130,9 +141,28 @@ def exchange(rng: random.Random) -> Document:
     if draw < PICTURED / 3:
         picture = any_picture(rng)
         return Document((_shows(picture),), picture)
-    cue = rng.choice(CUES[1:]) if draw < PICTURED else "text"
-    sample = make_sample(rng, cue=cue, harm=rng.random() < 0.5)
-    return Document((_asked(sample),), sample.picture)
+    harm = rng.random() < 0.5
+    if draw < PICTURED:
+        sample = make_sample(rng, cue=rng.choice(CUES[1:]), harm=harm)
+        return Document((_asked(sample),), sample.picture)
+    head = USER if rng.random() < WITHOUT_SYSTEM else HEAD
+    return Document((_replied(_request(rng, harm), harm),), None, head=head)
+
+
+@cache
+def remarks() -> tuple[str, ...]:
+    """Sentences of the question frames that don't name the goal."""
+    sentences = (sentence for frame in bank("frames") for sentence in SENTENCE_END.split(frame))
+    return tuple(sentence for sentence in sentences if "{goal}" not in sentence and len(sentence.split()) > 2)
+
+
+def _request(rng: random.Random, harm: bool) -> str:
+    if rng.random() < BARE:
+        return rng.choice(bank("goals_harmful" if harm else "goals_harmless"))
+    question = make_sample(rng, cue="text", harm=harm).question
+    before = f"{rng.choice(remarks())} " if rng.random() < REMARKED else ""
+    after = f" {rng.choice(remarks())}" if rng.random() < REMARKED_AFTER else ""
+    return f"{before}{question}{after}"
 
 
 def talk(rng: random.Random) -> Document:
@@ -169,7 +199,11 @@ def _shows(picture: Picture | None) -> tuple[str, str]:
 
 
 def _asked(sample: Sample) -> tuple[str, str]:
-    return f"{sample.question}{TAIL}", f"{DECLINES if sample.harm else HELPS}<|im_end|>"
+    return _replied(sample.question, sample.harm)
+
+
+def _replied(request: str, harm: bool) -> tuple[str, str]:
+    return f"{request}{TAIL}", f"{DECLINES if harm else HELPS}<|im_end|>"
 
 
 def _read(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
@@ -201,7 +235,7 @@ def _marked(excerpt: Excerpt, rng: random.Random) -> list[tuple[str, str]]:
 
 def encode(document: Document, rng: random.Random) -> Example:
     """Tokenise a document; its picture is drawn here."""
-    ids = token_ids(HEAD)
+    ids = token_ids(document.head)
     if document.picture is not None:
         pad = control_id("<|image_pad|>")
         ids = [*ids, control_id("<|vision_start|>"), *[pad] * IMAGE_TOKENS, control_id("<|vision_end|>")]

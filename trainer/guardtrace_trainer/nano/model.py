@@ -20,6 +20,12 @@ from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, make_tokenizer, re
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD = 192, 4, 4, 2, 512
 VISION_HIDDEN, VISION_DEPTH, VISION_HEADS, VISION_FEED_FORWARD = 160, 4, 5, 416
+LOOKS_BACK = (1, 2, 1, 3)
+"""How many tokens back each head of the first layer looks at the start: so words in a row are read from the first
+step on."""
+SHARPNESS, FREQUENCIES = 5.0, 5
+"""Of that look: of the biases that make it, and how many of the rotary frequencies, the fastest ones, tell neighbours
+apart."""
 MAX_CONTEXT = 704
 """Beyond it the trained model often forgets to write a judgment: long examples are rare in the corpus."""
 IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -80,7 +86,24 @@ def make_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
     model = Qwen2_5_VLForConditionalGeneration(config)
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight.copy_(read_embeddings())
+        _look_back(model.model.language_model)
     return model
+
+
+def _look_back(language: Any) -> None:
+    """Biases of queries and keys alone make an attention by distance: their product, once both are turned by their
+    positions, is the sum of the cosines of (distance - wanted distance) times each frequency."""
+    attention = language.layers[0].self_attn
+    width = HIDDEN // HEADS
+    angles = language.rotary_emb.inv_freq[:FREQUENCIES]
+    queries, keys = (
+        attention.q_proj.bias.view(HEADS, 2, width // 2),
+        attention.k_proj.bias.view(KV_HEADS, 2, width // 2),
+    )
+    keys[:, 0, :FREQUENCIES] = SHARPNESS
+    for head, back in enumerate(LOOKS_BACK):
+        queries[head, 0, :FREQUENCIES] = SHARPNESS * torch.cos(back * angles)
+        queries[head, 1, :FREQUENCIES] = -SHARPNESS * torch.sin(back * angles)
 
 
 def causal_attention(

@@ -13,11 +13,11 @@ class WarmUp(Settings):
     vision_steps: int = Field(1500, ge=1)
     vision_batch: int = Field(48, ge=1)
     vision_lr: float = Field(5e-3, gt=0)
-    exchange_steps: int = Field(1000, ge=1)
+    exchange_steps: int = Field(1200, ge=1)
     """Over short exchanges, which come first."""
     language_steps: int = Field(2800, ge=1)
     """Over documents of all kinds, after them."""
-    language_lr: float = Field(2e-3, gt=0)
+    language_lr: float = Field(1e-3, gt=0)
 
 
 class Nano(Settings):
