@@ -15,7 +15,7 @@ class WarmUp(Settings):
     vision_lr: float = Field(5e-3, gt=0)
     exchange_steps: int = Field(1200, ge=1)
     """Over short exchanges, which come first."""
-    language_steps: int = Field(2800, ge=1)
+    language_steps: int = Field(2000, ge=1)
     """Over documents of all kinds, after them."""
     language_lr: float = Field(1e-3, gt=0)
 
