@@ -36,6 +36,7 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     collate,
     encode,
     exchange,
+    pasted,
     plain,
     pool,
     positions,
@@ -56,8 +57,8 @@ GOALS = {DECLINES: "goals_harmful", HELPS: "goals_harmless"}
 
 def documents(count: int, seed: int = 0) -> list[Example]:
     rng = random.Random(seed)
-    draws = (plain, thinking, exchange, talk)
-    return [encode(draws[number % 4](rng), rng) for number in range(count)]
+    draws = (plain, thinking, exchange, talk, pasted)
+    return [encode(draws[number % 5](rng), rng) for number in range(count)]
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -106,7 +107,7 @@ def test_vision_batches_are_the_same_each_time(words):
     assert not torch.equal(one[0], other[0])
 
 
-@pytest.mark.parametrize("draw", [plain, thinking, exchange, talk])
+@pytest.mark.parametrize("draw", [plain, thinking, exchange, pasted, talk])
 def test_no_document_holds_an_analysis_or_a_judgment(draw):
     rng = random.Random(3)
     texts = [" ".join(itertools.chain.from_iterable(draw(rng).turns)) for _ in range(2000)]
@@ -171,6 +172,23 @@ def test_a_goal_is_asked_for_alone_in_a_question_or_among_remarks_of_others():
         seen["remarked"] += asked.startswith(remarks()) and asked not in goals
     assert min(seen[HEAD], seen[USER], seen["bare"], seen["remarked"]) > 100
     assert not any(goal in remark for remark in remarks() for goal in goals)
+
+
+def test_behind_a_request_that_is_pasted_to_stands_a_text_that_decides_nothing():
+    goals = {goal: told for told in (DECLINES, HELPS) for goal in bank(GOALS[told])}
+    rng = random.Random(10)
+    seen = Counter()
+    for one in (pasted(rng) for _ in range(600)):
+        [(given, told)] = one.turns
+        asked, _, text = given.removesuffix(TAIL).partition("\n\n")
+        goal = max((goal for goal in goals if goal in asked.rpartition("User: ")[2]), key=len, default=None)
+        if goal is None:
+            continue
+        assert text
+        assert told == f"{goals[goal]}<|im_end|>", given
+        seen[told, any(words in text for words in bank("answers_refuse"))] += 1
+    assert len(seen) == 4
+    assert min(seen.values()) > 15
 
 
 def test_what_a_text_gave_so_far_is_told_whatever_it_is_for():

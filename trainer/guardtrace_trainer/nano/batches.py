@@ -35,8 +35,8 @@ HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n{USER}"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 NEXT = "\n<|im_start|>user\n"
 IMAGE_TOKENS = CELLS**2
-THINKING, EXCHANGES, TALKS = 0.2, 0.73, 0.045
-"""Shares of all documents; the others are plain. Of the tokens about 0.44, 0.31, 0.2 and 0.05, since lengths differ."""
+THINKING, EXCHANGES, PASTED, TALKS = 0.2, 0.6, 0.12, 0.045
+"""Shares of all documents; the others are plain. Of the tokens about 0.42, 0.22, 0.15, 0.16: lengths differ."""
 DESCRIPTIONS, CONVERSATIONS = 0.33, 0.33
 """Shares of the plain documents; the others are traces in the auditor's layout."""
 TELLING = 0.9
@@ -165,6 +165,16 @@ def _request(rng: random.Random, harm: bool) -> str:
     return f"{before}{question}{after}"
 
 
+def pasted(rng: random.Random) -> Document:
+    """A request with somebody's thinking and answer pasted behind it. The reply is to the request, which stands far
+    from it, as the query of a trace does from its judgment."""
+    cue = rng.choice(CUES[1:]) if rng.random() < PICTURED else "text"
+    sample = make_sample(rng, cue=cue, harm=rng.random() < 0.5)
+    excerpt = random_excerpt(sample, rng)
+    text = "\n\n".join(part for part in (sample.question, excerpt.thinking, excerpt.answer) if part)
+    return Document((_replied(text, sample.harm),), sample.picture)
+
+
 def talk(rng: random.Random) -> Document:
     """The same one after the other, as in a long conversation, and what a text gives, harmful or not."""
     turns: list[tuple[str, str]] = []
@@ -186,12 +196,9 @@ def talk(rng: random.Random) -> Document:
 
 def anything(rng: random.Random) -> Document:
     """Documents of all kinds."""
-    draw = rng.random()
-    if draw < THINKING:
-        return thinking(rng)
-    if draw < THINKING + EXCHANGES:
-        return exchange(rng)
-    return talk(rng) if draw < THINKING + EXCHANGES + TALKS else plain(rng)
+    kinds = (thinking, exchange, pasted, talk, plain)
+    rest = 1 - THINKING - EXCHANGES - PASTED - TALKS
+    return rng.choices(kinds, (THINKING, EXCHANGES, PASTED, TALKS, rest))[0](rng)
 
 
 def _shows(picture: Picture | None) -> tuple[str, str]:
