@@ -12,7 +12,8 @@ transformers = pytest.importorskip("transformers", reason="the extra `train` isn
 
 from PIL import Image  # noqa: E402
 
-from guardtrace_trainer.nano.batches import plain, pool  # noqa: E402
+from guardtrace_trainer.nano.batches import pool  # noqa: E402
+from guardtrace_trainer.nano.documents import plain  # noqa: E402
 from guardtrace_trainer.nano.model import (  # noqa: E402
     HIDDEN,
     LOOKS_BACK,

@@ -24,7 +24,8 @@ from torch import nn
 
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.muon import Muon
-from guardtrace_trainer.nano.batches import Batch, anything, batches, exchange, vision_batch
+from guardtrace_trainer.nano.batches import Batch, batches, vision_batch
+from guardtrace_trainer.nano.documents import anything, exchange
 from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
