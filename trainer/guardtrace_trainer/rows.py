@@ -11,7 +11,7 @@ Unknown fields are errors. Paths of images are relative to the corpus's folder.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -156,6 +156,22 @@ def numbered_rows(path: Path, type: type[AnyRow]) -> Iterator[tuple[int, AnyRow]
             raise RowError(f"{path}, line {number}, field id: {row.id!r} stands in an earlier line already")
         seen.add(row.id)
         yield number, row
+
+
+def rows_of(paths: Sequence[Path], type: type[AnyRow]) -> Iterator[tuple[Path, int, AnyRow]]:
+    """The rows of several files, each with its file and the number of its line.
+
+    Raises:
+        RowError: as :func:`read_rows`, or a row stands in two of them.
+    """
+    seen: set[str] = set()
+    for path in paths:
+        for number, row in numbered_rows(path, type):
+            if row.id in seen:
+                names = ", ".join(map(str, paths))
+                raise RowError(f"{path}, line {number}, row {row.id} stands in two of {names}: take one out")
+            seen.add(row.id)
+            yield path, number, row
 
 
 def write_rows(path: Path, rows: Iterable[msgspec.Struct]) -> int:

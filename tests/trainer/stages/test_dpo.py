@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from guardtrace_trainer.rows import write_rows
+from guardtrace_trainer.rows import RowError, write_rows
 from guardtrace_trainer.stages import dpo, folders, trainers
 from guardtrace_trainer.stages.batches import Images
 from guardtrace_trainer.stages.dpo import run_dpo, run_ogdpo
@@ -214,7 +214,7 @@ def test_pairs_come_from_several_files_each_once(small, corpus, tmp_path):
     out = run_ogdpo(few, base=str(small), data=data, out=tmp_path / "a", seed=0, log=nothing)
     counts = msgspec.json.decode((out / "ogdpo.manifest.json").read_bytes(), type=Manifest).counts
     assert counts["examples"] == 15
-    with pytest.raises(StageError, match=r"pairs\.jsonl, line 1, row t0 stands in two of"):
+    with pytest.raises(RowError, match=r"pairs\.jsonl, line 1, row t0 stands in two of"):
         run_ogdpo(few, base=str(small), data=[data[0], data[0]], out=tmp_path / "b", seed=0, log=nothing)
 
 

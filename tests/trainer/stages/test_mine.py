@@ -19,7 +19,7 @@ from PIL import Image
 
 from guardtrace_proxy.auditor import make_auditor
 from guardtrace_trainer.endpoints import Endpoint
-from guardtrace_trainer.rows import Pair, read_rows, write_rows
+from guardtrace_trainer.rows import Pair, RowError, read_rows, write_rows
 from guardtrace_trainer.stages import mine as mining
 from guardtrace_trainer.stages.conflicts import Answer, Conflict, Unjudged, decide
 from guardtrace_trainer.stages.mine import run_mine
@@ -171,7 +171,7 @@ def test_pairs_of_several_files_are_mined(oracle, corpus_of_pairs, model_level):
     assert ids(out / "dropped.jsonl") == ["right"]
     elsewhere = corpus_of_pairs / "more" / "pairs.jsonl"
     write_rows(elsewhere, [known["wrong"]])
-    with pytest.raises(StageError, match=r"pairs\.jsonl, line 1, row wrong stands in an earlier file, too"):
+    with pytest.raises(RowError, match=r"pairs\.jsonl, line 1, row wrong stands in two of"):
         mined(second, elsewhere, corpus=corpus_of_pairs)
     with pytest.raises(StageError, match="name the folder of their images, corpus"):
         mined(first, elsewhere)

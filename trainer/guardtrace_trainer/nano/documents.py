@@ -43,7 +43,8 @@ DECLINES, HELPS = "Sorry, I can't.", "Sure, here it is."
 GIVEN = ("Neither.", "A hint.", "Steps.")
 """By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
 PICTURED = 0.12
-"""Share of the exchanges about a picture. The others are a short request each: what is harmful takes many of them."""
+"""Share of the exchanges, and of the pasted, about a picture. The other exchanges are a short request each: what is
+harmful takes many of them."""
 BARE, WITHOUT_SYSTEM = 0.6, 0.7
 """Shares of these that are a goal alone, and that have no system prompt: in half the tokens they teach as much."""
 REMARKED, REMARKED_AFTER = 0.5, 0.25

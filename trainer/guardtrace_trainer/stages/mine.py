@@ -24,7 +24,7 @@ from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth, Do
 from guardtrace_proxy.images import ImageLimits, RequestImage, decode_data_url
 from guardtrace_trainer.asking import image_path, images_digest
 from guardtrace_trainer.endpoints import Client, EndpointFailure, message
-from guardtrace_trainer.rows import Annotation, Pair, numbered_rows
+from guardtrace_trainer.rows import Annotation, Pair, rows_of
 from guardtrace_trainer.stages import folders, oracle
 from guardtrace_trainer.stages.conflicts import MODEL, ORDERS, Answer, Judged, Order, answer_id, write
 from guardtrace_trainer.stages.paid import Ledger
@@ -56,7 +56,7 @@ def run_mine(
         RowError, StageError, StepError: with what to do. What is known already is kept for the next run.
     """
     images = corpus or _folder_of(data)
-    pairs = _read(data)
+    pairs = [pair for _, _, pair in rows_of(data, Pair)]
     shown = [image_path(images, pair, pair.image, *data) for pair in pairs]
     folder = folders.folder_of(base)
     step = Step(
@@ -88,22 +88,6 @@ def _folder_of(data: Sequence[Path]) -> Path:
     if others:
         raise StageError(f"the pairs lie in {folder} and {others[0]}: name the folder of their images, corpus")
     return folder
-
-
-def _read(data: Sequence[Path]) -> list[Pair]:
-    """The pairs of all files.
-
-    Raises:
-        RowError: a file doesn't fit.
-        StageError: a pair stands in two of them.
-    """
-    found: dict[str, Pair] = {}
-    for path in data:
-        for number, pair in numbered_rows(path, Pair):
-            if pair.id in found:
-                raise StageError(f"{path}, line {number}, row {pair.id} stands in an earlier file, too: take one out")
-            found[pair.id] = pair
-    return list(found.values())
 
 
 def _against(pair: Pair, judged: Journal[Judged]) -> Annotation | None:

@@ -17,7 +17,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from guardtrace_proxy.auditor.checkpoint import own_settings
 from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT
 from guardtrace_trainer.children import die_with_parent
-from guardtrace_trainer.rows import Trace, numbered_rows, place_of
+from guardtrace_trainer.rows import Trace, place_of, rows_of
 from guardtrace_trainer.stages import folders
 from guardtrace_trainer.stages.batches import Images
 from guardtrace_trainer.stages.encode import Encoder, Example
@@ -58,19 +58,16 @@ class Work:
         """All rows, each with the folder of its images.
 
         Raises:
-            RowError: a file doesn't fit.
-            StageError: a row stands in two files, or its image leads out of its folder.
+            RowError: a file doesn't fit, or a row stands in two.
+            StageError: a row's image leads out of its folder.
         """
-        found: dict[str, tuple[Path, AnyTrace]] = {}
-        for path in self.data:
-            for number, row in numbered_rows(path, type):
+        found: list[tuple[Path, AnyTrace]] = []
+        for path, number, row in rows_of(self.data, type):
+            if row.image is not None and (Path(row.image).is_absolute() or ".." in Path(row.image).parts):
                 place = f"{path}, line {number}, row {row.id}"
-                if row.id in found:
-                    raise StageError(f"{place} stands in two of {', '.join(map(str, self.data))}: take one out")
-                if row.image is not None and (Path(row.image).is_absolute() or ".." in Path(row.image).parts):
-                    raise StageError(f"{place}, field image: {row.image} leads out of the corpus's folder")
-                found[row.id] = self.images_of(path), row
-        return list(found.values())
+                raise StageError(f"{place}, field image: {row.image} leads out of the corpus's folder")
+            found.append((self.images_of(path), row))
+        return found
 
     def place(self, row: str) -> str:
         """Where a row stands, by its id: file and line."""
