@@ -218,7 +218,7 @@ class Runner:
 
     def _rows(self, *names: str) -> list[Path]:
         """Those of the corpus's files that hold rows."""
-        return [path for path in (self.corpus / name for name in names) if path.is_file() and path.stat().st_size]
+        return _filled(*(self.corpus / name for name in names))
 
     def _mine(self, dpo: Path) -> list[Path]:
         from guardtrace_trainer.stages.mine import run_mine
@@ -234,7 +234,7 @@ class Runner:
             again=self.again("mine"),
         )
         experts = self._rows(review.PAIRS)
-        return [*([mined] if mined.stat().st_size else []), *experts]
+        return [*_filled(mined), *experts, *_filled(mined.with_name("replay.jsonl"))]
 
     def _train(self, stage: Stage, base: str | Path, data: Sequence[Path]) -> Path:
         if not data:
@@ -278,6 +278,10 @@ class Runner:
 
     def _data(self, data: DataSet) -> DataSet:
         return data.model_copy(update={"path": self._path(data.path)})
+
+
+def _filled(*paths: Path) -> list[Path]:
+    return [path for path in paths if path.is_file() and path.stat().st_size]
 
 
 def _program(name: str) -> str:

@@ -154,6 +154,15 @@ def test_conflicts_are_decided_by_the_oracle(oracle, corpus_of_pairs, model_leve
     assert counts["oracle_cost"] == pytest.approx(0.001)
 
 
+def test_what_the_model_judges_rightly_is_replayed_where_it_is_asked_for(oracle, corpus_of_pairs, model_level):
+    _, settings = oracle
+    out = run(settings, corpus_of_pairs)
+    assert ids(out / "replay.jsonl") == []
+    out = run(settings.model_copy(update={"replay": 0.5}), corpus_of_pairs, again=True)
+    assert len(ids(out / "mined.jsonl")) == 2
+    assert ids(out / "replay.jsonl") == (["agreed"] if model_level == 0 else [])
+
+
 def test_pairs_of_several_files_are_mined(oracle, corpus_of_pairs, model_level):
     _, settings = oracle
     first, second = corpus_of_pairs / "pairs.jsonl", corpus_of_pairs / "pair_prefixes.jsonl"

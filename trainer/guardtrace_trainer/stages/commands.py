@@ -72,6 +72,7 @@ def mine(
     recipe: Recipe = None,
     set: Set = None,
     corpus: Corpus = None,
+    seed: Annotated[int, typer.Option(help="Picks what is replayed.")] = 0,
     again: Again = False,
 ) -> None:
     """Have the DPO model judge its training set again, and an oracle decide where it disagrees."""
@@ -79,13 +80,15 @@ def mine(
     from guardtrace_trainer.stages.mine import run_mine
 
     with failing_plainly():
-        run_mine(settings, base=base, data=data, out=out, seed=0, log=log, corpus=corpus, again=again)
+        run_mine(settings, base=base, data=data, out=out, seed=seed, log=log, corpus=corpus, again=again)
 
 
 @app.command()
 def ogdpo(
     base: Base,
-    data: Annotated[list[Path], typer.Option(help="mined.jsonl and expert_pairs.jsonl, each with --data.")],
+    data: Annotated[
+        list[Path], typer.Option(help="mined.jsonl, expert_pairs.jsonl and, if any, replay.jsonl, each with --data.")
+    ],
     out: Out,
     recipe: Recipe = None,
     set: Set = None,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
-from guardtrace_trainer.endpoints import Endpoint
 from guardtrace_trainer.rows import Annotation, Pair, Row, Trace, row_as
+from guardtrace_trainer.stages.settings import MineSettings
 from guardtrace_trainer.steps import Step
 
 Order = Literal["chosen first", "model first"]
@@ -78,7 +79,8 @@ def write(
     conflicts: Sequence[tuple[Pair, Annotation]],
     judged: Mapping[str, Judged],
     answers: Mapping[str, Answer],
-    oracle: Endpoint,
+    settings: MineSettings,
+    seed: int,
 ) -> None:
     """Write all files of ``mine`` and its manifest."""
     decided: dict[Decision, list[Pair]] = {"model wrong": [], "model right": [], "undecided": []}
@@ -104,6 +106,7 @@ def write(
     unjudged = [
         row_as(pair, Unjudged, failure=failure) for pair in pairs if (failure := judged[pair.id].failure) is not None
     ]
+    replay = replayed(pairs, judged, settings.replay * len(decided["model wrong"]), seed)
     tokens = [(answer.prompt_tokens, answer.completion_tokens) for answer in answers.values()]
     prompt_tokens, completion_tokens = (sum(column) for column in zip(*tokens, strict=True)) if tokens else (0, 0)
     step.finish(
@@ -111,15 +114,28 @@ def write(
             "mined.jsonl": decided["model wrong"],
             "dropped.jsonl": decided["model right"],
             "undecided.jsonl": decided["undecided"],
+            "replay.jsonl": replay,
             "unjudged.jsonl": unjudged,
             "oracle.jsonl": lines,
         },
         pairs=len(pairs),
         conflicts=len(conflicts),
         decisions=dict(Counter(line.decision for line in lines)),
+        replay=len(replay),
         unjudged=dict(Counter(row.failure.partition(":")[0] for row in unjudged)),
         oracle_answers=len(answers),
         oracle_prompt_tokens=prompt_tokens,
         oracle_completion_tokens=completion_tokens,
-        oracle_cost=round(oracle.cost(prompt_tokens, completion_tokens), 6),
+        oracle_cost=round(settings.oracle.cost(prompt_tokens, completion_tokens), 6),
     )
+
+
+def replayed(pairs: Sequence[Pair], judged: Mapping[str, Judged], most: float, seed: int) -> list[Pair]:
+    """At most ``most`` of the pairs that the jury calls safe and the model as well, in their order."""
+    safe = [
+        pair
+        for pair in pairs
+        if pair.chosen.level == 0 and (model := judged[pair.id].annotation) is not None and model.level == 0
+    ]
+    picked = random.Random(seed).sample(range(len(safe)), min(int(most), len(safe)))
+    return [safe[index] for index in sorted(picked)]

@@ -6,6 +6,7 @@ what would be served. Asking the oracle twice, in both orders, is ours, and so i
 - ``mined.jsonl``: the oracle sides with the jury. Chosen stays, rejected is the model's own output.
 - ``dropped.jsonl``: the oracle sides with the model. The pair isn't trained on.
 - ``undecided.jsonl``: the oracle contradicts itself between the orders, or can't be read.
+- ``replay.jsonl``: pairs without a conflict whose chosen annotation is safe, as they were; see ``MineSettings.replay``.
 - ``unjudged.jsonl``: the model's own reply can't be read, or the trace is longer than its context.
 - ``oracle.jsonl``: every conflict with both annotations, both answers and what followed.
 """
@@ -50,7 +51,7 @@ def run_mine(
     """Mine ``data`` (all pairs that the DPO model ``base`` was trained on) for its mistakes; returns the path of
     ``mined.jsonl``. Its images are relative to ``corpus``; None: to the files' folder.
 
-    ``seed`` changes nothing: the model writes greedily, and the oracle is asked in both orders.
+    ``seed`` picks what is replayed, and nothing else: the model writes greedily, the oracle is asked in both orders.
 
     Raises:
         RowError, StageError, StepError: with what to do. What is known already is kept for the next run.
@@ -67,6 +68,7 @@ def run_mine(
             **settings.model_dump(mode="json", exclude={"oracle", "concurrency"}),
             "oracle": settings.oracle.settings(),
             "images": images_digest(images, shown),
+            **({"seed": seed} if settings.replay else {}),
         },
         again=again,
     )
@@ -78,7 +80,7 @@ def run_mine(
         conflicts = [(pair, model) for pair in pairs if (model := _against(pair, judged)) is not None]
         log(f"mine: {len(conflicts)} of {len(pairs)} pairs are conflicts")
         answers = asyncio.run(_ask_all(conflicts, images, settings, ledger, log))
-        write(step, pairs, conflicts, judged.rows, answers, settings.oracle)
+        write(step, pairs, conflicts, judged.rows, answers, settings, seed)
     log(f"mine: {step.manifest.counts}")
     return out / "mined.jsonl"
 

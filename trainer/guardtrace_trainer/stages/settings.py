@@ -126,3 +126,6 @@ class MineSettings(BaseModel):
     """Of the auditor that re-judges. None: the checkpoint's own, or 8192."""
     concurrency: int = Field(32, ge=1, le=256)
     """Traces that are re-judged side by side: on one core 32 take a sixth of the time of one after another."""
+    replay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Pairs of ``replay.jsonl`` for each one of ``mined.jsonl``: harmless traces that the model judges rightly, so that
+    a set of overlooked harm doesn't teach it to allege harm everywhere. 0 reproduces the paper."""
