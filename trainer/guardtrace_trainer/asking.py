@@ -30,7 +30,7 @@ UNANSWERED_AT_FIRST = 20
 Job = TypeVar("Job")
 
 
-class Paid(Row, frozen=True, kw_only=True):
+class PaidReply(Row, frozen=True, kw_only=True):
     """A reply as it was paid for. ``asked`` is the digest of the question."""
 
     asked: str
@@ -85,7 +85,7 @@ class Asking:
 
     def __init__(self, step: Step, endpoints: Sequence[Endpoint]) -> None:
         self.endpoints = tuple(endpoints)
-        self._ledger = Journal(paid_path(step.folder, step.name), Paid)
+        self._ledger = Journal(paid_path(step.folder, step.name), PaidReply)
         self._clients: dict[str, Client] = {}
         self._progress = Progress()
         self._spent = {endpoint.name: _Spent() for endpoint in endpoints}
@@ -97,7 +97,7 @@ class Asking:
     def __exit__(self, *raised: Any) -> None:
         self._ledger.__exit__(*raised)
 
-    def known(self, question: Question) -> Paid | None:
+    def known(self, question: Question) -> PaidReply | None:
         """The reply, where it was paid for already."""
         paid = self._ledger.rows.get(question.id)
         if paid is None or paid.asked != question.digest:
@@ -105,7 +105,7 @@ class Asking:
         self._spent[question.endpoint.name].has_answered = True
         return paid
 
-    async def ask(self, question: Question) -> Paid:
+    async def ask(self, question: Question) -> PaidReply:
         """The reply, from the ledger or from the model.
 
         Raises:
@@ -241,8 +241,8 @@ def images_digest(folder: Path, paths: Iterable[Path | None]) -> str:
     return hashlib.sha256(msgspec.json.encode(named)).hexdigest()
 
 
-def _paid(question: Question, reply: ModelReply) -> Paid:
-    return Paid(
+def _paid(question: Question, reply: ModelReply) -> PaidReply:
+    return PaidReply(
         id=question.id,
         asked=question.digest,
         thinking=reply.thinking,

@@ -25,6 +25,8 @@ from guardtrace_trainer.rows import UNREADABLE, Row, write_rows
 AnyRow = TypeVar("AnyRow", bound=Row)
 VERSIONS_OF = ("guardtrace-proxy", "torch", "transformers", "trl", "peft", "accelerate", "pillow")
 
+ANEW = "give --again, or run's --again-from, to begin anew"
+
 
 class StepError(Exception):
     """A step can't run, or not go on. The message says what to do."""
@@ -77,7 +79,7 @@ class Step:
         if earlier is not None and not earlier.same_work(self.manifest):
             raise StepError(
                 f"{self.manifest_path}: {name} was begun or done with {_difference(earlier, self.manifest)}; "
-                "give --again to begin anew (what it made will go), or take another folder"
+                f"{ANEW} (what it made will go), or take another folder"
             )
         self.done = earlier is not None and earlier.seconds is not None and self._outputs_stand(earlier)
         """Nothing is left to do: the outputs stand as they were made."""
@@ -118,7 +120,7 @@ class Step:
         except FileNotFoundError:
             return None
         except UNREADABLE as error:
-            raise StepError(f"{self.manifest_path} is no manifest ({error}); give --again to begin anew") from error
+            raise StepError(f"{self.manifest_path} is no manifest ({error}); {ANEW}") from error
 
     def _outputs_stand(self, earlier: Manifest) -> bool:
         paths = {self.folder / name: digest for name, digest in earlier.outputs.items()}
@@ -158,7 +160,7 @@ class Journal(Generic[AnyRow]):
             try:
                 row = self._decoder.decode(line)
             except UNREADABLE as error:
-                raise StepError(f"{self.path}, line {number}: {error}; give --again to begin anew") from error
+                raise StepError(f"{self.path}, line {number}: {error}; {ANEW}") from error
             self.rows[row.id] = row
         file.truncate(whole)
 

@@ -23,7 +23,7 @@ from guardtrace_trainer.annotation.jury import Jury, annotate
 from guardtrace_trainer.annotation.prompts import judge_text, system_prompt
 from guardtrace_trainer.annotation.screening import Screened
 from guardtrace_trainer.annotation.stratify import Pick, stratify_corpus
-from guardtrace_trainer.asking import Failure, Paid
+from guardtrace_trainer.asking import Failure, PaidReply
 from guardtrace_trainer.rows import Annotation, Vote, read_rows, write_rows
 from guardtrace_trainer.steps import StepError
 from tests.trainer.corpora import LONG_ANALYSIS, trace, write_traces
@@ -289,7 +289,7 @@ def test_a_run_that_is_killed_goes_on_and_pays_nothing_twice(tmp_path):
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.wait(20)
-        kept = read_rows(tmp_path / "annotate.paid.jsonl", Paid)
+        kept = read_rows(tmp_path / "annotate.paid.jsonl", PaidReply)
         before = len(server.bodies)
         assert before - 6 <= len(kept) <= before
 

@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from guardtrace_trainer.annotation.commands import app
-from guardtrace_trainer.asking import UNANSWERED_AT_FIRST, Failure, Paid
+from guardtrace_trainer.asking import UNANSWERED_AT_FIRST, Failure, PaidReply
 from guardtrace_trainer.corpus.generate import Models, Plan, generate
 from guardtrace_trainer.endpoints import Endpoint
 from guardtrace_trainer.rows import Request, Trace, read_rows, write_rows
@@ -177,7 +177,7 @@ def test_growing_a_corpus_pays_for_what_is_new(tmp_path):
     write_requests(tmp_path, 10)
     with Scripted(think) as server:
         generate(tmp_path, plan(server, limit=3))
-        with pytest.raises(StepError, match=r"other settings \(limit\); .*--again .*, or --extend to pay only for"):
+        with pytest.raises(StepError, match=r"other settings \(limit\); .*--again.*, or --extend to pay only for"):
             generate(tmp_path, plan(server))
         generate(tmp_path, plan(server), extend=True)
         assert Counter(question(body) for body in server.bodies).most_common(1)[0][1] == 1
@@ -322,7 +322,7 @@ def test_a_run_that_is_killed_goes_on_and_pays_nothing_twice(tmp_path, how):
         assert not (tmp_path / "traces.jsonl").exists()
         if how is signal.SIGINT:
             assert said.decode().strip() == "guardtrace-train: stopped; the same command goes on from here"
-        kept = {row.id for row in read_rows(tmp_path / "generate.paid.jsonl", Paid)}
+        kept = {row.id for row in read_rows(tmp_path / "generate.paid.jsonl", PaidReply)}
         assert len(kept) >= 40 - 2 * concurrency
 
         before = len(answered)

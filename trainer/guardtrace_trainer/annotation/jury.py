@@ -17,7 +17,7 @@ from pydantic import field_validator, model_validator
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_trainer.annotation.prompts import judge_text, system_prompt
 from guardtrace_trainer.annotation.screening import Screened, Screening, screen_trace, screen_votes
-from guardtrace_trainer.asking import Asking, Failure, Paid, Question, begin, image_path, images_digest
+from guardtrace_trainer.asking import Asking, Failure, PaidReply, Question, begin, image_path, images_digest
 from guardtrace_trainer.corpus.generate import TRACES, another_seed, different_names, earlier_failures, usage
 from guardtrace_trainer.endpoints import Endpoint, EndpointFailure
 from guardtrace_trainer.rows import Annotation, Trace, Vote, read_rows, row_as
@@ -135,7 +135,7 @@ class _Session:
         self._asking = asking
         self._annotations: dict[str, Annotation] = {}
         self.failed: dict[str, Failure] = {}
-        self.replies: dict[str, dict[str, Paid]] = {judge.name: {} for judge in jury.judges}
+        self.replies: dict[str, dict[str, PaidReply]] = {judge.name: {} for judge in jury.judges}
 
     def run(self, traces: Iterable[tuple[Trace, Path | None]], earlier: Mapping[str, Failure], keep: bool) -> None:
         """Ask for every opinion that isn't known. ``keep``: what failed ``earlier`` isn't asked again."""
@@ -187,7 +187,7 @@ class _Session:
             number += 1
         return number
 
-    def _can_read(self, opinion: _Opinion, text: str, paid: Paid) -> bool:
+    def _can_read(self, opinion: _Opinion, text: str, paid: PaidReply) -> bool:
         """Take a reply as the judge's annotation, or else as the failure that the next try may undo."""
         self.replies[opinion.judge.name][paid.id] = paid
         try:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from guardtrace_trainer.asking import Asking, Failure, Paid, Question, begin, image_path, images_digest
+from guardtrace_trainer.asking import Asking, Failure, PaidReply, Question, begin, image_path, images_digest
 from guardtrace_trainer.endpoints import Endpoint, EndpointFailure
 from guardtrace_trainer.rows import Request, Split, Trace, read_rows, row_as
 from guardtrace_trainer.settings import Settings
@@ -139,7 +139,7 @@ def _ask_all(asking: Asking, questions: Sequence[Question], kept: dict[str, Fail
     return [failed[question.id] for question in questions if question.id in failed]
 
 
-def _trace(request: Request, question: Question, paid: Paid) -> Trace:
+def _trace(request: Request, question: Question, paid: PaidReply) -> Trace:
     return row_as(
         request,
         Trace,
@@ -167,7 +167,7 @@ def _counts(
     }
 
 
-def usage(endpoint: Endpoint, replies: Sequence[Trace | Paid]) -> dict[str, Any]:
+def usage(endpoint: Endpoint, replies: Sequence[Trace | PaidReply]) -> dict[str, Any]:
     """Replies, tokens and cost of one model, for a manifest's counts."""
     prompt = sum(reply.prompt_tokens for reply in replies)
     completion = sum(reply.completion_tokens for reply in replies)

@@ -15,7 +15,7 @@ from guardtrace_trainer.steps import Journal, file_hash
 PAID = "onset.paid.jsonl"
 
 
-class Paid(Row, frozen=True, kw_only=True):
+class Opinion(Row, frozen=True, kw_only=True):
     """A line of the ledger. ``id`` is the digest of all that the judgment depends on."""
 
     level: float
@@ -28,7 +28,7 @@ class Ledger:
     def __init__(self, folder: Path, judge: PrefixJudge) -> None:
         self._folder = folder
         self._settings = msgspec.json.encode(judge.settings)
-        self._journal = Journal(folder / PAID, Paid)
+        self._journal = Journal(folder / PAID, Opinion)
         self.paid = 0
 
     def __enter__(self) -> Ledger:
@@ -38,7 +38,7 @@ class Ledger:
     def __exit__(self, *raised: Any) -> None:
         self._journal.__exit__(*raised)
 
-    async def opinion(self, row: Trace, thinking: str, ask: Ask) -> Paid:
+    async def opinion(self, row: Trace, thinking: str, ask: Ask) -> Opinion:
         """What the judge says of ``row`` where its thinking stops with ``thinking``.
 
         Raises:
@@ -51,7 +51,7 @@ class Ledger:
         if known is not None:
             return known
         level, analysis = await ask(thinking)
-        paid = Paid(id=digest, level=level, analysis=analysis)
+        paid = Opinion(id=digest, level=level, analysis=analysis)
         self._journal.add(paid)
         self.paid += 1
         return paid

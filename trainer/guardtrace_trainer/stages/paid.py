@@ -15,7 +15,7 @@ from guardtrace_trainer.steps import Journal
 PAID = "mine.paid.jsonl"
 
 
-class Paid(Row, frozen=True, kw_only=True):
+class OracleReply(Row, frozen=True, kw_only=True):
     """A line of the ledger. ``id`` is the digest of all that the reply depends on."""
 
     answer: str
@@ -31,7 +31,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._journal = Journal(folder / PAID, Paid)
+        self._journal = Journal(folder / PAID, OracleReply)
 
     def __enter__(self) -> Ledger:
         self._journal.__enter__()
@@ -40,7 +40,7 @@ class Ledger:
     def __exit__(self, *raised: Any) -> None:
         self._journal.__exit__(*raised)
 
-    async def reply(self, client: Client, messages: list[dict[str, Any]]) -> Paid:
+    async def reply(self, client: Client, messages: list[dict[str, Any]]) -> OracleReply:
         """The reply to ``messages``, from the ledger or from the model.
 
         Raises:
@@ -51,7 +51,7 @@ class Ledger:
         if known is not None:
             return known
         reply = await client.ask(messages)
-        paid = Paid(
+        paid = OracleReply(
             id=digest,
             answer=reply.answer,
             prompt_tokens=reply.prompt_tokens,
