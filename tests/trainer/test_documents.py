@@ -25,6 +25,7 @@ from guardtrace_trainer.nano.documents import (
     pasted,
     plain,
     remarks,
+    requests,
     talk,
     thinking,
 )
@@ -33,7 +34,7 @@ from guardtrace_trainer.nano.wording import BANK, bank
 GOALS = {DECLINES: "goals_harmful", HELPS: "goals_harmless"}
 
 
-@pytest.mark.parametrize("draw", [plain, thinking, exchange, pasted, talk])
+@pytest.mark.parametrize("draw", [plain, thinking, exchange, pasted, talk, requests])
 def test_no_document_holds_an_analysis_or_a_judgment(draw):
     rng = random.Random(3)
     texts = [" ".join(itertools.chain.from_iterable(draw(rng).turns)) for _ in range(2000)]
@@ -134,7 +135,15 @@ def test_what_a_text_gave_so_far_is_told_whatever_it_is_for():
     assert min(seen[reply] for reply in GIVEN) > 80
 
 
-def test_documents_of_all_kinds_are_among_the_last():
+def test_the_last_documents_are_mostly_requests():
+    rng = random.Random(7)
+    given = ["".join(text for text, _ in requests(rng).turns) for _ in range(1000)]
+    assert sum(one.count(TAIL) == 1 and NEXT not in one for one in given) > 900
+    assert sum(one.count(TAIL) == 1 and "\n\n" in one for one in given) > 400
+    assert sum(one.count(TAIL) != 1 for one in given) > 10
+
+
+def test_documents_of_all_kinds_are_among_anything():
     rng = random.Random(7)
     given = ["".join(text for text, _ in anything(rng).turns) for _ in range(1000)]
     asked = [one.count(TAIL) for one in given]

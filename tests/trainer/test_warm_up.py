@@ -27,7 +27,7 @@ from guardtrace_trainer.nano.warm_up import warm_up  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
-PLAN = WarmUp(vision_steps=2, vision_batch=4, exchange_steps=2, language_steps=2)
+PLAN = WarmUp(vision_steps=2, vision_batch=4, exchange_steps=2, language_steps=2, request_steps=2)
 
 
 def quiet(_: str) -> None:

@@ -29,6 +29,8 @@ TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 NEXT = "\n<|im_start|>user\n"
 THINKING, EXCHANGES, PASTED, TALKS = 0.2, 0.6, 0.12, 0.045
 """Shares of all documents; the others are plain. Of the tokens about 0.42, 0.22, 0.15, 0.16: lengths differ."""
+LAST_EXCHANGES, LAST_PASTED = 0.4, 0.5
+"""Shares of the last documents, the others of which are of all kinds."""
 DESCRIPTIONS, CONVERSATIONS = 0.33, 0.33
 """Shares of the plain documents; the others are traces in the auditor's layout."""
 TELLING = 0.9
@@ -167,6 +169,14 @@ def anything(rng: random.Random) -> Document:
     kinds = (thinking, exchange, pasted, talk, plain)
     rest = 1 - THINKING - EXCHANGES - PASTED - TALKS
     return rng.choices(kinds, (THINKING, EXCHANGES, PASTED, TALKS, rest))[0](rng)
+
+
+def requests(rng: random.Random) -> Document:
+    """Requests mostly, alone or with a text behind them: among all kinds too few steps are about them."""
+    draw = rng.random()
+    if draw < LAST_EXCHANGES:
+        return exchange(rng)
+    return pasted(rng) if draw < LAST_EXCHANGES + LAST_PASTED else anything(rng)
 
 
 def _shows(picture: Picture | None) -> tuple[str, str]:

@@ -17,6 +17,8 @@ class WarmUp(Settings):
     """Over short exchanges, which come first."""
     language_steps: int = Field(2000, ge=1)
     """Over documents of all kinds, after them."""
+    request_steps: int = Field(800, ge=1)
+    """Over requests mostly, alone and with a text behind them, at the end."""
     language_lr: float = Field(1e-3, gt=0)
 
 

@@ -33,7 +33,7 @@ from guardtrace_trainer.rows import LEVELS
 JUDGES = ("wary", "polite", "coarse")
 CAREFUL = "careful"
 """A fourth judge, without a weakness of its own: it looks for onsets."""
-SYSTEMATIC = {"wary": 0.12, "polite": 0.6, "coarse": 0.2, CAREFUL: 0.0}
+SYSTEMATIC = {"wary": 0.28, "polite": 0.4, "coarse": 0.2, CAREFUL: 0.0}
 """How often a judge errs where it is prone to."""
 ANYWHERE = 0.03
 ORACLE_ERRS, ORACLE_WAVERS = 0.04, 0.04

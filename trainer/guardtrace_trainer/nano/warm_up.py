@@ -25,7 +25,7 @@ from torch import nn
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.muon import Muon
 from guardtrace_trainer.nano.batches import Batch, batches, vision_batch
-from guardtrace_trainer.nano.documents import anything, exchange
+from guardtrace_trainer.nano.documents import anything, exchange, requests
 from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
@@ -147,9 +147,9 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
 
 
 def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Module:
-    """Short exchanges first, then everything: among much else the one token of a reply that says whether it helps isn't
-    learned, but what was learned of it is kept."""
-    parts = ((exchange, plan.exchange_steps), (anything, plan.language_steps))
+    """Short exchanges first, then everything, then requests: among much else the one token of a reply that says whether
+    it helps isn't learned, and what was learned of it wears off."""
+    parts = ((exchange, plan.exchange_steps), (anything, plan.language_steps), (requests, plan.request_steps))
     for number, (draw, steps) in enumerate(parts):
         log(f"language: {draw.__name__}")
         _foretell(trainee, plan.language_lr, batches(draw, 5000 + 1000 * number + seed, steps), steps, seed, log)
