@@ -149,10 +149,14 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
 def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Module:
     """Short exchanges first, then everything, then requests: among much else the one token of a reply that says whether
     it helps isn't learned, and what was learned of it wears off."""
-    parts = ((exchange, plan.exchange_steps), (anything, plan.language_steps), (requests, plan.request_steps))
-    for number, (draw, steps) in enumerate(parts):
+    parts = (
+        (exchange, plan.exchange_steps, plan.language_lr),
+        (anything, plan.language_steps, plan.language_lr),
+        (requests, plan.request_steps, plan.request_lr),
+    )
+    for number, (draw, steps, lr) in enumerate(parts):
         log(f"language: {draw.__name__}")
-        _foretell(trainee, plan.language_lr, batches(draw, 5000 + 1000 * number + seed, steps), steps, seed, log)
+        _foretell(trainee, lr, batches(draw, 5000 + 1000 * number + seed, steps), steps, seed, log)
     return trainee.language  # type: ignore[no-any-return]
 
 
