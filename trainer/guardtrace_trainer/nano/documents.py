@@ -29,8 +29,8 @@ TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 NEXT = "\n<|im_start|>user\n"
 THINKING, EXCHANGES, PASTED, TALKS = 0.2, 0.6, 0.12, 0.045
 """Shares of all documents; the others are plain. Of the tokens about 0.42, 0.22, 0.15, 0.16: lengths differ."""
-LAST_EXCHANGES, LAST_PASTED = 0.4, 0.5
-"""Shares of the last documents, the others of which are of all kinds."""
+LAST_EXCHANGES, LAST_PASTED, LAST_THINKING = 0.3, 0.35, 0.3
+"""Shares of the last documents; the others are of all kinds."""
 DESCRIPTIONS, CONVERSATIONS = 0.33, 0.33
 """Shares of the plain documents; the others are traces in the auditor's layout."""
 TELLING = 0.9
@@ -172,11 +172,11 @@ def anything(rng: random.Random) -> Document:
 
 
 def requests(rng: random.Random) -> Document:
-    """Requests mostly, alone or with a text behind them: among all kinds too few steps are about them."""
-    draw = rng.random()
-    if draw < LAST_EXCHANGES:
-        return exchange(rng)
-    return pasted(rng) if draw < LAST_EXCHANGES + LAST_PASTED else anything(rng)
+    """Requests mostly, alone or with a text behind them: among all kinds too few steps are about them. Thinking keeps
+    what was learned of sentences from wearing off."""
+    kinds = (exchange, pasted, thinking, anything)
+    rest = 1 - LAST_EXCHANGES - LAST_PASTED - LAST_THINKING
+    return rng.choices(kinds, (LAST_EXCHANGES, LAST_PASTED, LAST_THINKING, rest))[0](rng)
 
 
 def _shows(picture: Picture | None) -> tuple[str, str]:
