@@ -121,6 +121,10 @@ def test_what_was_mined_can_be_read(recipe, folder, tmp_path):
     mined = read_rows(tmp_path / "mined.jsonl", Pair)
     conflicts = {row.id: row for row in read_rows(tmp_path / "oracle.jsonl", Conflict)}
     assert mined
+    replay = read_rows(tmp_path / "replay.jsonl", Pair)
+    assert 0 < len(replay) <= len(mined)
+    assert not {row.id for row in replay} & conflicts.keys()
+    assert {row.chosen.level for row in replay} == {0}
     for row in mined:
         known = conflicts[row.id]
         assert (row.origin, known.decision) == ("mined", "model wrong")
