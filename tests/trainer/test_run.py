@@ -21,9 +21,10 @@ from guardtrace_trainer.nano.card import card
 from guardtrace_trainer.nano.ship import SHIPPED, ship
 from guardtrace_trainer.recipe import Recipe
 from guardtrace_trainer.rows import Pair, read_rows
+from guardtrace_trainer.run import Runner
 from guardtrace_trainer.settings import read_settings
 from guardtrace_trainer.stages.conflicts import Conflict
-from guardtrace_trainer.stages.mine import run_mine
+from guardtrace_trainer.stages.folders import folder_of
 from guardtrace_trainer.steps import Manifest
 from tests.ports import free_port
 
@@ -113,15 +114,19 @@ def test_what_was_mined_can_be_read(recipe, folder, tmp_path):
     assert read_rows(folder / "corpus" / "expert_pairs.jsonl", Pair)
     settings = read_settings(recipe, Recipe)
     assert settings.nano is not None
-    data = folder / "corpus" / "pairs.jsonl"
     with serving.parties(folder / "corpus", seed=settings.seed, port=settings.nano.port):
         # A model of a few steps writes nothing that can be read, so the one that ships is mined.
-        run_mine(settings.mine, base="builtin:nano", data=[data], out=tmp_path, seed=0, log=lambda line: None)
-    pairs = {pair.id: pair for pair in read_rows(data, Pair)}
-    mined = read_rows(tmp_path / "mined.jsonl", Pair)
-    conflicts = {row.id: row for row in read_rows(tmp_path / "oracle.jsonl", Conflict)}
+        shutil.copytree(folder / "corpus", tmp_path / "corpus")
+        runner = Runner(settings.model_copy(update={"folder": tmp_path}), recipe, lambda line: None)
+        trained_on = runner._mine(folder_of("builtin:nano"))
+    names = ("pairs.jsonl", "pair_prefixes.jsonl")
+    pairs = {pair.id: pair for name in names for pair in read_rows(folder / "corpus" / name, Pair)}
+    files = ("mined/mined.jsonl", "corpus/expert_pairs.jsonl", "mined/replay.jsonl")
+    assert trained_on == [tmp_path / name for name in files]
+    mined = read_rows(tmp_path / "mined" / "mined.jsonl", Pair)
+    conflicts = {row.id: row for row in read_rows(tmp_path / "mined" / "oracle.jsonl", Conflict)}
     assert mined
-    replay = read_rows(tmp_path / "replay.jsonl", Pair)
+    replay = read_rows(tmp_path / "mined" / "replay.jsonl", Pair)
     assert 0 < len(replay) <= len(mined)
     assert not {row.id for row in replay} & conflicts.keys()
     assert {row.chosen.level for row in replay} == {0}

@@ -88,4 +88,4 @@ def test_the_stages_follow_one_another_on_the_command_line(small, corpus, tmp_pa
         app, ["dpo", "--base", str(small), "--data", str(pairs), "--out", str(tmp_path / "dpo"), *few]
     )
     assert again.exit_code == 1
-    assert "to begin anew" in again.output
+    assert "give --again, or run's --again-from, to begin anew" in again.output

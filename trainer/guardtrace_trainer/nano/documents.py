@@ -1,5 +1,6 @@
 """What the warm-up's documents say: descriptions of pictures; plain traces as conversations and in the auditor's
-layout; and talks as any instruct model has them. No analysis and no judgment is among them."""
+layout; requests, alone or with a text behind them; and talks as any instruct model has them. No analysis and no
+judgment is among them."""
 
 from __future__ import annotations
 

@@ -17,10 +17,11 @@ class WarmUp(Settings):
     """Over short exchanges, which come first."""
     language_steps: int = Field(2000, ge=1)
     """Over documents of all kinds, after them."""
+    language_lr: float = Field(1e-3, gt=0)
+    """Of both."""
     request_steps: int = Field(2000, ge=1)
     """Over requests, alone and with a text behind them, and thinking, at the end and more gently."""
     request_lr: float = Field(7e-4, gt=0)
-    language_lr: float = Field(1e-3, gt=0)
 
 
 class Nano(Settings):
