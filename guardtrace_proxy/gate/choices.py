@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from guardtrace_proxy.gate.choice import Choice
 
 
 class Choices:
-    """Made by ``make`` as their indices turn up; ``expected`` of them were asked for."""
+    """Those that have turned up; ``expected`` of them were asked for."""
 
-    def __init__(self, expected: int, make: Callable[[int], Choice]) -> None:
+    def __init__(self, expected: int) -> None:
         self._expected = expected
-        self._make = make
         self._seen: dict[int, Choice] = {}
         self._over: set[int] = set()
 
@@ -23,11 +22,9 @@ class Choices:
         """The choice, if it has been seen."""
         return self._seen.get(index)
 
-    def at(self, index: int) -> Choice:
-        """The choice, new if it hasn't been seen."""
-        choice = self._seen.get(index)
-        if choice is None:
-            choice = self._seen[index] = self._make(index)
+    def add(self, choice: Choice) -> Choice:
+        """The choice, which hasn't been seen before."""
+        self._seen[choice.index] = choice
         return choice
 
     def note_over(self, index: int) -> None:

@@ -48,7 +48,7 @@ class StreamGate:
         self._writer = writer
         self._capacity = capacity
         self._max_stream_bytes = max_stream_bytes
-        self._choices = Choices(choices, self._new_choice)
+        self._choices = Choices(choices)
         self._queue = HoldQueue(writer, policy.thinking_goes)
         self._outputs: list[Output] = []
         self._audit_ids = count(1)
@@ -186,7 +186,7 @@ class StreamGate:
     def _receive_parts(self, event: Event, now: float) -> None:
         held: list[HeldPart] = []
         for part in event.parts:
-            choice = self._choices.at(part.index)
+            choice = self._choices.get(part.index) or self._choices.add(self._new_choice(part.index))
             start = choice.received
             for span in part.spans:
                 choice.received += len(span.text)

@@ -237,8 +237,7 @@ class GuardTraceApp:
                 if send.ended:
                     on_end()
 
-            async def let_go_of_deaf() -> None:
-                await send.is_not_taken(seconds)
+            def let_go_of_deaf() -> None:
                 log.warning("client takes nothing")
                 tasks.cancel_scope.cancel()
 
@@ -258,9 +257,8 @@ class GuardTraceApp:
                     tasks.cancel_scope.cancel()
 
             tasks.start_soon(leave_with_client)
-            tasks.start_soon(let_go_of_deaf)
             try:
-                with self.service.drain.may_stop(refuse):
+                with send.must_be_taken(seconds, let_go_of_deaf), self.service.drain.may_stop(refuse):
                     await reply(send_on)
             except ApiError as error:
                 failure = error

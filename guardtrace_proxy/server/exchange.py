@@ -69,8 +69,10 @@ class Exchange:
         self._unsent_bytes = 0
         self._news = asyncio.Event()
         self._room = asyncio.Event()
-        self._armed: float | None = None
-        self._rearm = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_is_due = 0.0
+        self._due = asyncio.Event()
+        self._is_over = False
 
     @property
     def held_bytes(self) -> int:
@@ -87,8 +89,11 @@ class Exchange:
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._read, events)
             self._tasks.start_soon(self._keep_time)
-            await self._write(send)
-            await self._read_all.wait()
+            try:
+                await self._write(send)
+                await self._read_all.wait()
+            finally:
+                self._end_time()
             self._tasks.cancel_scope.cancel()
 
     async def _read(self, events: Events) -> None:
@@ -98,6 +103,7 @@ class Exchange:
                 await self._read_events(events)
         except UpstreamBroke as error:
             log.warning("upstream broke off", error=str(error))
+            error.__traceback__ = None  # it holds the frames, and one of them it: the text would stay with them
             broken = BROKE_OFF
         finally:
             self._close_upstream()
@@ -157,16 +163,30 @@ class Exchange:
 
     async def _keep_time(self) -> None:
         while True:
-            self._rearm.clear()
-            self._armed = self._gate.deadline
-            if self._armed is None:
-                await self._rearm.wait()
-                continue
-            with anyio.move_on_after(max(0.0, self._armed - time.monotonic())) as sleep:
-                await self._rearm.wait()
-            if sleep.cancelled_caught:
-                self._gate.tick(time.monotonic())
-                self._carry_out()
+            await self._due.wait()
+            if self._is_over:
+                return
+            self._due.clear()
+            self._timer = None
+            self._gate.tick(time.monotonic())
+            self._carry_out()
+
+    def _set_timer(self) -> None:
+        deadline = self._gate.deadline
+        if deadline is None or (self._timer is not None and self._timer_is_due <= deadline):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        delay = max(0.0, deadline - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._due.set)
+        self._timer_is_due = deadline
+
+    def _end_time(self) -> None:
+        """Its task ends by itself: a cancelled one's error holds its frames, and they it, and with them the text."""
+        self._is_over = True
+        self._due.set()
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def _write(self, send: Callable[[bytes, bool], Awaitable[None]]) -> None:
         while True:
@@ -204,6 +224,4 @@ class Exchange:
             self._reading.cancel()
         if gate.wants_reading:
             self._room.set()
-        deadline = gate.deadline
-        if deadline is not None and (self._armed is None or deadline < self._armed):
-            self._rearm.set()
+        self._set_timer()

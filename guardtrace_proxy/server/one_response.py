@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Collection
-
-import anyio
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 
 from guardtrace_proxy.server.asgi_io import Message, Send
 from guardtrace_proxy.server.tenants import Tenant
@@ -24,6 +24,7 @@ class OneResponse:
         """None until the head has left."""
         self.ended = False
         self._waiting_since: float | None = None
+        self._timer: asyncio.TimerHandle
 
     @property
     def began(self) -> bool:
@@ -42,12 +43,24 @@ class OneResponse:
         finally:
             self._waiting_since = None
 
-    async def is_not_taken(self, seconds: float) -> None:
-        """Wait until a message has waited so long for its client.
+    @contextmanager
+    def must_be_taken(self, seconds: float, let_go: Callable[[], None]) -> Iterator[None]:
+        """``let_go`` is called once a message has waited so long for its client.
 
         A timer for the response, not one for each message: a time limit of anyio's costs more than a message does.
         """
-        waited = 0.0
-        while waited < seconds:
-            await anyio.sleep(seconds - waited)
-            waited = 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
+        self._look_after(seconds, seconds, let_go)
+        try:
+            yield
+        finally:
+            self._timer.cancel()
+
+    def _look_after(self, delay: float, seconds: float, let_go: Callable[[], None]) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay, self._look, seconds, let_go)
+
+    def _look(self, seconds: float, let_go: Callable[[], None]) -> None:
+        waited = 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
+        if waited < seconds:
+            self._look_after(seconds - waited, seconds, let_go)
+        else:
+            let_go()

@@ -157,14 +157,14 @@ class UpstreamReply:
         try:
             return await self._response.content.readany()
         except GONE as error:
-            raise UpstreamBroke(type(error).__name__) from error
+            raise _broke(error) from None
 
     def _take(self) -> bytes:
         """What has come since."""
         try:
             return self._response.content.read_nowait()
         except GONE as error:
-            raise UpstreamBroke(type(error).__name__) from error
+            raise _broke(error) from None
 
     def _watch(self) -> None:
         """Wake a reader that has waited too long, or that aiohttp forgets (after a malformed chunk size, 3.14.5)."""
@@ -177,6 +177,12 @@ class UpstreamReply:
             self._response.content.set_exception(aiohttp.ClientPayloadError("no more bytes will come"))
             if self._arrivals is not None:
                 self._arrivals.tell()
+
+
+def _broke(error: Exception) -> UpstreamBroke:
+    """The same in our words. aiohttp keeps its error, whose traceback would keep the frames, and they the reply."""
+    error.__traceback__ = None
+    return UpstreamBroke(type(error).__name__)
 
 
 def _leaves(_: bytes) -> bool:

@@ -19,6 +19,7 @@ MODELS = ("fine", "slow-harmful", "harmful", "slow", "reset", "fine", "half-clos
 HANGING = ("hang-in-mid", "hang-before-head")
 ENDINGS = {"fine", "cut", "upstream_error", "upstream_timeout", *REFUSED.values()}
 KEY = "gt-without-limits"
+STREAMS = 20
 BURSTS = 5
 STARTED_BYTES = 8 * 2**20
 """What the first requests bring and later ones use too."""
@@ -27,7 +28,7 @@ GROWTH_BYTES, GROWTH_BYTES_EACH = 2 * 2**20, 4096
 what a stream takes, over three bursts. In the first burst not as many may run."""
 RUNNING_BYTES = 131_072
 """A stream while it runs, some 100 KiB. Python's allocator gives little of that back (an arena only when all of it is
-free), so as much stays as ran at once; that it is free for the next is what `live_blocks` says."""
+free), so as much stays as ran at once; that it is free for the next is what the live blocks say."""
 LEFT_BLOCKS = 16
 """A stream, between the same bursts: connections that are kept for the next differ; a stream that stays is hundreds."""
 COUNTING = f"""
@@ -64,7 +65,7 @@ def burst(folder: Path, streams: int, *more: str) -> None:
             ended.append(asyncio.run(ask_all(running, models, ("", KEY))))
             assert ended[-1].keys() <= ENDINGS
             assert running.settles()
-            blocks.append(live_blocks(running))
+            blocks.append(collect(running)[1])
             memory.append(running.memory)
         said, sizes = sum(ended[1:], ended[0]), [round(size / 2**20) for size in (started, *memory)]
         print(f"{streams} at once: {said}, MiB {sizes}, live blocks {blocks}")
@@ -81,12 +82,25 @@ def burst(folder: Path, streams: int, *more: str) -> None:
         assert running.ask("slow-harmful").is_cut
 
 
-def live_blocks(running: Rig) -> int:
-    """How many pieces of memory Python has given out and not got back, once what nothing refers to is collected."""
+@pytest.mark.parametrize("model", sorted(set(MODELS)))
+def test_a_stream_leaves_no_cycles(tmp_path, model):
+    """Its text goes with it, and not when the collector comes by."""
+    with rig(tmp_path, COUNTING) as running:
+        for _ in range(2):
+            asyncio.run(ask_all(running, [model] * STREAMS))
+            assert running.settles()
+            collected, _ = collect(running)
+        assert collected < STREAMS
+
+
+def collect(running: Rig) -> tuple[int, int]:
+    """How many objects nothing referred to but one another, and how many pieces of memory Python has given out and not
+    got back without them."""
     seen = running.log().count("collected")
     running.proxy.process.send_signal(signal.SIGUSR1)
     assert eventually(lambda: running.log().count("collected") > seen, SETTLE_SECONDS)
-    return int(running.log().rpartition("live ")[2].split()[0])
+    words = running.log().rpartition("collected ")[2].split()
+    return int(words[0]), int(words[2])
 
 
 def assert_nothing_is_left(running: Rig, shed: int, limited: int) -> None:
