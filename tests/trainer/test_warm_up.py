@@ -64,12 +64,22 @@ def test_another_seed_gives_others(trained):
     assert not all(torch.equal(tensor, other[name]) for name, tensor in weights(trained).items())
 
 
-def test_a_run_goes_on_from_kept_parts(trained, kept, tmp_path):
-    (tmp_path / "vision.pt").write_bytes((kept / "vision.pt").read_bytes())
-    written = (tmp_path / "vision.pt").stat().st_mtime_ns
+@pytest.mark.parametrize("names", [["vision"], ["exchange"], ["vision", "exchange", "anything"]])
+def test_a_run_goes_on_from_what_was_kept(trained, kept, tmp_path, names):
+    for name in names:
+        (tmp_path / f"{name}.pt").write_bytes((kept / f"{name}.pt").read_bytes())
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert_same(trained, warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
-    assert (tmp_path / "vision.pt").stat().st_mtime_ns == written
-    assert {path.name for path in tmp_path.iterdir()} == {"vision.pt", "language.pt"}
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    assert {path.stem for path in tmp_path.iterdir()} == {"vision", "language", "exchange", "anything", "requests"}
+
+
+def test_what_was_kept_is_gone_on_from(trained, kept, tmp_path):
+    """Other weights in its place end as another model."""
+    other = warm_up(8, PLAN, tmp_path / "other", quiet, side_by_side=False)
+    torch.save(other.language.state_dict(), tmp_path / "anything.pt")
+    ended = weights(warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
+    assert not all(torch.equal(tensor, ended[name]) for name, tensor in weights(trained).items())
 
 
 def test_every_part_is_trained_but_the_embeddings(trained):

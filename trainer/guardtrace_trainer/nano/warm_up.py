@@ -43,8 +43,9 @@ def warm_up(
 ) -> Trainee:
     """Both parts for one seed, each on one thread: more would change the order of sums.
 
-    A part that was finished earlier under ``kept`` is read from there. Unless ``side_by_side`` they are trained in this
-    process, one after the other, with the same result.
+    A part that was finished earlier under ``kept`` is read from there, and so is what the language model learned of
+    one kind of documents. Unless ``side_by_side`` they are trained in this process, one after the other, with the same
+    result.
     """
     parts = {"vision": kept / "vision.pt", "language": kept / "language.pt"}
     kept.mkdir(parents=True, exist_ok=True)
@@ -72,8 +73,15 @@ def _train_part(name: str, seed: int, plan: WarmUp, path: Path, log: Log, vocabu
         use(vocabulary)
     trainee = Trainee(seed)
     began = time.monotonic()
-    trained = train_vision(trainee, plan, seed, log) if name == "vision" else train_language(trainee, plan, seed, log)
+    if name == "vision":
+        trained = train_vision(trainee, plan, seed, log)
+    else:
+        trained = train_language(trainee, plan, seed, log, path.parent)
     log(f"{name} took {time.monotonic() - began:.0f} s")
+    _keep(trained, path)
+
+
+def _keep(trained: nn.Module, path: Path) -> None:
     part = path.with_name(path.name + ".new")
     torch.save(trained.state_dict(), part)
     part.replace(path)
@@ -146,17 +154,22 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
     return vision  # type: ignore[no-any-return]
 
 
-def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Module:
+def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log, kept: Path) -> nn.Module:
     """Short exchanges first, then everything, then requests: among much else the one token of a reply that says whether
-    it helps isn't learned, and what was learned of it wears off."""
+    it helps isn't learned, and what was learned of it wears off. After each it is kept, and gone on from there."""
     parts = (
         (exchange, plan.exchange_steps, plan.language_lr),
         (anything, plan.language_steps, plan.language_lr),
         (requests, plan.request_steps, plan.request_lr),
     )
     for number, (draw, steps, lr) in enumerate(parts):
+        learned = kept / f"{draw.__name__}.pt"
+        if learned.exists():
+            trainee.language.load_state_dict(torch.load(learned, weights_only=True))
+            continue
         log(f"language: {draw.__name__}")
         _foretell(trainee, lr, batches(draw, 5000 + 1000 * number + seed, steps), steps, seed, log)
+        _keep(trainee.language, learned)
     return trainee.language  # type: ignore[no-any-return]
 
 
