@@ -30,7 +30,7 @@ TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 NEXT = "\n<|im_start|>user\n"
 THINKING, EXCHANGES, PASTED, TALKS = 0.2, 0.6, 0.12, 0.045
 """Shares of all documents; the others are plain. Of the tokens about 0.42, 0.22, 0.15, 0.16: lengths differ."""
-LAST_EXCHANGES, LAST_PASTED, LAST_THINKING = 0.3, 0.35, 0.3
+LAST_EXCHANGES, LAST_PASTED, LAST_THINKING = 0.35, 0.4, 0.2
 """Shares of the last documents; the others are of all kinds."""
 DESCRIPTIONS, CONVERSATIONS = 0.33, 0.33
 """Shares of the plain documents; the others are traces in the auditor's layout."""
