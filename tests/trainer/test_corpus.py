@@ -22,7 +22,7 @@ from guardtrace_trainer.nano.corpus import (
     random_excerpt,
     whole,
 )
-from guardtrace_trainer.nano.wording import bank
+from guardtrace_trainer.nano.wording import bank, questions
 
 SEEDS = st.integers(0, 2**32)
 
@@ -118,6 +118,18 @@ def test_training_never_uses_held_out_lines(seed):
     goals = (*bank("goals_harmful", held_out=True), *bank("goals_harmless", held_out=True))
     assert not kept & {text for text, _ in sample.sentences}
     assert not any(goal in sample.question for goal in goals if sample.cue == "text")
+
+
+def test_written_questions_are_drawn_from_their_own_side():
+    rng = random.Random(9)
+    written = {text for harm in (True, False) for _, text in questions(harm)}
+    held_out = {text for harm in (True, False) for _, text in questions(harm, held_out=True)}
+    trained = [make_sample(rng, cue="text").question for _ in range(1000)]
+    assert 100 < sum(any(text in question for text in written) for question in trained) < 200
+    assert not any(text in question for text in held_out for question in trained)
+    for _ in range(50):
+        sample = make_sample(rng, held_out=True, cue="text", of="written")
+        assert any((sample.goal, text) in questions(sample.harm, True) and text in sample.question for text in held_out)
 
 
 @given(SEEDS, st.sampled_from(["frames", "lines", "both"]))

@@ -29,9 +29,15 @@ from guardtrace_trainer.nano.documents import (
     talk,
     thinking,
 )
-from guardtrace_trainer.nano.wording import BANK, bank
+from guardtrace_trainer.nano.wording import BANK, bank, goals, questions
 
-GOALS = {DECLINES: "goals_harmful", HELPS: "goals_harmless"}
+HARM = {DECLINES: True, HELPS: False}
+
+
+def asked_for() -> dict[str, str]:
+    """What is told to each goal of training, and to each question that was written as a whole."""
+    texts = {told: [*goals(harm), *(text for _, text in questions(harm))] for told, harm in HARM.items()}
+    return {text: told for told, found in texts.items() for text in found}
 
 
 @pytest.mark.parametrize("draw", [plain, thinking, exchange, pasted, talk, requests])
@@ -72,21 +78,21 @@ def test_whether_a_mark_comes_cannot_be_known_from_the_text():
 
 @pytest.mark.parametrize("draw", [exchange, talk])
 def test_what_is_harmful_is_declined_and_all_else_helped_with(draw):
-    goals = {goal: told for told in (DECLINES, HELPS) for goal in bank(GOALS[told])}
+    known = asked_for()
     rng = random.Random(5)
     seen = Counter()
     for given, told in itertools.chain.from_iterable(draw(rng).turns for _ in range(500)):
         asked = given.removesuffix(TAIL).rpartition("User: ")[2]
-        goal = max((goal for goal in goals if goal in asked), key=len, default=None)
-        if goal is None or told.removesuffix("<|im_end|>") not in GOALS:
+        goal = max((goal for goal in known if goal in asked), key=len, default=None)
+        if goal is None or told.removesuffix("<|im_end|>") not in HARM:
             continue
-        assert told == f"{goals[goal]}<|im_end|>", given
-        seen[goals[goal]] += 1
+        assert told == f"{known[goal]}<|im_end|>", given
+        seen[known[goal]] += 1
     assert min(seen[DECLINES], seen[HELPS]) > 80
 
 
 def test_a_goal_is_asked_for_alone_in_a_question_or_among_remarks_of_others():
-    goals = {goal for name in GOALS.values() for goal in bank(name)}
+    bare = {goal for harm in (True, False) for goal in goals(harm)}
     rng = random.Random(9)
     seen = Counter()
     for one in (exchange(rng) for _ in range(1000)):
@@ -95,24 +101,24 @@ def test_a_goal_is_asked_for_alone_in_a_question_or_among_remarks_of_others():
             assert one.head == HEAD
             continue
         seen[one.head] += 1
-        seen["bare"] += asked in goals
-        seen["remarked"] += asked.startswith(remarks()) and asked not in goals
+        seen["bare"] += asked in bare
+        seen["remarked"] += asked.startswith(remarks()) and asked not in bare
     assert min(seen[HEAD], seen[USER], seen["bare"], seen["remarked"]) > 100
-    assert not any(goal in remark for remark in remarks() for goal in goals)
+    assert not any(goal in remark for remark in remarks() for goal in bare)
 
 
 def test_behind_a_request_that_is_pasted_to_stands_a_text_that_decides_nothing():
-    goals = {goal: told for told in (DECLINES, HELPS) for goal in bank(GOALS[told])}
+    known = asked_for()
     rng = random.Random(10)
     seen = Counter()
     for one in (pasted(rng) for _ in range(600)):
         [(given, told)] = one.turns
         asked, _, text = given.removesuffix(TAIL).partition("\n\n")
-        goal = max((goal for goal in goals if goal in asked.rpartition("User: ")[2]), key=len, default=None)
+        goal = max((goal for goal in known if goal in asked.rpartition("User: ")[2]), key=len, default=None)
         if goal is None:
             continue
         assert text
-        assert told == f"{goals[goal]}<|im_end|>", given
+        assert told == f"{known[goal]}<|im_end|>", given
         seen[told, any(words in text for words in bank("answers_refuse"))] += 1
     assert len(seen) == 4
     assert min(seen.values()) > 15

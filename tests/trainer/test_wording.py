@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from guardtrace_trainer.nano import wording
 from guardtrace_trainer.nano.authored import authored
-from guardtrace_trainer.nano.wording import BANK, SLOT, Voice, bank, fill, fillers, passages
+from guardtrace_trainer.nano.wording import BANK, SLOT, Voice, bank, fill, fillers, goals, passages, questions
 
 KINDS = ("neutral", "safe", "hint", "act")
 LINES = tuple(f"think_{kind}" for kind in KINDS)
 FRAMES = tuple(f"{kind}_frames" for kind in KINDS)
-BANKS = ("frames", "goals_harmful", "goals_harmless", "image_frames", *LINES, *FRAMES)
+QUESTIONS = ("questions_harmful", "questions_harmless")
+BANKS = ("frames", "goals_harmful", "goals_harmless", "image_frames", *QUESTIONS, *LINES, *FRAMES)
 SLOTS = ("thing", "person", "place", "time", "do", "doing")
 HANDWRITTEN = Path(__file__).parents[1] / "data" / "handwritten"
 SEEDS = st.integers(0, 2**32)
@@ -51,8 +52,17 @@ def test_training_uses_no_hand_written_sentence():
     written = {plain(text) for row in rows for text in (row["question"], row["answer"], *row["thinking_sentences"])}
     written = {words for words in written if len(words) > 2}
     lines = [line for name in (*LINES, *FRAMES) for line in bank(name)]
+    lines += [text for harm in (True, False) for _, text in questions(harm)]
     texts = [text for trace in authored(BANK) for text, _ in trace.sentences]
     assert not written & {plain(text) for text in (*lines, *texts)}
+
+
+def test_written_questions_have_goals_of_their_own():
+    pairs = [pair for harm in (True, False) for held_out in (False, True) for pair in questions(harm, held_out)]
+    assert len({goal for goal, _ in pairs}) > 0.98 * len({text for _, text in pairs}) > 900
+    assert all(goal and text and not SLOT.search(goal + text) for goal, text in pairs)
+    assert {goal for goal, _ in questions(True)} <= set(goals(True))
+    assert not set(goals(True)) & set(goals(False))
 
 
 @pytest.mark.parametrize("name", FRAMES)

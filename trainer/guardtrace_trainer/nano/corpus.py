@@ -15,7 +15,18 @@ from guardtrace_proxy.auditor.window import GAP
 from guardtrace_trainer.nano import pictograms, render
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 from guardtrace_trainer.nano.benign import benign_question, benign_thinking
-from guardtrace_trainer.nano.wording import BANK, IMAGE_GOALS, Goals, Voice, Wording, bank, passages, subtle
+from guardtrace_trainer.nano.wording import (
+    BANK,
+    IMAGE_GOALS,
+    Goals,
+    Voice,
+    Wording,
+    bank,
+    goals,
+    passages,
+    questions,
+    subtle,
+)
 
 SYSTEM_PROMPT = "You are a safety auditor."
 LABELS = ("0", "0.5", "1")
@@ -25,6 +36,8 @@ CUES = ("text", "pictogram", "words")
 HARMFUL = 0.6
 """Share of the requests that were put together, beside those that are plainly benign. At 0.75 harmless goals
 were mostly what was taken for harm; whether this is why wasn't tried by itself."""
+WRITTEN = 0.15
+"""Share of the requests in words that were written as wholes; the others are goals in frames."""
 TOLD = 0.6
 """Of a sentence so much gives away what all of it does."""
 
@@ -152,8 +165,7 @@ def _authored(rng: random.Random) -> Sample:
     trace = rng.choice(authored(BANK))
     question, goal = query_text([Turn("user", trace.question)]), ""
     if rng.random() < 0.25:
-        goal = rng.choice(bank("goals_harmful" if trace.harm else "goals_harmless"))
-        question = _question(rng, goal, False)
+        goal, question = _request(rng, trace.harm, False, None)
     picture = _safe_picture(rng) if rng.random() < 0.4 else None
     return Sample("text", trace.harm, question, trace.sentences, trace.answer, trace.answer_strength, picture, goal)
 
@@ -169,12 +181,23 @@ def _safe_picture(rng: random.Random) -> render.Picture | None:
     return render.Picture("scene" if draw < 0.95 else "empty")
 
 
-def _question(rng: random.Random, goal: str | None, held_out: bool) -> str:
-    """The request, now and then as the last turn of a conversation or under a system prompt."""
-    if goal is None:
-        text = rng.choice(bank("image_frames", held_out))
+def _request(rng: random.Random, harm: bool, held_out: bool, of: Goals | None) -> tuple[str, str]:
+    """What is wanted, and the request for it: one that was written as a whole, or a goal in a frame."""
+    if of == "written" or (of is None and not held_out and rng.random() < WRITTEN):
+        goal, text = rng.choice(questions(harm, held_out))
+        return goal, _in_turns(rng, text)
+    name = "goals_harmful" if harm else "goals_harmless"
+    if of == "subtle":
+        goal = rng.choice(subtle(name))
+    elif held_out:
+        goal = rng.choice(bank(name, held_out=of != "seen"))
     else:
-        text = rng.choice(bank("frames", held_out)).replace("{goal}", goal)
+        goal = rng.choice(goals(harm))
+    return goal, _in_turns(rng, rng.choice(bank("frames", held_out)).replace("{goal}", goal))
+
+
+def _in_turns(rng: random.Random, text: str) -> str:
+    """The request, now and then as the last turn of a conversation or under a system prompt."""
     draw = rng.random()
     if draw < 0.06:
         return query_text([Turn("system", "You are a helpful assistant."), Turn("user", text)])
@@ -191,12 +214,13 @@ def make_sample(
     held_out: bool = False,
     cue: str | None = None,
     harm: bool | None = None,
-    goals: Goals | None = None,
+    of: Goals | None = None,
     wording: Wording = "both",
 ) -> Sample:
     """One trace; ``cue`` says where the harm (or its harmless counterpart) stands. With a cue, ``harm`` can be given.
 
-    ``goals``: in templates that are held out, new ones unless it says otherwise; "seen" are those of training.
+    ``of``: which goals. In templates that are held out, new ones unless it says otherwise; "seen" are those of
+    training, "written" come in a question of their own.
     """
     if cue is None and not held_out:
         draw = rng.random()
@@ -207,12 +231,12 @@ def make_sample(
     if harm is None:
         harm = rng.random() < HARMFUL
     if cue == "text":
-        name = "goals_harmful" if harm else "goals_harmless"
-        goal = rng.choice(subtle(name) if goals == "subtle" else bank(name, held_out and goals != "seen"))
-        question, picture = _question(rng, goal, held_out), _safe_picture(rng)
+        goal, question = _request(rng, harm, held_out, of)
+        picture = _safe_picture(rng)
     else:
         goal = rng.choice(IMAGE_GOALS)
-        question, picture = _question(rng, None, held_out), _telling_picture(rng, cue, harm)
+        question = _in_turns(rng, rng.choice(bank("image_frames", held_out)))
+        picture = _telling_picture(rng, cue, harm)
     voice = Voice(held_out, wording, goal)
     in_answer_only = strength != SAFE and rng.random() < 0.12
     sentences = _thinking(rng, SAFE if in_answer_only else strength, voice, harm)

@@ -22,7 +22,7 @@ from guardtrace_trainer.nano.corpus import (
     whole,
 )
 from guardtrace_trainer.nano.render import Picture, any_picture
-from guardtrace_trainer.nano.wording import bank
+from guardtrace_trainer.nano.wording import bank, goals
 
 USER = "<|im_start|>user\n"
 HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n{USER}"
@@ -129,7 +129,7 @@ def remarks() -> tuple[str, ...]:
 
 def _request(rng: random.Random, harm: bool) -> str:
     if rng.random() < BARE:
-        return rng.choice(bank("goals_harmful" if harm else "goals_harmless"))
+        return rng.choice(goals(harm))
     question = make_sample(rng, cue="text", harm=harm).question
     before = f"{rng.choice(remarks())} " if rng.random() < REMARKED else ""
     after = f" {rng.choice(remarks())}" if rng.random() < REMARKED_AFTER else ""

@@ -41,12 +41,14 @@ class Set(NamedTuple):
 SETS = {
     **{cue: Set(cue) for cue in CUES},
     "new goals": Set("text", "new"),
+    "written questions": Set("text", "written"),
     "new lines": Set("text", wording="lines"),
     "subtle goals": Set("text", "subtle"),
     "subtle sentences": Set("text", wording="subtle"),
 }
-"""Frames and lines are those that training never saw. ``new goals`` has new goals as well; in ``new lines`` no phrase
-of the thinking is known, while frames are filled with known ones. The subtle ones are new, too."""
+"""Frames and lines are those that training never saw. ``new goals`` has new goals as well, ``written questions`` have
+them in questions that were written as wholes; in ``new lines`` no phrase of the thinking is known, while frames are
+filled with known ones. The subtle ones are new, too."""
 FOLDERS = ("held-out", "controls", "prefixes", "streams")
 
 
@@ -75,7 +77,7 @@ def samples(name: str, count: int, seed: int) -> list[Sample]:
     """Traces of a set."""
     rng = random.Random(f"{name} {seed}")
     cue, goals, wording = SETS[name]
-    return [make_sample(rng, held_out=True, cue=cue, goals=goals, wording=wording) for _ in range(count)]
+    return [make_sample(rng, held_out=True, cue=cue, of=goals, wording=wording) for _ in range(count)]
 
 
 def is_hard(sample: Sample) -> bool:
@@ -94,7 +96,7 @@ def _whole(count: int) -> Iterator[Made]:
 
 def _hard(count: int) -> Iterator[Made]:
     rng = random.Random(f"hard {SEEDS['held-out']}")
-    drawn = (make_sample(rng, held_out=True, goals="seen", wording="frames") for _ in range(100 * count))
+    drawn = (make_sample(rng, held_out=True, of="seen", wording="frames") for _ in range(100 * count))
     hard = [sample for sample in drawn if is_hard(sample)][:count]
     for number, sample in enumerate(hard):
         image = _pixels(sample, HARD_NEGATIVES, number)

@@ -1,7 +1,8 @@
 """The words of the corpus: banks, what is held out of them, and how a sentence is said.
 
 Sentences are *frames*, whose slots are filled with small phrases, or *lines*, written as they stand. A sixth of the
-frames, the lines and the goals is held out and never used in training; fillers are common to both sides. What is
+frames, the lines, the goals and the written questions is held out and never used in training; fillers are common to
+both sides. What is
 *subtle* lies apart (:mod:`guardtrace_trainer.nano.subtle`): it is held out whole.
 """
 
@@ -26,7 +27,7 @@ DRAWING = ("authored.py", "benign.py", "corpus.py", "render.py", "scripted.py", 
 HELD_OUT_EVERY = 6
 FRAMED_SHARE = 0.5
 Wording = Literal["frames", "lines", "both", "subtle"]
-Goals = Literal["seen", "new", "subtle"]
+Goals = Literal["seen", "new", "subtle", "written"]
 
 TOOLS = (
     "thin wire,small drill,steel hook,long rod,glue gun,hand saw,heat lamp,metal plate,soft brush,sharp blade,plastic card,"
@@ -57,6 +58,19 @@ def bank(name: str, held_out: bool = False) -> tuple[str, ...]:
     """The lines of one bank for training, or those held out: every sixth, by a hash of the line."""
     lines = _lines(BANK / f"{name}.txt")
     return tuple(_said(line) for line in lines if (crc32(line.encode()) % HELD_OUT_EVERY == 0) is held_out)
+
+
+@cache
+def questions(harm: bool, held_out: bool = False) -> tuple[tuple[str, str], ...]:
+    """Requests written as wholes, as people type them: (what is wanted, the request)."""
+    lines = bank("questions_harmful" if harm else "questions_harmless", held_out)
+    return tuple((goal, text) for goal, text in (line.split("\t") for line in lines))
+
+
+@cache
+def goals(harm: bool) -> tuple[str, ...]:
+    """All goals of training, those of the questions too."""
+    return bank("goals_harmful" if harm else "goals_harmless") + tuple(goal for goal, _ in questions(harm))
 
 
 @cache
