@@ -84,7 +84,7 @@ def burst(folder: Path, streams: int, *more: str) -> None:
 
 @pytest.mark.parametrize("model", sorted(set(MODELS)))
 def test_a_stream_leaves_no_cycles(tmp_path, model):
-    """Its text goes with it, and not when the collector comes by."""
+    """Its text goes with it, and not when the collector comes by. (Where the client leaves, tasks are cancelled, and it does.)"""
     with rig(tmp_path, COUNTING) as running:
         for _ in range(2):
             asyncio.run(ask_all(running, [model] * STREAMS))
