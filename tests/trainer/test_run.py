@@ -155,7 +155,15 @@ def test_what_is_done_is_passed_over(recipe, folder):
 
 def test_the_card_has_every_stage_and_subset(folder):
     tables = card([folder, folder])
-    for words in ("| base", "| ogdpo", "hard negatives", "macro-F1 on prefixes", "run 1", "sft − base"):
+    for words in (
+        "| base",
+        "| ogdpo",
+        "hard negatives",
+        "macro-F1 on held-out",
+        "judged right on prefixes",
+        "run 1",
+        "sft − base",
+    ):
         assert words in tables, words
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from guardtrace_trainer.evaluation.data import HARD_NEGATIVES
 from guardtrace_trainer.evaluation.table import markdown
 from guardtrace_trainer.rows import RowError
-from guardtrace_trainer.run_report import DIFFERENCES, differences, main_figure
+from guardtrace_trainer.run_report import DIFFERENCES, NAMES, differences, main_figure
 
 STAGES = ("base", "sft", "dpo", "ogdpo")
 Figures = Mapping[str, Any]
@@ -38,8 +38,9 @@ def _tables(folders: Sequence[Path]) -> Iterator[str]:
     for subset in subsets:
         parts = {stage: [figures["by_subset"][subset] for figures in found] for stage, found in results.items()}
         rows.append(_row(subset, parts))
-    yield markdown([f"macro-F1 on {name}, mean (worst)", "n", *stages], rows)
-    yield markdown([f"macro-F1 on {name}", "on", *stages], list(_each_run(results)))
+    title = f"{NAMES[main_figure(results['base'][0])]} on {name}"
+    yield markdown([f"{title}, mean (worst)", "n", *stages], rows)
+    yield markdown([title, "on", *stages], list(_each_run(results)))
     lines = []
     for number, folder in enumerate(folders):
         paths = {stage: folder / f"{stage}.json" for stage in stages}
