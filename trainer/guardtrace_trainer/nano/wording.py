@@ -2,8 +2,7 @@
 
 Sentences are *frames*, whose slots are filled with small phrases, or *lines*, written as they stand. A sixth of the
 frames, the lines, the goals and the written questions is held out and never used in training; fillers are common to
-both sides. What is
-*subtle* lies apart (:mod:`guardtrace_trainer.nano.subtle`): it is held out whole.
+both sides. What is *subtle* lies apart (:mod:`guardtrace_trainer.nano.subtle`): it is held out whole.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 
 BANK = Path(__file__).parent / "bank"
 SUBTLE = BANK / "subtle"
-DRAWING = ("authored.py", "benign.py", "corpus.py", "render.py", "scripted.py", "wording.py")
+DRAWING = ("authored.py", "benign.py", "corpus.py", "documents.py", "render.py", "scripted.py", "wording.py")
 HELD_OUT_EVERY = 6
 FRAMED_SHARE = 0.5
 Wording = Literal["frames", "lines", "both", "subtle"]
