@@ -2,7 +2,8 @@
 
 Three things overwhelm it: too many requests at once (``server.max_concurrent``), too many bytes in memory
 (``server.max_total_bytes``), and a core that is busy, which shows in the event loop being late (``server.max_lag_ms``):
-then audits run out of time and replies are cut that nobody had to cut.
+then audits run out of time and replies are cut that nobody had to cut. A loop that is late while nothing runs isn't
+late for the load (the start, a machine that paused), so the first request is always let in.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Shedding:
     def _why_not(self) -> str | None:
         if self.running >= self._max_concurrent:
             return "server.max_concurrent"
-        if self._max_lag_ms and self.lag_ms > self._max_lag_ms:
+        if self.running and self._max_lag_ms and self.lag_ms > self._max_lag_ms:
             return "server.max_lag_ms"
         if self._budget.is_full:
             return "server.max_total_bytes"

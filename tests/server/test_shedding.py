@@ -38,8 +38,9 @@ def test_the_lag_is_that_of_the_loop():
         time.sleep(WATCH_SECONDS + 0.3)
         await anyio.sleep(0)
         late = shedding.lag_ms
-        with pytest.raises(ApiError) as caught, shedding.request():
-            pass
+        with shedding.request():  # nothing ran, so it isn't the load that the loop is late for
+            with pytest.raises(ApiError) as caught, shedding.request():
+                pass
         assert (caught.value.status, "server.max_lag_ms" in caught.value.message) == (503, True)
         await anyio.sleep(3 * WATCH_SECONDS)
         with shedding.request():
