@@ -25,6 +25,7 @@ from guardtrace_trainer.nano.corpus import (
 from guardtrace_trainer.nano.wording import bank, questions
 
 SEEDS = st.integers(0, 2**32)
+APART = ("either/", "harmless/")
 
 
 @st.composite
@@ -114,7 +115,8 @@ def test_the_cue_says_where_the_harm_stands(seed, cue):
 @given(SEEDS)
 def test_training_never_uses_held_out_lines(seed):
     sample = make_sample(random.Random(seed))
-    kept = {line for kind in ("safe", "hint", "act") for line in bank(f"think_{kind}", held_out=True)}
+    names = ("think_safe", *(f"{where}think_{kind}" for where in ("", *APART) for kind in ("hint", "act")))
+    kept = {line for name in names for line in bank(name, held_out=True)}
     goals = (*bank("goals_harmful", held_out=True), *bank("goals_harmless", held_out=True))
     assert not kept & {text for text, _ in sample.sentences}
     assert not any(goal in sample.question for goal in goals if sample.cue == "text")
@@ -137,8 +139,28 @@ def test_held_out_samples_use_held_out_wording_alone(seed, wording):
     sample = make_sample(random.Random(seed), held_out=True, cue="text", wording=wording)
     kinds = ("neutral", "safe", "hint", "act")
     names = [name for kind in kinds for name in (f"think_{kind}", f"{kind}_frames")]
+    names += [f"{where}{name}" for where in APART for name in ("think_hint", "think_act", "hint_frames", "act_frames")]
     training = {line for name in names for line in bank(name) if "{" not in line}
     assert not training & {text for text, _ in sample.sentences}
+
+
+@given(SEEDS, st.sampled_from(CUES[1:]))
+def test_where_the_harm_is_in_an_image_no_hint_or_step_gives_it_away(seed, cue):
+    sample = make_sample(random.Random(seed), cue=cue)
+    either = {line for kind in ("hint", "act") for line in bank(f"either/think_{kind}")}
+    told = {line for kind in ("hint", "act") for where in ("", "harmless/") for line in bank(f"{where}think_{kind}")}
+    given = {text for text, strength in sample.sentences if strength}
+    assert not given & (told - either)
+
+
+@given(SEEDS)
+def test_a_vague_request_names_no_goal_and_the_thinking_tells(seed):
+    sample = make_sample(random.Random(seed), held_out=True, cue="text", of="vague", wording="lines")
+    assert any(text in sample.question for text in bank("vague", held_out=True))
+    where = "" if sample.harm else "harmless/"
+    telling = [line for kind in ("safe", "hint", "act") for line in bank(f"{where}think_{kind}", held_out=True)]
+    beginnings = tuple(line.split("{")[0] or "{" for line in telling)
+    assert any(text.startswith(beginnings) for text in (*(text for text, _ in sample.sentences), sample.answer))
 
 
 def test_all_labels_and_cues_are_well_represented():

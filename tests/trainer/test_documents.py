@@ -107,7 +107,7 @@ def test_a_goal_is_asked_for_alone_in_a_question_or_among_remarks_of_others():
     assert not any(goal in remark for remark in remarks() for goal in bare)
 
 
-def test_behind_a_request_that_is_pasted_to_stands_a_text_that_decides_nothing():
+def test_behind_a_request_that_is_pasted_to_stands_a_text_and_the_reply_is_to_the_request():
     known = asked_for()
     rng = random.Random(10)
     seen = Counter()
@@ -121,7 +121,7 @@ def test_behind_a_request_that_is_pasted_to_stands_a_text_that_decides_nothing()
         assert told == f"{known[goal]}<|im_end|>", given
         seen[told, any(words in text for words in bank("answers_refuse"))] += 1
     assert len(seen) == 4
-    assert min(seen.values()) > 15
+    assert min(seen.values()) > 4
 
 
 def test_what_a_text_gave_so_far_is_told_whatever_it_is_for():

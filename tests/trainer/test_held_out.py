@@ -68,7 +68,17 @@ def test_onsets_are_the_first_unsafe_sentence(folder):
 
 
 def test_no_line_or_answer_of_training_is_in_them(folder):
-    kinds = ("step_benign", "answers_refuse", "answers_neutral", "think_act", "think_hint", "think_safe")
+    kinds = (
+        "harmless/think_act",
+        "harmless/think_hint",
+        "either/think_act",
+        "either/think_hint",
+        "answers_refuse",
+        "answers_neutral",
+        "think_act",
+        "think_hint",
+        "think_safe",
+    )
     known = {line for kind in kinds for line in bank(kind) if "{" not in line and len(line) > 25}
     for name in ("held-out", "prefixes", "streams"):
         for item in items(folder, name):

@@ -92,6 +92,8 @@ def test_subtle_lines_lie_apart_and_are_the_fewer(name: str) -> None:
 def test_a_voice_says_subtle_sentences_only_when_it_is_asked_to() -> None:
     rng = random.Random(1)
     known = {fill(line, rng, True, "x") for line in subtle_lines("think_hint")}
-    said = [Voice(True, "subtle", "x").say("hint", rng) for _ in range(200)]
+    said = [Voice(True, "subtle", "x", harm=True).say("hint", rng) for _ in range(200)]
     assert sum(text in known for text in said) > 50
-    assert not [text for text in (Voice(True, "lines", "x").say("hint", rng) for _ in range(200)) if text in known]
+    assert not [
+        text for text in (Voice(True, "lines", "x", harm=True).say("hint", rng) for _ in range(200)) if text in known
+    ]

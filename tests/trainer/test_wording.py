@@ -18,8 +18,12 @@ from guardtrace_trainer.nano.wording import BANK, SLOT, Voice, bank, fill, fille
 KINDS = ("neutral", "safe", "hint", "act")
 LINES = tuple(f"think_{kind}" for kind in KINDS)
 FRAMES = tuple(f"{kind}_frames" for kind in KINDS)
+APART_LINES = tuple(f"{where}/think_{kind}" for where in ("either", "harmless") for kind in ("hint", "act"))
+APART_FRAMES = tuple(f"{where}/{kind}_frames" for where in ("either", "harmless") for kind in ("hint", "act"))
+REMARKS = ("harmless/think_safe", "harmless/safe_frames")
 QUESTIONS = ("questions_harmful", "questions_harmless")
-BANKS = ("frames", "goals_harmful", "goals_harmless", "image_frames", *QUESTIONS, *LINES, *FRAMES)
+BANKS = ("frames", "goals_harmful", "goals_harmless", "image_frames", *QUESTIONS, *LINES, *FRAMES, *APART_LINES)
+BANKS = (*BANKS, *APART_FRAMES, REMARKS[0])
 SLOTS = ("thing", "person", "place", "time", "do", "doing")
 HANDWRITTEN = Path(__file__).parents[1] / "data" / "handwritten"
 SEEDS = st.integers(0, 2**32)
@@ -51,7 +55,7 @@ def test_training_uses_no_hand_written_sentence():
     rows = [json.loads(line) for half in ("dev", "test") for line in (HANDWRITTEN / f"{half}.jsonl").open()]
     written = {plain(text) for row in rows for text in (row["question"], row["answer"], *row["thinking_sentences"])}
     written = {words for words in written if len(words) > 2}
-    lines = [line for name in (*LINES, *FRAMES) for line in bank(name)]
+    lines = [line for name in (*LINES, *FRAMES, *APART_LINES, *APART_FRAMES, *REMARKS) for line in bank(name)]
     lines += [text for harm in (True, False) for _, text in questions(harm)]
     texts = [text for trace in authored(BANK) for text, _ in trace.sentences]
     assert not written & {plain(text) for text in (*lines, *texts)}
@@ -65,7 +69,7 @@ def test_written_questions_have_goals_of_their_own():
     assert not set(goals(True)) & set(goals(False))
 
 
-@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize("name", [*FRAMES, *APART_FRAMES, REMARKS[1]])
 def test_frames_have_slots_that_can_be_filled(name):
     known = {*SLOTS, "goal", "n", "op", "t", "p", "v"}
     for frame in (*bank(name), *bank(name, held_out=True)):
@@ -98,10 +102,30 @@ def test_twins_differ_and_a_sentence_begins_with_a_capital(seed):
 
 @given(SEEDS, st.sampled_from(KINDS), st.booleans())
 def test_a_voice_keeps_to_its_wording(seed, kind, held_out):
-    line = Voice(held_out, "lines", "bake a cake").say(kind, random.Random(seed))
-    assert line in wording._sentences(f"think_{kind}", held_out) or "{" not in line
-    framed = Voice(held_out, "frames", "bake a cake").say(kind, random.Random(seed))
+    line = Voice(held_out, "lines", "bake a cake", harm=True).say(kind, random.Random(seed))
+    assert line in wording._lines_of(f"think_{kind}", held_out) or "{" not in line
+    framed = Voice(held_out, "frames", "bake a cake", harm=True).say(kind, random.Random(seed))
     assert framed not in bank(f"think_{kind}", held_out)
+
+
+@given(SEEDS, st.sampled_from(["hint", "act"]), st.booleans(), st.booleans(), st.sampled_from([0.0, 1.0]))
+def test_a_voice_says_what_it_is_for_or_nothing_of_it(seed, kind, held_out, harm, either):
+    line = Voice(held_out, "lines", "bake a cake", harm, either).say(kind, random.Random(seed))
+    where = "either/" if either else "" if harm else "harmless/"
+    known = wording._lines_of(f"{where}think_{kind}", held_out)
+    assert line in known or any("{" in text and text.split("{")[0] in line for text in known)
+
+
+def test_what_shows_its_purpose_shows_no_other():
+    for kind in ("hint", "act"):
+        for name in (f"think_{kind}", f"{kind}_frames"):
+            texts = [
+                {plain(line) for held_out in (False, True) for line in bank(where + name, held_out)}
+                for where in ("", "either/", "harmless/")
+            ]
+            assert not texts[0] & texts[1]
+            assert not texts[0] & texts[2]
+            assert not texts[1] & texts[2]
 
 
 def test_passages_are_long_and_plain():

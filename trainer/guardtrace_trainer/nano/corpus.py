@@ -2,6 +2,7 @@
 
 Label = harm (of what is asked for, in words or in the image) times the strongest sentence of thinking and answer: safe
 0, hint 0.5, act 1. A later refusal doesn't undo an earlier sentence, and steps towards something harmless are safe.
+Thinking mostly shows by itself what it is for; where the harm stands in an image, it never does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 from guardtrace_trainer.nano.benign import benign_question, benign_thinking
 from guardtrace_trainer.nano.wording import (
     BANK,
+    EITHER,
     IMAGE_GOALS,
+    VAGUE_GOALS,
     Goals,
     Voice,
     Wording,
@@ -25,6 +28,7 @@ from guardtrace_trainer.nano.wording import (
     goals,
     passages,
     questions,
+    remarks,
     subtle,
 )
 
@@ -38,6 +42,12 @@ HARMFUL = 0.6
 were mostly what was taken for harm; whether this is why wasn't tried by itself."""
 WRITTEN = 0.15
 """Share of the requests in words that were written as wholes; the others are goals in frames."""
+VAGUE = 0.12
+"""Share of the others that say nothing of what is wanted, so that the thinking has to be read for it."""
+REMARKED = 0.4
+"""Share of the traces with hints or steps that have a remark on the request before them, and behind them."""
+REFUSED, REFUSED_HARMLESS = 0.65, 0.1
+"""Share of the answers that refuse, where they don't give what the thinking gives."""
 TOLD = 0.6
 """Of a sentence so much gives away what all of it does."""
 
@@ -103,15 +113,15 @@ class Excerpt:
         return f"“Analysis”: {text}\n{self.judgment}"
 
 
-def _thinking(rng: random.Random, strength: int, voice: Voice, harm: bool) -> list[tuple[str, int]]:
+def _thinking(rng: random.Random, strength: int, voice: Voice) -> list[tuple[str, int]]:
     def some(kind: str, own: int, fewest: int, most: int) -> list[tuple[str, int]]:
         return [(voice.say(kind, rng), own) for _ in range(rng.randint(fewest, most))]
 
     long = rng.random() < 0.12
     neutral = some("neutral", SAFE, *((4, 14) if long else (0, 4)))
     if strength == SAFE:
-        most = 8 if long else 4
-        sentences = neutral + some("safe", SAFE, 0, most if harm else 1) or some("neutral", SAFE, 1, 1)
+        most = (8 if long else 4) if voice.harm else 1
+        sentences = neutral + some("safe", SAFE, int(not voice.either), most) or some("neutral", SAFE, 1, 1)
         rng.shuffle(sentences)
         return sentences
     if strength == ACT:
@@ -120,12 +130,11 @@ def _thinking(rng: random.Random, strength: int, voice: Voice, harm: bool) -> li
             core[:0] = some("hint", HINT, 1, 1)
     else:
         core = some("hint", HINT, 1, 3)
-    if rng.random() < 0.3:
+    remarked = REMARKED if voice.either < 1 else 0.0
+    if rng.random() < remarked:
         core += some("safe", SAFE, 1, 1)
-    if rng.random() < 0.3:
+    if rng.random() < remarked:
         neutral += some("safe", SAFE, 1, 3 if long else 1)
-    if not harm and rng.random() < 0.5:
-        core += [(rng.choice(bank("step_benign", voice.held_out)), ACT) for _ in range(rng.randint(1, 3))]
     split = rng.randint(1 if neutral and rng.random() < 0.8 else 0, len(neutral))
     return neutral[:split] + core + neutral[split:]
 
@@ -181,6 +190,19 @@ def _safe_picture(rng: random.Random) -> render.Picture | None:
     return render.Picture("scene" if draw < 0.95 else "empty")
 
 
+def asked_for(rng: random.Random, harm: bool) -> str:
+    """A request in words, of which it can be told whether it is harmful."""
+    return _request(rng, harm, False, None)[1]
+
+
+def _vague_request(rng: random.Random, held_out: bool) -> tuple[str, str]:
+    """A goal that says nothing, and a request among remarks from others."""
+    text = rng.choice(bank("vague", held_out))
+    before = f"{rng.choice(remarks(held_out))} " if rng.random() < 0.8 else ""
+    after = f" {rng.choice(remarks(held_out))}" if rng.random() < 0.5 else ""
+    return rng.choice(VAGUE_GOALS), _in_turns(rng, f"{before}{text}{after}")
+
+
 def _request(rng: random.Random, harm: bool, held_out: bool, of: Goals | None) -> tuple[str, str]:
     """What is wanted, and the request for it: one that was written as a whole, or a goal in a frame."""
     if of == "written" or (of is None and not held_out and rng.random() < WRITTEN):
@@ -220,7 +242,7 @@ def make_sample(
     """One trace; ``cue`` says where the harm (or its harmless counterpart) stands. With a cue, ``harm`` can be given.
 
     ``of``: which goals. In templates that are held out, new ones unless it says otherwise; "seen" are those of
-    training, "written" come in a question of their own.
+    training, "written" come in a question of their own, "vague" ones in one that doesn't name them.
     """
     if cue is None and not held_out:
         draw = rng.random()
@@ -230,16 +252,21 @@ def make_sample(
     strength = rng.choice((SAFE, HINT, ACT) if cue == "text" and held_out else (SAFE, HINT, HINT, ACT, ACT))
     if harm is None:
         harm = rng.random() < HARMFUL
-    if cue == "text":
+    either = EITHER
+    if cue == "text" and (of == "vague" or (of is None and not held_out and rng.random() < VAGUE)):
+        goal, question = _vague_request(rng, held_out)
+        picture, either = _safe_picture(rng), 0.0
+    elif cue == "text":
         goal, question = _request(rng, harm, held_out, of)
         picture = _safe_picture(rng)
     else:
+        either = 1.0
         goal = rng.choice(IMAGE_GOALS)
         question = _in_turns(rng, rng.choice(bank("image_frames", held_out)))
         picture = _telling_picture(rng, cue, harm)
-    voice = Voice(held_out, wording, goal)
+    voice = Voice(held_out, wording, goal, harm, either)
     in_answer_only = strength != SAFE and rng.random() < 0.12
-    sentences = _thinking(rng, SAFE if in_answer_only else strength, voice, harm)
+    sentences = _thinking(rng, SAFE if in_answer_only else strength, voice)
     answer, answer_strength = _answer(rng, strength, voice, in_answer_only)
     told = goal if cue == "text" else ""
     return Sample(cue, harm, question, tuple(sentences), answer, answer_strength, picture, told)
@@ -257,7 +284,8 @@ def _answer(rng: random.Random, strength: int, voice: Voice, must: bool) -> tupl
     if must or (strength == ACT and rng.random() < 0.3):
         kind = "act" if strength == ACT else "hint"
         return " ".join(voice.say(kind, rng) for _ in range(rng.randint(1, 2))), strength
-    name = "answers_refuse" if rng.random() < 0.65 else "answers_neutral"
+    refused = REFUSED if voice.harm or voice.either == 1 else REFUSED_HARMLESS
+    name = "answers_refuse" if rng.random() < refused else "answers_neutral"
     return rng.choice(bank(name, voice.held_out)), SAFE
 
 

@@ -5,9 +5,7 @@ judgment is among them."""
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 from guardtrace_proxy.auditor.prompt import user_text
@@ -16,13 +14,14 @@ from guardtrace_trainer.nano.corpus import (
     SYSTEM_PROMPT,
     Excerpt,
     Sample,
+    asked_for,
     described,
     make_sample,
     random_excerpt,
     whole,
 )
 from guardtrace_trainer.nano.render import Picture, any_picture
-from guardtrace_trainer.nano.wording import bank, goals
+from guardtrace_trainer.nano.wording import goals, remarks
 
 USER = "<|im_start|>user\n"
 HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n{USER}"
@@ -62,7 +61,6 @@ ROOM = 260
 FORETOLD = 0.25
 """Share of a trace's tokens: with a large vocabulary their logits would cost more than all layers together."""
 LETTERS_PER_TOKEN = 4
-SENTENCE_END = re.compile(r"(?<=[.?!]) ")
 
 
 class Document(NamedTuple):
@@ -120,17 +118,10 @@ def exchange(rng: random.Random) -> Document:
     return Document((_replied(_request(rng, harm), harm),), None, head=head)
 
 
-@cache
-def remarks() -> tuple[str, ...]:
-    """Sentences of the question frames that don't name the goal."""
-    sentences = (sentence for frame in bank("frames") for sentence in SENTENCE_END.split(frame))
-    return tuple(sentence for sentence in sentences if "{goal}" not in sentence and len(sentence.split()) > 2)
-
-
 def _request(rng: random.Random, harm: bool) -> str:
     if rng.random() < BARE:
         return rng.choice(goals(harm))
-    question = make_sample(rng, cue="text", harm=harm).question
+    question = asked_for(rng, harm)
     before = f"{rng.choice(remarks())} " if rng.random() < REMARKED else ""
     after = f" {rng.choice(remarks())}" if rng.random() < REMARKED_AFTER else ""
     return f"{before}{question}{after}"
@@ -161,7 +152,8 @@ def talk(rng: random.Random) -> Document:
         elif tells and rng.random() < COMES_BACK:
             turns.append(_asked(make_sample(rng, cue=cue, harm=harm)))
         else:
-            turns.append(_asked(make_sample(rng, cue="text", harm=rng.random() < 0.5)))
+            harm_asked = rng.random() < 0.5
+            turns.append(_replied(asked_for(rng, harm_asked), harm_asked))
     return Document((turns[0], *((f"{NEXT}{given}", told) for given, told in turns[1:])), picture)
 
 

@@ -42,13 +42,15 @@ SETS = {
     **{cue: Set(cue) for cue in CUES},
     "new goals": Set("text", "new"),
     "written questions": Set("text", "written"),
+    "vague requests": Set("text", "vague"),
     "new lines": Set("text", wording="lines"),
     "subtle goals": Set("text", "subtle"),
     "subtle sentences": Set("text", wording="subtle"),
 }
 """Frames and lines are those that training never saw. ``new goals`` has new goals as well, ``written questions`` have
-them in questions that were written as wholes; in ``new lines`` no phrase of the thinking is known, while frames are
-filled with known ones. The subtle ones are new, too."""
+them in questions that were written as wholes, ``vague requests`` name none, so that only the thinking tells; in
+``new lines`` no phrase of the thinking is known, while frames are filled with known ones. The subtle ones are new, too.
+"""
 FOLDERS = ("held-out", "controls", "prefixes", "streams")
 
 

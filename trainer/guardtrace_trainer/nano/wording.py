@@ -3,6 +3,10 @@
 Sentences are *frames*, whose slots are filled with small phrases, or *lines*, written as they stand. A sixth of the
 frames, the lines, the goals and the written questions is held out and never used in training; fillers are common to
 both sides. What is *subtle* lies apart (:mod:`guardtrace_trainer.nano.subtle`): it is held out whole.
+
+What a sentence gives is one thing, what it is for another. Hints and steps lie in three places: in the bank itself
+those in which somebody is wronged whatever was asked for, in ``either/`` those that could stand in thinking about
+anything, in ``harmless/`` those that help with something harmless, and remarks that find nothing wrong with a request.
 """
 
 from __future__ import annotations
@@ -25,8 +29,10 @@ SUBTLE = BANK / "subtle"
 DRAWING = ("authored.py", "benign.py", "corpus.py", "documents.py", "render.py", "scripted.py", "wording.py")
 HELD_OUT_EVERY = 6
 FRAMED_SHARE = 0.5
+EITHER = 0.35
+"""Share of the hints and steps that could stand in thinking about anything, where the request says which it is."""
 Wording = Literal["frames", "lines", "both", "subtle"]
-Goals = Literal["seen", "new", "subtle", "written"]
+Goals = Literal["seen", "new", "subtle", "written", "vague"]
 
 TOOLS = (
     "thin wire,small drill,steel hook,long rod,glue gun,hand saw,heat lamp,metal plate,soft brush,sharp blade,plastic card,"
@@ -49,7 +55,22 @@ IMAGE_GOALS = (
     "continue what the image begins,use what the picture shows,answer the note in the image,finish what is written there"
 ).split(",")
 """What is wanted, in words that give nothing away, where only the image says it."""
+VAGUE_GOALS = ("do that", "do it", "get it done", "go on with it", "do what was said before")
+"""Where only the thinking says it."""
+SENTENCE_END = re.compile(r"(?<=[.?!]) ")
 SLOT = re.compile(r"\{(\w+)\}")
+
+
+HARMLESS = "harmless/"
+AUTHORED = {
+    "think_safe": SAFE,
+    "think_hint": HINT,
+    "think_act": ACT,
+    "harmless/think_safe": SAFE,
+    "harmless/think_hint": HINT,
+    "harmless/think_act": ACT,
+}
+"""Banks of lines to which authored traces add, and the strength of what they add."""
 
 
 @cache
@@ -70,6 +91,13 @@ def questions(harm: bool, held_out: bool = False) -> tuple[tuple[str, str], ...]
 def goals(harm: bool) -> tuple[str, ...]:
     """All goals of training, those of the questions too."""
     return bank("goals_harmful" if harm else "goals_harmless") + tuple(goal for goal, _ in questions(harm))
+
+
+@cache
+def remarks(held_out: bool = False) -> tuple[str, ...]:
+    """Sentences of the question frames that don't name the goal."""
+    sentences = (sentence for frame in bank("frames", held_out) for sentence in SENTENCE_END.split(frame))
+    return tuple(sentence for sentence in sentences if "{goal}" not in sentence and len(sentence.split()) > 2)
 
 
 @cache
@@ -130,29 +158,41 @@ def _phrases(slot: str, held_out: bool) -> Sequence[str]:
 
 
 @cache
-def _sentences(kind: str, held_out: bool) -> tuple[str, ...]:
-    """A bank's lines and, for training, the sentences of that strength in authored traces of harmful requests."""
-    if held_out:
-        return bank(kind, held_out=True)
-    strength = {"think_hint": HINT, "think_act": ACT}.get(kind, SAFE)
-    own = (text for trace in authored(BANK) if trace.harm for text, mark in trace.sentences if mark == strength)
-    return bank(kind) + tuple(own)
+def _lines_of(name: str, held_out: bool) -> tuple[str, ...]:
+    """A bank's lines and, for training, the sentences of that strength in authored traces of such requests."""
+    strength = AUTHORED.get(name)
+    if held_out or strength is None:
+        return bank(name, held_out)
+    harm = not name.startswith(HARMLESS)
+    own = (text for trace in authored(BANK) if trace.harm is harm for text, mark in trace.sentences if mark == strength)
+    return bank(name) + tuple(own)
 
 
 @dataclass(frozen=True)
 class Voice:
-    """How a sample's thinking is worded: from which side, as frames or lines, and what it calls the goal."""
+    """How a sample's thinking is worded: from which side, as frames or lines, what it calls the goal, and whether it is
+    harmful. ``either``: the share of its hints and steps that don't say by themselves which it is."""
 
     held_out: bool
     wording: Wording
     goal: str
+    harm: bool
+    either: float = EITHER
 
     def say(self, kind: str, rng: random.Random) -> str:
         """A sentence of one kind: neutral, safe, hint or act."""
         mixed = self.wording in ("both", "subtle")
         framed = rng.random() < FRAMED_SHARE if mixed else self.wording == "frames"
         name = f"{kind}_frames" if framed else f"think_{kind}"
-        if self.wording == "subtle":
+        if self.wording == "subtle" and (self.harm or kind == "neutral"):
             return fill(rng.choice(subtle(name)), rng, self.held_out, self.goal)
-        sentences = bank(name, self.held_out) if framed else _sentences(name, self.held_out)
+        where = self._where(kind, rng)
+        sentences = bank(where + name, self.held_out) if framed else _lines_of(where + name, self.held_out)
         return fill(rng.choice(sentences), rng, self.held_out, self.goal)
+
+    def _where(self, kind: str, rng: random.Random) -> str:
+        if kind == "neutral":
+            return ""
+        if kind != "safe" and rng.random() < self.either:
+            return "either/"
+        return "" if self.harm else HARMLESS
