@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="the extra `train` isn't installed")
 
 from guardtrace_trainer.nano import subtle
-from guardtrace_trainer.nano.subtle import ANSWERS, GOALS, SENTENCES, Line, chances, part
+from guardtrace_trainer.nano.subtle import ANSWERS, GOALS, PLACES, SENTENCES, Line, chances, part
 from guardtrace_trainer.nano.wording import BANK, SUBTLE, Voice, bank, fill
 from guardtrace_trainer.nano.wording import subtle as subtle_lines
 
@@ -30,11 +30,15 @@ def banks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     harmful = [f"{crime} {victim}" for crime in CRIMES for victim in VICTIMS]
     harmless = [f"{verb} {food}" for verb in ("cook", "bake", "taste", "serve", "share") for food in FOODS]
     told = {"neutral": "The user wants that", "safe": "I refuse that", "hint": "There are ways", "act": "First cut it"}
-    texts = {f"{kind}_frames": [f"{text} {{n}} {food}" for food in FOODS] for kind, text in told.items()}
-    texts |= {f"think_{kind}": [f"{text}, {food}." for food in FOODS] for kind, text in told.items()}
+    places = [
+        (kind, place, f"{place.strip('/')} {text}".strip()) for kind, text in told.items() for place in PLACES[kind]
+    ]
+    texts = {f"{place}{kind}_frames": [f"{text} {{n}} {food}" for food in FOODS] for kind, place, text in places}
+    texts |= {f"{place}think_{kind}": [f"{text}, {food}." for food in FOODS] for kind, place, text in places}
     texts |= {"answers_neutral": ["Here you are."] * 2, "answers_refuse": ["I can't help with that."] * 2}
     texts |= {"goals_harmful": [*harmful, "bake corn bread"], "goals_harmless": harmless}
     for name, lines in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     monkeypatch.setattr(subtle, "BANK", tmp_path)
     monkeypatch.setattr(subtle, "SUBTLE", tmp_path / "subtle")
@@ -80,7 +84,7 @@ def test_no_reader_judges_a_line_that_it_learned(monkeypatch: pytest.MonkeyPatch
         assert len(known | asked) == 50
 
 
-@pytest.mark.parametrize("name", [*GOALS, *SENTENCES])
+@pytest.mark.parametrize("name", [name for name in (*GOALS, *SENTENCES) if "/" not in name])
 def test_subtle_lines_lie_apart_and_are_the_fewer(name: str) -> None:
     plain = {*bank(name), *bank(name, held_out=True)}
     apart = set(subtle_lines(name))

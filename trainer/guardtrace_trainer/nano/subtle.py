@@ -26,7 +26,18 @@ BATCH, LR, WEIGHT_DECAY = 64, 2e-3, 0.05
 FEWEST_TOKENS = 3
 GOALS = {"goals_harmless": 0, "goals_harmful": 1}
 KINDS = {"neutral": SAFE, "safe": SAFE, "hint": HINT, "act": ACT}
-SENTENCES = {bank: strength for kind, strength in KINDS.items() for bank in (f"{kind}_frames", f"think_{kind}")}
+PLACES = {
+    "neutral": ("",),
+    "safe": ("", "harmless/"),
+    "hint": ("", "either/", "harmless/"),
+    "act": ("", "either/", "harmless/"),
+}
+SENTENCES = {
+    place + name: strength
+    for kind, strength in KINDS.items()
+    for place in PLACES[kind]
+    for name in (f"{kind}_frames", f"think_{kind}")
+}
 """Strength of each bank's sentences."""
 ANSWERS = {"answers_neutral": SAFE, "answers_refuse": SAFE}
 """They are read with the others, and stay where they are: there are too few."""
@@ -140,6 +151,7 @@ def _write(name: str, subtle: set[str]) -> tuple[int, int]:
     lines = _all(name)
     parts = [line for line in lines if line not in subtle], [line for line in lines if line in subtle]
     for folder, kept in zip((BANK, SUBTLE), parts, strict=True):
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        path = folder / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
     return len(parts[0]), len(parts[1])
