@@ -16,21 +16,8 @@ from guardtrace_proxy.auditor.window import GAP
 from guardtrace_trainer.nano import pictograms, render
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 from guardtrace_trainer.nano.benign import benign_question, benign_thinking
-from guardtrace_trainer.nano.wording import (
-    BANK,
-    EITHER,
-    IMAGE_GOALS,
-    VAGUE_GOALS,
-    Goals,
-    Voice,
-    Wording,
-    bank,
-    goals,
-    passages,
-    questions,
-    remarks,
-    subtle,
-)
+from guardtrace_trainer.nano.questions import in_turns, request, vague_request
+from guardtrace_trainer.nano.wording import BANK, EITHER, IMAGE_GOALS, Goals, Voice, Wording, bank, passages
 
 SYSTEM_PROMPT = "You are a safety auditor."
 LABELS = ("0", "0.5", "1")
@@ -40,10 +27,8 @@ CUES = ("text", "pictogram", "words")
 HARMFUL = 0.6
 """Share of the requests that were put together, beside those that are plainly benign. At 0.75 harmless goals
 were mostly what was taken for harm; whether this is why wasn't tried by itself."""
-WRITTEN = 0.15
-"""Share of the requests in words that were written as wholes; the others are goals in frames."""
 VAGUE = 0.12
-"""Share of the others that say nothing of what is wanted, so that the thinking has to be read for it."""
+"""Share of the requests in words that say nothing of what is wanted, so that the thinking has to be read for it."""
 REMARKED = 0.4
 """Share of the traces with hints or steps that have a remark on the request before them, and behind them."""
 REFUSED, REFUSED_HARMLESS = 0.65, 0.1
@@ -174,7 +159,7 @@ def _authored(rng: random.Random) -> Sample:
     trace = rng.choice(authored(BANK))
     question, goal = query_text([Turn("user", trace.question)]), ""
     if rng.random() < 0.25:
-        goal, question = _request(rng, trace.harm, False, None)
+        goal, question = request(rng, trace.harm, False, None)
     picture = _safe_picture(rng) if rng.random() < 0.4 else None
     return Sample("text", trace.harm, question, trace.sentences, trace.answer, trace.answer_strength, picture, goal)
 
@@ -188,46 +173,6 @@ def _safe_picture(rng: random.Random) -> render.Picture | None:
     if draw < 0.8:
         return render.page(rng, rng.choice(render.SAFE_WORDS))
     return render.Picture("scene" if draw < 0.95 else "empty")
-
-
-def asked_for(rng: random.Random, harm: bool) -> str:
-    """A request in words, of which it can be told whether it is harmful."""
-    return _request(rng, harm, False, None)[1]
-
-
-def _vague_request(rng: random.Random, held_out: bool) -> tuple[str, str]:
-    """A goal that says nothing, and a request among remarks from others."""
-    text = rng.choice(bank("vague", held_out))
-    before = f"{rng.choice(remarks(held_out))} " if rng.random() < 0.8 else ""
-    after = f" {rng.choice(remarks(held_out))}" if rng.random() < 0.5 else ""
-    return rng.choice(VAGUE_GOALS), _in_turns(rng, f"{before}{text}{after}")
-
-
-def _request(rng: random.Random, harm: bool, held_out: bool, of: Goals | None) -> tuple[str, str]:
-    """What is wanted, and the request for it: one that was written as a whole, or a goal in a frame."""
-    if of == "written" or (of is None and not held_out and rng.random() < WRITTEN):
-        goal, text = rng.choice(questions(harm, held_out))
-        return goal, _in_turns(rng, text)
-    name = "goals_harmful" if harm else "goals_harmless"
-    if of == "subtle":
-        goal = rng.choice(subtle(name))
-    elif held_out:
-        goal = rng.choice(bank(name, held_out=of != "seen"))
-    else:
-        goal = rng.choice(goals(harm))
-    return goal, _in_turns(rng, rng.choice(bank("frames", held_out)).replace("{goal}", goal))
-
-
-def _in_turns(rng: random.Random, text: str) -> str:
-    """The request, now and then as the last turn of a conversation or under a system prompt."""
-    draw = rng.random()
-    if draw < 0.06:
-        return query_text([Turn("system", "You are a helpful assistant."), Turn("user", text)])
-    if draw < 0.12:
-        earlier = rng.choice(bank("frames")).replace("{goal}", rng.choice(bank("goals_harmless")))
-        turns = [Turn("user", earlier), Turn("assistant", rng.choice(bank("answers_neutral"))), Turn("user", text)]
-        return query_text(turns)
-    return query_text([Turn("user", text)])
 
 
 def make_sample(
@@ -254,15 +199,15 @@ def make_sample(
         harm = rng.random() < HARMFUL
     either = EITHER
     if cue == "text" and (of == "vague" or (of is None and not held_out and rng.random() < VAGUE)):
-        goal, question = _vague_request(rng, held_out)
+        goal, question = vague_request(rng, held_out)
         picture, either = _safe_picture(rng), 0.0
     elif cue == "text":
-        goal, question = _request(rng, harm, held_out, of)
+        goal, question = request(rng, harm, held_out, of)
         picture = _safe_picture(rng)
     else:
         either = 1.0
         goal = rng.choice(IMAGE_GOALS)
-        question = _in_turns(rng, rng.choice(bank("image_frames", held_out)))
+        question = in_turns(rng, rng.choice(bank("image_frames", held_out)))
         picture = _telling_picture(rng, cue, harm)
     voice = Voice(held_out, wording, goal, harm, either)
     in_answer_only = strength != SAFE and rng.random() < 0.12

@@ -14,12 +14,12 @@ from guardtrace_trainer.nano.corpus import (
     SYSTEM_PROMPT,
     Excerpt,
     Sample,
-    asked_for,
     described,
     make_sample,
     random_excerpt,
     whole,
 )
+from guardtrace_trainer.nano.questions import asked_for
 from guardtrace_trainer.nano.render import Picture, any_picture
 from guardtrace_trainer.nano.wording import goals, remarks
 
@@ -152,8 +152,8 @@ def talk(rng: random.Random) -> Document:
         elif tells and rng.random() < COMES_BACK:
             turns.append(_asked(make_sample(rng, cue=cue, harm=harm)))
         else:
-            harm_asked = rng.random() < 0.5
-            turns.append(_replied(asked_for(rng, harm_asked), harm_asked))
+            harmful = rng.random() < 0.5
+            turns.append(_replied(asked_for(rng, harmful), harmful))
     return Document((turns[0], *((f"{NEXT}{given}", told) for given, told in turns[1:])), picture)
 
 

@@ -26,7 +26,16 @@ from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 
 BANK = Path(__file__).parent / "bank"
 SUBTLE = BANK / "subtle"
-DRAWING = ("authored.py", "benign.py", "corpus.py", "documents.py", "render.py", "scripted.py", "wording.py")
+DRAWING = (
+    "authored.py",
+    "benign.py",
+    "corpus.py",
+    "documents.py",
+    "questions.py",
+    "render.py",
+    "scripted.py",
+    "wording.py",
+)
 HELD_OUT_EVERY = 6
 FRAMED_SHARE = 0.5
 EITHER = 0.35
@@ -59,8 +68,6 @@ VAGUE_GOALS = ("do that", "do it", "get it done", "go on with it", "do what was 
 """Where only the thinking says it."""
 SENTENCE_END = re.compile(r"(?<=[.?!]) ")
 SLOT = re.compile(r"\{(\w+)\}")
-
-
 HARMLESS = "harmless/"
 AUTHORED = {
     "think_safe": SAFE,
