@@ -145,12 +145,12 @@ def test_held_out_samples_use_held_out_wording_alone(seed, wording):
 
 
 @given(SEEDS, st.sampled_from(CUES[1:]))
-def test_where_the_harm_is_in_an_image_no_hint_or_step_gives_it_away(seed, cue):
-    sample = make_sample(random.Random(seed), cue=cue)
+def test_where_the_harm_is_in_an_image_no_sentence_gives_it_away(seed, cue):
+    sample = make_sample(random.Random(seed), cue=cue, wording="lines")
     either = {line for kind in ("hint", "act") for line in bank(f"either/think_{kind}")}
-    told = {line for kind in ("hint", "act") for where in ("", "harmless/") for line in bank(f"{where}think_{kind}")}
-    given = {text for text, strength in sample.sentences if strength}
-    assert not given & (told - either)
+    kinds = ("safe", "hint", "act")
+    told = {line for kind in kinds for where in ("", "harmless/") for line in bank(f"{where}think_{kind}")}
+    assert not {text for text, _ in sample.sentences} & (told - either - set(bank("think_neutral")))
 
 
 @given(SEEDS)

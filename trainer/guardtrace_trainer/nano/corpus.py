@@ -102,11 +102,13 @@ def _thinking(rng: random.Random, strength: int, voice: Voice) -> list[tuple[str
     def some(kind: str, own: int, fewest: int, most: int) -> list[tuple[str, int]]:
         return [(voice.say(kind, rng), own) for _ in range(rng.randint(fewest, most))]
 
+    tells, tells_alone = voice.either < 1, voice.either == 0
     long = rng.random() < 0.12
     neutral = some("neutral", SAFE, *((4, 14) if long else (0, 4)))
     if strength == SAFE:
         most = (8 if long else 4) if voice.harm else 1
-        sentences = neutral + some("safe", SAFE, int(not voice.either), most) or some("neutral", SAFE, 1, 1)
+        said = some("safe", SAFE, int(tells_alone), most) if tells else []
+        sentences = neutral + said or some("neutral", SAFE, 1, 1)
         rng.shuffle(sentences)
         return sentences
     if strength == ACT:
@@ -115,7 +117,7 @@ def _thinking(rng: random.Random, strength: int, voice: Voice) -> list[tuple[str
             core[:0] = some("hint", HINT, 1, 1)
     else:
         core = some("hint", HINT, 1, 3)
-    remarked = REMARKED if voice.either < 1 else 0.0
+    remarked = REMARKED if tells else 0.0
     if rng.random() < remarked:
         core += some("safe", SAFE, 1, 1)
     if rng.random() < remarked:
