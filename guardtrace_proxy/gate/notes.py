@@ -35,14 +35,16 @@ def mark_of(choice: Choice, decided: Decided) -> Mark | None:
 def cut_of(choice: Choice, queue: HoldQueue, policy: Policy) -> Cut:
     """The end of a choice that was cut, behind what of it has left or is clear to leave."""
     assert choice.cut_by is not None
+    unjudged = choice.cut_by.level is None
     kept = [part for part in queue.parts_of(choice) if part.is_clear()]
     released = max([choice.released, *(part.end for part in kept)])
     return Cut(
-        message=policy.messages.cut,
+        message=policy.messages.auditor_failure if unjudged else policy.messages.cut,
         shape=policy.cut_shape.value,
         role=not (choice.role_sent or any(part.part.role for part in kept)),
         close=choice.tape.open_block(released),
         note=_note_of(choice.cut_by, choice.cut_phase) if policy.expose.object else None,
+        unjudged=unjudged,
     )
 
 

@@ -18,9 +18,11 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """The reply wasn't streamed and the policy's ``cut_shape`` is ``error``: answer HTTP 400 with this body."""
+    """The reply wasn't streamed and the policy's ``cut_shape`` is ``error``: answer with this body, HTTP 400, or 503
+    where it is ``unjudged``."""
 
     body: bytes
+    unjudged: bool
 
 
 @dataclass(frozen=True, slots=True)

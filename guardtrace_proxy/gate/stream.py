@@ -317,7 +317,8 @@ class StreamGate:
         altered = cuts or is_altered(fates) or not self._writer.passes(held.event)
         body = self._writer.rewrite(held.event, {**fates, **cuts}) if altered else held.event.raw
         rejects = cuts and self._policy.cut_shape is CutShape.ERROR
-        self._outputs.append(Reject(body) if rejects else Release(body))
+        unjudged = bool(cuts) and next(iter(cuts.values())).unjudged
+        self._outputs.append(Reject(body, unjudged) if rejects else Release(body))
 
     def _finish(self) -> None:
         """The end leaves behind the last verdict that text waits for; verdicts that are only recorded may follow."""

@@ -80,8 +80,9 @@ def _of_actions(policy: Policy) -> Iterator[tuple[str, str]]:
         yield "decision.confirmations", "where no verdict is acted on"
     if not _actions(policy, PHASES) - {Action.PASS}:
         yield "thresholds.harmful", "where both levels pass"
-    if not _can_cut(policy):
-        yield "messages.cut", "where nothing is cut"
+    if not _verdicts_cut(policy):
+        yield "messages.cut", "where no verdict cuts"
+    if not (_verdicts_cut(policy) or _failures_cut(policy)):
         yield "cut_shape", "where nothing is cut"
 
 
@@ -89,6 +90,8 @@ def _of_failures(policy: Policy) -> Iterator[tuple[str, str]]:
     acts = bool(acting(policy))
     if not acts:
         yield "on_auditor_failure", "where no verdict is acted on"
+    if not _failures_cut(policy):
+        yield "messages.auditor_failure", "where no failure of the auditor cuts"
     if not _has_notes(policy):
         yield "expose.object", "where nothing is flagged or released unaudited, and no cut has a chunk to carry it"
     if policy.on_auditor_failure is not OnAuditorFailure.HOLD or not acts:
@@ -99,21 +102,25 @@ def _has_notes(policy: Policy) -> bool:
     acts = acting(policy)
     released = bool(acts) and policy.on_auditor_failure is OnAuditorFailure.RELEASE
     # An error frame has no room for the object.
-    told_of_cuts = policy.cut_shape is not CutShape.ERROR and _can_cut(policy)
+    told_of_cuts = policy.cut_shape is not CutShape.ERROR and (_verdicts_cut(policy) or _failures_cut(policy))
     return released or told_of_cuts or Action.FLAG in _actions(policy, acts)
 
 
-def _can_cut(policy: Policy) -> bool:
+def _verdicts_cut(policy: Policy) -> bool:
     acts = acting(policy)
-    actions = _actions(policy, acts)
-    if not acts:
-        return False
-    if policy.on_auditor_failure is not OnAuditorFailure.RELEASE or Action.CUT in actions:
-        return True
-    # Tool-call arguments have no placeholder; what was flagged isn't released when the auditor fails later.
+    # Tool-call arguments have no placeholder.
     in_arguments = Action.REDACT in _actions(policy, [name for name in acts if name == "answer"])
-    suspects = policy.redaction.localize and Action.REDACT in actions
-    return in_arguments or suspects or (policy.decision.confirmations > 1 and bool(actions - {Action.PASS}))
+    return in_arguments or Action.CUT in _actions(policy, acts)
+
+
+def _failures_cut(policy: Policy) -> bool:
+    acts = acting(policy)
+    if not acts or policy.on_auditor_failure is not OnAuditorFailure.RELEASE:
+        return bool(acts)
+    # What was flagged isn't released when the auditor fails later.
+    actions = _actions(policy, acts)
+    in_search = policy.redaction.localize and Action.REDACT in actions
+    return in_search or (policy.decision.confirmations > 1 and bool(actions - {Action.PASS}))
 
 
 def _actions(policy: Policy, sections: Collection[str]) -> set[Action]:

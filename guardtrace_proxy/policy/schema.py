@@ -141,6 +141,7 @@ class Messages(Settings):
     """What a client reads in place of what it doesn't get."""
 
     cut: Message = "This response was stopped by policy."
+    auditor_failure: Message = "This response was stopped because it could not be checked."
     redaction: Message = "[withheld by policy]"
 
 

@@ -52,8 +52,8 @@ class Exchange:
         """``sessions`` are open already, by choice; ``open_session`` opens the auditor's session of one more choice,
         which is added to them. Whoever made them closes them.
         ``on_asked`` is told of every audit, and then ``on_decided`` of its decision."""
-        self.rejected: bytes | None = None
-        """The body of the HTTP 400 that a cut asks for, where the reply isn't streamed."""
+        self.rejected: Reject | None = None
+        """What a cut asks to be answered with in place of the reply, where that isn't streamed."""
         self._gate = gate
         self._plan = plan
         self._sessions = sessions
@@ -217,7 +217,7 @@ class Exchange:
             elif isinstance(output, Decided):
                 self._on_decided(output)
             elif isinstance(output, Reject):
-                self.rejected = output.body
+                self.rejected = output
         if gate.finished:
             self._news.set()
         if not gate.wants_upstream:

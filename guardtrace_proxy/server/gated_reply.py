@@ -78,9 +78,10 @@ async def send_whole(
     """The body that the gate lets pass, or the error that a cut asks for."""
     with service.budget.whole() as came:
         body = await _gated(exchange, source, reply, service.config.server.max_stream_bytes, came)
-        status = 200 if exchange.rejected is None else 400
+        rejected = exchange.rejected
+        status = 200 if rejected is None else 503 if rejected.unjudged else 400
         headers = [JSON, *source.limits, *record.headers(final=True)]
-        await respond(send, status, exchange.rejected or body, headers)
+        await respond(send, status, body if rejected is None else rejected.body, headers)
 
 
 async def _gated(exchange: Exchange, source: Source, reply: Reply, limit: int, came: Callable[[int], None]) -> bytes:

@@ -65,7 +65,7 @@ class ChoicesWriter(ABC):
     def cut(self, index: int, cut: Cut) -> bytes:
         """The closing frames of one choice (design §3.3)."""
         if cut.shape == "error":
-            return self.error(cut.message, "content_filter", "content_filter")
+            return self.error(*cut.error)
         *others, last = self._closing(index, cut)
         return b"".join(self._chunk([choice]) for choice in others) + self._chunk([last], cut.note)
 
@@ -97,7 +97,7 @@ class ChoicesWriter(ABC):
         cuts = [fate for fate in fates.values() if isinstance(fate, Cut)]
         for cut in cuts:
             if cut.shape == "error":
-                return self.error(cut.message, "content_filter", "content_filter")
+                return self.error(*cut.error)
         parts = {part.index: part for part in event.parts}
         choices = []
         for choice in original.get("choices") or []:

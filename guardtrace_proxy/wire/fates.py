@@ -30,6 +30,15 @@ class Cut:
     """The closing tag of the inline thinking block that stands open for the client, if one does."""
     note: Mapping[str, Any] | None = None
     """The ``guardtrace`` object, or None where the policy doesn't expose it."""
+    unjudged: bool = False
+    """No verdict asked for it: the auditor failed."""
+
+    @property
+    def error(self) -> tuple[str, str, str]:
+        """Message, type and code, where the shape is ``error``."""
+        if self.unjudged:
+            return self.message, "server_error", "auditor_failure"
+        return self.message, "content_filter", "content_filter"
 
 
 Fate = Kept | Cut

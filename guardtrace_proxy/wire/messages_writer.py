@@ -247,7 +247,7 @@ class MessagesWriter:
         if cut.shape != "error":
             return b""
         self._ended = True
-        return self.error(cut.message, "content_filter", "content_filter")
+        return self.error(*cut.error)
 
     def note(self, index: int, note: Mapping[str, Any]) -> bytes:
         """A ``ping``, which may stand anywhere, with a ``guardtrace`` object."""
@@ -298,7 +298,7 @@ class MessagesWriter:
 
     def _cut_whole(self, event: MessagesEvent, cut: Cut) -> bytes:
         if cut.shape == "error":
-            return self.error(cut.message, "content_filter", "content_filter")
+            return self.error(*cut.error)
         self._learn(event.content)
         usage = self._head.get("usage")
         content = [] if cut.shape == "refusal" else [{"type": "text", "text": cut.message}]

@@ -119,7 +119,7 @@ class ResponsesWriter:
         """Closes what stands open with what was released, then says the message as an item of its own. The last event
         comes with the usage."""
         if cut.shape == "error":
-            return self.error(cut.message, "content_filter", "content_filter")
+            return self.error(*cut.error)
         self._cut_note = cut.note
         frames = self._client.close(cut.close)
         frames += self._client.add_message(cut.message, refuses=cut.shape == "refusal")
@@ -164,7 +164,7 @@ class ResponsesWriter:
 
     def _cut_whole(self, event: ResponsesEvent, cut: Cut) -> bytes:
         if cut.shape == "error":
-            return self.error(cut.message, "content_filter", "content_filter")
+            return self.error(*cut.error)
         usage = event.content.get("usage")
         bare = {**event.content, "output": []}
         bare = rebuild_response(bare, (), lambda where, text: "" if where in event.slots else text)

@@ -40,7 +40,14 @@ IDLE = {
         "thresholds: {harmful: 0.9}\nactions: {potentially_harmful: pass, harmful: pass}",
         "where both levels pass",
     ),
-    "messages.cut": (f"{BOTH_MONITOR}messages: {{cut: Stopped.}}", "where nothing is cut"),
+    "messages.cut": (
+        "messages: {cut: Stopped.}\nactions: {potentially_harmful: flag, harmful: flag}",
+        "where no verdict cuts",
+    ),
+    "messages.auditor_failure": (
+        "messages: {auditor_failure: Failed.}\non_auditor_failure: release",
+        "where no failure of the auditor cuts",
+    ),
     "cut_shape": (
         "cut_shape: refusal\nactions: {potentially_harmful: flag, harmful: flag}\non_auditor_failure: release",
         "where nothing is cut",

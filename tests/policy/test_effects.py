@@ -144,6 +144,7 @@ EFFECTS = {
     "actions.potentially_harmful": Effect(ACTIONS, hint_in_thinking),
     "actions.harmful": Effect(ACTIONS, harm_in_answer),
     "messages.cut": Effect(("Stopped.", "Ended."), harm_in_thinking),
+    "messages.auditor_failure": Effect(("Failed.", "Unchecked."), fails_for_long),
     "messages.redaction": Effect(("[gone]", "[…]"), hint_in_thinking),
     "cut_shape": Effect(("content_filter", "refusal", "error"), harm_in_thinking),
     "reasoning_field": Effect(("as_is", "reasoning", "reasoning_content", "strip"), inline),

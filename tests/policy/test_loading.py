@@ -46,7 +46,7 @@ def test_values_come_from_the_nearest_file(tmp_path):
     assert loaded.origins["boundary.first"] == f"{path}:4"
     assert loaded.origins["messages.cut"] == f"{tmp_path / 'base.yaml'}:4"
     assert loaded.origins["boundary.max"] == "preset strict:4"
-    assert loaded.origins["hold_limit_ms"] == "preset balanced:12"
+    assert loaded.origins["hold_limit_ms"] == "preset balanced:15"
     assert loaded.origins["decision.confirmations"] == "default"
 
 

@@ -16,6 +16,7 @@ from tests.properties.events import Manner, chunk_events, completion
 from tests.properties.sent import ANSWER, OTHER_TAG, TAG, THINKING, Case, Part, Sent, Text
 
 MESSAGE = "This response was stopped by policy."
+UNCHECKED = "This response could not be checked."
 PLACEHOLDER = "[withheld by policy]"
 ACTIONS = ("pass", "flag", "redact", "cut")
 
@@ -113,7 +114,7 @@ def draw_policy(draw: Draw) -> Policy:
                 "potentially_harmful": draw.pick("redact", *ACTIONS),
                 "harmful": draw.pick("cut", "cut", *ACTIONS),
             },
-            "messages": {"cut": MESSAGE, "redaction": PLACEHOLDER},
+            "messages": {"cut": MESSAGE, "auditor_failure": UNCHECKED, "redaction": PLACEHOLDER},
             "cut_shape": draw.pick("content_filter", "content_filter", "refusal", "error"),
             "reasoning_field": draw.pick("as_is", "as_is", "as_is", "reasoning", "reasoning_content", "strip"),
             "on_auditor_failure": draw.pick("cut", "hold", "release"),

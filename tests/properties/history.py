@@ -17,6 +17,8 @@ from tests.properties.world import Log
 
 STRICTNESS = (Mode.MONITOR, Mode.LAG, Mode.HOLD)
 NEVER = 1 << 60
+CUT_CODES = ("content_filter", "auditor_failure")
+"""Of an error that is a cut."""
 
 
 @dataclass
@@ -153,7 +155,7 @@ class History:
     def stopped(self) -> bool:
         """Whether an error of the policy's ended the whole stream, or the proxy gave up on it."""
         by_policy = any(
-            frame.kind == "error" and frame.content["error"].get("code") == "content_filter" for frame in self.frames
+            frame.kind == "error" and frame.content["error"].get("code") in CUT_CODES for frame in self.frames
         )
         return by_policy or self.given_up is not None
 
@@ -253,7 +255,7 @@ def decided(policy: Policy, phase: Phase, mark: Mark, certain: bool) -> Action:
 def _classify(history: History) -> None:
     """Which of the frames are the upstream's own bytes, in its order, and what the others are."""
     events = history.case.events
-    message = history.policy.messages.cut
+    endings = history.case.endings
     upcoming = 0
     for frame in history.frames:
         found = next((n for n in range(upcoming, len(events)) if events[n].raw == frame.raw), None)
@@ -263,7 +265,7 @@ def _classify(history: History) -> None:
             frame.event, frame.kind = found, "passed"
             upcoming = found + 1
             continue
-        frame.kind = _kind(frame, message)
+        frame.kind = _kind(frame, endings)
         if history.case.whole is not None and frame.kind != "error":
             frame.kind = "rewritten"
         behind = [history.cells[char].event for char in frame.betrays if char in history.cells]
@@ -273,7 +275,7 @@ def _classify(history: History) -> None:
             upcoming = max(upcoming, frame.rewrites + 1)
 
 
-def _kind(frame: Frame, message: str) -> str:
+def _kind(frame: Frame, endings: tuple[str, str]) -> str:
     if frame.data == "[DONE]":
         return "done"
     if frame.content.get("error"):
@@ -289,6 +291,6 @@ def _kind(frame: Frame, message: str) -> str:
         return "closing"
     if delta == {} and choice.get("finish_reason") is None and "guardtrace" in frame.content:
         return "note"
-    if said.get("refusal") == message or said.get("content", "").endswith(message):
+    if said.get("refusal") in endings or said.get("content", "").endswith(endings):
         return "message"
     return "rewritten"

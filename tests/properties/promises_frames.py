@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from guardtrace_proxy.policy.schema import Action, CutShape, Mode, OnAuditorFailure, ReasoningField
 from tests.properties.alphabet import ANALYSIS, known
-from tests.properties.client import Frame
+from tests.properties.client import Frame, texts
 from tests.properties.events import HEAD
-from tests.properties.history import NEVER, Hearing, History
+from tests.properties.history import CUT_CODES, NEVER, Hearing, History
 from tests.properties.sent import THINKING, Part, Sent
 
 
@@ -144,7 +144,7 @@ def cuts_have_their_frames(history: History) -> Iterator[str]:
                 if index not in roles:
                     yield f"the message of choice {index} comes without a role"
                 said = delta.get("refusal" if refuses else "content", "")
-                if not said.endswith(history.policy.messages.cut) or (not refuses and "refusal" in delta):
+                if not said.endswith(history.case.endings) or (not refuses and "refusal" in delta):
                     yield f"the message is {delta}"
             if choice.get("finish_reason") == "content_filter":
                 over.add(index)
@@ -163,6 +163,10 @@ def _closing(history: History, before: Frame | None, frame: Frame, index: int) -
     note = frame.content.get("guardtrace")
     if bool(note) is not history.policy.expose.object or (note and note["action"] != "cut"):
         yield f"the closing frame's note is {note}"
+    elif note and before is not None:
+        ending = history.case.endings["reason" in note]
+        if not any(text.endswith(ending) for _, text in texts(before.choices[0]["delta"])):
+            yield f"a cut with {note} says {before.raw!r}"
 
 
 def messages_stand_outside_thinking(history: History) -> Iterator[str]:
@@ -179,7 +183,8 @@ def messages_stand_outside_thinking(history: History) -> Iterator[str]:
             if each.get("index", 0) == index
         )
         if any(frame.kind == "message" and frame.choices[0]["index"] == index for frame in history.frames):
-            content, _, _ = content.partition(history.policy.messages.cut)
+            for ending in history.case.endings:
+                content, _, _ = content.partition(ending)
             opened = max(
                 content.rfind(opening) if opening else -1, 0 if _starts_inside(history, index, content) else -1
             )
@@ -322,7 +327,7 @@ def whole_replies_are_whole(history: History) -> Iterator[str]:
     rejected = any(entry.what == "rejected" for entry in history.log.entries)
     if rejected:
         error = body.content.get("error")
-        if history.policy.cut_shape is not CutShape.ERROR or not error or error["code"] != "content_filter":
+        if history.policy.cut_shape is not CutShape.ERROR or not error or error["code"] not in CUT_CODES:
             yield f"rejected with {body.raw!r}"
         return
     if body.event is None and not any(_may_alter(history, 0, part) for part in case.events[0].parts):
@@ -331,7 +336,7 @@ def whole_replies_are_whole(history: History) -> Iterator[str]:
         message, index = choice["message"], choice["index"]
         if choice["finish_reason"] == "content_filter":
             field = "refusal" if history.policy.cut_shape is CutShape.REFUSAL else "content"
-            if message[field] != history.policy.messages.cut or choice["logprobs"] is not None:
+            if message[field] not in history.case.endings or choice["logprobs"] is not None:
                 yield f"choice {index} is cut with {message}"
             if any(value for key, value in message.items() if key not in ("role", field)):
                 yield f"choice {index} is cut and says {message}"

@@ -111,6 +111,11 @@ class Case:
     """A reader and writer of another dialect than chat completions."""
 
     @property
+    def endings(self) -> tuple[str, str]:
+        """What a cut may say: that a verdict asked for it, or that the auditor failed."""
+        return self.policy.messages.cut, self.policy.messages.auditor_failure
+
+    @property
     def stream(self) -> bytes:
         return b"".join(event.raw for event in self.events)
 

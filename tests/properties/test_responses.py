@@ -22,7 +22,7 @@ from guardtrace_proxy.wire.responses_client import Client
 from guardtrace_proxy.wire.responses_writer import ResponsesWriter
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.properties.alphabet import Alphabet, betrayed, known
-from tests.properties.cases import MESSAGE, draw_policy
+from tests.properties.cases import draw_policy
 from tests.properties.dialects import DIALECTS
 from tests.properties.dialects import Writing as Texts
 from tests.properties.draws import Draw, Seeded, Source
@@ -224,7 +224,7 @@ def streams_are_well_formed(history: Watched) -> Iterator[str]:
         yield f"not well-formed: {error}"
     if cut and cut["reason"] == "content_filter":
         message = last["response"]["output"][-1]["content"][0]
-        if MESSAGE not in message.values():
+        if not set(history.case.endings) & set(message.values()):
             yield f"the last item of a cut is {message}"
         if bool(last.get("guardtrace")) is not history.policy.expose.object:
             yield "the mark"

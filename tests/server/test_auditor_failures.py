@@ -8,10 +8,11 @@ import time
 import pytest
 
 from tests.server.running import ask, proxy
-from tests.server.scripted import SSE_HEAD, by_word, http, judging, stream
+from tests.server.scripted import SSE_HEAD, by_word, completion, http, judging, stream
 
 FRAMES = stream("All is quite fine with this one here.", "Four.")
 CUT = "This response was stopped by policy."
+UNCHECKED = "This response was stopped because it could not be checked."
 
 
 def replay(_):
@@ -52,7 +53,7 @@ def test_a_failing_auditor_fails_closed(name):
         text = running.raw(ask(stream=True)).text
         took = time.monotonic() - began
     assert "fine" not in text
-    assert CUT in text
+    assert UNCHECKED in text
     assert '"content_filter"' in text
     assert took < 4
 
@@ -91,7 +92,7 @@ def test_holding_on_ends_at_its_limit():
         text = running.raw(ask(stream=True)).text
         assert time.monotonic() - began >= 0.4
     assert "fine" not in text
-    assert CUT in text
+    assert UNCHECKED in text
 
 
 def test_the_judged_text_reads_as_data():
@@ -106,10 +107,20 @@ def test_the_judged_text_reads_as_data():
 
 
 def test_a_whole_reply_fails_closed_too():
-    from tests.server.scripted import completion
-
     with proxy(lambda _: [completion("Fine.", "Four.")], BAD["no judgment"]) as running:
         reply = running.raw(ask())
-    assert CUT in reply.text
+    assert UNCHECKED in reply.text
     assert "Four" not in reply.text
     assert reply.headers["x-guardtrace-failed-audits"] != "0"
+
+
+def test_an_error_says_whether_a_verdict_or_the_auditors_failure_asked_for_it():
+    policy = {"cut_shape": "error", "messages": {"auditor_failure": "Not checked."}}
+    with proxy(replay, BAD["server error"], policy=policy) as running:
+        streamed = running.raw(ask(stream=True)).text
+    with proxy(lambda _: [completion("Fine.", "Four.")], BAD["server error"], policy=policy) as running:
+        whole = running.raw(ask())
+    error = {"message": "Not checked.", "type": "server_error", "param": None, "code": "auditor_failure"}
+    *_, last, done, _ = streamed.split("\n\n")
+    assert (json.loads(last.removeprefix("data: ")), done) == ({"error": error}, "data: [DONE]")
+    assert (whole.status_code, whole.json()["error"]) == (503, error)

@@ -14,6 +14,7 @@ from tests.server.running import Running, ask, proxy
 from tests.server.scripted import SSE_HEAD, Script, Server, by_word, http, judging, model_server, stream
 
 CUT = "This response was stopped by policy."
+UNCHECKED = "This response was stopped because it could not be checked."
 BENIGN = [SSE_HEAD, *stream("All of this is quite fine and so is what follows.", "Two and two make four.")]
 HARMFUL = [SSE_HEAD, *stream("All of this is quite fine but then comes HARM in full.", "No.")]
 OVERLOADED = http(503, "{}")
@@ -72,11 +73,11 @@ def test_with_both_out_it_fails_closed_and_the_breaker_opens_until_one_is_back()
         first.sick = second.sick = overloaded
         for expected in ("closed", "open"):
             text = running.raw(ask(stream=True)).text
-            assert (CUT in text, "fine" in text) == (True, False)
+            assert (UNCHECKED in text, "fine" in text) == (True, False)
             assert circuit(running) == expected
         running.auditor.requests.clear()
         fallback.requests.clear()
-        assert CUT in running.raw(ask(stream=True)).text
+        assert UNCHECKED in running.raw(ask(stream=True)).text
         assert running.auditor.requests == fallback.requests == []  # not asked at all
         second.sick = None
         time.sleep(FIRST_PAUSE_SECONDS)
@@ -92,8 +93,8 @@ def test_while_the_breaker_is_open_replies_are_cut_without_waiting_for_the_timeo
 
     with proxy(lambda _: BENIGN, hang, config={"auditor": {"timeout_ms": 500, "breaker_failures": 1}}) as running:
         began = time.monotonic()
-        assert CUT in running.raw(ask(stream=True)).text
+        assert UNCHECKED in running.raw(ask(stream=True)).text
         assert time.monotonic() - began >= 0.5
         began = time.monotonic()
-        assert CUT in running.raw(ask(stream=True)).text
+        assert UNCHECKED in running.raw(ask(stream=True)).text
         assert time.monotonic() - began < 0.4

@@ -15,6 +15,7 @@ from tests.server.running import Running, ask, proxy
 from tests.server.scripted import SSE_HEAD, Server, by_word, completion, http, judging, model_server, stream
 
 CUT = "This response was stopped by policy."
+UNCHECKED = "This response was stopped because it could not be checked."
 BENIGN = stream("All of this is quite fine and so is what follows it here.", "Two and two make four.")
 HARMFUL = stream("All of this is quite fine but then comes HARM spelt out in full.", "No.")
 TIMEOUT = {"timeout_ms": 4000}
@@ -150,7 +151,7 @@ def test_where_all_are_sick_the_reply_is_cut(how: str) -> None:
         with proxy(in_halves(BENIGN, pair, make_sick(pair, how)), config=settings(pair)) as running:
             text = sent(running, pair).decode()
     assert "what follows" not in text
-    assert CUT in text
+    assert UNCHECKED in text
     assert '"content_filter"' in text
 
 
