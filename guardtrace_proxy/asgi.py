@@ -118,7 +118,7 @@ class GuardTraceMiddleware:
         if guard is not None:
             guard.service.metrics.error(error.status)
             with structlog.contextvars.bound_contextvars(request_id=request_id):
-                guard.refusals.say(error, route_of(scope), None, has_key=False)
+                guard.refusals.say(error, route_of(scope), None)
         named = OneResponse(send, request_id, dialect.id_headers)
         await respond_error(named, error, dialect.error, request_id)
 
@@ -130,7 +130,7 @@ class GuardTraceMiddleware:
             return
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(guard.service.probe)
+            tasks.start_soon(guard.service.keep_probing)
             try:
                 await self._run_lifespan(guard, scope, receive, send)
             except Exception as error:  # as it came, not in the group that the task group would make of it

@@ -32,6 +32,7 @@ class DecisionLine(msgspec.Struct, tag_field="kind", tag="decision"):
     request_id: str
     trace_id: str | None
     tenant: str
+    key: str | None
     upstream: str
     route: str
     stream: bool

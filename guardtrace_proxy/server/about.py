@@ -15,6 +15,7 @@ class About:
     request_id: str
     trace_id: str | None
     tenant: str
+    key: str | None
     upstream: str
     route: str
     model: str

@@ -150,6 +150,7 @@ def _about(
         request_id=forwarded["x-request-id"],
         trace_id=trace.trace_id or trace_id_of(forwarded),
         tenant=tenant.name,
+        key=tenant.key,
         upstream=tenant.upstream,
         route=dialect.route,
         model=request.model,

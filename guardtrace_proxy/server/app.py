@@ -113,7 +113,7 @@ class GuardTraceApp:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.service.probe)
+            tasks.start_soon(self.service.keep_probing)
             if self.reloader is not None:
                 tasks.start_soon(self.reloader.watch)
             await send({"type": "lifespan.startup.complete"})
@@ -153,9 +153,7 @@ class GuardTraceApp:
         if send.began:
             # The reply is broken off so that it can't be taken for a finished one.
             raise error
-        tenant = send.tenant
-        has_key = tenant not in (None, self._tenants.anonymous)
-        self.refusals.say(error, route_of(scope), None if tenant is None else tenant.name, has_key=has_key)
+        self.refusals.say(error, route_of(scope), send.tenant)
         shape = speaking_at(route_of(scope)).error
         # Whether a body still comes after `expect: 100-continue` was answered with an error is the client's choice.
         closing = [CLOSE] if header(scope, b"expect") is not None else None

@@ -25,6 +25,7 @@ def audit_line(
         request_id=about.request_id,
         trace_id=about.trace_id,
         tenant=about.tenant,
+        key=about.key,
         upstream=about.upstream,
         route=about.route,
         stream=about.stream,

@@ -39,7 +39,9 @@ class ReplyRecord:
         self._audit_log = service.audit_log
         self._evidence = service.config.audit_log.evidence
         self._observer = service.observer
-        self._log = log.bind(tenant=about.tenant, policy=about.policy, stream=about.stream, request_id=about.request_id)
+        self._log = log.bind(
+            tenant=about.tenant, key=about.key, policy=about.policy, stream=about.stream, request_id=about.request_id
+        )
         self._under_way: dict[int, tuple[StartAudit, float]] = {}
         """By choice, which has one at most: what was asked, and when."""
         self._audits = 0

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from guardtrace_proxy.server.errors import ApiError
+from guardtrace_proxy.server.tenants import Tenant
 from guardtrace_proxy.wire.dialects import BY_ROUTE
 
 log = structlog.get_logger("guardtrace")
@@ -27,11 +28,13 @@ class Refusals:
         self._in_window = 0
         self._left_out = 0
 
-    def say(self, error: ApiError, route: str, tenant: str | None, *, has_key: bool) -> None:
-        """``tenant`` is None where it isn't known; ``has_key``: it isn't the one that anyone is."""
+    def say(self, error: ApiError, route: str, tenant: Tenant | None) -> None:
+        """``tenant`` is None where it isn't known."""
         if error.is_said:
             return
-        fields = {"status": error.status, "code": error.code_word, "tenant": tenant, "route": _known(route)}
+        name, key = (None, None) if tenant is None else (tenant.name, tenant.key)
+        has_key = key is not None
+        fields = {"status": error.status, "code": error.code_word, "tenant": name, "key": key, "route": _known(route)}
         if not has_key and not self._has_room():
             self._left_out += 1
             log.debug("request refused", **fields)

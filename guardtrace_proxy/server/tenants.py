@@ -17,9 +17,12 @@ PLACEHOLDERS = frozenset({"EMPTY", "none", "unused", "anonymous", "sk-no-key-req
 @dataclass(frozen=True, eq=False, slots=True)
 class Tenant:
     """Who asks: the names of its policy and of its upstream. ``loaded`` is the policy as it was when the settings were
-    read, so a request keeps the one that it began with."""
+    read, so a request keeps the one that it began with.
+
+    ``key`` tells its keys apart in records: the first eight hex digits of the hash, None for whoever has none."""
 
     name: str
+    key: str | None
     policy: str
     upstream: str
     limits: LimitSettings
@@ -30,16 +33,17 @@ class Tenants:
     """Finds the tenant of a request."""
 
     def __init__(self, config: Config) -> None:
-        tenants = {
-            name: Tenant(name, each.policy, each.upstream, each.limits, config.policies[each.policy])
-            for name, each in config.tenants.items()
-        }
+        def tenant(name: str, key: str | None) -> Tenant:
+            settings = config.tenants[name]
+            policy = config.policies[settings.policy]
+            return Tenant(name, key, settings.policy, settings.upstream, settings.limits, policy)
+
         self._by_hash = [
-            (bytes.fromhex(key.removeprefix("sha256:")), tenants[name])
+            (bytes.fromhex(digest), tenant(name, digest[:8].lower()))
             for name, settings in config.tenants.items()
-            for key in settings.keys
+            for digest in (key.removeprefix("sha256:") for key in settings.keys)
         ]
-        self.anonymous = None if config.anonymous_tenant is None else tenants[config.anonymous_tenant]
+        self.anonymous = None if config.anonymous_tenant is None else tenant(config.anonymous_tenant, None)
 
     def of(self, authorization: str | None, api_key: str | None = None) -> Tenant | None:
         """The tenant of an ``Authorization`` or an ``x-api-key`` header, or of both where they agree; None for an
@@ -47,11 +51,11 @@ class Tenants:
         scheme, _, bearer = (authorization or "").partition(" ")
         if authorization and scheme.lower() != "bearer":
             return None
-        keys = {key.strip() for key in (bearer, api_key or "")} - PLACEHOLDERS - {""}
-        if not keys:
+        keys = [key.strip() for key in (bearer, api_key or "")]
+        found = [self._of_key(key) for key in keys if key and key not in PLACEHOLDERS]
+        if not found:
             return self.anonymous
-        found = {self._of_key(key) for key in keys}
-        return found.pop() if len(found) == 1 else None
+        return found[0] if len({tenant and tenant.name for tenant in found}) == 1 else None
 
     def _of_key(self, key: str) -> Tenant | None:
         digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import structlog
 
+from guardtrace_proxy.policy.loading import PRESETS, load_policy
 from guardtrace_proxy.server.errors import ApiError, overloaded, unauthorized
 from guardtrace_proxy.server.refusals import KEYLESS_LINES, KEYLESS_SECONDS, Refusals
+from guardtrace_proxy.server.settings import LimitSettings
+from guardtrace_proxy.server.tenants import Tenant
 from guardtrace_proxy.telemetry.logs import configure_own_logging
 from tests.server.running import Running, ask, connected, proxy
 from tests.server.scripted import completion, http
@@ -21,6 +24,7 @@ from tests.structlog_state import no_structlog
 NOT_FOUND = json.dumps({"error": {"message": "no numbat here", "code": "model_not_found"}})
 ACME = {"tenants": {"acme": {"policy": "test", "keys": [digest("gt-acme")]}}, "anonymous_tenant": None}
 KEY = {"authorization": "Bearer gt-acme"}
+ANYONE = Tenant("all", None, "balanced", "default", LimitSettings(), load_policy(PRESETS / "balanced.yaml"))
 
 
 @contextmanager
@@ -69,6 +73,7 @@ def test_each_refusal_of_a_tenant_is_found_by_its_request_id(capsys):
         ("no-key", 401, "invalid_api_key", None, chat, "info"),
         ("no-route", 404, "unknown_url", None, "other", "info"),
     ]
+    assert [line["key"] for line in lines] == [*4 * [digest("gt-acme")[7:15]], None, None]
     assert not any(word in json.dumps(lines) for word in ("quokka", "numbat", "gt-acme"))
 
 
@@ -101,15 +106,15 @@ def test_the_line_after_a_flood_says_how_many_were_left_out():
     refusals = Refusals(lambda: now)
     with structlog.testing.capture_logs() as told:
         for _ in range(KEYLESS_LINES + 7):
-            refusals.say(unauthorized(), "/v1/messages", None, has_key=False)
+            refusals.say(unauthorized(), "/v1/messages", None)
         now = KEYLESS_SECONDS
-        refusals.say(ApiError(400, "bad"), "/v1/messages", "all", has_key=False)
+        refusals.say(ApiError(400, "bad"), "/v1/messages", ANYONE)
     levels = [line["log_level"] for line in told]
     assert levels == KEYLESS_LINES * ["info"] + 7 * ["debug"] + ["info"]
-    assert (told[-1]["left_out"], told[-1]["tenant"]) == (7, "all")
+    assert (told[-1]["left_out"], told[-1]["tenant"], told[-1]["key"]) == (7, "all", None)
 
 
 def test_what_has_a_line_of_its_own_gets_no_other():
     with structlog.testing.capture_logs() as told:
-        Refusals().say(overloaded("server.max_concurrent"), "/v1/messages", "acme", has_key=True)
+        Refusals().say(overloaded("server.max_concurrent"), "/v1/messages", ANYONE)
     assert told == []

@@ -97,6 +97,13 @@ def test_a_key_in_either_header_counts_and_two_must_agree(tmp_path, authorizatio
     assert (found and found.name) == tenant
 
 
+def test_records_can_tell_a_tenants_keys_apart(tmp_path):
+    tenants = make(tmp_path, "guest")
+    found = [tenants.of(header) for header in ("Bearer gt-acme", "Bearer gt-acme-old", "Bearer gt-öre", None)]
+    digests = [hashlib.sha256(key.encode()).hexdigest()[:8] for key in ("gt-acme", "gt-acme-old", "gt-öre")]
+    assert [tenant and tenant.key for tenant in found] == [*digests, None]
+
+
 def test_a_placeholder_in_other_letters_is_a_key(tmp_path):
     assert make(tmp_path, "guest").of("Bearer Empty") is None
 
