@@ -33,13 +33,17 @@ class ServiceGauges(Collector):
             "held_bytes", "Bytes of request bodies, and of replies until they were sent.", service.budget.total
         )
         yield _gauge("held_bytes_limit", "server.max_total_bytes.", service.config.server.max_total_bytes)
-        yield _gauge("requests_running", "Requests of audited routes under way.", service.shedding.running)
+        yield _gauge(
+            "requests_running", "Requests under way, of audited routes and of /v1/models.", service.shedding.running
+        )
         yield _counter("requests_shed", "Requests turned away: the process is overloaded.", service.shedding.shed)
         yield _limited(service.limits.refused)
         yield _gauge("event_loop_lag_seconds", "How late the event loop is.", service.shedding.lag_ms / 1000)
         yield _circuit(service.breaker.circuit)
         yield _gauge(
-            "auditor_probe_ok", "1 where the audit that was tried at start was answered.", service.probed == "ok"
+            "auditor_probe_ok",
+            "1 where the audit that is tried at start, and every 30 s until it is answered, was.",
+            service.probed == "ok",
         )
         if isinstance(auditor, Measured):
             for name, value in auditor.measures().items():

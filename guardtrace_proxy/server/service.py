@@ -43,6 +43,7 @@ log = structlog.get_logger("guardtrace")
 PROBE = Query([Turn("user", "What is 2 + 2?")]), Trace("Two and two make four.", "4")
 """What the auditor is asked once at start, to learn whether it answers at all."""
 
+PROBE_AGAIN_SECONDS = 30.0
 CLOSE_SECONDS = 5.0
 
 
@@ -166,7 +167,7 @@ class Service:
         self.metrics_listener = metrics_listener_from(config.metrics.host, port, self.metrics, ServiceGauges(self))
         self.tracing = tracing_from(config.tracing, tracer_provider)
         self.probed: str | None = None
-        """None until one audit was tried, then ``ok`` or what went wrong."""
+        """None until one audit was tried, then ``ok`` or what went wrong with the last that was."""
         self.upstreams = _over_http(config, environ) if upstreams is None else upstreams
 
     async def start(self) -> None:
@@ -196,6 +197,13 @@ class Service:
         plan = audit_plan(self.config.auditor, self.auditor.escalate_at, policy)
         return BreakingPlan(plan, self.breaker)
 
+    async def keep_probing(self) -> None:
+        """Try an audit, again and again until it is answered: a proxy may start before its auditor."""
+        await self.probe()
+        while self.probed != "ok":
+            await anyio.sleep(PROBE_AGAIN_SECONDS)
+            await self.probe()
+
     async def probe(self) -> None:
         """Try one audit, with each kind of read that audits may need.
 
@@ -204,6 +212,7 @@ class Service:
         query, trace = PROBE
         settings, began = self.config.auditor, anyio.current_time()
         plan = AuditPlan(settings.depth, settings.timeout_ms, settings.annotate_timeout_ms)
+        before = self.probed
         try:
             with within(plan.timeout_ms, began):
                 session = await self.auditor.open(query)
@@ -216,7 +225,8 @@ class Service:
             self.probed = str(error)
         except Exception as error:  # an auditor that raises what it shouldn't fails audits, not the server
             self.probed = f"the auditor raised {type(error).__name__}"
-        log.info("auditor probed", auditor=self.auditor.name, result=self.probed)
+        if self.probed != before:
+            log.info("auditor probed", auditor=self.auditor.name, result=self.probed)
 
     async def aclose(self) -> None:
         """Close the upstreams, the auditor and what fetches images, within ``CLOSE_SECONDS``; then write the audit log

@@ -24,6 +24,7 @@ from guardtrace_proxy.server.service import audit_plan
 from guardtrace_proxy.server.settings import AuditorSettings
 from tests.server.running import Running, ask, proxy
 from tests.server.scripted import SSE_HEAD, stream
+from tests.waiting import eventually
 
 CUT = "This response was stopped by policy."
 
@@ -163,6 +164,15 @@ def test_the_probe_tries_both(depth):
     with proxy(lambda _: [], config=config, own_auditor=whole) as running:
         assert probed(running) == "ok"
     assert whole.annotated == 1
+
+
+def test_an_auditor_that_comes_up_after_the_proxy_is_found(monkeypatch):
+    monkeypatch.setattr("guardtrace_proxy.server.service.PROBE_AGAIN_SECONDS", 0.01)
+    late = TwoTiers(broken={Depth.LABEL: FailureKind.UNREADABLE})
+    with proxy(lambda _: [], config={"auditor": {"depth": "cascade"}}, own_auditor=late) as running:
+        assert probed(running) == "no label today"
+        late.broken.clear()
+        assert eventually(lambda: probed(running) == "ok")
 
 
 def test_the_log_says_what_decided_and_how_often_it_escalated():
