@@ -60,13 +60,13 @@ def config(
 ) -> None:
     """Read the settings as serve does, keys in the environment included, and serve nothing. Asks no server.
 
-    Exit status 1 if they can't be used.
+    Exit status 2 if they can't be used.
     """
     try:
         settings = load_config(file, os.environ)
         auditor_from(settings.auditor, os.environ)
     except (ConfigError, AuditorSettingsError) as error:
-        fail(error)
+        fail(error, 2)
     for line in _summary(settings):
         typer.echo(line)
     for warning in _doubts(settings):
