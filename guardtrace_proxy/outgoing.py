@@ -5,8 +5,9 @@ It is aiohttp's own client: a second client's requests and responses around it c
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import aiohttp
@@ -19,6 +20,33 @@ from aiohttp.tracing import Trace
 
 TROUBLE = (aiohttp.ClientError, OSError)
 """What a request, or the reading of its reply, may raise."""
+
+
+class BadCaFile(Exception):
+    """A file of certificate authorities that can't be used: which one, and why."""
+
+
+def trusting(ca_file: str | None) -> ssl.SSLContext:
+    """What checks servers' certificates: by the authorities in a PEM file alone, or without one by certifi's list.
+
+    Raises:
+        BadCaFile: the file can't be read, or holds no certificate.
+    """
+    return httpx.create_ssl_context(trust_env=False) if ca_file is None else _trusting_file(ca_file)
+
+
+@cache  # A worker that takes another's place goes by what the settings were checked with, whatever the file is by then.
+def _trusting_file(ca_file: str) -> ssl.SSLContext:
+    expected = "expected PEM, with -----BEGIN CERTIFICATE----- before each authority's"
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError as error:  # before the others: it is an OSError, too
+        raise BadCaFile(f"{ca_file} holds no certificate, or one that can't be read: {expected}") from error
+    except (OSError, ValueError) as error:
+        raise BadCaFile(f"{ca_file} can't be read: {getattr(error, 'strerror', None) or error}") from error
+    if not context.cert_store_stats()["x509"]:
+        raise BadCaFile(f"{ca_file} holds no certificate: {expected}")  # but a list of revoked ones, perhaps
+    return context
 
 
 class Arrivals(ResponseHandler):
@@ -117,19 +145,21 @@ def open_session(
     *,
     max_connections: int,
     keepalive_seconds: float,
+    ca_file: str | None = None,
     resolver: AbstractResolver | None = None,
     socket_factory: aiohttp.SocketFactoryType | None = None,
 ) -> aiohttp.ClientSession:
     """Open one; to be called in the event loop that will use it.
 
-    It knows no proxies or keys of the environment, keeps no cookies, decompresses nothing and trusts the certificates
-    that certifi lists. That no redirect is followed has to be said at each call (``allow_redirects=False``).
+    It knows no proxies or keys of the environment, keeps no cookies, decompresses nothing and trusts the authorities in
+    ``ca_file``, else those that certifi lists. That no redirect is followed has to be said at each call
+    (``allow_redirects=False``). Raises BadCaFile.
     """
     return aiohttp.ClientSession(
         connector=_Connector(
             limit=max_connections,
             keepalive_timeout=keepalive_seconds,
-            ssl=httpx.create_ssl_context(trust_env=False),
+            ssl=trusting(ca_file),
             resolver=resolver,
             socket_factory=socket_factory,
         ),

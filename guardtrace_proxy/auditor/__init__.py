@@ -22,6 +22,7 @@ def make_auditor(
     *,
     model: str,
     base_url: str | Sequence[str] | None = None,
+    ca_file: str | None = None,
     api_key: str | None = None,
     depth: str = "annotate",
     timeout_ms: int = 5000,
@@ -36,6 +37,7 @@ def make_auditor(
         backend: ``openai`` (any OpenAI-compatible server), ``transformers`` or ``vllm`` (in this process).
         model: the server's model name; or ``builtin:nano``, a folder or a hub id.
         base_url: the server's, ending in ``/v1``, or those of several that serve the same model; ``openai`` only.
+        ca_file: PEM with the authorities whose certificates it may have, certifi's if None; ``openai`` only.
         api_key: sent as a bearer token; ``openai`` only.
         depth: how audits are asked for: ``label``, ``annotate`` or ``cascade``, which needs both.
         timeout_ms: one audit's time. Callers keep to it themselves; here it bounds connecting.
@@ -59,6 +61,7 @@ def make_auditor(
             url: OpenAIAuditor(
                 url,
                 model,
+                ca_file=ca_file,
                 api_key=api_key,
                 depth=depth,
                 timeout_ms=timeout_ms,

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from guardtrace_proxy.auditor.protocol import AuditorFailure, FailureKind
-from guardtrace_proxy.outgoing import TROUBLE, open_session
+from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, FailureKind
+from guardtrace_proxy.outgoing import TROUBLE, BadCaFile, open_session
 
 MAX_CONNECTIONS = 100
 KEEPALIVE_SECONDS = 4.0
@@ -92,22 +92,30 @@ _read_refusal = msgspec.json.Decoder(_Refusal).decode
 class GuardServer:
     """One server with its connections. ``url`` ends in ``/v1``; ``timeout_ms`` bounds connecting alone."""
 
-    def __init__(self, url: str, *, api_key: str | None, timeout_ms: int) -> None:
+    def __init__(self, url: str, *, ca_file: str | None, api_key: str | None, timeout_ms: int) -> None:
         self.url = url.rstrip("/")
         self.root = self.url.removesuffix("/v1")
         self.timeout = timeout_ms / 1000
+        self._ca_file = ca_file
         self._api_key = api_key
         self._http: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """Open the session; nothing is sent."""
+        """Open the session; nothing is sent. Raises AuditorSettingsError where ``ca_file`` can't be used."""
         headers = {"content-type": "application/json"}
         if self._api_key:
             headers["authorization"] = f"Bearer {self._api_key}"
         timeout = aiohttp.ClientTimeout(connect=self.timeout, sock_connect=self.timeout)  # the rest is the caller's
-        self._http = open_session(
-            headers, timeout, max_connections=MAX_CONNECTIONS, keepalive_seconds=KEEPALIVE_SECONDS
-        )
+        try:
+            self._http = open_session(
+                headers,
+                timeout,
+                max_connections=MAX_CONNECTIONS,
+                keepalive_seconds=KEEPALIVE_SECONDS,
+                ca_file=self._ca_file,
+            )
+        except BadCaFile as error:
+            raise AuditorSettingsError(f"auditor.ca_file: {error}") from error
 
     async def post(self, url: str, body: Any) -> tuple[int, bytes]:
         """HTTP status and body of the reply. Cancelling closes the connection, by which the server stops.

@@ -56,6 +56,7 @@ class OpenAIAuditor:
         base_url: str,
         model: str,
         *,
+        ca_file: str | None = None,
         api_key: str | None = None,
         depth: str = "annotate",
         timeout_ms: int = 5000,
@@ -71,7 +72,7 @@ class OpenAIAuditor:
         self.system_prompt = system_prompt or SYSTEM_PROMPT
         self.max_context = max_context or DEFAULT_CONTEXT
         self._reads_labels = depth != Depth.ANNOTATE.value
-        self._server = GuardServer(base_url, api_key=api_key, timeout_ms=timeout_ms)
+        self._server = GuardServer(base_url, ca_file=ca_file, api_key=api_key, timeout_ms=timeout_ms)
         self._abilities: Abilities | None = None
         self._was_vllm = False
         self._learned_at = 0.0

@@ -230,15 +230,17 @@ def _failure_in(error: BaseException) -> AuditorFailure | None:
     return next((failure for failure in found if failure is not None), None)
 
 
-async def self_test(model: str, base_url: str | None, api_key: str | None, seconds: float) -> Report:
+async def self_test(
+    model: str, base_url: str | None, api_key: str | None, seconds: float, ca_file: str | None = None
+) -> Report:
     """Test a checkpoint in this process, or, with ``base_url``, a served model; ``seconds`` a measurement.
 
     Raises:
-        AuditorSettingsError, SelfTestFailed: the first thing that is wrong.
+        AuditorSettingsError, BadCaFile, SelfTestFailed: the first thing that is wrong.
     """
     if base_url is None:
         return await _test_checkpoint(model, seconds)
-    return await _test_served(model, base_url, api_key, seconds)
+    return await _test_served(model, base_url, api_key, seconds, ca_file)
 
 
 async def _test_checkpoint(model: str, seconds: float) -> Report:
@@ -259,11 +261,11 @@ async def _test_checkpoint(model: str, seconds: float) -> Report:
     return report
 
 
-async def _test_served(model: str, base_url: str, api_key: str | None, seconds: float) -> Report:
+async def _test_served(model: str, base_url: str, api_key: str | None, seconds: float, ca_file: str | None) -> Report:
     from guardtrace_proxy.auditor.selftest_served import Served
 
     report = Report(model)
-    async with Served(base_url, model, api_key) as served:
+    async with Served(base_url, model, api_key, ca_file) as served:
         report.facts |= await served.facts()
         counted = await served.check_images()
         if counted is None:
@@ -274,7 +276,9 @@ async def _test_served(model: str, base_url: str, api_key: str | None, seconds: 
         report.prefill_tokens_per_second, report.decode_tokens_per_second = rates
     for depth in (Depth.LABEL, Depth.ANNOTATE):
         try:
-            made = make_auditor("openai", model=model, base_url=base_url, api_key=api_key, depth=depth.value)
+            made = make_auditor(
+                "openai", model=model, base_url=base_url, ca_file=ca_file, api_key=api_key, depth=depth.value
+            )
             await made.start()
         except AuditorSettingsError as error:
             if depth is Depth.ANNOTATE:

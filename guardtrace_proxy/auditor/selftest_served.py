@@ -12,6 +12,7 @@ import httpx
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, user_text
 from guardtrace_proxy.auditor.selftest import AUDIT_SECONDS, SelfTestFailed, long_text, sign
 from guardtrace_proxy.images import RequestImage
+from guardtrace_proxy.outgoing import trusting
 
 LONG_BYTES = 4000
 WRITTEN_TOKENS = 64
@@ -39,11 +40,13 @@ class Usage(NamedTuple):
 class Served:
     """A model behind ``base_url``; an async context."""
 
-    def __init__(self, base_url: str, model: str, api_key: str | None) -> None:
+    def __init__(self, base_url: str, model: str, api_key: str | None, ca_file: str | None = None) -> None:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._url = base_url.rstrip("/")
         self._model = model
-        self._http = httpx.AsyncClient(headers=headers, timeout=AUDIT_SECONDS, trust_env=False)
+        self._http = httpx.AsyncClient(
+            headers=headers, timeout=AUDIT_SECONDS, trust_env=False, verify=trusting(ca_file)
+        )
 
     async def __aenter__(self) -> Served:
         return self

@@ -16,6 +16,7 @@ from guardtrace_proxy.auditor.protocol import AuditorError
 from guardtrace_proxy.auditor.selftest import Report, self_test
 from guardtrace_proxy.cli.auditor_serve import serve
 from guardtrace_proxy.cli.problems import fail
+from guardtrace_proxy.outgoing import BadCaFile
 from guardtrace_proxy.telemetry.logs import configure_logging
 
 app = typer.Typer(no_args_is_help=True, help="The guard model's own affairs.")
@@ -65,6 +66,10 @@ def check(
         str | None, typer.Option(help="Of an OpenAI-compatible server, ending in /v1; without it, in this process.")
     ] = None,
     api_key_env: Annotated[str | None, typer.Option(help="The variable that holds the server's key.")] = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(help="PEM with the authorities that may have signed the server's certificate, not certifi's."),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="How long each speed is measured.", min=0.1)] = 3.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -76,8 +81,12 @@ def check(
     key = os.environ.get(api_key_env) if api_key_env else None
     if api_key_env and not key:
         fail(f"the environment variable {api_key_env} isn't set", 2)
+    if ca_file is not None and not (base_url or "").lower().startswith("https://"):
+        fail("--ca-file has no effect without a --base-url that begins with https://", 2)
     try:
-        report = anyio.run(self_test, model, base_url, key, seconds)
+        report = anyio.run(self_test, model, base_url, key, seconds, None if ca_file is None else str(ca_file))
+    except BadCaFile as error:
+        fail(f"--ca-file: {error}", 2)
     except AuditorError as error:
         fail(error)
     typer.echo(json.dumps(dataclasses.asdict(report), ensure_ascii=False) if as_json else _told(report))

@@ -14,6 +14,7 @@ from yarl import URL
 from guardtrace_proxy.policy.errors import ConfigError, PolicyError, Problem
 from guardtrace_proxy.policy.loading import LoadedPolicy, find_policy, load_policy
 from guardtrace_proxy.policy.yaml_file import BadYaml, YamlFile, problems_of, read_yaml
+from guardtrace_proxy.server.ca_files import ca_file_problems, with_ca_paths
 from guardtrace_proxy.server.settings import (
     AuditLogSettings,
     AuditorSettings,
@@ -84,11 +85,13 @@ def config_of(
     settings: SettingsFile, file: YamlFile, environ: Mapping[str, str], of_the_door: Iterable[Problem]
 ) -> Config:
     """The settings with their policies; raises ConfigError with all problems, those ``of_the_door`` among them."""
+    settings = with_ca_paths(settings, file.path.parent)
     problems = [
         *of_the_door,
         *_references(settings, file),
         *_same_servers(settings, file),
         *_environment(settings, file, environ),
+        *ca_file_problems(settings, file),
         *_of_depth(settings.auditor, file),
         *_audit_log(settings.audit_log, file),
         *_metrics(settings, file),

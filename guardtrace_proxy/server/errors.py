@@ -120,6 +120,16 @@ def upstream_unreachable() -> ApiError:
     )
 
 
+def upstream_untrusted() -> ApiError:
+    """The upstream's certificate is by nobody whom the proxy trusts, or not for its name, or out of date."""
+    return ApiError(
+        502,
+        "The upstream model server can't be reached: its certificate isn't trusted (upstreams.*.ca_file).",
+        type="upstream_error",
+        code="upstream_unreachable",
+    )
+
+
 def upstream_silent() -> ApiError:
     """The upstream took the request and didn't answer in time."""
     return ApiError(

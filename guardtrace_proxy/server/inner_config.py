@@ -46,7 +46,7 @@ def _taken_out(file: YamlFile) -> Iterator[Problem]:
     if isinstance(upstreams, dict):
         sections |= {f"upstreams.{name}": settings for name, settings in upstreams.items()}
     for section, settings in sections.items():
-        keys = ("host", "port", "drain_ms") if section == "server" else ("base_url", "retries")
+        keys = ("host", "port", "drain_ms") if section == "server" else ("base_url", "ca_file", "retries")
         for key in keys:
             if isinstance(settings, dict) and key in settings:
                 del settings[key]

@@ -48,6 +48,7 @@ async def inspect_upstream(
         settings.base_url,
         api_key,
         ThinkingStyle("field"),
+        ca_file=settings.ca_file,
         read_timeout_ms=settings.read_timeout_ms,
         api_key_header=settings.api_key_header,
     )

@@ -109,19 +109,22 @@ class ModelSettings(Settings):
 
 
 class UpstreamSettings(ModelSettings):
-    """A model server that is asked over HTTP, and asked again where not a byte of a reply came."""
+    """A model server that is asked over HTTP, and asked again where not a byte of a reply came. ``ca_file``: whose
+    certificates it may have, in place of certifi's list."""
 
     base_url: str
+    ca_file: str | None = Field(None, min_length=1)
     retries: int = Field(1, ge=0, le=5)
 
     _url = field_validator("base_url")(_check_url)
 
 
 class GuardSettings(Settings):
-    """A guard model. ``base_url`` is one URL in the file, or a list."""
+    """A guard model. ``base_url`` is one URL in the file, or a list; ``ca_file``, as an upstream's, is for all."""
 
     backend: Literal["openai", "transformers", "vllm"] = "openai"
     base_url: list[Annotated[str, AfterValidator(_check_url)]] | None = None
+    ca_file: str | None = Field(None, min_length=1)
     api_key_env: str | None = None
     model: str = Field("DloadingX/GuardTrace-VL-3B", min_length=1)
     annotate_max_tokens: int = Field(512, ge=8, le=8192)

@@ -19,6 +19,7 @@ from guardtrace_proxy.server.errors import (
     upstream_silent,
     upstream_unreachable,
     upstream_unreadable,
+    upstream_untrusted,
 )
 from guardtrace_proxy.server.forwarded import to_client
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, UpstreamReply, read_bounded
@@ -78,6 +79,7 @@ class Upstream:
         api_key: str | None,
         thinking: ThinkingStyle,
         *,
+        ca_file: str | None = None,
         read_timeout_ms: int = 600_000,
         api_key_header: str = "authorization",
         retries: int = 0,
@@ -85,16 +87,21 @@ class Upstream:
         self._retries = retries
         self.name = name
         self.thinking = thinking
+        self._ca_file = ca_file
         self._base_url = base_url.rstrip("/")
         self._headers = own_key(api_key_header, api_key)
         self._read_seconds = read_timeout_ms / 1000
         self._session: aiohttp.ClientSession
 
     async def start(self) -> None:
-        """Open the session; nothing is connected yet."""
+        """Open the session; nothing is connected yet. Raises BadCaFile."""
         timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=self._read_seconds)
         self._session = open_session(
-            self._headers, timeout, max_connections=MAX_CONNECTIONS, keepalive_seconds=KEEPALIVE_SECONDS
+            self._headers,
+            timeout,
+            max_connections=MAX_CONNECTIONS,
+            keepalive_seconds=KEEPALIVE_SECONDS,
+            ca_file=self._ca_file,
         )
 
     async def aclose(self) -> None:
@@ -161,6 +168,8 @@ def _is_worth_a_retry(error: Exception) -> bool:
 
 
 def _no_reply(error: Exception) -> ApiError:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return upstream_untrusted()
     was_reached = not isinstance(error, aiohttp.ConnectionTimeoutError)
     return upstream_silent() if was_reached and isinstance(error, TimeoutError) else upstream_unreachable()
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -26,6 +28,7 @@ from guardtrace_proxy.auditor.protocol import (
 from guardtrace_proxy.images import RequestImage
 from guardtrace_proxy.policy.levels import Level, Verdict
 from tests.auditor.attacks import ATTACKS, Attack
+from tests.tls import private_authority
 
 ASKED = Query([Turn("user", "How do I bake bread?")])
 TRACE = Trace("Flour, then water.", "Mix them.")
@@ -39,15 +42,16 @@ def completion(content: object, finish_reason: str | None = "stop") -> dict[str,
 
 
 @asynccontextmanager
-async def served(handler: Handler, **settings: Any) -> AsyncIterator[OpenAIAuditor]:
+async def served(handler: Handler, tls: ssl.SSLContext | None = None, **settings: Any) -> AsyncIterator[OpenAIAuditor]:
     app = web.Application(client_max_size=2**26)
     app.router.add_post("/v1/chat/completions", handler)
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()
     port = runner.addresses[0][1]
-    auditor = make_auditor("openai", model="guard", base_url=f"http://127.0.0.1:{port}/v1", **settings)
+    url = f"http{'s' if tls else ''}://127.0.0.1:{port}/v1"
+    auditor = make_auditor("openai", model="guard", base_url=url, **settings)
     assert isinstance(auditor, OpenAIAuditor)
     await auditor.start()
     try:
@@ -207,6 +211,23 @@ def test_a_server_that_is_down_fails_the_audit_but_not_the_start() -> None:
             await auditor.aclose()
 
     assert anyio.run(run) is FailureKind.UNREACHABLE
+
+
+def test_a_server_of_a_private_authority_is_asked_with_its_file(tmp_path: Path) -> None:
+    ca_file = tmp_path / "ca.pem"
+    tls = private_authority(ca_file)
+    handler = answering(completion(GOOD))
+    assert judged_by(handler, tls=tls, ca_file=str(ca_file)).level is Level.POTENTIALLY_HARMFUL
+    with pytest.raises(AuditorFailure, match="Certificate") as caught:
+        judged_by(handler, tls=tls)
+    assert caught.value.kind is FailureKind.UNREACHABLE
+
+
+def test_a_file_of_authorities_that_cant_be_used_ends_the_start(tmp_path: Path) -> None:
+    ca_file = tmp_path / "ca.pem"
+    ca_file.write_text("no certificate")
+    with pytest.raises(AuditorSettingsError, match=r"auditor\.ca_file: .*ca\.pem holds no certificate"):
+        judged_by(answering(completion(GOOD)), ca_file=str(ca_file))
 
 
 def test_a_cancelled_audit_closes_its_connection() -> None:

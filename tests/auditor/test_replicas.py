@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -23,6 +24,8 @@ from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, Depth, DoesNotFit, FailureKind
 from guardtrace_proxy.auditor.replicas import ReplicatedAuditor, ReplicatedSession, ranked
 from guardtrace_proxy.policy.levels import Level, Verdict
+from tests.server.scripted import by_word, judging, model_server
+from tests.tls import private_authority
 
 TRACE = Trace("Flour, then water.", "Mix them.")
 NAMES = ("a", "b", "c")
@@ -598,6 +601,24 @@ def test_one_url_or_a_list_of_one_is_a_plain_auditor() -> None:
     assert isinstance(made(["http://a/v1", "http://b/v1"]), ReplicatedAuditor)
     with pytest.raises(AuditorSettingsError, match="base_url"):
         made([])
+
+
+def test_one_file_of_authorities_is_for_all_of_a_list(tmp_path: Path) -> None:
+    tls = private_authority(tmp_path / "ca.pem")
+    script = judging(by_word)
+
+    async def run(urls: list[str]) -> None:
+        auditor = make_auditor("openai", model="guard", base_url=urls, ca_file=str(tmp_path / "ca.pem"))
+        await auditor.start()
+        for stream in range(20):
+            session = await auditor.open(Query([Turn("user", "Hello?")], stream=str(stream)))
+            await session.judge(Trace("well", "fine"), Depth.ANNOTATE)
+        await auditor.aclose()
+
+    with model_server(script, tls) as first, model_server(script, tls) as second:
+        anyio.run(run, [first.url, second.url])
+    assert first.requests
+    assert second.requests
 
 
 # In order of preference: an auditor and its fallback

@@ -22,6 +22,7 @@ from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.policy.loading import PRESETS
 from tests.cli.serving import ENVIRON, GUARDTRACE, run, write_config
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, http, judging, model_server
+from tests.tls import private_authority
 
 
 def call(*arguments: object) -> Result:
@@ -283,6 +284,21 @@ def test_check_config_says_every_problem_that_serve_says(tmp_path, monkeypatch):
     assert "no absent.yaml" in said.stderr
 
 
+def test_a_file_of_authorities_that_cant_be_used_is_a_problem_of_the_settings(tmp_path):
+    upstreams = {"default": {"base_url": "https://127.0.0.1:1/v1", "ca_file": "ca.pem"}}
+    config = write_config(tmp_path, "", "http://127.0.0.1:2/v1", upstreams=upstreams)
+    said, served = call("check", "config", config), call("serve", "--config", config)
+    assert (said.exit_code, served.exit_code) == (1, 2)
+    assert said.stderr == served.stderr
+    path = tmp_path / "ca.pem"
+    place = "upstreams.default.ca_file"
+    assert re.fullmatch(
+        rf"{re.escape(str(config))}:\d+: {place}: {re.escape(str(path))} can't be read: No such file .*\n", said.stderr
+    )
+    private_authority(path)
+    assert call("check", "config", config).exit_code == 0
+
+
 def test_check_config_finds_an_auditor_that_isnt_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "guardtrace_proxy.auditor.transformers", None)
     auditor = {"backend": "transformers", "model": "builtin:nano"}
@@ -396,6 +412,35 @@ def test_auditor_check_of_a_served_model_as_json(monkeypatch):
     assert told["speeds"][-1]["depth"] == "annotate"
     assert told["prefill_tokens_per_second"] is None
     assert server.requests[-1][1]["authorization"] == "Bearer secret"
+
+
+def test_auditor_check_over_tls_with_a_private_authority(tmp_path):
+    ca_file = tmp_path / "ca.pem"
+    with model_server(judging_server, private_authority(ca_file)) as server:
+        options = ["--base-url", server.url, "--seconds", "0.1"]
+        assert call("auditor", "check", "thinker-8b", *options, "--ca-file", ca_file).exit_code == 0
+        said = call("auditor", "check", "thinker-8b", *options)
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert "can't be reached" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("base_url", "content", "told"),
+    [
+        ("https://127.0.0.1:9/v1", "words", "--ca-file: {} holds no certificate, or one that can't be read: expected"),
+        ("https://127.0.0.1:9/v1", None, "--ca-file: {} can't be read: No such file or directory"),
+        ("http://127.0.0.1:9/v1", "words", "--ca-file has no effect without a --base-url that begins with https://"),
+        (None, "words", "--ca-file has no effect without a --base-url that begins with https://"),
+    ],
+)
+def test_auditor_check_refuses_a_file_of_authorities_that_cant_be_used(tmp_path, base_url, content, told):
+    ca_file = tmp_path / "ca.pem"
+    if content is not None:
+        ca_file.write_text(content)
+    options = [] if base_url is None else ["--base-url", base_url]
+    said = call("auditor", "check", "guard", *options, "--ca-file", ca_file)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.startswith(told.format(ca_file))
 
 
 def test_auditor_check_says_what_is_wrong_in_one_sentence(tmp_path):

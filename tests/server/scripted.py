@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -82,7 +84,7 @@ Script = Callable[[dict[str, Any]], Iterable[bytes]]
 
 
 @contextmanager
-def model_server(script: Script) -> Iterator[Server]:
+def model_server(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     """Serve ``script``: from a request's body to the bytes of the reply, head and all."""
     server = Server()
 
@@ -121,8 +123,12 @@ def model_server(script: Script) -> Iterator[Server]:
         allow_reuse_address = True
         request_queue_size = 64
 
+        def get_request(self) -> tuple[socket.socket, object]:
+            connection, peer = super().get_request()
+            return (tls.wrap_socket(connection, server_side=True) if tls else connection), peer
+
     with Threaded(("127.0.0.1", 0), Handler) as tcp:
-        server.url = f"http://127.0.0.1:{tcp.server_address[1]}/v1"
+        server.url = f"http{'s' if tls else ''}://127.0.0.1:{tcp.server_address[1]}/v1"
         threading.Thread(target=tcp.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield server

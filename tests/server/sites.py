@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -30,6 +31,7 @@ from tests.images.serving import LOOPBACK, Names, image, image_server, is_test_s
 from tests.ports import free_port
 from tests.server.running import CHUNKS, Running
 from tests.server.scripted import Script, Server, by_word, completion, judging, model_server
+from tests.tls import private_authority
 
 KEYS = {"KEY_A": "a", "KEY_B": "b"}
 WAIT_SECONDS = 60
@@ -40,8 +42,8 @@ PICTURE = [image(picture(size=(40, 30)))]
 
 @dataclass
 class Stage:
-    """Two upstreams, two auditors, an image server and two free ports, by the names that settings use for them; and
-    what they answer."""
+    """Two upstreams, two auditors, one more of each behind TLS with the file of their authority, an image server and two
+    free ports, by the names that settings use for them; and what they answer."""
 
     names: dict[str, Any] = field(default_factory=dict)
     servers: dict[str, Server] = field(default_factory=dict)
@@ -65,6 +67,11 @@ class Stage:
 def stage() -> Iterator[Stage]:
     set_up = Stage({"{port}": free_port(), "{other port}": free_port()})
     with ExitStack() as stack:
+        ca_file = Path(stack.enter_context(TemporaryDirectory())) / "ca.pem"
+        tls = private_authority(ca_file)
+        set_up.names["{ca file}"] = str(ca_file)
+        set_up.servers["{tls upstream}"] = stack.enter_context(model_server(lambda body: set_up.upstream(body), tls))
+        set_up.servers["{tls auditor}"] = stack.enter_context(model_server(lambda body: set_up.auditor(body), tls))
         for name in ("{upstream}", "{other upstream}"):
             set_up.servers[name] = stack.enter_context(model_server(lambda body: set_up.upstream(body)))
         for name in ("{auditor}", "{other auditor}"):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.policy.errors import ConfigError
 from guardtrace_proxy.server.config import Config, load_config
 from guardtrace_proxy.server.settings import ConfigFile
+from tests.tls import private_authority
 
 HASH = "sha256:" + "ab" * 32
 UPSTREAMS = "upstreams: {default: {base_url: 'http://127.0.0.1:9000/v1'}}\n"
@@ -339,6 +344,76 @@ def test_keys_come_from_the_environment(tmp_path):
     assert refusal(tmp_path, text, {"UP": ""}) == [
         f"1: upstreams.default.api_key_env: {said.format('UP')}",
         f"2: auditor.api_key_env: {said.format('GUARD')}",
+    ]
+
+
+OVER_TLS = (
+    "upstreams:\n  default: {base_url: 'https://a/v1', ca_file: FILE}\n"
+    "auditor:\n  base_url: https://b/v1\n  ca_file: FILE\n"
+    "  fallback: {base_url: 'https://c/v1', ca_file: FILE}\n" + TENANTS
+)
+
+
+def test_files_of_authorities_lie_beside_the_settings(tmp_path):
+    (tmp_path / "tls").mkdir()
+    private_authority(tmp_path / "tls" / "ca.pem")
+    config = load(tmp_path, OVER_TLS.replace("FILE", "tls/ca.pem"))
+    absolute = str(tmp_path / "tls" / "ca.pem")
+    assert config.over_http["default"].ca_file == absolute
+    assert [guard.ca_file for guard in config.auditor.guards.values()] == [absolute, absolute]
+    assert load(tmp_path, OVER_TLS.replace("FILE", absolute)) == config
+    assert load(tmp_path, LEAST).over_http["default"].ca_file is None
+
+
+CA_FILES = {
+    "absent": (None, "can't be read: No such file or directory"),
+    "empty": (b"", "holds no certificate, or one that can't be read: expected PEM"),
+    "words": (b"the certificate", "holds no certificate, or one that can't be read: expected PEM"),
+    "bytes": (b"\x30\x82\x01\x00", "holds no certificate, or one that can't be read: expected PEM"),
+    "broken": (
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        "holds no certificate, or one that can't be read: expected PEM",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CA_FILES)
+def test_a_file_of_authorities_that_cant_be_used_is_told_wherever_it_is_named(tmp_path, name):
+    content, said = CA_FILES[name]
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+    problems = refusal(tmp_path, OVER_TLS.replace("FILE", "ca.pem"))
+    keys = {2: "upstreams.default", 5: "auditor", 6: "auditor.fallback"}
+    assert [problem.partition(" holds")[0].partition(" can't")[0] for problem in problems] == [
+        f"{line}: {key}.ca_file: {path}" for line, key in keys.items()
+    ]
+    assert all(said in problem for problem in problems)
+
+
+def test_a_folder_or_a_list_of_revoked_certificates_holds_no_authority(tmp_path):
+    (tmp_path / "folder").mkdir()
+    assert "can't be read: Is a directory" in refusal(tmp_path, OVER_TLS.replace("FILE", "folder"))[0]
+    key = ec.generate_private_key(ec.SECP256R1())
+    revoked = x509.CertificateRevocationListBuilder(x509.Name([]), datetime(2020, 1, 1), datetime(2020, 1, 2))
+    pem = revoked.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    (tmp_path / "crl.pem").write_bytes(pem)
+    assert "crl.pem holds no certificate: expected PEM" in refusal(tmp_path, OVER_TLS.replace("FILE", "crl.pem"))[0]
+
+
+def test_a_file_of_authorities_without_https_has_no_effect(tmp_path):
+    private_authority(tmp_path / "ca.pem")
+    text = OVER_TLS.replace("FILE", "ca.pem")
+    without = "has no effect with http://: write https:// in base_url, or leave it out"
+    assert refusal(tmp_path, text.replace("https", "http")) == [
+        f"{line}: {key}.ca_file: {without}"
+        for line, key in ((2, "upstreams.default"), (5, "auditor"), (6, "auditor.fallback"))
+    ]
+    assert load(tmp_path, text.replace("https://b/v1", "['HTTPS://b/v1', 'http://b/v2']"))
+    in_process = text.replace("base_url: https://b/v1", "backend: transformers")
+    assert refusal(tmp_path, in_process) == ["5: auditor.ca_file: has no effect with backend transformers"]
+    assert refusal(tmp_path, text.replace("  base_url: https://b/v1\n", "")) == [
+        "3: auditor.base_url: required by backend openai: the URL of a server, ending in /v1"
     ]
 
 

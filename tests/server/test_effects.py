@@ -527,6 +527,9 @@ EFFECTS = {
     "server.keepalive_ms": Effect((0, 20), gets_comments),
     "server.passthrough": Effect(([],), status, refused=(["/v1/embeddings"],)),
     "upstreams.NAME.base_url": Effect(("{upstream}", "{other upstream}"), asked),
+    "upstreams.NAME.ca_file": Effect(
+        (None, "{ca file}"), asked, beside={"upstreams.NAME.base_url": "{tls upstream}"}, refused=("nowhere.pem",)
+    ),
     "upstreams.NAME.api_key_env": Effect(("KEY_A", "KEY_B", None), upstream_key, refused=("KEY_C",)),
     "upstreams.NAME.api_key_header": Effect(
         ("authorization", "x-api-key"), headers_with_a_key, beside={"upstreams.NAME.api_key_env": "KEY_A"}
@@ -555,6 +558,9 @@ EFFECTS = {
         along={name: {"auditor.base_url": None} for name in ("transformers", "vllm")},
     ),
     "auditor.base_url": Effect(("{auditor}", "{other auditor}"), asked, refused=(None,)),
+    "auditor.ca_file": Effect(
+        (None, "{ca file}"), asked, beside={"auditor.base_url": "{tls auditor}"}, refused=("nowhere.pem",)
+    ),
     "auditor.api_key_env": Effect(("KEY_A", "KEY_B", None), auditor_key, refused=("KEY_C",)),
     "auditor.model": Effect(("guard", "another"), asked_of_auditor("model")),
     "auditor.depth": Effect(
@@ -580,6 +586,12 @@ EFFECTS = {
     ),
     "auditor.fallback.base_url": Effect(
         ("{other auditor}", "{other upstream}"), said_without_the_first, beside=FALLBACK, refused=(None,)
+    ),
+    "auditor.fallback.ca_file": Effect(
+        (None, "{ca file}"),
+        said_without_the_first,
+        beside={**FALLBACK, "auditor.fallback.base_url": "{tls auditor}"},
+        refused=("nowhere.pem",),
     ),
     "auditor.fallback.api_key_env": Effect(("KEY_A", "KEY_B", None), fallback_key, beside=FALLBACK, refused=("KEY_C",)),
     "auditor.fallback.model": Effect(("second", "third"), asked_of_fallback("model"), beside=FALLBACK),

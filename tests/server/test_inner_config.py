@@ -43,6 +43,7 @@ def test_what_is_said_of_the_model_counts(tmp_path):
         ("server: {port: 8080}", f"server.port: {OWN}"),
         ("server: {drain_ms: 1}", f"server.drain_ms: {OWN}"),
         ("upstreams: {default: {retries: 2}}", f"upstreams.default.retries: {OWN}"),
+        ("upstreams: {default: {ca_file: ca.pem}}", f"upstreams.default.ca_file: {OWN}"),
         ("upstreams: {default: {base_url: 'http://x/v1'}}", f"upstreams.default.base_url: {OWN}"),
         (
             "upstreams: {other: {}}",

@@ -14,6 +14,7 @@ from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.inspect import Finding, inspect_upstream
 from guardtrace_proxy.server.settings import ThinkingSettings, UpstreamSettings
 from tests.server.scripted import DONE, SSE_HEAD, Server, chunk, http, model_server
+from tests.tls import private_authority
 
 USAGE = {"prompt_tokens": 20, "completion_tokens": 7, "total_tokens": 27}
 
@@ -157,3 +158,12 @@ def test_nobody_listens():
         pass
     with pytest.raises(ApiError, match="can't be reached"):
         inspect(server, "thinker")
+
+
+def test_over_tls_with_a_private_authority(tmp_path):
+    ca_file = tmp_path / "ca.pem"
+    frames = [SSE_HEAD, *words("3"), *END]
+    with model_server(lambda _: frames, private_authority(ca_file)) as server:
+        assert inspect(server, "thinker", ca_file=str(ca_file)).done
+        with pytest.raises(ApiError, match="isn't trusted"):
+            inspect(server, "thinker")

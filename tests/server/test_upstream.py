@@ -6,15 +6,20 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import anyio
 import pytest
 from aiohttp import web
 
+from guardtrace_proxy.outgoing import BadCaFile
+from guardtrace_proxy.server.config import load_config
 from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.upstream import MAX_ERROR_BYTES, Upstream
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke, read_bounded
 from guardtrace_proxy.wire.tags import ThinkingStyle
+from tests.server.scripted import Server, http, model_server
+from tests.tls import private_authority
 
 ID = {"x-request-id": "a"}
 
@@ -285,3 +290,66 @@ def test_its_head_comes_in_time_whatever_happens_until_then(behaves, body):
             return caught.value.code
 
     assert anyio.run(run) == "upstream_timeout"
+
+
+# Certificates
+
+
+def models_of(server: Server, ca_file: Path | None) -> bytes:
+    async def run() -> bytes:
+        path = None if ca_file is None else str(ca_file)
+        upstream = Upstream("default", server.url, None, ThinkingStyle("field"), ca_file=path, retries=2)
+        await upstream.start()
+        try:
+            return (await upstream.models(ID))[0]
+        finally:
+            await upstream.aclose()
+
+    return anyio.run(run)
+
+
+def test_a_server_of_a_private_authority_is_asked_with_its_file(tmp_path):
+    tls = private_authority(tmp_path / "ca.pem")
+    both = tmp_path / "both.pem"
+    private_authority(both)
+    both.write_text(f"# Prüfstelle\n{both.read_text()}{(tmp_path / 'ca.pem').read_text()}", "utf-8")
+    with model_server(lambda _: [http(200, '{"data": []}')], tls) as server:
+        for ca_file in (tmp_path / "ca.pem", both):
+            assert models_of(server, ca_file) == b'{"data": []}'
+
+
+@pytest.mark.parametrize("ca_file", [None, "other.pem"])
+def test_a_certificate_that_isnt_trusted_is_told_and_nothing_is_sent(tmp_path, ca_file):
+    tls = private_authority(tmp_path / "ca.pem")
+    private_authority(tmp_path / "other.pem")
+    with model_server(lambda _: [http(200, "{}")], tls) as server, pytest.raises(ApiError) as caught:
+        models_of(server, None if ca_file is None else tmp_path / ca_file)
+    assert (caught.value.status, caught.value.code) == (502, "upstream_unreachable")
+    assert "its certificate isn't trusted (upstreams.*.ca_file)" in caught.value.message
+    assert server.requests == []
+
+
+def test_a_file_of_authorities_stands_in_place_of_certifis(tmp_path, monkeypatch):
+    tls = private_authority(tmp_path / "listed.pem")
+    private_authority(tmp_path / "own.pem")
+    monkeypatch.setattr("certifi.where", lambda: str(tmp_path / "listed.pem"))
+    with model_server(lambda _: [http(200, "{}")], tls) as server:
+        assert models_of(server, None) == b"{}"
+        with pytest.raises(ApiError, match="isn't trusted"):
+            models_of(server, tmp_path / "own.pem")
+
+
+def test_what_became_of_the_file_since_the_settings_were_read_changes_nothing(tmp_path):
+    ca_file = tmp_path / "ca.pem"
+    tls = private_authority(ca_file)
+    content = f"upstreams: {{default: {{base_url: 'https://a/v1', ca_file: {ca_file}}}}}\nauditor: {{base_url: 'http://b/v1'}}\ntenants: {{}}\n"
+    (tmp_path / "guardtrace.yaml").write_text(content)
+    load_config(tmp_path / "guardtrace.yaml", {})
+    ca_file.unlink()
+    with model_server(lambda _: [http(200, "{}")], tls) as server:
+        assert models_of(server, ca_file) == b"{}"
+
+
+def test_a_file_that_was_never_there_ends_the_start(tmp_path):
+    with pytest.raises(BadCaFile, match=r"gone\.pem can't be read: No such file or directory"):
+        models_of(Server("https://127.0.0.1:9/v1"), tmp_path / "gone.pem")
