@@ -278,7 +278,7 @@ def test_check_config_says_every_problem_that_serve_says(tmp_path, monkeypatch):
     auditor = {"base_url": "http://127.0.0.1:3/v1", "api_key_env": "NOT_SET"}
     config = write_config(tmp_path, "http://127.0.0.1:1/v1", "", auditor=auditor, tenants={"all": {"policy": "absent"}})
     said, served = call("check", "config", config), call("serve", "--config", config)
-    assert (said.exit_code, said.stdout) == (1, "")
+    assert (said.exit_code, said.stdout) == (2, "")
     assert said.stderr == served.stderr
     assert "NOT_SET isn't set" in said.stderr
     assert "no absent.yaml" in said.stderr
@@ -304,7 +304,7 @@ def test_check_config_finds_an_auditor_that_isnt_installed(tmp_path, monkeypatch
     auditor = {"backend": "transformers", "model": "builtin:nano"}
     config = write_config(tmp_path, "http://127.0.0.1:1/v1", "", auditor=auditor)
     said = call("check", "config", config)
-    assert (said.exit_code, said.stdout) == (1, "")
+    assert (said.exit_code, said.stdout) == (2, "")
     assert said.stderr.startswith("auditor.backend: transformers needs ")
     assert "pip install '.[local]' in a checkout" in said.stderr
 
