@@ -35,14 +35,15 @@ def alone() -> bool:
 
 
 @contextmanager
-def main_process_first() -> Iterator[None]:
-    """The others wait until the main process has left the context; alone, nobody waits."""
+def main_process_first() -> Iterator[bool]:
+    """The others wait until the main process has left the context; alone, nobody waits. Yields whether this is it."""
     if alone():
-        yield
+        yield True
         return
     # Told nothing, it takes itself to be alone on a CPU.
-    with PartialState(cpu=not on_gpu()).main_process_first():
-        yield
+    state = PartialState(cpu=not on_gpu())
+    with state.main_process_first():
+        yield state.is_main_process
 
 
 def side_by_side(count: int, work: dict[str, Any], folder: Path, log: Callable[[str], None]) -> None:

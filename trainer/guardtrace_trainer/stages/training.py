@@ -96,8 +96,8 @@ def train(work: Work, rows: Sequence[tuple[Path, Trace]], examples_of: ExamplesO
         raise StageError(f"{', '.join(map(str, work.data))}: there are no rows, so there is nothing to learn")
     base = folders.folder_of(work.base)
     _check_apart(work, base)
-    with main_process_first():
-        step = _step(work, base, rows)
+    with main_process_first() as is_first:
+        step = _step(work, base, rows, again=work.again and is_first)  # the others find what the first one began
         running = work.out / folders.RUNNING
         if not step.done and not step.resumed and running.exists():
             shutil.rmtree(running)
@@ -236,7 +236,7 @@ def _as_json(work: Work) -> dict[str, Any]:
     }
 
 
-def _step(work: Work, base: Path, rows: Sequence[tuple[Path, Trace]]) -> Step:
+def _step(work: Work, base: Path, rows: Sequence[tuple[Path, Trace]], *, again: bool) -> Step:
     changes_nothing = {"report_to", "logging_steps", "workers", "save_steps"}
     return Step(
         work.out,
@@ -247,7 +247,7 @@ def _step(work: Work, base: Path, rows: Sequence[tuple[Path, Trace]]) -> Step:
             "seed": work.seed,
             "images": _images_hash(work, rows),
         },
-        again=work.again,
+        again=again,
     )
 
 
