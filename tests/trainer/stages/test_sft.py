@@ -235,6 +235,15 @@ def test_what_cant_be_trained_on_is_said_before_training(small, corpus, tmp_path
         run_sft(FEW, base=str(small), data=[tmp_path / "none.jsonl"], out=tmp_path / "d", seed=0, log=nothing)
 
 
+def test_a_sharded_vision_tower_is_never_trained(small, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    tower = SftSettings(freeze_vision=False)
+    with pytest.raises(StageError, match="freeze_vision: FSDP can't train the vision tower; leave it frozen"):
+        run_sft(tower, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=0, log=nothing)
+    assert not list(tmp_path.iterdir())
+
+
 def test_of_several_processes_only_the_first_begins_anew(small, corpus, tmp_path, monkeypatch):
     def run() -> None:
         run_sft(FEW, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=0, log=nothing, again=True)

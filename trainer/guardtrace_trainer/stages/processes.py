@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.stages.settings import DpoSettings, SftSettings, StageError
@@ -32,6 +33,11 @@ MESSAGE = "a stage can't run: "
 def alone() -> bool:
     """Whether nobody trains beside this process."""
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def sharded() -> bool:
+    """Whether the processes share one network's weights (FSDP), as ``accelerate launch`` tells each of them."""
+    return not alone() and parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 @contextmanager

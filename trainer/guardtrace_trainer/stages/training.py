@@ -22,7 +22,7 @@ from guardtrace_trainer.stages import folders
 from guardtrace_trainer.stages.batches import Images
 from guardtrace_trainer.stages.encode import Encoder, Example
 from guardtrace_trainer.stages.lengths import TooLong
-from guardtrace_trainer.stages.processes import alone, main_process_first, side_by_side
+from guardtrace_trainer.stages.processes import alone, main_process_first, sharded, side_by_side
 from guardtrace_trainer.stages.settings import StageError, Tuning
 from guardtrace_trainer.stages.trainers import Log, last_checkpoint, on_gpu
 from guardtrace_trainer.steps import Step, StepError, file_hash
@@ -96,6 +96,9 @@ def train(work: Work, rows: Sequence[tuple[Path, Trace]], examples_of: ExamplesO
         raise StageError(f"{', '.join(map(str, work.data))}: there are no rows, so there is nothing to learn")
     base = folders.folder_of(work.base)
     _check_apart(work, base)
+    if sharded() and not work.settings.freeze_vision:
+        # a process whose rows have no images would add fewer gradients to what all of them sum up
+        raise StageError("freeze_vision: FSDP can't train the vision tower; leave it frozen, or launch without FSDP")
     with main_process_first() as is_first:
         step = _step(work, base, rows, again=work.again and is_first)  # the others find what the first one began
         running = work.out / folders.RUNNING
