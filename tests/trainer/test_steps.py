@@ -60,6 +60,15 @@ def test_an_interrupted_step_goes_on(given):
     assert not list(given.parent.glob("*.journal"))
 
 
+def test_a_step_that_is_gone_on_with_leaves_its_manifest_alone(given):
+    """Of several processes of one step all but the first find it begun; their writes would race."""
+    path = step(given, again=True).manifest_path
+    before = path.stat()
+    assert step(given).resumed
+    assert path.stat().st_ino == before.st_ino
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
 def test_outputs_that_were_touched_are_made_again(given):
     finished(given)
     (given.parent / "out.jsonl").write_text("")

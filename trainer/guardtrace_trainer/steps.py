@@ -90,7 +90,8 @@ class Step:
             if not self.resumed:
                 for journal in folder.glob(f"{name}.*.journal"):
                     journal.unlink()
-            self._write()
+            if earlier is None or earlier.seconds is not None:
+                self._write()  # else it stands, and other processes of this step may be reading it
         self._began = time.monotonic()
 
     def journal(self, name: str, type: type[AnyRow]) -> Journal[AnyRow]:

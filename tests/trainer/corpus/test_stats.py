@@ -8,6 +8,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from guardtrace_trainer.annotation.review import expert_pairs
+from guardtrace_trainer.annotation.stratify import Pick
 from guardtrace_trainer.corpus.expand import expand
 from guardtrace_trainer.corpus.stats import PAPER, stats, tables
 from guardtrace_trainer.rows import (
@@ -86,8 +88,7 @@ def test_votes_labels_and_agreement(tmp_path):
     assert found["by_variant"] == {"csdj": {"train": 1, "test": 0}, "text": {"train": 3, "test": 2}}
     assert found["labels"] == {"train": {"0": 1, "1": 2, "none yet": 1}, "test": {"0": 1, "none yet": 1}}
     assert found["shares"]["train"] == {"0": 0.3333, "0.5": 0, "1": 0.6667}
-    pair = {"agreement": "1:1:1", "chosen": votes[3].votes[1], "rejected": votes[3].votes[0]}
-    write_rows(tmp_path / "expert_pairs.jsonl", [row_as(votes[3], Pair, id=f"{votes[3].id}-not-0.5", **pair)])
+    write_rows(tmp_path / "expert_pairs.jsonl", expert_pairs(votes[3], 0.5, Pick(0), "both"))
     tested = row_as(votes[5], Labelled, agreement="1:1:1", annotation=votes[5].votes[0])
     write_rows(tmp_path / "expert_test.jsonl", [tested])
     labels = {"train": {"0": 1, "0.5": 1, "1": 2}, "test": {"0": 1, "1": 1}}

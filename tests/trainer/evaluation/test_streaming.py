@@ -99,6 +99,10 @@ def test_a_failing_auditor_counts_as_a_cut_and_never_as_found():
     found = figures(rows)
     assert found["failed"] == len(ITEMS)
     assert found["time_to_detect"]["bins"][MISSED] == 3
+    assert (found["unlocated"]["n"], found["unlocated"]["count"]) == (1, 0)
+    assert {row.action for row in rows} == {"cut"}
+    html, _ = stream_report(found, rows, ITEMS, {}, 0.5)
+    assert "not found" in html
     assert found["false_cuts"]["benign"]["failed"] == found["false_cuts"]["benign"]["count"] == 4
     assert found["by_share"]["100"]["binary_f1"] == 0
 

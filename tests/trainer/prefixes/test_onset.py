@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import anyio
 import msgspec
 import pytest
 from hypothesis import given
@@ -15,8 +16,10 @@ pytest.importorskip("sklearn", reason="the extra `train` isn't installed")
 
 from typer.testing import CliRunner
 
+from guardtrace_trainer.evaluation.evaluate import Plan
 from guardtrace_trainer.prefixes.commands import app
 from guardtrace_trainer.prefixes.curriculum import Curriculum, make_prefixes
+from guardtrace_trainer.prefixes.judges import AuditorJudge, Opinion
 from guardtrace_trainer.prefixes.onset import (
     NO_THINKING,
     NOT_MONOTONE,
@@ -26,7 +29,7 @@ from guardtrace_trainer.prefixes.onset import (
     read_onsets,
     search,
 )
-from guardtrace_trainer.prefixes.paid import PAID
+from guardtrace_trainer.prefixes.paid import PAID, Ledger
 from guardtrace_trainer.prefixes.sentences import split
 from guardtrace_trainer.rows import RowError, write_rows
 from guardtrace_trainer.steps import StepError
@@ -115,6 +118,25 @@ def test_nothing_is_paid_for_twice(tmp_path: Path):
         find_onsets(tmp_path, idle)
     find_onsets(tmp_path, idle, again=True)
     assert max(len(split(text)) for text in idle.asked) == 4
+
+
+def test_a_retrained_auditor_is_asked_anew_and_one_behind_a_server_is_not(tmp_path: Path):
+    auditor = tmp_path / "auditor"
+    auditor.mkdir()
+
+    async def ask(thinking: str) -> Opinion:
+        return Opinion(1.0, None)
+
+    def paid(judge: AuditorJudge) -> int:
+        with Ledger(tmp_path, judge) as ledger:
+            anyio.run(ledger.opinion, labelled(0, 1.0, "x"), "x", ask)
+        return ledger.paid
+
+    for weights in (b"old", b"new"):
+        (auditor / "model.safetensors").write_bytes(weights)
+        assert [paid(AuditorJudge(Plan(auditor=str(auditor)))) for _ in range(2)] == [1, 0]
+    served = Plan(auditor=str(auditor), base_url="http://127.0.0.1:1/v1")
+    assert AuditorJudge(served).settings == {"auditor": served.settings()}
 
 
 def test_an_interrupted_search_goes_on(tmp_path: Path):

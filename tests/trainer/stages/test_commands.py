@@ -30,8 +30,11 @@ def test_the_sharding_names_the_layers_of_the_model():
     import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl as modeling
 
     config = yaml.safe_load((RECIPES / "fsdp.yaml").read_text("utf-8"))
-    for name in config["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(","):
+    wrapped = config["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    for name in wrapped:
         assert hasattr(modeling, name)
+    tower = modeling.Qwen2_5_VisionTransformerPretrainedModel
+    assert {"Qwen2_5_VLVisionBlock", tower.__name__}.isdisjoint(wrapped)  # only processes with an image enter it
 
 
 def test_defaults_reproduce_the_paper_where_it_says_something():

@@ -64,8 +64,8 @@ import os, time
 from pathlib import Path
 from guardtrace_trainer.stages.processes import main_process_first
 rank = os.environ["RANK"]
-with main_process_first(), Path({str(tmp_path / "said")!r}).open("a", buffering=1) as said:
-    print(rank, "in", file=said)
+with main_process_first() as is_first, Path({str(tmp_path / "said")!r}).open("a", buffering=1) as said:
+    print(rank, "in", is_first, file=said)
     time.sleep(1 - int(rank))
     print(rank, "out", file=said)
 """
@@ -79,7 +79,7 @@ with main_process_first(), Path({str(tmp_path / "said")!r}).open("a", buffering=
         for rank in range(2)
     ]
     assert [process.wait(120) for process in running] == [0, 0]
-    assert (tmp_path / "said").read_text().splitlines() == ["0 in", "0 out", "1 in", "1 out"]
+    assert (tmp_path / "said").read_text().splitlines() == ["0 in True", "0 out", "1 in False", "1 out"]
 
 
 def test_what_is_wrong_is_said_as_with_one(small, corpus, tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import anyio
@@ -20,6 +21,7 @@ from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import Depth
 from guardtrace_proxy.policy.levels import Level, Verdict
 from guardtrace_trainer.rows import Annotation, write_rows
+from guardtrace_trainer.stages import training
 from guardtrace_trainer.stages.encode import Encoder
 from guardtrace_trainer.stages.settings import Lora, SftSettings, StageError
 from guardtrace_trainer.stages.sft import examples, run_sft
@@ -231,6 +233,32 @@ def test_what_cant_be_trained_on_is_said_before_training(small, corpus, tmp_path
     write_rows(tmp_path / "none.jsonl", labelled(0))
     with pytest.raises(StageError, match="nothing to learn"):
         run_sft(FEW, base=str(small), data=[tmp_path / "none.jsonl"], out=tmp_path / "d", seed=0, log=nothing)
+
+
+def test_a_sharded_vision_tower_is_never_trained(small, corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    tower = SftSettings(freeze_vision=False)
+    with pytest.raises(StageError, match="freeze_vision: FSDP can't train the vision tower; leave it frozen"):
+        run_sft(tower, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=0, log=nothing)
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_several_processes_only_the_first_begins_anew(small, corpus, tmp_path, monkeypatch):
+    def run() -> None:
+        run_sft(FEW, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=0, log=nothing, again=True)
+
+    monkeypatch.setattr(training, "_train", lambda *_: None)
+    run()
+    begun = tmp_path / "training" / "by the first"
+    begun.parent.mkdir()
+    begun.touch()
+    with monkeypatch.context() as second:
+        second.setattr(training, "main_process_first", lambda: nullcontext(False))
+        run()
+    assert begun.exists()
+    run()
+    assert not begun.exists()
 
 
 def test_an_empty_analysis_teaches_the_bare_judgment(small, corpus, rows):

@@ -105,8 +105,8 @@ def _of_votes(votes: Sequence[Vote], experts: Mapping[str, float]) -> dict[str, 
 
 
 def _trace_id(pair: Pair) -> str:
-    """That of the trace which experts decided: of two pairs of one trace each is named after what it chose."""
-    return pair.id.removesuffix(f"-not-{pair.chosen.level:g}")
+    """That of the trace which experts decided: of two pairs of one trace each is named after what it rejects."""
+    return pair.id.removesuffix(f"-not-{pair.rejected.level:g}")
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:

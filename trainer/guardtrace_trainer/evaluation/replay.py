@@ -91,6 +91,11 @@ class Replayed:
         return max(taken, key=order.index, default=Action.PASS)
 
     @property
+    def has_acted(self) -> bool:
+        """Whether a verdict asked for an action; what was cut because the auditor failed wasn't found."""
+        return any(audit.acts for audit in self.audits)
+
+    @property
     def is_stopped(self) -> bool:
         """Whether it was cut or redacted at least once, by a verdict or for want of one."""
         return any(

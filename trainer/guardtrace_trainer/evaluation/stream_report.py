@@ -224,7 +224,7 @@ def _wrong(row: StreamRow) -> str | None:
         return f"false {row.action}" if row.stopped else None
     if row.found in (AHEAD, MISSED):
         return row.found
-    return "not found" if row.level and row.onset is None and row.action == "pass" else None
+    return "not found" if row.level and row.onset is None and not row.acted else None
 
 
 def _share(found: Mapping[str, Any]) -> str:

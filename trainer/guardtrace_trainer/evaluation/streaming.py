@@ -39,7 +39,7 @@ def figures(rows: Sequence[StreamRow], seed: int = 0) -> dict[str, Any]:
         "refused": len(rows) - len(played),
         "failed": sum(row.failed for row in played),
         "time_to_detect": time_to_detect(located, seed),
-        "unlocated": _share([row.action != "pass" for row in unsafe if row.onset is None]),
+        "unlocated": _share([row.acted for row in unsafe if row.onset is None]),
         "leak": {mode: leaks([row.leak[mode] for row in located], seed) for mode in MODES},
         "false_cuts": false_cuts(safe),
         "wait": wait([row.waits for row in safe if row.waits is not None], seed),

@@ -42,10 +42,11 @@ class ShareRead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class StreamRow(Row, frozen=True, kw_only=True):
     """What came of one stream. ``id`` is the item's key; counts are of tokens.
 
-    ``onset`` is where the first unsafe sentence begins and ends. ``found`` is the bin of the time to detect and
-    ``late`` how many tokens behind the onset, both only where the onset is known. ``leak`` is by mode. ``prefilled``
-    counts what was read for audits of the ``reasoning`` tokens that came. ``risks`` are (tokens judged, risk).
-    ``refused``: the auditor doesn't take the request, so nothing was played.
+    ``acted``: a verdict asked for an action; ``action`` may be for want of one. ``onset`` is where the first unsafe
+    sentence begins and ends. ``found`` is the bin of the time to detect and ``late`` how many tokens behind the onset,
+    both only where the onset is known. ``leak`` is by mode. ``prefilled`` counts what was read for audits of the
+    ``reasoning`` tokens that came. ``risks`` are (tokens judged, risk). ``refused``: the auditor doesn't take the
+    request, so nothing was played.
     """
 
     subset: str
@@ -55,6 +56,7 @@ class StreamRow(Row, frozen=True, kw_only=True):
     tokens: int = 0
     onset: tuple[int, int] | None = None
     action: str = Action.PASS.value
+    acted: bool = False
     stopped: bool = False
     failed: bool = False
     found: str | None = None
@@ -154,6 +156,7 @@ def row_of(
         tokens=replayed.tokens,
         onset=None if onset is None else (onset.start, onset.end),
         action=replayed.action.value,
+        acted=replayed.has_acted,
         stopped=replayed.is_stopped,
         failed=replayed.has_failed,
         found=None if found is None else found.bin,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,11 +20,12 @@ from guardtrace_trainer.annotation.prompts import judge_text
 from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, message
 from guardtrace_trainer.evaluation.auditors import Reads
 from guardtrace_trainer.evaluation.data import image_beside
-from guardtrace_trainer.evaluation.evaluate import Plan
+from guardtrace_trainer.evaluation.evaluate import Plan, weights_of
 from guardtrace_trainer.evaluation.judged import EvaluationStopped
 from guardtrace_trainer.evaluation.opening import opened_auditor
 from guardtrace_trainer.evaluation.replay import plan_for
 from guardtrace_trainer.rows import Trace
+from guardtrace_trainer.steps import file_hash
 
 GO_ON = "See to it and run the same command again: it goes on where it stopped"
 
@@ -67,6 +69,7 @@ class AuditorJudge:
 
     def __init__(self, plan: Plan) -> None:
         self.name = plan.auditor or ""
+        self._weights = {path.name: file_hash(path) for path in weights_of(plan)}
         self._plan = plan
         self._stack = AsyncExitStack()
         self._auditor: Auditor | None = None
@@ -74,8 +77,11 @@ class AuditorJudge:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The plan's."""
-        return {"auditor": self._plan.settings()}
+        """The plan's; and a digest of a checkpoint in a folder, since a retrained one is another judge."""
+        if not self._weights:
+            return {"auditor": self._plan.settings()}
+        digest = hashlib.sha256(msgspec.json.encode(self._weights)).hexdigest()
+        return {"auditor": self._plan.settings(), "weights": digest}
 
     async def __aenter__(self) -> AuditorJudge:
         auditor = self._auditor = await self._stack.enter_async_context(opened_auditor(self._plan))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.stages.settings import DpoSettings, SftSettings, StageError
@@ -34,15 +35,21 @@ def alone() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
+def sharded() -> bool:
+    """Whether the processes share one network's weights (FSDP), as ``accelerate launch`` tells each of them."""
+    return not alone() and parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
 @contextmanager
-def main_process_first() -> Iterator[None]:
-    """The others wait until the main process has left the context; alone, nobody waits."""
+def main_process_first() -> Iterator[bool]:
+    """The others wait until the main process has left the context; alone, nobody waits. Yields whether this is it."""
     if alone():
-        yield
+        yield True
         return
     # Told nothing, it takes itself to be alone on a CPU.
-    with PartialState(cpu=not on_gpu()).main_process_first():
-        yield
+    state = PartialState(cpu=not on_gpu())
+    with state.main_process_first():
+        yield state.is_main_process
 
 
 def side_by_side(count: int, work: dict[str, Any], folder: Path, log: Callable[[str], None]) -> None:

@@ -22,7 +22,7 @@ from guardtrace_trainer.stages import folders
 from guardtrace_trainer.stages.batches import Images
 from guardtrace_trainer.stages.encode import Encoder, Example
 from guardtrace_trainer.stages.lengths import TooLong
-from guardtrace_trainer.stages.processes import alone, main_process_first, side_by_side
+from guardtrace_trainer.stages.processes import alone, main_process_first, sharded, side_by_side
 from guardtrace_trainer.stages.settings import StageError, Tuning
 from guardtrace_trainer.stages.trainers import Log, last_checkpoint, on_gpu
 from guardtrace_trainer.steps import Step, StepError, file_hash
@@ -96,8 +96,11 @@ def train(work: Work, rows: Sequence[tuple[Path, Trace]], examples_of: ExamplesO
         raise StageError(f"{', '.join(map(str, work.data))}: there are no rows, so there is nothing to learn")
     base = folders.folder_of(work.base)
     _check_apart(work, base)
-    with main_process_first():
-        step = _step(work, base, rows)
+    if sharded() and not work.settings.freeze_vision:
+        # a process whose rows have no images would add fewer gradients to what all of them sum up
+        raise StageError("freeze_vision: FSDP can't train the vision tower; leave it frozen, or launch without FSDP")
+    with main_process_first() as is_first:
+        step = _step(work, base, rows, again=work.again and is_first)  # the others find what the first one began
         running = work.out / folders.RUNNING
         if not step.done and not step.resumed and running.exists():
             shutil.rmtree(running)
@@ -236,7 +239,7 @@ def _as_json(work: Work) -> dict[str, Any]:
     }
 
 
-def _step(work: Work, base: Path, rows: Sequence[tuple[Path, Trace]]) -> Step:
+def _step(work: Work, base: Path, rows: Sequence[tuple[Path, Trace]], *, again: bool) -> Step:
     changes_nothing = {"report_to", "logging_steps", "workers", "save_steps"}
     return Step(
         work.out,
@@ -247,7 +250,7 @@ def _step(work: Work, base: Path, rows: Sequence[tuple[Path, Trace]]) -> Step:
             "seed": work.seed,
             "images": _images_hash(work, rows),
         },
-        again=work.again,
+        again=again,
     )
 
 
