@@ -1,4 +1,4 @@
-"""The metrics that the page and the dashboard name are those that a running service has, with their types and labels."""
+"""The metrics that page, dashboard and alert rules name are those that a running service has, with types and labels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 pytest.importorskip("torch", reason="the embedded auditor, which knows more of itself, needs the extra `local`")
 
@@ -21,6 +22,7 @@ from tests.telemetry.scraping import LISTENING, Scrape, scrape
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "telemetry.md").read_text("utf-8")
 DASHBOARD = json.loads((ROOT / "examples" / "grafana-dashboard.json").read_text("utf-8"))
+RULES = yaml.safe_load((ROOT / "examples" / "deploy" / "prometheus-alerts.yml").read_text("utf-8"))
 NAME = re.compile(r"\b(?:guardtrace|process)_\w+")
 ROW = re.compile(r"^\| `(guardtrace_\w+)` \| (\w+) \|([^|]*)\|", re.MULTILINE)
 PARTS = {"histogram": ("_bucket", "_count", "_sum"), "counter": ("_total",), "gauge": ("",)}
@@ -72,15 +74,16 @@ def expressions(panels: list[dict[str, Any]] = DASHBOARD["panels"]) -> Iterator[
         yield from expressions(panel.get("panels", []))
 
 
-def test_the_page_and_the_dashboard_ask_for_what_there_is(real: dict[str, tuple[str, set[str]]]) -> None:
+def test_the_page_the_dashboard_and_the_rules_ask_for_what_there_is(real: dict[str, tuple[str, set[str]]]) -> None:
     samples = {
         name + part: labels | OF_PROMETHEUS for name, (kind, labels) in real.items() for part in parts_of(kind, name)
     }
     variables = [each["query"]["query"] for each in DASHBOARD["templating"]["list"] if each["type"] == "query"]
     alerts = re.findall(r"\| `([^`]*guardtrace_[^`]*[ (][^`]*)` \|$", PAGE, re.MULTILINE)
-    asked = [*expressions(), *variables, *alerts]
-    assert len(asked) > 40
-    assert len(alerts) == 9
+    rules = [rule["expr"] for group in RULES["groups"] for rule in group["rules"]]
+    asked = [*expressions(), *variables, *alerts, *rules]
+    assert len(asked) > 50
+    assert len(alerts) == len(rules) == 9
     for expression in asked:
         names = NAME.findall(expression)
         assert names, expression
