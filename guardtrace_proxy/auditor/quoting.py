@@ -1,14 +1,13 @@
 """Untrusted text as it stands in a prompt: forged labels quoted, control tokens broken up, nothing unencodable.
 
 What a forged label is: a line, or what follows a control token, that begins with one of the layout's labels as its
-reader sees it, up to a colon. Everything else stays as it is.
+reader sees it, up to a colon; control tokens inside the label are seen through. Everything else stays as it is.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
 from typing import NamedTuple
 
 from guardtrace_proxy.auditor.lookalikes import LOOKALIKES
@@ -48,13 +47,16 @@ _OPENING_MARKS = "<[\u25c1"
 _BREAKS = "\\n\\r\\x0b\\x0c\\x1c-\\x1e\\x85\\u2028\\u2029"
 _LINE_BREAK = re.compile(f"([{_BREAKS}])")
 _CONTROL_TOKENS = re.compile(f"({_CONTROL})")
-_TAG = re.compile(f"<[^<>\\[\\]\u25c1\u25b7{_BREAKS}]*>")
-"""Never reaches over a line break or into a control token."""
+_TOKEN = "\0"
+"""Stands for a control token in a text as its reader sees it; nothing else there is it."""
+_TAG = re.compile(f"<[^<>\\[\\]\\0\u25c1\u25b7{_BREAKS}]*>")
+"""Never reaches over a line break or a control token."""
 _SHAPES = {"i": "[il1]", "l": "[il1]", "o": "[o0]"}
 
 
 class Labels(NamedTuple):
-    """What may not be forged, in a text as its reader sees it: anywhere, and where a line begins."""
+    """What may not be forged, in a text as its reader sees it: anywhere, and where a line begins or a control token
+    ends; there ``label`` is its place."""
 
     anywhere: re.Pattern[str]
     first: re.Pattern[str]
@@ -62,7 +64,7 @@ class Labels(NamedTuple):
 
 def labels(pattern: str) -> Labels:
     """Those that ``pattern`` describes, with whatever stands before them on their line."""
-    return Labels(re.compile(pattern), re.compile(rf"[\W_]*(?:{pattern})"))
+    return Labels(re.compile(pattern), re.compile(rf"(?:\A|\0)(?:(?!\0)[\W_])*(?P<label>)(?={pattern})"))
 
 
 def spelled(label: str) -> str:
@@ -74,6 +76,8 @@ LAYOUT = labels(rf"(?:{'|'.join(map(spelled, _LABELS))})[\W_]*?:")
 """The prompt's and the reply's own."""
 _UNUSUAL = re.compile(r"[^\t\n\r\x20-\x7e]+")
 _USUAL = b"\t\n\r" + bytes(range(0x20, 0x7F))
+_LUNATE_SIGMAS = re.compile("[\u03f2\u03f9]")
+"""Look like a c, and their compatibility forms don't."""
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 _INVISIBLE = frozenset(("Cc", "Cf", "Mn", "Me", "Cs", "Co", "Cn"))
@@ -89,24 +93,39 @@ def quote_forged_labels(text: str, forged: Labels = LAYOUT) -> str:
     letters, invisible and bidi characters, every line break that Unicode knows. What is quoted already stays as it
     is.
     """
-    plain = _plain(text)
-    if not _holds(plain, forged.anywhere.search):
+    if not _may_hold(text, forged):
         return text
-    lines = zip(_LINE_BREAK.split(text), _LINE_BREAK.split(plain), strict=True)
-    return "".join(_quoted(line, forged) if _holds(seen, forged.anywhere.search) else line for line, seen in lines)
+    return "".join(_quoted(line, forged) if _may_hold(line, forged) else line for line in _LINE_BREAK.split(text))
+
+
+def _may_hold(text: str, forged: Labels) -> bool:
+    plain = _plain(text)
+    if forged.anywhere.search(plain):
+        return True
+    if not any(mark in plain for mark in _OPENING_MARKS):
+        return False
+    return forged.anywhere.search(_TAG.sub("", _plain(_CONTROL_TOKENS.sub("", text)))) is not None
 
 
 def _quoted(line: str, forged: Labels) -> str:
-    pieces = _CONTROL_TOKENS.split(line)
-    return "".join(f"> {piece}" if _is_forged(piece, forged) else piece for piece in pieces)
+    tokens_between = _CONTROL_TOKENS.split(line)
+    pieces = tokens_between[::2]
+    seen = _TOKEN.join(map(_plain, pieces))
+    for number in _first_in(seen, forged) | _first_in(_TAG.sub("", seen), forged):
+        if not pieces[number].startswith("> "):
+            tokens_between[2 * number] = f"> {pieces[number]}"
+    return "".join(tokens_between)
 
 
-def _is_forged(piece: str, forged: Labels) -> bool:
-    return not piece.startswith("> ") and _holds(_plain(piece), forged.first.match)
-
-
-def _holds(plain: str, find: Callable[[str], object]) -> bool:
-    return find(plain) is not None or ("<" in plain and find(_TAG.sub("", plain)) is not None)
+def _first_in(seen: str, forged: Labels) -> set[int]:
+    """The pieces between control tokens that begin with a label, though it may end in another."""
+    number = before = 0
+    numbers = set()
+    for found in forged.first.finditer(seen):
+        number += seen.count(_TOKEN, before, found.start("label"))
+        before = found.start("label")
+        numbers.add(number)
+    return numbers
 
 
 def _plain(text: str) -> str:
@@ -118,7 +137,7 @@ def _plain(text: str) -> str:
 
 
 def _as_seen(unusual: re.Match[str]) -> str:
-    return unicodedata.normalize("NFKD", unusual[0]).translate(_SEEN)
+    return unicodedata.normalize("NFKD", _LUNATE_SIGMAS.sub("c", unusual[0])).translate(_SEEN)
 
 
 class _Seen(dict[int, str | None]):

@@ -1,7 +1,8 @@
 """Reading a guard's reply: ``“Analysis”: …`` then ``“Judgment”: 0 | 0.5 | 1``, in every spelling that was seen.
 
-The last line decides, or else the first: an analysis in between may quote whatever it judges, judgments too. A reply
-without one of the three judgments in these places is unreadable, and never counts as 0.
+The last line decides, or else the first: an analysis in between may quote whatever it judges, judgments too. Inside a
+line a judgment in quotation marks is a quoted one. A reply without one of the three judgments in these places is
+unreadable, and never counts as 0.
 """
 
 from __future__ import annotations
@@ -12,25 +13,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guardtrace_proxy.auditor.quotations import leaves_quote_open
 from guardtrace_proxy.policy.levels import Level
 
 _QUOTES = r"\"'“”„‟«»‘’‚‛`´＂＇「」『』"
 _DECORATION = rf"[\s{_QUOTES}*_#>{{\[(\\-]*"
 _MARKS = rf"(?:[^\S\n]|[{_QUOTES}*_\\])*"
-_BEFORE_VALUE = rf"{_MARKS}[:：]{_MARKS}"
-_LABEL = rf"(?P<label>judge?ment{_BEFORE_VALUE})"
+_LABEL = rf"(?P<label>(?P<name>judge?ment{_MARKS})[:：]{_MARKS})"
 _BEGINS_LINE = re.compile(_DECORATION + _LABEL, re.IGNORECASE)
-_BEGINS_SENTENCE = re.compile(
-    rf"(?:[.!?…。！？][\s{_QUOTES}*_#>{{}}\[\]()-]*|(?<!\\)[{_QUOTES}],\s*[{_QUOTES}]){_LABEL}", re.IGNORECASE
-)
+_ENDS_SENTENCE = rf"[.!?…。！？][\s{_QUOTES}*_#>{{}}\[\]()-]*"
+_BEGINS_SENTENCE = re.compile(_ENDS_SENTENCE + _LABEL, re.IGNORECASE)
+_BEGINS_KEY = re.compile(rf"(?:{_ENDS_SENTENCE}|(?<!\\)[{_QUOTES}],\s*[{_QUOTES}]){_LABEL}", re.IGNORECASE)
 """Or a key of JSON that is written wrongly."""
-_ANALYSIS = re.compile(rf"analysis{_BEFORE_VALUE}", re.IGNORECASE)
+_OPENS_JSON = re.compile(r"[\s`]*(?:json\s*)?\{", re.IGNORECASE)
+_ANALYSIS = re.compile(rf"analysis{_MARKS}[:：]{_MARKS}", re.IGNORECASE)
 _DECORATED = re.compile(_DECORATION)
 _NUMBER = re.compile(r"0\.50*|[01](?:\.0+)?", re.ASCII)
 _AFTER_NUMBER = re.compile(rf"[\s{_QUOTES}*_\\}}\])]*(?:$|[.,;(–—][^\d½¼¾¹²³]*$)")
 _CLOSING = "\"'“”„‟«»‘’‚‛`´＂＇「」『』*_\\}]) \t\r\n"
 _FENCE = re.compile(r"\A```[a-z]*\s*\n?(.*?)\n?```\s*\Z", re.DOTALL | re.IGNORECASE)
-_THOUGHTS = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
+_THOUGHTS_END = "</think>"
+_THOUGHTS = re.compile(rf"\A\s*<think>.*?(?:{_THOUGHTS_END}|\Z)", re.DOTALL)
 
 
 class UnreadableReply(Exception):
@@ -90,18 +93,34 @@ def judgment_place(
 
 
 def _last_label(text: str, start: int, end: int, *, own_line: bool) -> re.Match[str] | None:
-    """The judgment's label in a line: it begins the line, or (not if ``own_line``) the last sentence that has one."""
+    """The judgment's label in a line: it begins the line, or (not if ``own_line``) the last sentence that has one, if
+    that isn't quoted."""
     begins_line = _BEGINS_LINE.match(text, start, end)
     if begins_line or own_line:
         return begins_line
-    return max(_BEGINS_SENTENCE.finditer(text, start, end), key=re.Match.end, default=None)
+    inside = _BEGINS_KEY if _OPENS_JSON.match(text) or _OPENS_JSON.match(text, start) else _BEGINS_SENTENCE
+    label = max(inside.finditer(text, start, end), key=re.Match.end, default=None)
+    return None if label is None or _is_quoted(text, start, label) else label
+
+
+def _is_quoted(text: str, start: int, label: re.Match[str]) -> bool:
+    """Whether a quotation is open at a label's colon, or ends behind it."""
+    colon = label.end("name")
+    if leaves_quote_open(text[start:colon]):
+        return True
+    is_written = label.end() < len(text)
+    return is_written and leaves_quote_open(text[colon:].partition("\n")[0])
 
 
 def _without_thoughts(text: str) -> str:
-    """Drop what a thinking judge thought; an unclosed block is thoughts to its end."""
+    """Drop what a thinking judge thought; an unclosed block is thoughts to its end, a quoted end is none."""
     rest = _THOUGHTS.sub("", text, count=1)
-    _, closed, after = rest.rpartition("</think>")  # a template may have opened the block
-    return after if closed else rest
+    end = len(rest)
+    while (closed := rest.rfind(_THOUGHTS_END, 0, end)) >= 0:  # a template may have opened the block
+        end = rest.rfind("\n", 0, closed) + 1
+        if not leaves_quote_open(rest[end:closed]):
+            return rest[closed + len(_THOUGHTS_END) :]
+    return rest
 
 
 def _level(line: str) -> Level:

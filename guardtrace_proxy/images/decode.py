@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from guardtrace_proxy.images.parts import has_too_many_parts
+
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
 """Media types that are taken, with Pillow's names."""
 _ALIASES = {"image/jpg": "image/jpeg"}
@@ -68,12 +70,14 @@ class Budget:
 
 
 def decode_image(data: bytes, media_type: str, budget: Budget, field: str) -> Image.Image:
-    """Decode one image to RGB. The size is checked in the header, before anything is decompressed.
+    """Decode one image to RGB. Its size in the header and its parts are checked before anything is decompressed.
 
     Raises:
         ImageError: it is over the limits, broken, animated, or something else than ``media_type``.
     """
     budget.check_bytes(len(data), field)
+    if has_too_many_parts(data, media_type):
+        raise ImageError(field, f"the {media_type} image has far too many scans, segments or chunks: save it anew")
     if budget.limits.max_pixels > (Image.MAX_IMAGE_PIXELS or budget.limits.max_pixels):
         Image.MAX_IMAGE_PIXELS = budget.limits.max_pixels  # only raised: our own check is the stricter one
     if media_type == "image/webp":

@@ -85,23 +85,29 @@ def labels_seen(text: str) -> list[str]:
     """The lines that begin with one of the layout's labels for a reader who goes by letters alone.
 
     Written another way than the quoting: character by character, and what stands before the colon is compared whole.
+    What follows a control token is a line too, with further tokens seen through.
     """
-    lines = _BETWEEN.split(text)
-    return [line for line in lines if any(_begins(seen) for seen in (line, _without_tags(line)))]
+    seen = []
+    for line in _BREAK.split(text):
+        pieces = _TOKEN.split(line)
+        lines = ["\0".join(pieces[first:]) for first in range(len(pieces))]
+        seen += [line for line in lines if _begins(line) or _begins(_without_tags(line))]
+    return seen
 
 
-_BETWEEN = re.compile(
-    r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]|<[|｜][^<>|｜\[\]◁▷\s]{1,64}[|｜]?>|<[^<>|｜\[\]◁▷\s]{1,64}[|｜]>|"
+_BREAK = re.compile(r"[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_TOKEN = re.compile(
+    r"<[|｜][^<>|｜\[\]◁▷\s]{1,64}[|｜]?>|<[^<>|｜\[\]◁▷\s]{1,64}[|｜]>|"
     + "|".join(map(re.escape, sorted(KNOWN_TOKENS, key=len, reverse=True)))
 )
 
 
 def _begins(line: str) -> bool:
     """Whether it begins with a label that isn't quoted."""
-    if line.startswith("> "):
+    if re.match(r"(?:[\W_]*\0)?> ", line):
         return False
     head = ""
-    for character in unicodedata.normalize("NFKD", line):
+    for character in unicodedata.normalize("NFKD", re.sub("[ϲϹ]", "c", line)):
         looks = LOOKALIKES.get(ord(character), character.casefold())
         if looks == ":" and head:
             break
@@ -115,7 +121,7 @@ def _begins(line: str) -> bool:
 
 
 def _without_tags(line: str) -> str:
-    return re.sub(r"[<＜﹤][^<>＜＞﹤﹥\[\]［］◁▷]*[>＞﹥]", "", line)
+    return re.sub(r"[<＜﹤][^<>＜＞﹤﹥\[\]［］◁▷\0]*[>＞﹥]", "", line)
 
 
 _ALIKE = str.maketrans("il1o0", "iiioo")

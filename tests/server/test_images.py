@@ -42,6 +42,14 @@ def sideways() -> bytes:
     return data.getvalue()
 
 
+def scans() -> bytes:
+    """A small progressive JPEG of which each of very many scans has the decoder go over all pixels."""
+    file = io.BytesIO()
+    Image.new("L", (1000, 1000)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 200 + data[-2:]
+
+
 def animated() -> bytes:
     data = io.BytesIO()
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
@@ -56,6 +64,7 @@ REPLIES = {
     "/alpha": image(picture(color=(0, 0, 0, 0))),
     "/photograph": image(picture("JPEG", (3000, 2000)), "image/jpeg"),
     "/animated": image(animated(), "image/gif"),
+    "/scans": image(scans(), "image/jpeg"),
     "/large": image(b"x" * 200_001),
     "/pixels": image(picture(size=(4000, 3000))),
     "/html": image(b"<html>", "text/html"),
@@ -135,6 +144,7 @@ def test_the_clients_own_headers_and_key_stay_here(both: tuple[Running, ImageSer
 
 REFUSED = {
     "/animated": "several frames",
+    "/scans": "far too many scans",
     "/large": "over 200000 bytes",
     "/pixels": "over 8000000 pixels",
     "/html": "content type other than",
@@ -154,6 +164,16 @@ def test_what_cannot_be_had_is_refused_with_the_fields_name(both: tuple[Running,
     assert len(running.upstream.requests) == before
     for hidden in ("images.test", "127.0.0.1", "169.254", path):
         assert hidden not in str(caught.value)
+
+
+def test_a_data_url_of_very_many_scans_is_refused_with_the_fields_name(both: tuple[Running, ImageServer]) -> None:
+    running, _ = both
+    before = len(running.upstream.requests)
+    got = running.raw(asking(f"data:image/jpeg;base64,{base64.b64encode(scans()).decode()}"))
+    error = got.json()["error"]
+    assert (got.status_code, error["param"], error["code"]) == (400, PARAM, "invalid_image")
+    assert "far too many scans" in error["message"]
+    assert len(running.upstream.requests) == before
 
 
 def test_an_inner_address_and_a_name_that_leads_nowhere_read_the_same(both: tuple[Running, ImageServer]) -> None:
