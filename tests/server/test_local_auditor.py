@@ -97,7 +97,7 @@ def test_a_device_that_is_gone_is_the_policys_business(on_failure: str, leaves: 
 
     [reply] = play(gone, ["Tell me of zebras."], {"on_auditor_failure": on_failure})
     assert ("striped" in _text(reply)) is leaves
-    assert (CUT in reply) is not leaves
+    assert ("could not be checked" in reply) is not leaves
 
 
 def _text(reply: str) -> str:
