@@ -169,6 +169,16 @@ def test_logprobs_of_a_whole_reply_go_with_an_altered_choice(word, shown):
     assert second == benign
 
 
+def test_text_with_ids_in_the_place_of_tokens_leaves_with_its_verdict():
+    # vLLM's return_tokens_as_token_ids. If it waited for as much text as the ids are long, too much would be held.
+    like = marks("token_id:9906")["logprobs"]
+    frames = [frame({"content": word + " "}, logprobs=like) for word in SAFE * 100]
+    frames += [frame({}, "stop"), DONE]
+    with proxy(replay(*frames), config={"server": {"max_stream_bytes": 10_000}}) as running:
+        reply = running.raw(ask(stream=True, logprobs=True, return_tokens_as_token_ids=True))
+    assert reply.content == b"".join(frames)
+
+
 @pytest.mark.parametrize("beside", ["logprobs", "token_ids"])
 def test_logprobs_that_come_before_their_text_wait_for_its_verdict(beside):
     # vLLM's parsers keep text back (a tag, a tool call) while the tokens' logprobs and ids leave with an empty delta.

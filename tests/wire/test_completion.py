@@ -96,6 +96,13 @@ def test_logprobs_ahead_of_their_text_wait_for_it() -> None:
     assert [span.text for span in end.parts[0].spans] == ["a"]
 
 
+def test_ids_in_the_place_of_tokens_are_ids() -> None:
+    ids = {**LOGPROBS, "tokens": ["token_id:9906"]}
+    events = completion().feed(sse(*[chunk("a", logprobs=ids)] * 3, chunk("", logprobs=ids), chunk("a", finish="stop")))
+    assert [event.parts[0].unsaid for event in events] == [0, 0, 0, 1, 0]
+    assert "".join(span.text for event in events for span in event.parts[0].spans) == "aaaa"
+
+
 def test_a_redaction_keeps_nothing_that_repeats_the_text() -> None:
     (event,) = completion().feed(sse(chunk("a", logprobs=LOGPROBS, token_ids=[1], vendor="a", finish="stop")))
     found = rewritten(event, {0: Kept(["", "[gone]"])})
