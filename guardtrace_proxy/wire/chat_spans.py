@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.ahead import TokensAhead
 from guardtrace_proxy.wire.chat_schema import (
     LABEL,
     MAX_SHORT,
@@ -56,9 +55,8 @@ def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
     return _without_copies(found)
 
 
-def tokens_alone(ahead: TokensAhead) -> list[Found]:
+def tokens_alone(text: str) -> list[Found]:
     """What was sampled and never said, as text of the answer."""
-    text = ahead.text
     return [(Phase.ANSWERING, Span(TOKENS, text, SpanKind.OTHER))] if text.strip() else []
 
 

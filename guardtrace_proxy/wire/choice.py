@@ -42,7 +42,7 @@ class ChoiceReader:
 
     def left(self) -> list[Found]:
         """What was sampled and will never be said."""
-        found = tokens_alone(self.ahead)
+        found = tokens_alone(self.ahead.text)
         self.ahead = TokensAhead()
         return found
 
