@@ -117,7 +117,7 @@ def _parts(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
         for key, inner in part.items():
             if key in ("text", "summary"):
                 yield from _text(inner, phase, (*here, key))
-            elif not (is_label(key, inner) or _is_encrypted(part, key, inner)):
+            elif not (is_label(key, inner) or is_encrypted_part(part, key, inner)):
                 yield from field_strings(key, inner, here)
 
 
@@ -158,7 +158,7 @@ def other_strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
                 yield from other_strings(inner, (*path, key))
 
 
-def _is_encrypted(part: dict[str, Any], key: str, value: Any) -> bool:
+def is_encrypted_part(part: dict[str, Any], key: str, value: Any) -> bool:
     """Whether this is a provider's encrypted reasoning or its signature (OpenRouter)."""
     if (part.get("type"), key) not in (("reasoning.encrypted", "data"), ("reasoning.text", "signature")):
         return False
