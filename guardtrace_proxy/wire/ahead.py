@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 PARTIAL = re.compile("\ufffd+")
 """Part of a character, which is never ASCII."""
 MARKER = re.compile(r"<[^<>\s]{1,62}>|\[[^\[\]\s]{1,62}\]|◁[^◁▷\s]{1,62}▷|" + PARTIAL.pattern)
 """A tag or a control token in one piece, or part of a character: text may follow that repeats it, or not."""
+BARE_ID = re.compile(r"token_id:[0-9]+")
+"""What vLLM writes in the place of a token's text where ``return_tokens_as_token_ids`` asks for it."""
 
 
 class TokensAhead:
@@ -73,3 +75,8 @@ class TokensAhead:
         token = self.tokens.popleft()
         self._chars -= len(token)
         return token
+
+
+def spoken(tokens: Sequence[str]) -> list[str]:
+    """The tokens that are text: a bare id says nothing of its own."""
+    return [token for token in tokens if not BARE_ID.fullmatch(token)]

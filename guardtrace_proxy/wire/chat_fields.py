@@ -74,6 +74,10 @@ SWITCHES = frozenset("reasoning_effort verbosity enable_thinking thinking_budget
 THINKING_KEYS = frozenset({"type", "budget_tokens", "clear_thinking", "keep"})
 REASONING_KEYS = frozenset({"effort", "enabled", "exclude", "max_tokens", "summary"})
 
+TOOLS = ("function", "custom")
+"""The kinds of tools that the client runs itself."""
+NO_TOOL = f"only {' and '.join(TOOLS)} are supported: of a tool that the provider runs, {BROUGHT_IN}"
+
 FLAGS = ("continue_final_message", "add_generation_prompt", "add_special_tokens")
 
 SHAPES = frozenset({"messages", "model", "modalities", "n", "stream", "stream_options", "chat_template_kwargs"})
@@ -145,6 +149,7 @@ def check_fields(request: Mapping[str, Any], allowed: Collection[str]) -> None:
     modalities = request.get("modalities")
     if modalities is not None and modalities != ["text"]:
         refuse("modalities", 'only ["text"] is supported: nothing else is audited')
+    _check_tools(request.get("tools"))
     check_flags(request)
 
 
@@ -230,6 +235,20 @@ def check_switch(value: Any, path: str) -> None:
     """Refuse what could be more than a number, a truth value or a short word."""
     if isinstance(value, (list, dict)) or not is_plain(value):
         refuse(path, "expected a number, true, false or a short word")
+
+
+def _check_tools(tools: Any) -> None:
+    """Refuse tools that the provider runs. Without a type a tool is a function, where it says which."""
+    if tools in (None, False, ""):
+        return
+    if not isinstance(tools, list):
+        refuse("tools", "expected a list")
+    for position, tool in enumerate(tools):
+        if not isinstance(tool, dict):
+            refuse(f"tools[{position}]", "expected an object")
+        kind = tool.get("type")
+        if kind not in TOOLS and not (kind is None and "function" in tool):
+            refuse(f"tools[{position}].type", NO_TOOL)
 
 
 def _at(request: Mapping[str, Any], path: str) -> Any:

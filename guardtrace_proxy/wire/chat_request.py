@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guardtrace_proxy.wire import chat_fields
+from guardtrace_proxy.wire.chat_details import read_details, without_encrypted
 from guardtrace_proxy.wire.chat_fields import is_plain, rest_of
 from guardtrace_proxy.wire.chat_images import replace_images
 from guardtrace_proxy.wire.chat_spans import THINKING_FIELDS
@@ -35,10 +36,12 @@ CONTINUES = ("prefix", "partial")
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest(Request):
-    """``forced`` names the fields whose values would keep thinking from the audit: :func:`body_for_upstream`."""
+    """``forced`` names the fields whose values would keep thinking from the audit, ``drops_encrypted``: there is
+    reasoning that nobody can audit, and that may not pass. See :func:`body_for_upstream`."""
 
     include_usage: bool = False
     forced: tuple[str, ...] = ()
+    drops_encrypted: bool = False
 
     @property
     def hides_reasoning(self) -> bool:
@@ -49,9 +52,11 @@ class ChatRequest(Request):
 @dataclass(slots=True)
 class _Message:
     role: str
+    keeps_encrypted: bool
     texts: list[str] = field(default_factory=list)
     thinking: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    drops_encrypted: bool = False
 
     def text(self) -> str:
         return "\n".join((*self.texts, *self.thinking, *self.others))
@@ -68,7 +73,8 @@ def read_request(body: bytes, allowed: Allowed = Allowed()) -> ChatRequest:
     if len(found) > MAX_MESSAGES:
         refuse("messages", f"expected at most {MAX_MESSAGES:,} messages")
     images: list[tuple[str, str]] = []
-    messages = [_message(message, f"messages[{position}]", images) for position, message in enumerate(found)]
+    messages = [_message(each, f"messages[{at}]", images, allowed.encrypted_reasoning) for at, each in enumerate(found)]
+    drops_encrypted = any(message.drops_encrypted for message in messages)
     prefill = None
     if messages[-1].role == "assistant":
         prefill = _prefill(request, found[-1], messages.pop(), f"messages[{len(messages)}]")
@@ -83,13 +89,16 @@ def read_request(body: bytes, allowed: Allowed = Allowed()) -> ChatRequest:
         prefill,
         include_usage,
         tuple(chat_fields.forced_fields(request)),
+        drops_encrypted,
     )
 
 
 def body_for_upstream(body: bytes, request: ChatRequest, urls: Sequence[str] | None = None) -> bytes:
-    """The body as the upstream gets it: as it came, unless thinking was to be kept from the audit. ``urls`` replace
-    those of its images, all of them."""
+    """The body as the upstream gets it: as it came, unless thinking was to be kept from the audit, or has no
+    place in it. ``urls`` replace those of its images, all of them."""
     body = chat_fields.force(body, request.forced)
+    if request.drops_encrypted:
+        body = without_encrypted(body)
     return body if urls is None else replace_images(body, urls)
 
 
@@ -98,14 +107,14 @@ def _prefill(request: Mapping[str, Any], found: Mapping[str, Any], message: _Mes
     return Prefill(where, "\n".join((*message.texts, *message.others)), "\n".join(message.thinking), continues)
 
 
-def _message(message: Any, where: str, images: list[tuple[str, str]]) -> _Message:
+def _message(message: Any, where: str, images: list[tuple[str, str]], keeps_encrypted: bool) -> _Message:
     """All that a message says; its images are added to ``images``."""
     if not isinstance(message, dict):
         refuse(where, "expected an object with role and content")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         refuse(f"{where}.role", f"expected one of {', '.join(sorted(ROLES))}")
-    read = _Message(role)
+    read = _Message(role, keeps_encrypted)
     content = message.get("content")
     if isinstance(content, str):
         read.texts.append(content)
@@ -127,18 +136,9 @@ def _beside_content(read: _Message, key: str, value: Any, where: str) -> None:
         if value and value not in read.thinking:
             read.thinking.append(value)
     elif key == "reasoning_details" and isinstance(value, list):
-        _add_details(value, read.thinking)
+        read.drops_encrypted = read_details(value, read.thinking, keeps_encrypted=read.keeps_encrypted)
     else:
         read.others.extend(rest_of({key: value}, LABELS))
-
-
-def _add_details(details: list[Any], thinking: list[str]) -> None:
-    """OpenRouter's reasoning in parts. Encrypted ones are for the provider alone."""
-    for detail in details:
-        for key in ("text", "summary"):
-            text = detail.get(key) if isinstance(detail, dict) else None
-            if isinstance(text, str) and text and not any(text in known for known in thinking):
-                thinking.append(text)
 
 
 def _part(part: Any, where: str, texts: list[str], images: list[tuple[str, str]]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.ahead import TokensAhead
 from guardtrace_proxy.wire.chat_schema import (
     LABEL,
     MAX_SHORT,
@@ -56,9 +55,8 @@ def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
     return _without_copies(found)
 
 
-def tokens_alone(ahead: TokensAhead) -> list[Found]:
+def tokens_alone(text: str) -> list[Found]:
     """What was sampled and never said, as text of the answer."""
-    text = ahead.text
     return [(Phase.ANSWERING, Span(TOKENS, text, SpanKind.OTHER))] if text.strip() else []
 
 
@@ -119,7 +117,7 @@ def _parts(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
         for key, inner in part.items():
             if key in ("text", "summary"):
                 yield from _text(inner, phase, (*here, key))
-            elif not (is_label(key, inner) or _is_encrypted(part, key, inner)):
+            elif not (is_label(key, inner) or is_encrypted_part(part, key, inner)):
                 yield from field_strings(key, inner, here)
 
 
@@ -160,7 +158,7 @@ def other_strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
                 yield from other_strings(inner, (*path, key))
 
 
-def _is_encrypted(part: dict[str, Any], key: str, value: Any) -> bool:
+def is_encrypted_part(part: dict[str, Any], key: str, value: Any) -> bool:
     """Whether this is a provider's encrypted reasoning or its signature (OpenRouter)."""
     if (part.get("type"), key) not in (("reasoning.encrypted", "data"), ("reasoning.text", "signature")):
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guardtrace_proxy.wire.ahead import TokensAhead
+from guardtrace_proxy.wire.ahead import TokensAhead, spoken
 from guardtrace_proxy.wire.chat_spans import Found, tokens_alone
 from guardtrace_proxy.wire.events import ChoicePart, MoreText, Phase, Segment, Span, SpanKind
 from guardtrace_proxy.wire.tags import ThinkingStyle
@@ -26,8 +26,11 @@ class ChoiceReader:
     ) -> int:
         """How many characters are still to come for the tokens of this event. At the end those that never came are text
         themselves. ``sampled`` are the tokens of its logprobs; ids alone say nothing of their text's length."""
+        has_ids = bool(token_ids)
+        if sampled and not (texts := spoken(sampled)):
+            sampled, has_ids = None, True
         if sampled is not None:
-            self.ahead.sample(sampled)
+            self.ahead.sample(texts if sampled else ())
         for _, span in found:
             # A field that nobody knows may hold anything: it counts where it says just what was sampled.
             if span.kind is not SpanKind.OTHER or self.ahead.text.startswith(span.text):
@@ -35,11 +38,11 @@ class ChoiceReader:
         if finished:
             found += self.left()
             return 0
-        return self.ahead.unsaid if sampled is not None else int(bool(token_ids) and not found)
+        return self.ahead.unsaid if sampled is not None else int(has_ids and not found)
 
     def left(self) -> list[Found]:
         """What was sampled and will never be said."""
-        found = tokens_alone(self.ahead)
+        found = tokens_alone(self.ahead.text)
         self.ahead = TokensAhead()
         return found
 

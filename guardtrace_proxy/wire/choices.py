@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choices
+from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choices, tokens_alone
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, MoreText
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.template import Template, template_of
+from guardtrace_proxy.wire.unsaid import unsaid
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
 MAX_READ_CHOICES = 128
@@ -223,10 +224,12 @@ class ChoicesStream(ChoicesWriter):
         token_ids = choice.get("token_ids")
         found = self._spans(choice, kind) + beside
         ids = token_ids if isinstance(token_ids, list) else None
-        reader, unsaid = self._reader(index), 0
-        if kind is EventKind.CHUNK or not found:
-            unsaid = reader.follow(found, self._sampled(choice), ids, finish is not None)
-        return reader.part(index, found, finish, ids, self._has_role(choice, kind), unsaid)
+        reader, sampled, ahead = self._reader(index), self._sampled(choice), 0
+        if kind is EventKind.CHUNK:
+            ahead = reader.follow(found, sampled, ids, finish is not None)
+        elif sampled:
+            found += tokens_alone(unsaid(sampled, [span.text for _, span in found]))
+        return reader.part(index, found, finish, ids, self._has_role(choice, kind), ahead)
 
 
 def malformed(raw: bytes, detail: str) -> Event:

@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from guardtrace_proxy.wire import chat_fields
-from guardtrace_proxy.wire.chat_fields import BROUGHT_IN, NOT_ALL, OTHER_CACHE, OTHER_PIXELS, REPEATS, is_plain
+from guardtrace_proxy.wire.chat_fields import (
+    NO_TOOL,
+    NOT_ALL,
+    OTHER_CACHE,
+    OTHER_PIXELS,
+    REPEATS,
+    TOOLS,
+    is_plain,
+)
 from guardtrace_proxy.wire.request import Allowed, check_known, refuse
 
 KEPT_BY_PROVIDER = "the provider would keep the reply as it was before the audit, for routes that aren't audited"
@@ -47,9 +55,8 @@ PASSED = frozenset(
 KNOWN = frozenset(UNFOLLOWED) | frozenset(TEXTS) | SHAPES | FORCED | PASSED | {"reasoning"}
 """Every field that an operator needs no setting for."""
 REASONING_KEYS = frozenset({"effort", "summary", "generate_summary"})
-TOOLS = frozenset({"function", "custom"})
 ENCRYPTED = "reasoning.encrypted_content"
-INCLUDED = frozenset({"message.output_text.logprobs"})
+INCLUDED = ("message.output_text.logprobs",)
 
 
 def check_fields(request: Mapping[str, Any], allowed: Allowed) -> None:
@@ -102,7 +109,7 @@ def _check_include(include: Any) -> None:
         refuse("include", "expected a list")
     for each in include:
         if each != ENCRYPTED and each not in INCLUDED:
-            refuse("include", f"only {', '.join(sorted(INCLUDED))} and {ENCRYPTED} are supported")
+            refuse("include", f"only {', '.join(INCLUDED)} and {ENCRYPTED} are supported")
 
 
 def _check_tools(tools: Any) -> None:
@@ -113,7 +120,4 @@ def _check_tools(tools: Any) -> None:
     for position, tool in enumerate(tools):
         kind = tool.get("type") if isinstance(tool, dict) else None
         if kind not in TOOLS:
-            refuse(
-                f"tools[{position}].type",
-                f"only function and custom are supported: of a tool that the provider runs, {BROUGHT_IN}",
-            )
+            refuse(f"tools[{position}].type", NO_TOOL)

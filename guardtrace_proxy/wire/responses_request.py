@@ -39,6 +39,8 @@ LABELS = frozenset({"id", "call_id", "type", "status", "phase", "prompt_cache_br
 IMAGE_KEYS = frozenset({"type", "image_url", "detail", "prompt_cache_breakpoint"})
 CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
 OUTPUTS = ("function_call_output", "custom_tool_call_output")
+IMAGES_AT = {"message": "content", **dict.fromkeys(OUTPUTS, "output")}
+"""By an item's type: where its images stand. Elsewhere none do."""
 ITEMS = ("message", "reasoning", *CALLS, *OUTPUTS)
 OPEN = ("in_progress", "incomplete")
 
@@ -152,12 +154,13 @@ def _reasoning(item: Mapping[str, Any], where: str, keeps_encrypted: bool) -> _I
         refuse(f"{where}.encrypted_content", "the model would read it, and the auditor can't")
     for key in ("summary", "content"):
         if item.get(key) is not None:
-            _content(item[key], f"{where}.{key}", read.thinking, [])
+            _content(item[key], f"{where}.{key}", read.thinking, None)
     read.thinking.extend(rest_of(item, LABELS, ("summary", "content", "encrypted_content")))
     return read
 
 
-def _content(content: Any, where: str, texts: list[str], images: list[tuple[str, str]]) -> None:
+def _content(content: Any, where: str, texts: list[str], images: list[tuple[str, str]] | None) -> None:
+    """Text, or parts. ``images`` is None where none may stand."""
     if isinstance(content, str):
         texts.append(content)
         return
@@ -167,14 +170,15 @@ def _content(content: Any, where: str, texts: list[str], images: list[tuple[str,
         _part(part, f"{where}[{position}]", texts, images)
 
 
-def _part(part: Any, where: str, texts: list[str], images: list[tuple[str, str]]) -> None:
+def _part(part: Any, where: str, texts: list[str], images: list[tuple[str, str]] | None) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "input_image":
+    if kind == "input_image" and images is not None:
         images.append((_image_url(part, where), f"{where}.image_url"))
         return
     key = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
     if key is None:
-        refuse(f"{where}.type", "only text, refusal and input_image parts are supported: nothing else is audited")
+        allowed = "text and refusal" if images is None else "text, refusal and input_image"
+        refuse(f"{where}.type", f"only {allowed} parts are supported: nothing else is audited")
     if not isinstance(part.get(key), str):
         refuse(f"{where}.{key}", "expected a string")
     texts.append(part[key])
@@ -211,15 +215,14 @@ def _with_images(found: msgspec.Raw, urls: Sequence[str]) -> msgspec.Raw:
     left = iter(urls)
     items = msgspec.json.decode(found, type=list[RawFields])
     for item in items:
-        for key in ("content", "output"):
-            value = item.get(key)
-            if value is None or not begins(value, b"["):
-                continue
-            parts = msgspec.json.decode(value, type=list[RawFields])
-            for part in parts:
-                if msgspec.json.decode(part["type"]) == "input_image":
-                    part["image_url"] = as_raw(next(left))
-            item[key] = as_raw(parts)
+        key = IMAGES_AT.get(msgspec.json.decode(item["type"]) if "type" in item else "message")
+        if key is None or not begins(item[key], b"["):
+            continue
+        parts = msgspec.json.decode(item[key], type=list[RawFields])
+        for part in parts:
+            if msgspec.json.decode(part["type"]) == "input_image":
+                part["image_url"] = as_raw(next(left))
+        item[key] = as_raw(parts)
     if next(left, None) is not None:
         raise ValueError("more URLs than image parts: one would stay that wasn't audited")
     return as_raw(items)

@@ -12,7 +12,7 @@ from guardtrace_proxy.wire.reply import Reply
 from tests.properties.alphabet import Alphabet
 from tests.properties.dialects import DIALECTS, Writing, beats_of_choice
 from tests.properties.draws import Draw, Source
-from tests.properties.events import Manner, chunk_events, completion
+from tests.properties.events import TOKENS, Hidden, Manner, chunk_events, completion
 from tests.properties.sent import ANSWER, OTHER_TAG, TAG, THINKING, Case, Part, Sent, Text
 
 MESSAGE = "This response was stopped by policy."
@@ -46,7 +46,10 @@ def draw_case(source: Source) -> Case:
     whole = draw.chance(10)
     time = draw.section("time")
     if whole:
-        events = [completion(manner, beats)]
+        unsaid = draw.section("unsaid")
+        hides = manner.logprobs and unsaid.chance(60)
+        hidden = {index: draw_hidden(Writing(unsaid, dialect, alphabet, wicked)) for index in beats if hides}
+        events = [completion(manner, beats, hidden)]
         ending = "closed"
     else:
         order = interleaved(draw.section("order"), beats)
@@ -143,6 +146,10 @@ def draw_manner(draw: Draw) -> Manner:
     )
 
 
+def draw_hidden(writing: Writing) -> Hidden:
+    return Hidden(writing.text(), writing.draw.number(0, 3), writing.draw.chance(30))
+
+
 def interleaved(draw: Draw, beats: dict[int, list[Part]]) -> list[list[Part]]:
     """The parts of all choices in one order, now and then those of two choices in one event."""
     waiting = {index: list(parts) for index, parts in beats.items() if parts}
@@ -187,7 +194,7 @@ def settle_tokens(events: list[Sent]) -> None:
         for part in event.parts:
             if part.ahead is not None and id(part.ahead) not in said:
                 text = "".join(each.text for each in part.ahead.texts)
-                part.ahead = replace(part.ahead, texts=[Text(("logprobs",), text, ANSWER * len(text))])
+                part.ahead = replace(part.ahead, texts=[Text(TOKENS, text, ANSWER * len(text))])
                 part.texts = part.ahead.texts
 
 

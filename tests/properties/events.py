@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.properties.alphabet import OCCURS_ONCE
-from tests.properties.sent import Part, Path, Sent, Text
+from tests.properties.sent import ANSWER, Part, Path, Sent, Text
 
 HEAD = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "thinker"}
+CONTROL = "<|end|>"
+TOKENS = ("logprobs",)
+"""Where tokens stand that no field says."""
 TEXT_HEAD = {**HEAD, "object": "text_completion"}
 
 
@@ -85,8 +89,18 @@ def chunk_events(manner: Manner, order: list[list[Part]]) -> list[Sent]:
     return events
 
 
-def completion(manner: Manner, beats: dict[int, list[Part]]) -> Sent:
-    """A reply that isn't streamed: the deltas of each choice put together."""
+@dataclass
+class Hidden:
+    """Tokens of a whole reply that no field says: ``before`` how many of its texts, between control tokens unless they
+    go on where the last text ends."""
+
+    text: str
+    before: int
+    goes_on: bool
+
+
+def completion(manner: Manner, beats: dict[int, list[Part]], hidden: Mapping[int, Hidden]) -> Sent:
+    """A reply that isn't streamed: the deltas of each choice put together. ``hidden``: by choice, where there is any."""
     choices, parts = [], []
     for index, deltas in beats.items():
         whole = Part(index, finish="stop")
@@ -94,6 +108,8 @@ def completion(manner: Manner, beats: dict[int, list[Part]]) -> Sent:
             for text in delta.texts:
                 _put_together(whole, text)
         _mark(manner, whole)
+        if index in hidden:
+            _hide(manner, whole, hidden[index])
         body: dict[str, Any] = {"role": "assistant", "content": None}
         calls = []
         for text in whole.texts:
@@ -101,7 +117,7 @@ def completion(manner: Manner, beats: dict[int, list[Part]]) -> Sent:
                 if text.path[-1] == "name":
                     calls.append({"id": f"call_{text.path[1]}", "type": "function", "function": {}})
                 calls[-1]["function"][text.path[-1]] = text.text
-            else:
+            elif text.path != TOKENS:
                 for path in (text.path, *text.copies):
                     _put(body, path, text.text)
         if calls:
@@ -146,8 +162,26 @@ def _mark(manner: Manner, part: Part) -> None:
     if manner.token_ids and text:
         part.token_ids = [ord(char) if ord(char) in OCCURS_ONCE else ord(char) % 100 for char in text]
     if manner.logprobs and text:
-        tokens = [text[at : at + 100] for at in range(0, len(text), 100)]
-        part.logprobs = _side_by_side(tokens) if manner.text_only else {"content": [_sampled(each) for each in tokens]}
+        part.logprobs = _logprobs(manner, _tokens(text))
+
+
+def _hide(manner: Manner, whole: Part, hidden: Hidden) -> None:
+    """Tokens that are no part of the text, which is said in as many tokens as before."""
+    runs = [_tokens(text.text) for text in whole.texts]
+    before = len(runs) if hidden.goes_on else min(hidden.before, len(runs))
+    runs.insert(before, [*([] if hidden.goes_on else [CONTROL]), *_tokens(hidden.text)])
+    whole.logprobs = _logprobs(
+        manner, [token for run in runs for token in (*run, *(() if hidden.goes_on else [CONTROL]))]
+    )
+    whole.texts.append(Text(TOKENS, hidden.text, ANSWER * len(hidden.text)))
+
+
+def _tokens(text: str) -> list[str]:
+    return [text[at : at + 100] for at in range(0, len(text), 100)]
+
+
+def _logprobs(manner: Manner, tokens: list[str]) -> dict[str, Any]:
+    return _side_by_side(tokens) if manner.text_only else {"content": [_sampled(each) for each in tokens]}
 
 
 def _early(parts: list[Part]) -> list[Part]:

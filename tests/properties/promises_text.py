@@ -117,8 +117,16 @@ def _lost(history: History, index: int) -> Iterator[str]:
         if cell.text.channel == "logprobs" and _is_hit(history, cell):
             # Tokens whose text never came go all together.
             continue
+        if cell.text.channel == "logprobs" and not _keeps_tokens(history, index):
+            continue
         if not cell.enforced or history.standing(char) in ("pass", "unaudited"):
             yield f"{char!r} of choice {index} was lost, standing: {history.standing(char)}"
+
+
+def _keeps_tokens(history: History, index: int) -> bool:
+    """Whether a choice of a whole reply left as it came: of one that didn't the tokens go."""
+    choices = [choice for frame in history.frames for choice in frame.choices if choice.get("index", 0) == index]
+    return history.case.whole is None or any(choice["logprobs"] is not None for choice in choices)
 
 
 def _is_hit(history: History, cell: Cell) -> bool:
@@ -380,8 +388,9 @@ def _is_untouched(history: History, frame: Frame, index: int) -> bool:
         return any(_says(part) == set(said) for _, part in history.parts_of(index))
     shown = {char for _, text in said for char in known(text)}
     parts = [part for part in history.case.events[frame.rewrites].parts if part.index == index]
-    return all(set(known(text.text)) <= shown for part in parts for text in part.texts)
+    return all(set(known(text.text)) <= shown for part in parts for text in part.texts if text.channel != "logprobs")
 
 
 def _says(part: Part) -> set[tuple[str, str]]:
-    return {(channel_of(path), text.text) for text in part.texts for path in (text.path, *text.copies)}
+    texts = [text for text in part.texts if text.channel != "logprobs"]
+    return {(channel_of(path), text.text) for text in texts for path in (text.path, *text.copies)}

@@ -120,6 +120,24 @@ def test_a_whole_reply_follows_the_policy(policy: dict[str, Any], expected: str)
         assert running.client.completions.create(**ASK).choices[0].text == expected
 
 
+@pytest.mark.parametrize(
+    ("hidden", "shown"), [(" some more", "Sure."), (" the HINT", "[withheld by policy]"), (" the HARM", MESSAGE)]
+)
+def test_tokens_that_a_whole_text_leaves_out_are_audited(hidden: str, shown: str) -> None:
+    logprobs = {
+        "text_offset": [0, 5],
+        "token_logprobs": [-0.1, -0.1],
+        "tokens": ["Sure.", hidden],
+        "top_logprobs": None,
+    }
+    choice = {"index": 0, "text": "Sure.", "logprobs": logprobs, "finish_reason": "stop"}
+    body = json.dumps({**HEAD, "choices": [choice]})
+    with proxy(replay(http(200, body))) as running:
+        found = post(running, logprobs=1)
+    assert found.json()["choices"][0]["text"] == shown
+    assert (hidden in found.text, found.text == body) == (shown == "Sure.", shown == "Sure.")
+
+
 def test_a_named_reasoning_field_leaves_benign_thinking_where_it_is() -> None:
     with proxy(replay(whole("<think>Hm.</think>Four.")), policy={"reasoning_field": "reasoning"}) as running:
         assert running.client.completions.create(**ASK).choices[0].text == "<think>Hm.</think>Four."

@@ -135,6 +135,25 @@ def test_several_images_keep_their_places(both: tuple[Running, ImageServer]) -> 
     assert images_of(running.upstream.bodies[-1]) == images_of(running.auditor.bodies[-1]) == expected
 
 
+def test_of_a_responses_items_only_images_are_replaced(both: tuple[Running, ImageServer]) -> None:
+    running, server = both
+    image = {"type": "input_image", "image_url": server.url()}
+    call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "content": [{"a": 1}]}
+    items = [{"role": "user", "content": "See.", "output": ["x"]}, call, {"role": "user", "content": [image]}]
+    assert running.raw({"model": "thinker", "stream": True, "input": items}, "/responses").status_code == 200
+    image["image_url"] = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+    assert running.upstream.bodies[-1]["input"] == items
+
+
+def test_an_image_among_reasoning_is_refused(both: tuple[Running, ImageServer]) -> None:
+    running, server = both
+    sent = len(running.upstream.requests)
+    item = {"type": "reasoning", "summary": [], "content": [{"type": "input_image", "image_url": server.url()}]}
+    got = running.raw({"model": "thinker", "input": [item, {"role": "user", "content": "See."}]}, "/responses")
+    assert (got.status_code, got.json()["error"]["param"]) == (400, "input[0].content[0].type")
+    assert len(running.upstream.requests) == sent
+
+
 def test_the_clients_own_headers_and_key_stay_here(both: tuple[Running, ImageServer]) -> None:
     running, server = both
     headers = {"cookie": "a=b", "x-own": "secret", "referer": "http://chat.example/", "x-request-id": "r-1"}

@@ -169,6 +169,36 @@ def test_logprobs_of_a_whole_reply_go_with_an_altered_choice(word, shown):
     assert second == benign
 
 
+@pytest.mark.parametrize("word", ["HARM", "HINT", "text"])
+def test_tokens_that_a_whole_reply_leaves_out_are_audited(word):
+    tokens = ["<tool_call>", '{"name": "look", "arguments": {"at": 1}}', "</tool_call>", f" Now the hidden {word}."]
+    calls = [{"id": "call_0", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}]
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    logprobs = {"content": [marks(each)["logprobs"]["content"][0] for each in tokens]}
+    choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "tool_calls"}
+    body = json.dumps({"id": "c", "object": "chat.completion", "choices": [choice]})
+    with proxy(lambda _: [http(200, body)]) as running:
+        reply = running.raw(ask(logprobs=True))
+    if word == "text":
+        assert reply.text == body
+        return
+    (found,) = reply.json()["choices"]
+    # Arguments can't be redacted, so the choice is cut.
+    assert (found["message"]["content"], found["logprobs"]) == (CUT, None)
+    assert word not in reply.text
+    assert "tool_calls" not in found["message"]
+
+
+def test_text_with_ids_in_the_place_of_tokens_leaves_with_its_verdict():
+    # vLLM's return_tokens_as_token_ids. If it waited for as much text as the ids are long, too much would be held.
+    like = marks("token_id:9906")["logprobs"]
+    frames = [frame({"content": word + " "}, logprobs=like) for word in SAFE * 100]
+    frames += [frame({}, "stop"), DONE]
+    with proxy(replay(*frames), config={"server": {"max_stream_bytes": 10_000}}) as running:
+        reply = running.raw(ask(stream=True, logprobs=True, return_tokens_as_token_ids=True))
+    assert reply.content == b"".join(frames)
+
+
 @pytest.mark.parametrize("beside", ["logprobs", "token_ids"])
 def test_logprobs_that_come_before_their_text_wait_for_its_verdict(beside):
     # vLLM's parsers keep text back (a tag, a tool call) while the tokens' logprobs and ids leave with an empty delta.

@@ -356,3 +356,14 @@ def test_tokens_that_run_ahead_say_how_much_text_is_still_to_come(path: dict[str
     assert unsaid(*late, path=path) == [3, 2, 1, 0]
     assert unsaid(({}, ["</think>"], [7]), with_text, path=path) == [0, 0]
     assert unsaid(({}, None, [7, 8]), ({"content": "abc"}, None, [9]), path=path) == [1, 0]
+
+
+@both_paths
+def test_ids_in_the_place_of_tokens_are_ids(path: dict[str, Any]) -> None:
+    # vLLM's return_tokens_as_token_ids.
+    with_text = ({"content": "a"}, ["token_id:9906"], None)
+    assert unsaid(*[with_text] * 3, path=path) == [0, 0, 0]
+    assert unsaid(({}, ["token_id:7", "token_id:8"], None), with_text, ({}, [], None), path=path) == [1, 0, 0]
+    content = chunk({"content": "a"}, finish="stop", **path)
+    content["choices"][0]["logprobs"] = sampled("token_id:9906")
+    assert tape(dialect().feed(sse(content))) == "a"

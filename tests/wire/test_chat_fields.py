@@ -61,6 +61,38 @@ def test_each_field_has_one_fate() -> None:
     assert frozenset().union(*groups) < KNOWN
 
 
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "browser_search"},
+        {"type": "code_interpreter", "container": {"type": "auto"}},
+        {"type": "openrouter:web_search"},
+        {"type": "builtin_function", "function": {"name": "$web_search"}},
+        {"type": "mcp", "server_url": "https://mcp.example"},
+        {"type": "Function", "function": {"name": "f"}},
+        {"type": ["function"]},
+        {"type": {}},
+        {"type": ""},
+        {"googleSearch": {}},
+    ],
+)
+def test_tools_that_the_provider_runs_are_refused(tool: dict[str, Any]) -> None:
+    function = {"type": "function", "function": {"name": "f"}}
+    error = refusal(tools=[function, tool])
+    assert error.param == "tools[1].type"
+    assert "function and custom" in error.message
+    assert refusal(("tools",), tools=[tool]).param == "tools[0].type"
+
+
+def test_tools_that_the_client_runs_are_read() -> None:
+    tools = [{"type": "custom", "custom": {"name": "g"}}, {"function": {"name": "f"}}, {"type": None, "function": {}}]
+    assert read(tools=tools).turns[0] == ("tools", json.dumps(tools))
+    for off in (None, False, "", []):
+        assert read(tools=off).turns == (("user", "hi"),)
+    assert refusal(tools={"type": "function"}).param == "tools"
+    assert refusal(tools=["browser_search"]).param == "tools[0]"
+
+
 @pytest.mark.parametrize("field", sorted(SWITCHES))
 def test_switches_carry_no_prompt(field: str) -> None:
     # gpt-oss's template writes reasoning_effort into the system prompt as it is.

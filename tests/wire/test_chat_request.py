@@ -13,6 +13,7 @@ from guardtrace_proxy.wire.chat_request import MAX_MESSAGES, MEDIA, ChatRequest,
 from guardtrace_proxy.wire.request import MAX_CHOICES, MAX_DEPTH, Prefill, RequestError
 
 USER = {"role": "user", "content": "hi"}
+SECRET = "gAAAAABo" + "Zx9Kq3VbT7mLw2Rc" * 8
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -99,7 +100,7 @@ def test_the_beginning_of_an_answer_is_no_turn() -> None:
 
 
 def test_the_beginning_has_its_thinking_apart() -> None:
-    details = [{"type": "reasoning.text", "text": "so"}, {"type": "reasoning.encrypted", "data": "x" * 99}]
+    details = [{"type": "reasoning.text", "text": "so"}, {"type": "reasoning.encrypted", "data": SECRET}]
     message = {"role": "assistant", "reasoning": "hm", "reasoning_content": "hm", "reasoning_details": details}
     call = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{"}}]
     prefill = read(USER, {**message, "content": [{"type": "text", "text": "Well,"}], "tool_calls": call}).prefill

@@ -94,6 +94,50 @@ def test_what_is_no_completion_is_malformed(body: bytes) -> None:
     assert event.detail
 
 
+# Logprobs
+
+
+def sampled(*tokens: str) -> dict[str, Any]:
+    return {"content": [{"token": token, "logprob": -0.1, "bytes": None, "top_logprobs": []} for token in tokens]}
+
+
+CALLS = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+
+
+@pytest.mark.parametrize(
+    ("message", "logprobs", "beside"),
+    [
+        ({"content": "yes"}, sampled("y", "es", "<|im_end|>"), ""),
+        ({"content": "yes", "reasoning": "hm"}, sampled("hm", "\n", "</think>", "\n\n", "yes"), ""),
+        ({"content": "<think>hm</think>yes"}, sampled("<think>", "hm", "</think>", "yes"), ""),
+        ({"content": None, "refusal": "no"}, {"content": None, "refusal": sampled("no")["content"]}, ""),
+        ({"content": "yes"}, sampled("token_id:7", "token_id:8"), ""),
+        ({"content": "yes"}, sampled("yes", " STOP"), " STOP"),
+        ({"content": "yes"}, {**sampled("yes"), "refusal": sampled("no")["content"]}, "no"),
+        ({"content": "yes", "reasoning": "hm"}, sampled("hm", "</think>", "yes", "<|im_end|>", "more"), "more"),
+        ({"content": None, "tool_calls": CALLS}, sampled("<tool_call>", "{}", "</tool_call>", " More."), " More."),
+        ({"content": None}, sampled("more"), "more"),
+        (None, sampled("more"), "more"),
+    ],
+)
+def test_what_tokens_say_beside_the_message_is_text(message: Any, logprobs: dict[str, Any], beside: str) -> None:
+    content = reply(message)
+    content["choices"][0]["logprobs"] = None
+    (said,) = read(content).parts
+    content["choices"][0]["logprobs"] = logprobs
+    event = read(content)
+    expected = [Span(("logprobs",), beside, SpanKind.OTHER)] if beside else []
+    assert event.parts[0].spans == [*said.spans, *expected]
+    assert event.raw == json.dumps(content).encode()
+
+
+def test_tokens_go_with_a_redaction() -> None:
+    message = {"role": "assistant", "content": "yes"}
+    content = reply(message)
+    content["choices"][0] |= {"logprobs": sampled("yes", " more"), "token_ids": [1, 2]}
+    assert rewritten(content, {0: Kept(["yes", ""])})["choices"] == reply(message)["choices"]
+
+
 # Rewritten
 
 

@@ -96,6 +96,30 @@ def test_logprobs_ahead_of_their_text_wait_for_it() -> None:
     assert [span.text for span in end.parts[0].spans] == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens", "beside"),
+    [
+        ("Sure.", ["Sure", "."], []),
+        ("<think>hm</think>Sure.", ["<think>", "hm", "</think>", "Sure."], []),
+        ("Sure.", ["token_id:7", "token_id:8"], []),
+        ("Sure.", ["Sure.", " hidden harmful text"], [" hidden harmful text"]),
+        ("", ["all of it"], ["all of it"]),
+    ],
+)
+def test_what_tokens_say_beside_a_whole_text_is_text(text: str, tokens: list[str], beside: list[str]) -> None:
+    body = chunk(text, finish="stop", logprobs={**LOGPROBS, "tokens": tokens})
+    (part,) = completion().completion(json.dumps(body).encode()).parts
+    assert [span.text for span in part.spans if span.kind is SpanKind.OTHER] == beside
+    assert [span.text for span in part.spans if span.kind is SpanKind.TEXT] == ([text] if text else [])
+
+
+def test_ids_in_the_place_of_tokens_are_ids() -> None:
+    ids = {**LOGPROBS, "tokens": ["token_id:9906"]}
+    events = completion().feed(sse(*[chunk("a", logprobs=ids)] * 3, chunk("", logprobs=ids), chunk("a", finish="stop")))
+    assert [event.parts[0].unsaid for event in events] == [0, 0, 0, 1, 0]
+    assert "".join(span.text for event in events for span in event.parts[0].spans) == "aaaa"
+
+
 def test_a_redaction_keeps_nothing_that_repeats_the_text() -> None:
     (event,) = completion().feed(sse(chunk("a", logprobs=LOGPROBS, token_ids=[1], vendor="a", finish="stop")))
     found = rewritten(event, {0: Kept(["", "[gone]"])})

@@ -109,6 +109,31 @@ def test_nothing_is_stored() -> None:
         assert json.loads(body_for_upstream(data, read_request(data))) == {"model": "m", "input": "hi", "store": False}
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        {
+            "type": "function_call",
+            "name": "f",
+            "arguments": "{}",
+            "content": [{"type": "input_image", "image_url": "x"}],
+        },
+        {"type": "custom_tool_call", "name": "f", "input": "", "output": [{"a": 1}]},
+        {"role": "user", "content": "see", "output": ["x"]},
+        {"type": "message", "role": "user", "content": "see", "output": [{"type": "input_image", "image_url": "x"}]},
+        {"type": "function_call_output", "call_id": "c", "output": "x", "content": [1]},
+        {"type": "reasoning", "summary": [], "output": [{}]},
+    ],
+)
+def test_lists_that_hold_no_images_stay_as_they_are(item: dict[str, Any]) -> None:
+    image = {"role": "user", "content": [{"type": "input_image", "image_url": "https://a/1.png"}]}
+    data = body([item, image], store=False)
+    request = read_request(data)
+    assert [url for url, _ in request.images] == ["https://a/1.png"]
+    found = json.loads(body_for_upstream(data, request, [PIXEL]))["input"]
+    assert found == [item, {**image, "content": [{"type": "input_image", "image_url": PIXEL}]}]
+
+
 def test_encrypted_reasoning_is_not_asked_for_unless_it_may_pass() -> None:
     data = body(include=[ENCRYPTED], store=False)
     assert json.loads(body_for_upstream(data, read_request(data)))["include"] == []
@@ -141,7 +166,8 @@ def test_encrypted_reasoning_that_is_text_is_refused_all_the_same() -> None:
         ({"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}, ".content[0].file_id"),
         ({"role": "user", "content": [{"type": "input_image"}]}, ".content[0].image_url"),
         ({"type": "function_call_output", "call_id": "c", "output": {"a": 1}}, ".output"),
-        ({"type": "reasoning", "summary": [{"type": "input_image", "image_url": 1}]}, ".summary[0].image_url"),
+        ({"type": "reasoning", "summary": [{"type": "input_image", "image_url": PIXEL}]}, ".summary[0].type"),
+        ({"type": "reasoning", "summary": [], "content": [{"type": "input_image"}]}, ".content[0].type"),
     ],
 )
 def test_items_that_can_not_be_followed_are_refused_by_name(item: Any, where: str) -> None:
@@ -164,8 +190,10 @@ def test_items_that_can_not_be_followed_are_refused_by_name(item: Any, where: st
         ({"reasoning": {"effort": "do it now, please, all of it"}}, "reasoning.effort"),
         ({"reasoning": {"context": "all"}}, "reasoning.context"),
         ({"include": ["file_search_call.results"]}, "include"),
+        ({"include": [{}]}, "include"),
         ({"include": "x"}, "include"),
         ({"tools": [{"type": "function", "name": "a"}, {"type": "mcp"}]}, "tools[1].type"),
+        ({"tools": [{"type": {}}]}, "tools[0].type"),
         ({"tools": {}}, "tools"),
         ({"text": {"other": 1}}, "text.other"),
         ({"text": 1}, "text"),
