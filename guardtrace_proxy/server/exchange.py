@@ -45,12 +45,14 @@ class Exchange:
         sessions: dict[int, Session],
         *,
         open_session: Callable[[int], Awaitable[Session]],
+        rest: Callable[[], Sequence[Event | MoreText]],
         close_upstream: Callable[[], None],
         on_asked: Callable[[StartAudit], None],
         on_decided: Callable[[Decided], None],
     ) -> None:
         """``sessions`` are open already, by choice; ``open_session`` opens the auditor's session of one more choice,
-        which is added to them. Whoever made them closes them.
+        which is added to them. Whoever made them closes them. ``rest`` reads what the reader still keeps back, where
+        the reply is stopped.
         ``on_asked`` is told of every audit, and then ``on_decided`` of its decision."""
         self.rejected: bytes | None = None
         """The body of the HTTP 400 that a cut asks for, where the reply isn't streamed."""
@@ -58,6 +60,7 @@ class Exchange:
         self._plan = plan
         self._sessions = sessions
         self._open_session = open_session
+        self._rest = rest
         self._close_upstream = close_upstream
         self._on_asked = on_asked
         self._on_decided = on_decided
@@ -109,6 +112,7 @@ class Exchange:
             self._close_upstream()
         if self._is_stopped:
             broken = SHUT_DOWN
+            self._receive_rest()
         self._gate.end(time.monotonic(), broken)
         self._read_all.set()
         self._carry_out()
@@ -129,6 +133,12 @@ class Exchange:
             while not gate.wants_reading or self._unsent_bytes > MAX_UNSENT_BYTES:
                 self._room.clear()
                 await self._room.wait()
+
+    def _receive_rest(self) -> None:
+        """Half an event says nothing: that it can't be read is our doing."""
+        for event in self._rest():
+            if event.kind is not EventKind.MALFORMED:
+                self._gate.receive(event, time.monotonic())
 
     async def _audit(self, asked: StartAudit) -> None:
         failure: FailureKind | None = None

@@ -8,6 +8,7 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic import ValidationError
 
 from guardtrace_proxy.policy.schema import Action, CutShape, Mode, OnAuditorFailure, ReasoningField
+from guardtrace_proxy.server.exchange import SHUT_DOWN
 from tests.properties.alphabet import ANALYSIS, known
 from tests.properties.client import Frame
 from tests.properties.events import HEAD
@@ -243,6 +244,8 @@ def streams_end_as_they_should(history: History) -> Iterator[str]:
         yield "a finished stream has no [DONE]"
     if how == "broken" and (dones or not errors or history.frames[-1] is not errors[-1]):
         yield "a broken stream looks finished"
+    if how == "broken" and history.case.ending == "stopped" and SHUT_DOWN not in str(errors[-1:]):
+        yield f"a stream that was stopped ends with {errors[-1:]}"
     if how == "error" and not errors:
         yield "the upstream's error is lost"
 
