@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 
 import anyio
 import anyio.abc
 import structlog
 
 from guardtrace_proxy.auditor.breaker import BreakingPlan
-from guardtrace_proxy.auditor.cascade import within
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, FailureKind, Session
 from guardtrace_proxy.gate import Decided, Reject, Release, StartAudit, StreamGate
+from guardtrace_proxy.server.unopened import UnopenedSession
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke
 from guardtrace_proxy.wire.events import Event, EventKind, MoreText
 
@@ -150,8 +151,7 @@ class Exchange:
         )
         sent = anyio.current_time()
         try:
-            session = await self._session(asked.choice, sent)
-            verdict = await self._plan.judge(session, trace, sent)
+            verdict = await self._plan.judge(self._session(asked.choice), trace, sent)
         except AuditorFailure as error:
             failure = error.kind
             log.warning("audit failed", kind=error.kind.value, error=str(error))
@@ -165,10 +165,9 @@ class Exchange:
             self._gate.audit_failed(asked.id, failure.value, time.monotonic())
         self._carry_out()
 
-    async def _session(self, choice: int, sent: float) -> Session:
+    def _session(self, choice: int) -> Session:
         if choice not in self._sessions:
-            with within(self._plan.timeout_ms, sent):
-                self._sessions[choice] = await self._open_session(choice)
+            self._sessions[choice] = UnopenedSession(partial(self._open_session, choice))
         return self._sessions[choice]
 
     async def _keep_time(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 
@@ -67,5 +68,5 @@ async def _first_session(open_session: OpenSession, choice: int, timeout_ms: int
             return await open_session(choice)
     except DoesNotFit as error:
         raise ApiError(400, str(error), param=error.field, code="does_not_fit_auditor") from None
-    except AuditorFailure as failure:
-        return UnopenedSession(failure)
+    except AuditorFailure:
+        return UnopenedSession(partial(open_session, choice))
