@@ -28,6 +28,27 @@ def hung_up_on(*arguments):
     return real(*arguments)
 serve._serve = hung_up_on
 {GUARDTRACE}"""
+HINDERED = f"""
+import os, sys
+from guardtrace_proxy.cli import serve, workers
+workers.FIRST_PAUSE_SECONDS = workers.LONGEST_PAUSE_SECONDS = 0.1
+hindrance = os.path.join(os.path.dirname(sys.argv[sys.argv.index("--config") + 1]), "hindrance")
+real = serve._serve
+def hindered(*arguments):
+    return serve._did_not_start("the guard is away") if os.path.exists(hindrance) else real(*arguments)
+serve._serve = hindered
+{GUARDTRACE}"""
+"""While there is a file of that name, none starts."""
+TOLD_TO_STOP = f"""
+import os, signal, time
+from guardtrace_proxy.cli import serve
+def told_to_stop(*arguments):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(0.5)
+    return serve._did_not_start("it was told to stop")
+serve._serve = told_to_stop
+{GUARDTRACE}"""
 LONG_PAUSES = f"""
 from guardtrace_proxy.cli import workers
 workers.FIRST_PAUSE_SECONDS = 600.0
@@ -73,6 +94,28 @@ def test_two_serve_one_that_is_killed_is_replaced_and_all_end_together(tmp_path)
     log = running.log.read_text()
     assert "worker ended, another one takes its place" in log
     assert {f'"worker": {number}' in log for number in (0, 1)} == {True}
+
+
+def test_one_that_takes_anothers_place_and_cant_start_is_tried_again_while_the_others_go_on(tmp_path):
+    hindrance = tmp_path / "hindrance"
+    with two_workers(tmp_path, HINDERED) as running:
+        first, second = children(running)
+        hindrance.touch()
+        os.kill(first, signal.SIGKILL)
+        assert eventually(lambda: running.log.read_text().count("The server didn't start") >= 3)
+        assert second in children(running)
+        assert is_fine(running)
+        hindrance.unlink()
+        assert eventually(lambda: running.log.read_text().count("auditor probed") == 3)
+        assert running.stop() == 0
+    assert '"status": 2' in next(
+        line for line in reversed(running.log.read_text().splitlines()) if "worker ended, another one takes" in line
+    )
+
+
+def test_one_that_is_told_to_stop_while_it_starts_is_no_failure(tmp_path):
+    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "http://127.0.0.1:1/v1")
+    assert run("serve", "--config", config, "--port", "0", "--workers", "2", program=TOLD_TO_STOP).returncode == 0
 
 
 def keys(*valid: str) -> dict[str, Any]:
