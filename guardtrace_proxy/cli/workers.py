@@ -40,13 +40,20 @@ class Workers:
     """``serve`` runs a server to its end and returns the exit status; it is called in each worker with its number.
 
     ``refresh`` reads the settings in the parent, so that a worker never begins with older ones than the others have: as
-    files change, and with ``True`` before a worker is started and before SIGHUP is passed on.
+    files change, and with ``True`` before a worker is started and before SIGHUP is passed on. ``let_go`` closes what
+    workers are given, since a connection that nobody accepts is made as long as any process has the port.
     """
 
     def __init__(
-        self, count: int, serve: Callable[[int], int], stop_seconds: float, refresh: Callable[[bool], None]
+        self,
+        count: int,
+        serve: Callable[[int], int],
+        stop_seconds: float,
+        refresh: Callable[[bool], None],
+        let_go: Callable[[], None],
     ) -> None:
         self._serve = serve
+        self._let_go = let_go
         self._stop_seconds = stop_seconds
         self._refresh = refresh
         self._by_pid: dict[int, int] = {}
@@ -167,6 +174,7 @@ class Workers:
 
     def _stop(self) -> None:
         self._due.clear()
+        self._let_go()
         self._pass_on(signal.SIGTERM)
         if self._kill_at is None:
             self._kill_at = time.monotonic() + self._stop_seconds

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import yaml
 
 from tests.cli.serving import GUARDTRACE, Serving, run, serving, write_config
-from tests.server.scripted import SSE_HEAD, by_word, judging, model_server, stream
+from tests.server.scripted import SSE_HEAD, by_word, held_up, judging, model_server, stream
 from tests.waiting import eventually
 
 FRAMES = stream("All is quite fine with this one here.", "Four.")
@@ -175,6 +178,32 @@ def test_each_reloads_on_sighup(tmp_path):
         running.process.send_signal(signal.SIGHUP)
         assert eventually(lambda: running.log.read_text().count("settings reloaded") >= 2)
         assert is_fine(running)
+
+
+def test_told_to_stop_they_take_no_connection_while_what_runs_goes_on(tmp_path):
+    end = threading.Event()
+    with (
+        model_server(held_up(FRAMES, end)) as upstream,
+        model_server(judging(by_word)) as auditor,
+        serving(write_config(tmp_path, upstream.url, auditor.url), "--workers", "2") as running,
+    ):
+        url = running.url + "/v1/chat/completions"
+        with httpx.stream("POST", url, json=ASK, trust_env=False, timeout=30) as reply:
+            running.process.send_signal(signal.SIGTERM)
+            assert eventually(lambda: not takes_connections(running), 10)
+            assert running.process.poll() is None
+            end.set()
+            assert reply.read() == b"".join(FRAMES)
+        assert running.process.wait(30) == 0
+
+
+def takes_connections(running: Serving) -> bool:
+    address = urlsplit(running.url)
+    try:
+        with socket.create_connection((address.hostname, address.port), 5):
+            return True
+    except ConnectionRefusedError:
+        return False
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
