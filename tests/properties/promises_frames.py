@@ -219,9 +219,20 @@ def cuts_have_their_reasons(history: History) -> Iterator[str]:
         failed = [each for each in own if each.answered != NEVER and each.mark is None]
         suspects = [each for each in own if each.action in (Action.REDACT, Action.FLAG)]
         lets_go = history.policy.on_auditor_failure is OnAuditorFailure.RELEASE
+        fatal = [each for each in failed if not lets_go or _is_in_doubt(history, own, each)]
         calls = any(history.cells[char].text.path[0] == "tool_calls" for each in own for char in each.new)
-        if not (failed and (suspects or not lets_go)) and not (calls and suspects):
+        if not fatal and not (calls and suspects):
             yield f"choice {index} was cut for nothing"
+
+
+def _is_in_doubt(history: History, own: list[Hearing], failed: Hearing) -> bool:
+    """Whether an audit before it flagged the text in question, and nothing was done yet: the hit wasn't confirmed, or
+    its unsafe sentences were being searched for."""
+    before = [each for each in own if each.answered < failed.at]
+    if history.policy.redaction.localize and any(each.action is Action.REDACT for each in before):
+        return True
+    unconfirmed = history.policy.decision.confirmations > 1 and bool(before)
+    return unconfirmed and before[-1].action in (Action.REDACT, Action.FLAG, Action.CUT)
 
 
 def streams_end_as_they_should(history: History) -> Iterator[str]:
