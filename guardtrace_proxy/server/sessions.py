@@ -12,7 +12,7 @@ from guardtrace_proxy.auditor.cascade import within
 from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, DoesNotFit, Session
 from guardtrace_proxy.images import RequestImage
-from guardtrace_proxy.server.about import About
+from guardtrace_proxy.server.about import About, of_choice
 from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.unopened import UnopenedSession
@@ -33,7 +33,7 @@ def opener(
     ]
 
     async def open_session(choice: int) -> Session:
-        session = await auditor.open(queries[choice // request.n])
+        session = await auditor.open(of_choice(queries, choice, request.n))
         if request.prefill is None or opening is None:
             return session
         try:
