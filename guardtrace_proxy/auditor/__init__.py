@@ -40,7 +40,7 @@ def make_auditor(
         ca_file: PEM with the authorities whose certificates it may have, certifi's if None; ``openai`` only.
         api_key: sent as a bearer token; ``openai`` only.
         depth: how audits are asked for: ``label``, ``annotate`` or ``cascade``, which needs both.
-        timeout_ms: one audit's time. Callers keep to it themselves; here it bounds connecting.
+        timeout_ms: one audit's time. Callers keep to it themselves; here it bounds the wait for a connection.
         annotate_max_tokens: tokens that a reply may have.
         max_context: tokens of prompt and reply, 8192 if None; never more than the checkpoint's own.
         kv_cache_bytes: of all open sessions together, 4 GiB if None; ``transformers`` only.

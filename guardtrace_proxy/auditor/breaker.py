@@ -117,11 +117,6 @@ class BreakingPlan:
     plan: AuditPlan
     breaker: Breaker
 
-    @property
-    def timeout_ms(self) -> int:
-        """One audit's."""
-        return self.plan.timeout_ms
-
     async def judge(self, session: Session, trace: Trace, since: float | None = None) -> Verdict:
         """Audit once; raises AuditorFailure where there is no verdict."""
         with self.breaker.audit(self):

@@ -90,7 +90,8 @@ _read_refusal = msgspec.json.Decoder(_Refusal).decode
 
 
 class GuardServer:
-    """One server with its connections. ``url`` ends in ``/v1``; ``timeout_ms`` bounds connecting alone."""
+    """One server with its connections. ``url`` ends in ``/v1``; ``timeout_ms`` bounds connecting alone, and the wait
+    for one of its connections."""
 
     def __init__(self, url: str, *, ca_file: str | None, api_key: str | None, timeout_ms: int) -> None:
         self.url = url.rstrip("/")

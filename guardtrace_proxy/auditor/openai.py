@@ -42,6 +42,8 @@ LONG_QUERY = 100_000
 """Characters from which on a query is fitted in a thread: it takes milliseconds."""
 BYTES_GROWN_BY_QUOTING = 2
 """Quoting of labels and breaking up of control tokens make a text at most twice as long."""
+START_SECONDS = 5.0
+"""How long the start waits to be told what the server can do."""
 RELEARN_SECONDS = 10.0
 """A server that refuses an audit is asked again what it can do, but not more often than this."""
 
@@ -84,7 +86,7 @@ class OpenAIAuditor:
         self._image_check = ImageCheck(self._server, self.name)
         await self._server.start()
         try:
-            with anyio.fail_after(self._server.timeout):
+            with anyio.fail_after(min(self._server.timeout, START_SECONDS)):
                 found = await self.abilities()
         except (AuditorFailure, TimeoutError):
             return  # it is asked again before the first audit

@@ -102,7 +102,7 @@ def serve(
     if workers == 1:
         sys.exit(work(0))
     stop_seconds = settings.server.drain_ms / 1000 + LAST_SECONDS + 4 * CLOSE_SECONDS
-    sys.exit(Workers(workers, work, stop_seconds, files.refresh).run())
+    sys.exit(Workers(workers, work, stop_seconds, files.refresh, listener.close).run())
 
 
 def _most_connections() -> int:

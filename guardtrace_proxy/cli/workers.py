@@ -25,7 +25,7 @@ from guardtrace_proxy.server.reload import POLL_SECONDS
 log = structlog.get_logger("guardtrace")
 
 DID_NOT_START = 2
-"""The exit status of a worker whose server didn't start: another one wouldn't either."""
+"""The exit status of a worker whose server didn't start."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 30.0
 """Before a worker that died is replaced; doubled where its successor dies soon."""
 LIVED_SECONDS = 60.0
@@ -40,18 +40,26 @@ class Workers:
     """``serve`` runs a server to its end and returns the exit status; it is called in each worker with its number.
 
     ``refresh`` reads the settings in the parent, so that a worker never begins with older ones than the others have: as
-    files change, and with ``True`` before a worker is started and before SIGHUP is passed on.
+    files change, and with ``True`` before a worker is started and before SIGHUP is passed on. ``let_go`` closes what
+    workers are given, since a connection that nobody accepts is made as long as any process has the port.
     """
 
     def __init__(
-        self, count: int, serve: Callable[[int], int], stop_seconds: float, refresh: Callable[[bool], None]
+        self,
+        count: int,
+        serve: Callable[[int], int],
+        stop_seconds: float,
+        refresh: Callable[[bool], None],
+        let_go: Callable[[], None],
     ) -> None:
         self._serve = serve
+        self._let_go = let_go
         self._stop_seconds = stop_seconds
         self._refresh = refresh
         self._by_pid: dict[int, int] = {}
         self._began: dict[int, float] = {}
         self._due = dict.fromkeys(range(count), 0.0)
+        self._restarted: set[int] = set()
         self._pauses = dict.fromkeys(range(count), FIRST_PAUSE_SECONDS)
         self._signals: list[int] = []
         self._kill_at: float | None = None
@@ -59,7 +67,8 @@ class Workers:
         self._woken, self._wakes = socket.socketpair()
 
     def run(self) -> int:
-        """Until all have ended after SIGTERM or SIGINT, or one couldn't start; returns the exit status."""
+        """Until all have ended after SIGTERM or SIGINT, or because one couldn't start at first; returns the exit
+        status."""
         self._woken.setblocking(False)
         self._wakes.setblocking(False)
         signal.set_wakeup_fd(self._wakes.fileno(), warn_on_full_buffer=False)
@@ -144,14 +153,18 @@ class Workers:
             if worker is None:  # the first process of a container is given others' children
                 continue
             ended = os.waitstatus_to_exitcode(waited)
-            if ended == DID_NOT_START:
+            if self._kill_at is not None:
+                continue
+            # Where one has been running before, what hinders the next may pass, and the others go on.
+            if ended == DID_NOT_START and worker not in self._restarted:
                 self._status = DID_NOT_START
                 self._stop()
-            elif self._kill_at is None:
+            else:
                 self._replace(worker, pid, ended)
 
     def _replace(self, worker: int, pid: int, ended: int) -> None:
         now = time.monotonic()
+        self._restarted.add(worker)
         if now - self._began[worker] >= LIVED_SECONDS:
             self._pauses[worker] = FIRST_PAUSE_SECONDS
         pause = self._pauses[worker]
@@ -161,6 +174,7 @@ class Workers:
 
     def _stop(self) -> None:
         self._due.clear()
+        self._let_go()
         self._pass_on(signal.SIGTERM)
         if self._kill_at is None:
             self._kill_at = time.monotonic() + self._stop_seconds

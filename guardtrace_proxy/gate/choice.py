@@ -67,6 +67,8 @@ class Choice:
         self._search: Search | None = None
         self._hits = 0
         """Verdicts in a row that ask for an action."""
+        self._suspects = False
+        """Whether the text in question was flagged and nothing done yet: what fails later is no reason to let it go."""
         self._retries = Retries(policy.hold_limit_ms / 1000)
 
     # What comes in
@@ -201,11 +203,6 @@ class Choice:
 
     # Inside: from a verdict to an action
 
-    @property
-    def _suspects(self) -> bool:
-        """Whether the text in question was flagged already: what fails later is no reason to let it go."""
-        return self._search is not None or self._hits > 0
-
     def _act(self, chunk: Chunk, decision: Decision) -> Decision | None:
         """Do what a verdict asks for; None where it takes another verdict first."""
         self._hits = 0 if decision.action is Action.PASS else self._hits + 1
@@ -213,6 +210,7 @@ class Choice:
             return self._narrow(self._search, chunk, decision)
         confirmed = self._search is not None or self._hits >= self._policy.decision.confirmations
         if self._hits and not confirmed and self.tape.can_grow(chunk, self.ended):
+            self._suspects = True
             self.leave.stop(self.released)
             self.state = follow(self.state, Input.UNCONFIRMED)
             return None
@@ -229,7 +227,7 @@ class Choice:
                 continues=self.overlay.continues(self.tape.judged, chunk.phase),
             )
             if search.can_narrow:
-                self._search = search
+                self._search, self._suspects = search, True
                 self.state = follow(self.state, Input.FLAGGED)
                 return decision
         self.tape.redact_chunk(chunk, self.released)
@@ -296,7 +294,7 @@ class Choice:
         """After a verdict that didn't cut: what may leave now, and what the machine does next."""
         if self.state is not State.AUDITING:
             return
-        self._chunk = self._search = None
+        self._chunk, self._search, self._suspects = None, None, False
         self.tape.skip_tags()
         self.leave.recount(self.tape)
         self.state = follow(self.state, Input.SOME_JUDGED if self.tape.waiting else Input.ALL_JUDGED)

@@ -33,6 +33,12 @@ class HeldPart(NamedTuple):
         # Tokens that run ahead of their text wait for it, or for the choice's end where it never comes.
         return end + part.unsaid <= clear or choice.is_over
 
+    def is_read(self) -> bool:
+        """Whether all that it carries is on the tape: tokens may run ahead of their text, and what could become a tag
+        waits for its rest."""
+        choice, _, end, part = self
+        return end + (0 if choice.ended else part.unsaid) <= choice.tape.end
+
     def placed(self) -> Iterator[tuple[Span, int]]:
         """The spans, each with its offset on the tape."""
         offset = self.start
@@ -163,11 +169,10 @@ class HoldQueue:
         if not replaced:
             kept.append(frames())
 
-    def drop_unsaid(self) -> None:
-        """Drop tokens whose text hasn't come: the upstream isn't read any more, so nobody will judge it."""
-        self._divide_runs()
+    def drop_unread(self) -> None:
+        """Drop what nobody will judge, since nothing comes any more that would bring it onto a tape."""
         for held in [held for held in self._items if isinstance(held, HeldEvent)]:
-            for part in [part for part in held.parts if part.end + part.part.unsaid > part.choice.received]:
+            for part in [part for part in held.parts if not part.is_read()]:
                 held.drop(part.choice)
             if held.trimmed and not held.parts:
                 self.held_bytes -= len(held.event.raw)

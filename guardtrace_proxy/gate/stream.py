@@ -138,7 +138,7 @@ class StreamGate:
         elif event.kind is EventKind.ERROR:
             self._saw_error = True
             self._queue.push(HeldEvent(event, []))
-            self._choices.end()
+            self._end_choices()
         else:
             self._break_off(event.detail or MALFORMED)
         self._go_on(now)
@@ -158,23 +158,11 @@ class StreamGate:
 
     def judged(self, audit: int, verdict: Verdict, now: float) -> None:
         """The auditor answered the audit with this id."""
-        self._take_run()
-        for choice in self._choices:
-            decided = choice.judged(audit, verdict, now)
-            if decided is not None:
-                self._follow_decision(choice, decided)
-                break
-        self._go_on(now)
+        self._decide(lambda choice: choice.judged(audit, verdict, now), now)
 
     def audit_failed(self, audit: int, failure: str, now: float) -> None:
         """The auditor failed at the audit with this id; ``failure`` is a short word for records."""
-        self._take_run()
-        for choice in self._choices:
-            decided = choice.audit_failed(audit, failure, now)
-            if decided is not None:
-                self._follow_decision(choice, decided)
-                break
-        self._go_on(now)
+        self._decide(lambda choice: choice.audit_failed(audit, failure, now), now)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -195,6 +183,7 @@ class StreamGate:
                 choice.expect_text()
             if part.finish_reason is not None:
                 self._choices.note_over(part.index)
+            if part.finish_reason is not None or not event.raw:  # without bytes: what the reader had kept back
                 choice.end()
             if choice.cut_by is None:
                 held.append(HeldPart(choice, start, choice.received, part))
@@ -224,16 +213,27 @@ class StreamGate:
     def _break_off(self, why: str) -> None:
         """What is held is still judged, and released or dropped; then an error, and never an end that looks whole."""
         self.wants_upstream = False
-        self._end_with_error(why)
-
-    def _end_with_error(self, why: str) -> None:
         self._end(lambda: self._writer.error(why, "upstream_error", "upstream_error"))
 
     def _end(self, last_words: Callable[[], bytes]) -> None:
         self._ending.set(last_words)
+        self._end_choices()
+
+    def _end_choices(self) -> None:
+        self._queue.drop_unread()
         self._choices.end()
 
     # Inside: decisions
+
+    def _decide(self, decision: Callable[[Choice], Decided | None], now: float) -> None:
+        """``decision`` is of the choice whose audit it was, and None of any other."""
+        self._take_run()
+        for choice in self._choices:
+            decided = decision(choice)
+            if decided is not None:
+                self._follow_decision(choice, decided)
+                break
+        self._go_on(now)
 
     def _follow_decision(self, choice: Choice, decided: Decided) -> None:
         self._outputs.append(decided)
@@ -262,7 +262,6 @@ class StreamGate:
         self._ending.cut()
         if not self._ending.is_known:
             self.wants_upstream = False
-            self._queue.drop_unsaid()
             self._end(self._writer.done)
 
     def _stop_all(self, choice: Choice) -> None:
@@ -305,7 +304,7 @@ class StreamGate:
         if self.wants_reading or self._ending.is_known or not self._choices.are_settled:
             return
         self._drop_held()
-        self._end_with_error(TOO_MUCH_HELD)
+        self._break_off(TOO_MUCH_HELD)
 
     def _release_completion(self) -> None:
         held = self._queue.completion()

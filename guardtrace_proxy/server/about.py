@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from guardtrace_proxy.wire.request import Turns
+
+Each = TypeVar("Each")
+
+
+def of_choice(queries: Sequence[Each], choice: int, n: int) -> Each:
+    """The query that a choice replies to. Of several each has ``n`` choices; one that nobody asked for is judged as the
+    last one's."""
+    return queries[min(choice // n, len(queries) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,4 +40,4 @@ class About:
 
     def turns(self, choice: int) -> Turns:
         """The conversation that a choice replies to."""
-        return self.queries[choice // self.n]
+        return of_choice(self.queries, choice, self.n)

@@ -91,6 +91,7 @@ async def answer(
                 service.plan_for(policy),
                 sessions,
                 open_session=open_session,
+                rest=reply.end,
                 close_upstream=source.close,
                 on_asked=record.asked,
                 on_decided=decided,

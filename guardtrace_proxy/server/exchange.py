@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 
 import anyio
 import anyio.abc
 import structlog
 
 from guardtrace_proxy.auditor.breaker import BreakingPlan
-from guardtrace_proxy.auditor.cascade import within
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, FailureKind, Session
 from guardtrace_proxy.gate import Decided, Reject, Release, StartAudit, StreamGate
+from guardtrace_proxy.server.unopened import UnopenedSession
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke
 from guardtrace_proxy.wire.events import Event, EventKind, MoreText
 
@@ -45,12 +46,14 @@ class Exchange:
         sessions: dict[int, Session],
         *,
         open_session: Callable[[int], Awaitable[Session]],
+        rest: Callable[[], Sequence[Event | MoreText]],
         close_upstream: Callable[[], None],
         on_asked: Callable[[StartAudit], None],
         on_decided: Callable[[Decided], None],
     ) -> None:
         """``sessions`` are open already, by choice; ``open_session`` opens the auditor's session of one more choice,
-        which is added to them. Whoever made them closes them.
+        which is added to them. Whoever made them closes them. ``rest`` reads what the reader still keeps back, where
+        the reply is stopped.
         ``on_asked`` is told of every audit, and then ``on_decided`` of its decision."""
         self.rejected: Reject | None = None
         """What a cut asks to be answered with in place of the reply, where that isn't streamed."""
@@ -58,6 +61,7 @@ class Exchange:
         self._plan = plan
         self._sessions = sessions
         self._open_session = open_session
+        self._rest = rest
         self._close_upstream = close_upstream
         self._on_asked = on_asked
         self._on_decided = on_decided
@@ -109,6 +113,7 @@ class Exchange:
             self._close_upstream()
         if self._is_stopped:
             broken = SHUT_DOWN
+            self._receive_rest()
         self._gate.end(time.monotonic(), broken)
         self._read_all.set()
         self._carry_out()
@@ -130,6 +135,12 @@ class Exchange:
                 self._room.clear()
                 await self._room.wait()
 
+    def _receive_rest(self) -> None:
+        """Half an event says nothing: that it can't be read is our doing."""
+        for event in self._rest():
+            if event.kind is not EventKind.MALFORMED:
+                self._gate.receive(event, time.monotonic())
+
     async def _audit(self, asked: StartAudit) -> None:
         failure: FailureKind | None = None
         trace = Trace(
@@ -140,8 +151,7 @@ class Exchange:
         )
         sent = anyio.current_time()
         try:
-            session = await self._session(asked.choice, sent)
-            verdict = await self._plan.judge(session, trace, sent)
+            verdict = await self._plan.judge(self._session(asked.choice), trace, sent)
         except AuditorFailure as error:
             failure = error.kind
             log.warning("audit failed", kind=error.kind.value, error=str(error))
@@ -155,10 +165,9 @@ class Exchange:
             self._gate.audit_failed(asked.id, failure.value, time.monotonic())
         self._carry_out()
 
-    async def _session(self, choice: int, sent: float) -> Session:
+    def _session(self, choice: int) -> Session:
         if choice not in self._sessions:
-            with within(self._plan.timeout_ms, sent):
-                self._sessions[choice] = await self._open_session(choice)
+            self._sessions[choice] = UnopenedSession(partial(self._open_session, choice))
         return self._sessions[choice]
 
     async def _keep_time(self) -> None:

@@ -57,6 +57,7 @@ def auditor_from(settings: AuditorSettings, environ: Mapping[str, str]) -> Audit
             ca_file=guard.ca_file,
             api_key=environ.get(guard.api_key_env) if guard.api_key_env else None,
             depth=settings.depth,
+            timeout_ms=settings.annotate_timeout_ms or settings.timeout_ms,
             annotate_max_tokens=guard.annotate_max_tokens,
             max_context=guard.max_context,
             kv_cache_bytes=guard.kv_cache_bytes,

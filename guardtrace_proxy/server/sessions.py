@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 
@@ -11,7 +12,7 @@ from guardtrace_proxy.auditor.cascade import within
 from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, DoesNotFit, Session
 from guardtrace_proxy.images import RequestImage
-from guardtrace_proxy.server.about import About
+from guardtrace_proxy.server.about import About, of_choice
 from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.unopened import UnopenedSession
@@ -32,7 +33,7 @@ def opener(
     ]
 
     async def open_session(choice: int) -> Session:
-        session = await auditor.open(queries[choice // request.n])
+        session = await auditor.open(of_choice(queries, choice, request.n))
         if request.prefill is None or opening is None:
             return session
         try:
@@ -67,5 +68,5 @@ async def _first_session(open_session: OpenSession, choice: int, timeout_ms: int
             return await open_session(choice)
     except DoesNotFit as error:
         raise ApiError(400, str(error), param=error.field, code="does_not_fit_auditor") from None
-    except AuditorFailure as failure:
-        return UnopenedSession(failure)
+    except AuditorFailure:
+        return UnopenedSession(partial(open_session, choice))

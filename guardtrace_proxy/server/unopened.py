@@ -1,24 +1,38 @@
-"""A session that couldn't be opened: each of its audits fails, so that the policy decides what becomes of the reply."""
+"""A session that isn't open yet, or couldn't be opened: each of its audits tries to, until that works.
+
+So opening is a part of the audit: it has that one's time, it counts with the breaker, and where it fails the policy
+decides what becomes of the reply.
+"""
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Awaitable, Callable
 
 from guardtrace_proxy.auditor.prompt import Trace
-from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth
+from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, DoesNotFit, FailureKind, Session
+from guardtrace_proxy.policy.levels import Verdict
 
 
 class UnopenedSession:
-    """Stands for the session of an auditor that broke down before the first audit."""
+    """Stands for the session that ``open_session`` opens."""
 
-    capacity = 4096
+    capacity = 512
+    """What a context of 4,608 tokens takes beside the longest query."""
 
-    def __init__(self, failure: AuditorFailure) -> None:
-        self._failure = failure
+    def __init__(self, open_session: Callable[[], Awaitable[Session]]) -> None:
+        self._open = open_session
+        self._session: Session | None = None
 
-    async def judge(self, trace: Trace, depth: Depth) -> NoReturn:
-        """Raise what went wrong."""
-        raise self._failure
+    async def judge(self, trace: Trace, depth: Depth) -> Verdict:
+        """Judge it, after opening the session where nobody has."""
+        if self._session is None:
+            try:
+                self._session = await self._open()
+            except DoesNotFit as error:  # the reply has begun, so it's too late to refuse the request
+                raise AuditorFailure(FailureKind.OUTGROWN, str(error)) from None
+        return await self._session.judge(trace, depth)
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Close what was opened."""
+        if self._session is not None:
+            await self._session.aclose()

@@ -13,13 +13,14 @@ from guardtrace_proxy.wire.tags import ThinkingStyle
 class ChoiceReader:
     """What is remembered of one choice between events. ``tagged`` is the field in which thinking tags may stand."""
 
-    __slots__ = ("ahead", "latches", "tagged", "tags")
+    __slots__ = ("_has_sampled", "ahead", "latches", "tagged", "tags")
 
     def __init__(self, style: ThinkingStyle, tagged: str = "content") -> None:
         self.tagged = tagged
         self.tags = style.tag_reader()
         self.latches = style.style == "auto"
         self.ahead = TokensAhead()
+        self._has_sampled = False
 
     def follow(
         self, found: list[Found], sampled: Sequence[str] | None, token_ids: Sequence[int] | None, finished: bool
@@ -31,6 +32,7 @@ class ChoiceReader:
             sampled, has_ids = None, True
         if sampled is not None:
             self.ahead.sample(texts if sampled else ())
+            self._has_sampled = True
         for _, span in found:
             # A field that nobody knows may hold anything: it counts where it says just what was sampled.
             if span.kind is not SpanKind.OTHER or self.ahead.text.startswith(span.text):
@@ -44,13 +46,15 @@ class ChoiceReader:
         """What was sampled and will never be said."""
         found = tokens_alone(self.ahead.text)
         self.ahead = TokensAhead()
+        self._has_sampled = False
         return found
 
     def rest(self, index: int) -> ChoicePart | None:
-        """What could have become a tag, and tokens without text, where nothing comes any more."""
-        found = self.left()
+        """What could have become a tag, and tokens without text, where nothing comes any more. Tokens that have no text
+        have an empty part: nobody need wait for it."""
+        is_due, found = self._has_sampled, self.left()
         segments = self.segments(found, finished=True)
-        return ChoicePart(index, [span for _, span in found], segments) if segments else None
+        return ChoicePart(index, [span for _, span in found], segments) if segments or is_due else None
 
     def segments(self, found: Sequence[Found], finished: bool) -> list[Segment]:
         """The segments that are certain with these spans."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import sys
@@ -14,7 +15,7 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
-from guardtrace_proxy.auditor import make_auditor
+from guardtrace_proxy.auditor import guard_server, make_auditor, openai
 from guardtrace_proxy.auditor.guard_server import MAX_REPLY_BYTES
 from guardtrace_proxy.auditor.openai import OpenAIAuditor, OpenAISession
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, Turn
@@ -228,6 +229,52 @@ def test_a_file_of_authorities_that_cant_be_used_ends_the_start(tmp_path: Path) 
     ca_file.write_text("no certificate")
     with pytest.raises(AuditorSettingsError, match=r"auditor\.ca_file: .*ca\.pem holds no certificate"):
         judged_by(answering(completion(GOOD)), ca_file=str(ca_file))
+
+
+def test_a_server_that_hangs_holds_the_start_up_for_a_moment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "START_SECONDS", 0.2)
+
+    async def run() -> None:
+        async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(hang, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        auditor = make_auditor("openai", model="guard", base_url=url, timeout_ms=60_000)
+        with anyio.fail_after(20):
+            await auditor.start()
+        await auditor.aclose()
+        server.close()
+
+    asyncio.run(run())
+
+
+def test_audits_wait_for_a_connection_as_long_as_they_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_server, "MAX_CONNECTIONS", 1)
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        await anyio.sleep(0.5)
+        return web.json_response(completion(GOOD))
+
+    async def kinds(timeout_ms: int) -> list[FailureKind | None]:
+        found: list[FailureKind | None] = []
+
+        async def ask(auditor: OpenAIAuditor) -> None:
+            try:
+                await (await auditor.open(ASKED)).judge(TRACE, Depth.ANNOTATE)
+                found.append(None)
+            except AuditorFailure as failed:
+                found.append(failed.kind)
+
+        async with served(slow, timeout_ms=timeout_ms) as auditor, anyio.create_task_group() as group:
+            await auditor.abilities()
+            for _ in range(2):
+                group.start_soon(ask, auditor)
+        return sorted(found, key=str)
+
+    assert anyio.run(kinds, 300) == [FailureKind.TIMEOUT, None]
+    assert anyio.run(kinds, 60_000) == [None, None]
 
 
 def test_a_cancelled_audit_closes_its_connection() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from guardtrace_proxy.wire.events import Event, EventKind, Phase
-from tests.gate.plain import DONE, HARMFUL, SAFE, Driver, policy, text
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment
+from tests.gate.plain import DONE, HARMFUL, SAFE, Driver, inline, policy, text
 
 TEN = "x" * 40
 ERROR = Event(EventKind.ERROR, b"error:503\n")
+AHEAD = Event(EventKind.CHUNK, b"TOKENS\n", [ChoicePart(0, [], [], unsaid=5)])
+"""Tokens that come before their text."""
 
 
 def test_done_leaves_behind_the_last_verdict_on_what_ran_ahead() -> None:
@@ -35,3 +37,41 @@ def test_the_usage_stands_behind_the_last_cut_even_of_text_behind_its_finish() -
     driver.answer(HARMFUL)
     driver.answer(HARMFUL)
     assert driver.sent.splitlines()[-2].startswith(b"usage:")
+
+
+def test_tokens_whose_text_nobody_judged_are_dropped_where_the_reply_breaks_off() -> None:
+    """Whoever drives the gate may have forgotten what the reader still kept back."""
+    driver = Driver()
+    driver.receive(text(TEN), AHEAD)
+    driver.end("stopped")
+    driver.answer_all(SAFE)
+    assert driver.sent == text(TEN).raw + b"error:upstream_error\n"
+
+
+def test_tokens_of_which_the_reader_says_that_no_text_comes_leave_where_the_reply_breaks_off() -> None:
+    driver = Driver()
+    driver.receive(text(TEN), AHEAD, Event(EventKind.CHUNK, b"", [ChoicePart(0, [], [])]))
+    driver.end("stopped")
+    driver.answer_all(SAFE)
+    assert driver.sent == text(TEN).raw + AHEAD.raw + b"error:upstream_error\n"
+
+
+def test_what_could_have_become_a_tag_keeps_no_reply_open() -> None:
+    driver = Driver()
+    driver.receive(inline("if a <", [Segment(Phase.ANSWERING, "if a ")]))
+    driver.end("stopped")
+    driver.answer_all(SAFE)
+    assert driver.gate.finished
+    assert driver.sent == b"error:upstream_error\n"
+
+
+def test_neither_does_it_in_a_choice_that_goes_on_behind_the_last_cut() -> None:
+    driver = Driver()
+    nobody_asked = inline("if a <", [Segment(Phase.ANSWERING, "if a ")])
+    nobody_asked.parts[0].index = 1
+    driver.receive(nobody_asked, text("bad " * 16))
+    driver.answer(HARMFUL)
+    driver.answer_all(SAFE)
+    driver.tick(1)
+    driver.answer_all(SAFE)
+    assert driver.gate.finished

@@ -285,6 +285,30 @@ def test_a_failure_after_an_unconfirmed_hit_never_releases() -> None:
     assert b"aaa" not in driver.sent
 
 
+@pytest.mark.parametrize("action", ["flag", "redact"])
+@pytest.mark.parametrize("confirmations", [1, 2])
+@pytest.mark.parametrize("localize", [False, True])
+def test_a_failure_after_a_hit_that_was_acted_on_releases_what_came_since(
+    action: str, confirmations: int, localize: bool
+) -> None:
+    rules = policy(
+        actions={"potentially_harmful": action},
+        decision={"confirmations": confirmations},
+        redaction={"localize": localize},
+        on_auditor_failure="release",
+    )
+    driver = Driver(rules)
+    for _ in range(confirmations):
+        driver.receive(text("It is bad. " * 8))
+        driver.answer(MAYBE)
+    while driver.audits:
+        driver.answer(MAYBE)
+    driver.receive(text("c" * 200))
+    driver.answer(None)
+    assert b":cut:" not in driver.sent
+    assert driver.sent.endswith(b"0:note:release:\n" + text("c" * 200).raw)
+
+
 # localize
 
 

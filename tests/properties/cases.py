@@ -75,6 +75,7 @@ def draw_case(source: Source) -> Case:
             for _ in range(time.number(1, 6))
         ],
         late=time.pick(0.0, 0.0, 0.03),
+        ends_after=time.pick(0.0, 0.05, 0.7, 4.0) if ending == "stopped" else 0.0,
         reply=reply,
     )
 
@@ -167,7 +168,7 @@ def interleaved(draw: Draw, beats: dict[int, list[Part]]) -> list[list[Part]]:
 
 def with_ending(draw: Draw, manner: Manner, events: list[Sent]) -> tuple[list[Sent], str]:
     """How the stream ends, well or not."""
-    kind = draw.pick(*["well"] * 12, "truncated", "broken", "error", "malformed")
+    kind = draw.pick(*["well"] * 12, "truncated", "broken", "stopped", "error", "malformed")
     if kind == "well":
         return events, "closed"
     at = draw.number(0, len(events) - manner.done)
@@ -184,7 +185,7 @@ def with_ending(draw: Draw, manner: Manner, events: list[Sent]) -> tuple[list[Se
         raw = events[at].raw
         if events[at].kind == "chunk":
             kept = [*kept, Sent("malformed", raw[: draw.number(8, len(raw) - 6)])]
-    return kept, "closed" if kind == "truncated" else "broken"
+    return kept, "closed" if kind == "truncated" else kind
 
 
 def settle_tokens(events: list[Sent]) -> None:

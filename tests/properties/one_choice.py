@@ -36,7 +36,7 @@ def case_of(main: Draw, policy: Policy, frames: list[bytes], whole: bytes | None
     if whole is not None:
         frames = [whole]
     elif main.chance(15):
-        frames, ending = frames[: main.number(0, len(frames) - 1)], main.pick("closed", "broken")
+        frames, ending = frames[: main.number(0, len(frames) - 1)], main.pick("closed", "broken", "stopped")
     events = [Sent("chunk", frame) for frame in frames]
     time = main.section("time")
     return Case(
@@ -58,6 +58,7 @@ def case_of(main: Draw, policy: Policy, frames: list[bytes], whole: bytes | None
             for _ in range(time.number(1, 6))
         ],
         late=time.pick(0.0, 0.0, 0.03),
+        ends_after=time.pick(0.0, 0.05, 0.7, 4.0) if ending == "stopped" else 0.0,
         reply=reply,
     )
 

@@ -8,6 +8,7 @@ from openai.types.chat import ChatCompletionChunk
 from pydantic import ValidationError
 
 from guardtrace_proxy.policy.schema import Action, CutShape, Mode, OnAuditorFailure, ReasoningField
+from guardtrace_proxy.server.exchange import SHUT_DOWN
 from tests.properties.alphabet import ANALYSIS, known
 from tests.properties.client import Frame, texts
 from tests.properties.events import HEAD
@@ -223,9 +224,20 @@ def cuts_have_their_reasons(history: History) -> Iterator[str]:
         failed = [each for each in own if each.answered != NEVER and each.mark is None]
         suspects = [each for each in own if each.action in (Action.REDACT, Action.FLAG)]
         lets_go = history.policy.on_auditor_failure is OnAuditorFailure.RELEASE
+        fatal = [each for each in failed if not lets_go or _is_in_doubt(history, own, each)]
         calls = any(history.cells[char].text.path[0] == "tool_calls" for each in own for char in each.new)
-        if not (failed and (suspects or not lets_go)) and not (calls and suspects):
+        if not fatal and not (calls and suspects):
             yield f"choice {index} was cut for nothing"
+
+
+def _is_in_doubt(history: History, own: list[Hearing], failed: Hearing) -> bool:
+    """Whether an audit before it flagged the text in question, and nothing was done yet: the hit wasn't confirmed, or
+    its unsafe sentences were being searched for."""
+    before = [each for each in own if each.answered < failed.at]
+    if history.policy.redaction.localize and any(each.action is Action.REDACT for each in before):
+        return True
+    unconfirmed = history.policy.decision.confirmations > 1 and bool(before)
+    return unconfirmed and before[-1].action in (Action.REDACT, Action.FLAG, Action.CUT)
 
 
 def streams_end_as_they_should(history: History) -> Iterator[str]:
@@ -248,6 +260,8 @@ def streams_end_as_they_should(history: History) -> Iterator[str]:
         yield "a finished stream has no [DONE]"
     if how == "broken" and (dones or not errors or history.frames[-1] is not errors[-1]):
         yield "a broken stream looks finished"
+    if how == "broken" and history.case.ending == "stopped" and SHUT_DOWN not in str(errors[-1:]):
+        yield f"a stream that was stopped ends with {errors[-1:]}"
     if how == "error" and not errors:
         yield "the upstream's error is lost"
 

@@ -98,7 +98,7 @@ class Case:
     """Whether verdicts come without probabilities."""
     events: list[Sent]
     ending: str
-    """How the connection ends behind the last event: "closed" or "broken"."""
+    """How the connection ends behind the last event: "closed" or "broken"; or "stopped", by the proxy."""
     whole: bytes | None
     """The reply, where it isn't streamed; ``events`` then has one entry."""
     pieces: list[tuple[float, int]]
@@ -107,6 +107,8 @@ class Case:
     """How long audits take and what becomes of them, over and over: "judge", "fail", or a mark's name."""
     late: float
     """How late timers are."""
+    ends_after: float = 0.0
+    """Seconds from the last piece to the end."""
     reply: Callable[[], Reply] | None = None
     """A reader and writer of another dialect than chat completions."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guardtrace_proxy.gate import Reject, Release, StartAudit, StreamGate
-from guardtrace_proxy.server.exchange import BROKE_OFF
+from guardtrace_proxy.server.exchange import BROKE_OFF, SHUT_DOWN
 from guardtrace_proxy.wire.chat import ChatStream
 from guardtrace_proxy.wire.events import EventKind
 from guardtrace_proxy.wire.reply import Reply
@@ -106,7 +106,8 @@ class World:
     def _step(self) -> bool:
         """Whatever happens next; False where nothing does."""
         upcoming: list[tuple[float, int]] = []
-        if self._reading and self.gate.wants_reading:
+        is_stopped = self.case.ending == "stopped" and not self._pieces
+        if self._reading and (self.gate.wants_reading or is_stopped):
             upcoming.append((max(self._next_at, self.now), 0))
         for at, _, _ in self._audits:
             upcoming.append((at, 1))
@@ -127,7 +128,7 @@ class World:
         return True
 
     def _plan_next(self) -> None:
-        self._next_at = self.now + (self._pieces[0][0] if self._pieces else 0.0)
+        self._next_at = self.now + (self._pieces[0][0] if self._pieces else self.case.ends_after)
 
     def _read(self) -> None:
         if self._pieces:
@@ -144,9 +145,10 @@ class World:
         self._reading = False
         self.log.add("over", self.case.ending)
         for event in self.dialect.end():
-            self.gate.receive(event, self.now)
+            if self.case.ending != "stopped" or event.kind is not EventKind.MALFORMED:
+                self.gate.receive(event, self.now)
         self._carry_out()
-        self.gate.end(self.now, BROKE_OFF if self.case.ending == "broken" else None)
+        self.gate.end(self.now, {"broken": BROKE_OFF, "stopped": SHUT_DOWN}.get(self.case.ending))
 
     def _answer(self) -> None:
         at = min(range(len(self._audits)), key=lambda number: self._audits[number][0])

@@ -20,7 +20,7 @@ from tests.asgi.model_servers import Model, guarded, starlette_app
 from tests.cli.serving import Serving, serving, write_config
 from tests.server.dialects import CASES, Case
 from tests.server.running import Running, ask, proxy
-from tests.server.scripted import by_word, completion, http, judging, model_server
+from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, completion, http, judging, model_server
 from tests.waiting import eventually
 
 THINKING = "Well then, one two three four five six seven eight"
@@ -135,6 +135,21 @@ def test_evidence_is_of_what_was_found_and_only_where_asked_for(evidence: str, t
     else:
         assert first.evidence.thinking == "Mail [email] the HINT"
         assert first.evidence.query == "system: Be kind.\nuser: Reach me at [number]."
+
+
+def test_a_choice_that_nobody_asked_for_is_judged_and_recorded_like_those_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    frames = [chunk({"content": "HARM and more"}, "stop", index=1), chunk({"content": "fine"}, "stop"), DONE]
+    with proxy(lambda _: [SSE_HEAD, *frames], config=logging_to(path, evidence="full")) as running:
+        reply = running.raw(ask(stream=True)).text
+    assert "fine" in reply
+    assert "HARM" not in reply
+    assert reply.endswith(DONE.decode())
+    found = {line.choice: line for line in decisions(path)}
+    assert found.keys() == {0, 1}
+    assert (found[1].action, found[1].failure) == ("cut", None)
+    assert found[1].evidence is not None
+    assert found[1].evidence.query == "user: Please help."
 
 
 def test_safe_text_is_no_evidence(tmp_path: Path) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 
 import pytest
 
+from guardtrace_proxy.auditor.breaker import Circuit
+from guardtrace_proxy.auditor.prompt import Query, Trace
+from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind
+from guardtrace_proxy.policy.levels import Level, Verdict
+from guardtrace_proxy.server.service import PROBE
 from tests.server.running import ask, proxy
 from tests.server.scripted import SSE_HEAD, by_word, completion, http, judging, stream
 
@@ -124,3 +130,54 @@ def test_an_error_says_whether_a_verdict_or_the_auditors_failure_asked_for_it():
     *_, last, done, _ = streamed.split("\n\n")
     assert (json.loads(last.removeprefix("data: ")), done) == ({"error": error}, "data: [DONE]")
     assert (whole.status_code, whole.json()["error"]) == (503, error)
+
+
+@dataclass
+class SlowToOpen:
+    """Fails to open as often as ``failures`` says, but for the probe at start. ``opened`` and ``judged`` count."""
+
+    failures: int
+    name: str = "slow"
+    warnings: tuple[str, ...] = ()
+    escalate_at: float | None = None
+    capacity: int = 4096
+    opened: int = 0
+    judged: int = 0
+
+    async def start(self) -> None:
+        pass
+
+    async def open(self, query: Query) -> SlowToOpen:
+        if query.turns != PROBE[0].turns:
+            self.opened += 1
+            if self.opened <= self.failures:
+                raise AuditorFailure(FailureKind.TIMEOUT, "its worker is busy")
+        return self
+
+    async def judge(self, trace: Trace, depth: Depth) -> Verdict:
+        self.judged += trace != PROBE[1]
+        return Verdict(Level.SAFE, analysis="It was read.")
+
+    async def aclose(self) -> None:
+        pass
+
+
+def test_a_session_that_couldnt_be_opened_is_opened_by_a_later_audit():
+    """And the circuit opens and closes with what the auditor says, not with what it once said."""
+    auditor = SlowToOpen(failures=3)
+    config = {"auditor": {"breaker_failures": 1}}
+    policy = {"on_auditor_failure": "hold", "hold_limit_ms": 20_000}
+    with proxy(replay, own_auditor=auditor, policy=policy, config=config) as running:
+        text = running.raw(ask(stream=True)).text
+        assert running.app.service.breaker.circuit is Circuit.CLOSED
+    assert "fine" in text
+    assert "content_filter" not in text
+    assert auditor.opened == 4
+    assert auditor.judged
+
+
+def test_while_no_session_can_be_opened_it_fails_closed():
+    with proxy(replay, own_auditor=SlowToOpen(failures=1000)) as running:
+        text = running.raw(ask(stream=True)).text
+    assert "fine" not in text
+    assert UNCHECKED in text

@@ -89,6 +89,36 @@ def test_a_stream_that_still_runs_is_broken_off_in_order(tmp_path):
     assert '"event": "ended replies that still ran"' in running.log.read_text()
 
 
+def test_tokens_that_ran_ahead_of_their_text_are_judged_too(tmp_path):
+    """A server that keeps text back (a tool call, a stop string) sends their logprobs ahead of it."""
+    ahead = {"content": [{"token": token, "logprob": -0.1} for token in ("HA", "RM")]}
+    frame = json.loads(chunk({})[6:])
+    frame["choices"][0]["logprobs"] = ahead
+    upstream = Hung(SSE_HEAD, BEGINNING, b"data: " + json.dumps(frame).encode() + b"\n\n")
+    with hung(tmp_path, upstream) as running:
+        reply = post(running, stream=True)
+        assert upstream.is_reached.wait(20)
+        time.sleep(0.5)
+        assert running.stop() == 0
+        assert "one two three" in reply().text
+        assert '"HA"' not in reply().text
+        assert "shutting down" in reply().text
+
+
+@pytest.mark.parametrize("half_an_event", [b"", b'data: {"id": "chatcmpl-7", "choi'])
+def test_what_could_have_become_a_tag_is_judged_and_leaves(tmp_path, half_an_event):
+    upstream = Hung(SSE_HEAD, BEGINNING, chunk({"content": "if a <"}) + half_an_event)
+    with hung(tmp_path, upstream) as running:
+        reply = post(running, stream=True)
+        assert upstream.is_reached.wait(20)
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert running.stop() == 0
+        assert time.monotonic() - began < LAST_SECONDS
+        assert "if a <" in reply().text
+        assert "shutting down" in reply().text
+
+
 def test_what_no_verdict_covers_stays_held(tmp_path):
     def never(_: dict[str, Any]) -> Iterable[bytes]:
         upstream.let_go.wait(60)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import yaml
 
 from tests.cli.serving import GUARDTRACE, Serving, run, serving, write_config
-from tests.server.scripted import SSE_HEAD, by_word, judging, model_server, stream
+from tests.server.scripted import SSE_HEAD, by_word, held_up, judging, model_server, stream
 from tests.waiting import eventually
 
 FRAMES = stream("All is quite fine with this one here.", "Four.")
@@ -27,6 +30,27 @@ def hung_up_on(*arguments):
     os.kill(os.getpid(), signal.SIGHUP)
     return real(*arguments)
 serve._serve = hung_up_on
+{GUARDTRACE}"""
+HINDERED = f"""
+import os, sys
+from guardtrace_proxy.cli import serve, workers
+workers.FIRST_PAUSE_SECONDS = workers.LONGEST_PAUSE_SECONDS = 0.1
+hindrance = os.path.join(os.path.dirname(sys.argv[sys.argv.index("--config") + 1]), "hindrance")
+real = serve._serve
+def hindered(*arguments):
+    return serve._did_not_start("the guard is away") if os.path.exists(hindrance) else real(*arguments)
+serve._serve = hindered
+{GUARDTRACE}"""
+"""While there is a file of that name, none starts."""
+TOLD_TO_STOP = f"""
+import os, signal, time
+from guardtrace_proxy.cli import serve
+def told_to_stop(*arguments):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(0.5)
+    return serve._did_not_start("it was told to stop")
+serve._serve = told_to_stop
 {GUARDTRACE}"""
 LONG_PAUSES = f"""
 from guardtrace_proxy.cli import workers
@@ -73,6 +97,28 @@ def test_two_serve_one_that_is_killed_is_replaced_and_all_end_together(tmp_path)
     log = running.log.read_text()
     assert "worker ended, another one takes its place" in log
     assert {f'"worker": {number}' in log for number in (0, 1)} == {True}
+
+
+def test_one_that_takes_anothers_place_and_cant_start_is_tried_again_while_the_others_go_on(tmp_path):
+    hindrance = tmp_path / "hindrance"
+    with two_workers(tmp_path, HINDERED) as running:
+        first, second = children(running)
+        hindrance.touch()
+        os.kill(first, signal.SIGKILL)
+        assert eventually(lambda: running.log.read_text().count("The server didn't start") >= 3)
+        assert second in children(running)
+        assert is_fine(running)
+        hindrance.unlink()
+        assert eventually(lambda: running.log.read_text().count("auditor probed") == 3)
+        assert running.stop() == 0
+    assert '"status": 2' in next(
+        line for line in reversed(running.log.read_text().splitlines()) if "worker ended, another one takes" in line
+    )
+
+
+def test_one_that_is_told_to_stop_while_it_starts_is_no_failure(tmp_path):
+    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "http://127.0.0.1:1/v1")
+    assert run("serve", "--config", config, "--port", "0", "--workers", "2", program=TOLD_TO_STOP).returncode == 0
 
 
 def keys(*valid: str) -> dict[str, Any]:
@@ -132,6 +178,32 @@ def test_each_reloads_on_sighup(tmp_path):
         running.process.send_signal(signal.SIGHUP)
         assert eventually(lambda: running.log.read_text().count("settings reloaded") >= 2)
         assert is_fine(running)
+
+
+def test_told_to_stop_they_take_no_connection_while_what_runs_goes_on(tmp_path):
+    end = threading.Event()
+    with (
+        model_server(held_up(FRAMES, end)) as upstream,
+        model_server(judging(by_word)) as auditor,
+        serving(write_config(tmp_path, upstream.url, auditor.url), "--workers", "2") as running,
+    ):
+        url = running.url + "/v1/chat/completions"
+        with httpx.stream("POST", url, json=ASK, trust_env=False, timeout=30) as reply:
+            running.process.send_signal(signal.SIGTERM)
+            assert eventually(lambda: not takes_connections(running), 10)
+            assert running.process.poll() is None
+            end.set()
+            assert reply.read() == b"".join(FRAMES)
+        assert running.process.wait(30) == 0
+
+
+def takes_connections(running: Serving) -> bool:
+    address = urlsplit(running.url)
+    try:
+        with socket.create_connection((address.hostname, address.port), 5):
+            return True
+    except ConnectionRefusedError:
+        return False
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):

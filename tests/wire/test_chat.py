@@ -367,3 +367,13 @@ def test_ids_in_the_place_of_tokens_are_ids(path: dict[str, Any]) -> None:
     content = chunk({"content": "a"}, finish="stop", **path)
     content["choices"][0]["logprobs"] = sampled("token_id:9906")
     assert tape(dialect().feed(sse(content))) == "a"
+
+
+def test_of_tokens_without_text_it_is_said_at_the_end_that_none_comes() -> None:
+    stream = dialect()
+    content = chunk({})
+    tokens = [{"token": token, "logprob": -0.1} for token in ("<tool_call>", "\n")]
+    content["choices"][0]["logprobs"] = {"content": tokens}
+    assert only(*stream.feed(sse(content))).parts[0].unsaid == len("<tool_call>\n")
+    assert only(*stream.end()) == Event(EventKind.CHUNK, b"", [ChoicePart(0, [], [])])
+    assert list(stream.end()) == []
