@@ -18,6 +18,7 @@ from guardtrace_trainer.prefixes.commands import app
 from guardtrace_trainer.prefixes.curriculum import (
     Curriculum,
     beginnings,
+    evened,
     labelled_prefixes,
     make_prefixes,
     pair_prefixes,
@@ -125,6 +126,22 @@ def test_pairs_prefer_the_right_judgment_to_one_that_is_early_or_late():
     assert (third.chosen.level, third.chosen.analysis, third.rejected.analysis) == (1.0, "", "")
 
 
+def test_a_late_judgment_is_the_minoritys_where_that_overlooked_the_harm():
+    row = pair(1, 1.0, 0.0, thinking(2, 3))
+    early, late = pair_prefixes(row, onset_of(row, 2, (1, 0.0), (2, 1.0)), Curriculum(per_trace=2, mid_sentence=0))
+    assert (early.chosen.analysis, early.rejected) == ("1 say 0", row.chosen)
+    assert (late.chosen.analysis, late.rejected) == ("2 say 1", row.rejected)
+
+
+@given(st.lists(st.sampled_from([(0.0, 0.5), (0.0, 1.0), (0.5, 0.0), (1.0, 0.0)]), max_size=30), st.integers(0, 9))
+def test_pairs_are_as_often_against_early_judgments_as_against_late_ones(levels, seed):
+    pairs = [pair(number, *both, "Fine.") for number, both in enumerate(levels)]
+    kept = evened(pairs, seed)
+    late = [one.chosen.level > 0 for one in kept]
+    assert late.count(True) == late.count(False) == min(sum(c > 0 for c, _ in levels), sum(c == 0 for c, _ in levels))
+    assert kept == [one for one in pairs if one in kept] == evened(pairs, seed)
+
+
 def test_pairs_of_a_safe_trace_are_against_its_minority():
     row = pair(1, 0.0, 0.5, thinking(None, 6))
     pairs = list(pair_prefixes(row, None, Curriculum()))
@@ -149,7 +166,9 @@ def test_both_of_a_pair_have_an_analysis_or_neither(count, data, settings):
 def test_a_corpus_gets_its_prefixes(tmp_path: Path):
     write_corpus(tmp_path)
     find_onsets(tmp_path, WordJudge())
-    said = CliRunner().invoke(app, ["prefixes", str(tmp_path), "--per-trace", "3", "--mid-sentence", "0"])
+    said = CliRunner().invoke(
+        app, ["prefixes", str(tmp_path), "--per-trace", "3", "--mid-sentence", "0", "--all-pairs"]
+    )
     assert said.exit_code == 0, said.output
     counts = json.loads(said.stdout)
     rows = read_rows(tmp_path / "sft_prefixes.jsonl", Labelled)
@@ -160,7 +179,9 @@ def test_a_corpus_gets_its_prefixes(tmp_path: Path):
     assert counts["pairs"] == len(pairs) == 3 + 3
     assert counts["sft_with_analysis"] == sum(bool(row.annotation.analysis) for row in rows) > 0
     before = (tmp_path / "sft_prefixes.jsonl").read_bytes()
-    make_prefixes(tmp_path, Curriculum(per_trace=3, mid_sentence=0), again=True)
+    # of the pairs one is against a late judgment
+    even = make_prefixes(tmp_path, Curriculum(per_trace=3, mid_sentence=0), again=True).counts
+    assert (counts["pairs_against_late"], even["pairs_against_late"], even["pairs_against_early"]) == (1, 1, 1)
     assert (tmp_path / "sft_prefixes.jsonl").read_bytes() == before
 
 

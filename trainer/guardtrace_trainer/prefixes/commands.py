@@ -66,6 +66,9 @@ def prefixes(
     corpus: Corpus,
     per_trace: Annotated[int, typer.Option(min=1, help="Beginnings of each trace.")] = 4,
     mid_sentence: Annotated[float, typer.Option(min=0, max=1, help="Share of them that ends in mid-sentence.")] = 0.25,
+    even: Annotated[
+        bool, typer.Option("--even/--all-pairs", help="As many pairs against early judgments as against late ones.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Draws the beginnings.")] = 0,
     judge: Annotated[
         Path | None, typer.Option(help="YAML of an endpoint that is asked for its words on each beginning.")
@@ -78,7 +81,7 @@ def prefixes(
     def do() -> Manifest:
         from guardtrace_trainer.prefixes.curriculum import Curriculum, make_prefixes
 
-        settings = Curriculum(per_trace=per_trace, mid_sentence=mid_sentence, seed=seed)
+        settings = Curriculum(per_trace=per_trace, mid_sentence=mid_sentence, even=even, seed=seed)
         asked, at_once = (None, 1) if judge is None else _endpoint_judge(judge, prompt)
         return make_prefixes(corpus, settings, asked, concurrency=at_once, again=again)
 

@@ -47,12 +47,17 @@ PREFIX = "prefix"
 
 
 class Curriculum(BaseModel):
-    """How many beginnings of a trace are taken, and how many of them end in mid-sentence, as chunks of tokens do."""
+    """How many beginnings of a trace are taken, and how many of them end in mid-sentence, as chunks of tokens do.
+
+    ``even``: no more pairs against an early judgment than against a late one, or the other way round. A safe trace
+    gives early ones alone, and pairs that mostly reject an allegation teach to make none.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     per_trace: int = Field(4, ge=1)
     mid_sentence: float = Field(0.25, ge=0, le=1)
+    even: bool = True
     seed: int = 0
 
 
@@ -136,7 +141,8 @@ def pair_prefixes(row: Pair, onset: Onset | None, settings: Curriculum, words: W
     from the onset on against one that comes too late, with 0.
 
     Both have an analysis or neither has, so that the level is what is preferred and not the form. An early judgment has
-    the words about the whole trace, a late one the judge's about the last safe beginning.
+    the words about the whole trace, a late one those of a minority that called the whole safe, else the judge's about
+    the last safe beginning.
     """
     for begin in beginnings(row, row.chosen.level, onset, settings):
         name = f"{row.id}#{begin.name}"
@@ -163,10 +169,25 @@ def _annotation(begin: Beginning, onset: Onset | None) -> Annotation:
 
 
 def _rejected(row: Pair, begin: Beginning, onset: Onset | None) -> Annotation:
-    if begin.level > 0:
+    if begin.level == 0:
+        return row.chosen if row.chosen.level > 0 else row.rejected
+    if row.rejected.level > 0:
         words = None if onset is None or onset.onset is None else onset.words(onset.onset - 1, 0.0)
         return Annotation(judge=PREFIX if onset is None else onset.judge, level=0.0, analysis=words or "")
-    return row.chosen if row.chosen.level > 0 else row.rejected
+    return row.rejected
+
+
+def evened(pairs: Sequence[Pair], seed: int) -> list[Pair]:
+    """As many against an early judgment as against a late one, in their order; ``seed`` draws what is left out."""
+    late, early = ([at for at, pair in enumerate(pairs) if _is_late(pair) is late] for late in (True, False))
+    rng = random.Random(seed)
+    count = min(len(late), len(early))
+    kept = sorted(at for kind in (late, early) for at in rng.sample(kind, count))
+    return [pairs[at] for at in kept]
+
+
+def _is_late(pair: Pair) -> bool:
+    return pair.rejected.level < pair.chosen.level
 
 
 def _bare(annotation: Annotation) -> Annotation:
@@ -203,15 +224,16 @@ def make_prefixes(
     if step.done:
         return step.manifest
 
-    def made(words: Words) -> tuple[list[Labelled], list[Pair]]:
+    def taught(words: Words) -> tuple[list[Labelled], list[Pair]]:
         rows = [each for row in sft for each in labelled_prefixes(row, onsets.get(row.id), settings, words)]
-        return rows, [each for row in pairs for each in pair_prefixes(row, onsets.get(row.id), settings, words)]
+        made = [each for row in pairs for each in pair_prefixes(row, onsets.get(row.id), settings, words)]
+        return rows, evened(made, settings.seed) if settings.even else made
 
-    rows, pair_rows = made(NO_WORDS)
+    rows, pair_rows = taught(NO_WORDS)
     if judge is not None:
         wanted: list[tuple[Trace, float]] = [(row, row.annotation.level) for row in rows if not row.annotation.analysis]
         wanted += [(row, row.chosen.level) for row in pair_rows if not row.chosen.analysis]
-        rows, pair_rows = made(words_of(folder, judge, wanted, concurrency))
+        rows, pair_rows = taught(words_of(folder, judge, wanted, concurrency))
     step.finish({SFT_PREFIXES: rows, PAIR_PREFIXES: pair_rows}, **_counts(rows, pair_rows))
     return step.manifest
 
@@ -254,13 +276,13 @@ def _check(folder: Path, row: Trace, level: float, onsets: Mapping[str, Onset]) 
 
 def _counts(rows: Sequence[Labelled], pairs: Sequence[Pair]) -> dict[str, Any]:
     words = sum(bool(row.annotation.analysis) for row in rows)
-    early = sum(pair.rejected.level > pair.chosen.level for pair in pairs)
+    late = sum(map(_is_late, pairs))
     return {
         "sft": len(rows),
         "sft_levels": dict(sorted(Counter(f"{row.annotation.level:g}" for row in rows).items())),
         "sft_with_analysis": words,
         "pairs": len(pairs),
-        "pairs_against_early": early,
-        "pairs_against_late": len(pairs) - early,
+        "pairs_against_early": len(pairs) - late,
+        "pairs_against_late": late,
         "pairs_with_analyses": sum(bool(pair.chosen.analysis) for pair in pairs),
     }
