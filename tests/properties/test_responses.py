@@ -224,7 +224,7 @@ def streams_are_well_formed(history: Watched) -> Iterator[str]:
         yield f"not well-formed: {error}"
     if cut and cut["reason"] == "content_filter":
         message = last["response"]["output"][-1]["content"][0]
-        if not set(history.case.endings) & set(message.values()):
+        if not any(ending in message.values() for ending in history.case.endings):
             yield f"the last item of a cut is {message}"
         if bool(last.get("guardtrace")) is not history.policy.expose.object:
             yield "the mark"
