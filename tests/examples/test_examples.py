@@ -36,12 +36,14 @@ def replaying(thinking: str, answer: str) -> Script:
 
 @contextmanager
 def example_proxy(upstream: Script, folder: Path) -> Iterator[str]:
-    """``examples/guardtrace.yaml`` with its two servers' addresses replaced, and nothing else."""
+    """``examples/guardtrace.yaml`` with its two servers' addresses replaced, a free port for metrics, and nothing else."""
     with model_server(upstream) as model, model_server(judging(by_word)) as guard:
         text = (EXAMPLES / "guardtrace.yaml").read_text("utf-8")
         assert "http://127.0.0.1:9000/v1" in text
         assert "http://127.0.0.1:9001/v1" in text
+        assert "port: 9464" in text
         text = text.replace("http://127.0.0.1:9000/v1", model.url).replace("http://127.0.0.1:9001/v1", guard.url)
+        text = text.replace("port: 9464", "port: 0")
         (folder / "examples").mkdir()
         (folder / "examples" / "guardtrace.yaml").write_text(text, "utf-8")
         shutil.copytree(ROOT / "policies", folder / "policies")
