@@ -82,7 +82,7 @@ def _of_actions(policy: Policy) -> Iterator[tuple[str, str]]:
         yield "thresholds.harmful", "where both levels pass"
     if not _verdicts_cut(policy):
         yield "messages.cut", "where no verdict cuts"
-    if not (_verdicts_cut(policy) or _failures_cut(policy)):
+    if not _can_cut(policy):
         yield "cut_shape", "where nothing is cut"
 
 
@@ -102,8 +102,12 @@ def _has_notes(policy: Policy) -> bool:
     acts = acting(policy)
     released = bool(acts) and policy.on_auditor_failure is OnAuditorFailure.RELEASE
     # An error frame has no room for the object.
-    told_of_cuts = policy.cut_shape is not CutShape.ERROR and (_verdicts_cut(policy) or _failures_cut(policy))
+    told_of_cuts = policy.cut_shape is not CutShape.ERROR and _can_cut(policy)
     return released or told_of_cuts or Action.FLAG in _actions(policy, acts)
+
+
+def _can_cut(policy: Policy) -> bool:
+    return _verdicts_cut(policy) or _failures_cut(policy)
 
 
 def _verdicts_cut(policy: Policy) -> bool:
