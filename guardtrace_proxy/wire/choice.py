@@ -25,18 +25,25 @@ class ChoiceReader:
     def follow(
         self, found: list[Found], sampled: Sequence[str] | None, token_ids: Sequence[int] | None, finished: bool
     ) -> int:
-        """How many characters are still to come for the tokens of this event. At the end those that never came are text
-        themselves. ``sampled`` are the tokens of its logprobs; ids alone say nothing of their text's length."""
+        """How many characters are still to come for the tokens of this event. Those that aren't what the text says are
+        text themselves, before it, and at the end so are those that never came. ``sampled`` are the tokens of its
+        logprobs; ids alone say nothing of their text's length."""
         has_ids = bool(token_ids)
         if sampled and not (texts := spoken(sampled)):
             sampled, has_ids = None, True
         if sampled is not None:
             self.ahead.sample(texts if sampled else ())
             self._has_sampled = True
+        ahead = self.ahead.text if found else ""
+        follows = True
         for _, span in found:
             # A field that nobody knows may hold anything: it counts where it says just what was sampled.
             if span.kind is not SpanKind.OTHER or self.ahead.text.startswith(span.text):
-                self.ahead.say(span.text)
+                follows = self.ahead.say(span.text) and follows
+        if not follows:
+            # All of it, since those that wait for it count its characters in order.
+            found[:0] = tokens_alone(ahead)
+            self.ahead.judge()
         if finished:
             found += self.left()
             return 0

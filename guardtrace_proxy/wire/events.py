@@ -68,7 +68,7 @@ class ChoicePart(msgspec.Struct, gc=False):
     role: bool = False
     """Whether it carries ``role``."""
     unsaid: int = 0
-    """How many characters of text, at least, are still to come for the logprobs and token ids that it carries: a server
+    """How many characters of text, at most, are still to come for the logprobs and token ids that it carries: a server
     that keeps text back (a tag, a tool call, a ``stop`` string) sends them ahead of it."""
     waits: bool = False
     """Whether it leaves behind the verdict on all text before it, even where text may leave ahead of its own: a

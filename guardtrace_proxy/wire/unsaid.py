@@ -6,14 +6,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from guardtrace_proxy.wire.ahead import MARKER, PARTIAL, spoken
+from guardtrace_proxy.wire.ahead import MARKER, PARTIAL, bared, decoded, spoken
 from guardtrace_proxy.wire.tags import ANSWER_TAGS, KNOWN_PAIRS
 
 _TAGS = (*ANSWER_TAGS, *(tag for pair in KNOWN_PAIRS for tag in pair if tag is not None))
 _BREAK = re.compile(f"({'|'.join((*map(re.escape, _TAGS), PARTIAL.pattern))})")
 """A tag in several tokens, or part of a character behind a space: a parser or a decoder has something else for it."""
-_BYTES = re.compile(r"(?:\\x[89a-f][0-9a-f])+")
-"""How OpenAI writes tokens that are parts of a character."""
 MAX_SEARCHED = 256
 """Runs that no text says. Behind so many none is looked for any more, since each search reads all texts."""
 
@@ -55,16 +53,12 @@ def _runs(tokens: Sequence[str]) -> Iterator[tuple[str, bool]]:
         if is_marker:
             yield text, True
         else:
-            pieces = _BREAK.split(_BYTES.sub(_characters, text))
+            pieces = _BREAK.split(decoded(text))
             yield from ((piece, position % 2 == 1) for position, piece in enumerate(pieces))
 
 
-def _characters(escaped: re.Match[str]) -> str:
-    return bytes.fromhex(escaped[0].replace("\\x", "")).decode(errors="replace")
-
-
 def _bare(text: str) -> str:
-    return "".join(_BYTES.sub(_characters, text).split())
+    return bared(decoded(text))
 
 
 def _behind(text: str, count: int) -> str:

@@ -150,6 +150,22 @@ def test_logprobs_and_token_ids_go_with_their_tokens(word, action):
     assert (CUT if action == "cut" else "[withheld by policy]") in reply
 
 
+@pytest.mark.parametrize(("word", "action"), [("HARM", "cut"), ("HINT", "redact"), ("text", "none")])
+@pytest.mark.parametrize("late", [True, False], ids=["said-late", "said-at-once"])
+def test_tokens_in_whose_place_a_stream_says_something_else_are_audited(word, action, late):
+    dropped, said = frame({}, **marks(word)), frame({"content": "fine "}, **({} if late else marks(word)))
+    frames = [*[token(each, "content") for each in SAFE], *([dropped] if late else []), said]
+    frames += [*[token(each, "content") for each in SAFE], frame({}, "stop"), DONE]
+    with proxy(replay(*frames)) as running:
+        reply = running.raw(ask(stream=True, logprobs=True, return_token_ids=True)).text
+    if action == "none":
+        assert reply == b"".join(frames).decode()
+        return
+    assert word not in reply
+    assert "666" not in reply
+    assert (CUT if action == "cut" else "[withheld by policy]") in reply
+
+
 @pytest.mark.parametrize(("word", "shown"), [("HARM", CUT), ("HINT", "[withheld by policy]")])
 def test_logprobs_of_a_whole_reply_go_with_an_altered_choice(word, shown):
     def choice(index: int, *words: str) -> dict[str, Any]:
