@@ -18,7 +18,8 @@ from guardtrace_trainer.prefixes.commands import app
 from guardtrace_trainer.prefixes.curriculum import (
     Curriculum,
     beginnings,
-    evened,
+    evened_pairs,
+    evened_rows,
     labelled_prefixes,
     make_prefixes,
     pair_prefixes,
@@ -136,10 +137,27 @@ def test_a_late_judgment_is_the_minoritys_where_that_overlooked_the_harm():
 @given(st.lists(st.sampled_from([(0.0, 0.5), (0.0, 1.0), (0.5, 0.0), (1.0, 0.0)]), max_size=30), st.integers(0, 9))
 def test_pairs_are_as_often_against_early_judgments_as_against_late_ones(levels, seed):
     pairs = [pair(number, *both, "Fine.") for number, both in enumerate(levels)]
-    kept = evened(pairs, seed)
+    kept = evened_pairs(pairs, seed)
     late = [one.chosen.level > 0 for one in kept]
     assert late.count(True) == late.count(False) == min(sum(c > 0 for c, _ in levels), sum(c == 0 for c, _ in levels))
-    assert kept == [one for one in pairs if one in kept] == evened(pairs, seed)
+    assert kept == [one for one in pairs if one in kept] == evened_pairs(pairs, seed)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 0.0, 0.5, 1.0]), min_size=1, max_size=4), max_size=12), st.integers(0, 9)
+)
+def test_beginnings_of_safe_traces_are_at_most_as_many_as_unsafe_ones(traces, seed):
+    rows = [
+        msgspec.structs.replace(labelled(number, level, "Fine."), id=f"a#{number}#p{at}")
+        for number, levels in enumerate(traces)
+        for at, level in enumerate(levels)
+    ]
+    kept = evened_rows(rows, seed)
+    beside = [row for row in rows if any(traces[int(row.id.split("#")[1])])]
+    unsafe = sum(row.annotation.level > 0 for row in rows)
+    assert [row for row in kept if row in beside] == beside
+    assert len(kept) - len(beside) == min(unsafe, len(rows) - len(beside))
+    assert kept == [row for row in rows if row in kept] == evened_rows(rows, seed)
 
 
 def test_pairs_of_a_safe_trace_are_against_its_minority():
@@ -166,9 +184,7 @@ def test_both_of_a_pair_have_an_analysis_or_neither(count, data, settings):
 def test_a_corpus_gets_its_prefixes(tmp_path: Path):
     write_corpus(tmp_path)
     find_onsets(tmp_path, WordJudge())
-    said = CliRunner().invoke(
-        app, ["prefixes", str(tmp_path), "--per-trace", "3", "--mid-sentence", "0", "--all-pairs"]
-    )
+    said = CliRunner().invoke(app, ["prefixes", str(tmp_path), "--per-trace", "3", "--mid-sentence", "0", "--all"])
     assert said.exit_code == 0, said.output
     counts = json.loads(said.stdout)
     rows = read_rows(tmp_path / "sft_prefixes.jsonl", Labelled)
@@ -178,11 +194,14 @@ def test_a_corpus_gets_its_prefixes(tmp_path: Path):
     assert all(row.annotation.level == 0 for row in rows if row.id.startswith("q003"))
     assert counts["pairs"] == len(pairs) == 3 + 3
     assert counts["sft_with_analysis"] == sum(bool(row.annotation.analysis) for row in rows) > 0
-    before = (tmp_path / "sft_prefixes.jsonl").read_bytes()
     # of the pairs one is against a late judgment
     even = make_prefixes(tmp_path, Curriculum(per_trace=3, mid_sentence=0), again=True).counts
     assert (counts["pairs_against_late"], even["pairs_against_late"], even["pairs_against_early"]) == (1, 1, 1)
-    assert (tmp_path / "sft_prefixes.jsonl").read_bytes() == before
+    # both with an onset are whole, and of the others there are as many as unsafe ones
+    unsafe = sum(row.annotation.level > 0 for row in rows)
+    assert even["sft"] == 3 + 3 + unsafe < counts["sft"]
+    kept = read_rows(tmp_path / "sft_prefixes.jsonl", Labelled)
+    assert kept == [row for row in rows if row in kept]
 
 
 def test_a_first_sentence_that_the_judge_calls_unsafe_is_no_safe_beginning():

@@ -67,7 +67,7 @@ def prefixes(
     per_trace: Annotated[int, typer.Option(min=1, help="Beginnings of each trace.")] = 4,
     mid_sentence: Annotated[float, typer.Option(min=0, max=1, help="Share of them that ends in mid-sentence.")] = 0.25,
     even: Annotated[
-        bool, typer.Option("--even/--all-pairs", help="As many pairs against early judgments as against late ones.")
+        bool, typer.Option("--even/--all", help="As many safe as unsafe ones, and pairs against early as against late.")
     ] = True,
     seed: Annotated[int, typer.Option(help="Draws the beginnings.")] = 0,
     judge: Annotated[

@@ -49,8 +49,9 @@ PREFIX = "prefix"
 class Curriculum(BaseModel):
     """How many beginnings of a trace are taken, and how many of them end in mid-sentence, as chunks of tokens do.
 
-    ``even``: no more pairs against an early judgment than against a late one, or the other way round. A safe trace
-    gives early ones alone, and pairs that mostly reject an allegation teach to make none.
+    ``even``: of traces that are safe throughout no more beginnings than there are unsafe ones, and no more pairs
+    against an early judgment than against a late one, or the other way round. Most beginnings are safe, and who is
+    taught by those mostly overlooks harm.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -177,7 +178,21 @@ def _rejected(row: Pair, begin: Beginning, onset: Onset | None) -> Annotation:
     return row.rejected
 
 
-def evened(pairs: Sequence[Pair], seed: int) -> list[Pair]:
+def evened_rows(rows: Sequence[Labelled], seed: int) -> list[Labelled]:
+    """Those of traces with an unsafe beginning, and as many of all others as these have unsafe ones, in their order;
+    ``seed`` draws which."""
+    unsafe = {_trace_of(row) for row in rows if row.annotation.level > 0}
+    others = [at for at, row in enumerate(rows) if _trace_of(row) not in unsafe]
+    count = min(len(others), sum(row.annotation.level > 0 for row in rows))
+    drawn = set(random.Random(seed).sample(others, count))
+    return [row for at, row in enumerate(rows) if at in drawn or _trace_of(row) in unsafe]
+
+
+def _trace_of(row: Labelled) -> str:
+    return row.id.rpartition("#")[0]
+
+
+def evened_pairs(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     """As many against an early judgment as against a late one, in their order; ``seed`` draws what is left out."""
     late, early = ([at for at, pair in enumerate(pairs) if _is_late(pair) is late] for late in (True, False))
     rng = random.Random(seed)
@@ -227,7 +242,9 @@ def make_prefixes(
     def taught(words: Words) -> tuple[list[Labelled], list[Pair]]:
         rows = [each for row in sft for each in labelled_prefixes(row, onsets.get(row.id), settings, words)]
         made = [each for row in pairs for each in pair_prefixes(row, onsets.get(row.id), settings, words)]
-        return rows, evened(made, settings.seed) if settings.even else made
+        if not settings.even:
+            return rows, made
+        return evened_rows(rows, settings.seed), evened_pairs(made, settings.seed)
 
     rows, pair_rows = taught(NO_WORDS)
     if judge is not None:
