@@ -61,11 +61,17 @@ class Overlay:
 
     def touches(self, start: int, end: int) -> bool:
         """Whether this stretch leaves otherwise than it came."""
+        if self.redacts(start, end):
+            return True
         # No generator, since this is asked for every event that leaves.
-        for redaction in self._redactions:
-            if redaction.start < end and redaction.end > start:
-                return True
         for run in self._displaced:  # noqa: SIM110
+            if run.start < end and run.end > start:
+                return True
+        return False
+
+    def redacts(self, start: int, end: int) -> bool:
+        """Whether any of this stretch was redacted."""
+        for run in self._redactions:  # noqa: SIM110
             if run.start < end and run.end > start:
                 return True
         return False

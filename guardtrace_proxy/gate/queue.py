@@ -245,7 +245,9 @@ class HoldQueue:
         if any(goes and not _stands_in(span, field) for span, (_, goes) in zip(spans, pieces, strict=True)):
             return Kept(texts, (field, thinking))
         texts = [goes or stays for stays, goes in pieces]
-        return Kept() if texts == [span.text for span in spans] else Kept(texts)
+        # Its tokens may run ahead, into text that was redacted.
+        stays = texts == [span.text for span in spans] and not overlay.redacts(held.end, held.end + held.part.unsaid)
+        return Kept() if stays else Kept(texts)
 
 
 def is_altered(fates: Mapping[int, Fate]) -> bool:

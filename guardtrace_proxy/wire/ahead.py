@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 PARTIAL = re.compile("\ufffd+")
@@ -31,42 +31,62 @@ LEAST_SAME = 3
 class TokensAhead:
     """The sampled tokens of one choice, in order, without those whose text was said."""
 
-    __slots__ = ("_chars", "_judged", "_last", "tokens")
+    __slots__ = ("_chars", "_is_rest", "_judged", "_last", "_loses", "_taken", "_waits", "tokens")
 
     def __init__(self) -> None:
         self.tokens: deque[str] = deque()
         """What is ahead."""
         self._judged = 0
         """How many of them, from the first on, are judged as text of their own."""
+        self._is_rest = False
+        """Whether the beginning of the first was said."""
+        self._loses = False
+        """Whether a token was seen that had lost the blank before it, so that others may have too."""
+        self._waits = False
+        """Whether earlier events wait for the text of some."""
+        self._taken: list[str] = []
+        """What texts took that nobody has judged as text of its own."""
         self._chars = 0
         self._last = 0
         """Characters of the markers at the end, which nothing waits for."""
 
     @property
     def unsaid(self) -> int:
-        """Characters of text that are still to come, at most."""
-        return self._chars - self._last
+        """Characters of text that are still to come, at most. No text makes it more."""
+        return self._chars - self._last if len(self.tokens) > self._judged else 0
 
     @property
     def text(self) -> str:
         """The tokens' text, without markers and without what is judged."""
+        return decoded("".join(self._texts()))
+
+    def _texts(self) -> Iterator[str]:
         tokens = islice(self.tokens, self._judged, None)
-        return "".join(token for token in tokens if not MARKER.fullmatch(token))
+        return (token for token in tokens if not MARKER.fullmatch(token))
 
     def sample(self, tokens: Iterable[str]) -> None:
         """Tokens came."""
         for token in tokens:
             self.tokens.append(token)
-            size = _size(token)
+            size = self._size(token)
             self._chars += size
             self._last = self._last + size if MARKER.fullmatch(token) else 0
 
-    def judge(self) -> None:
-        """All of them are judged as text of their own. The last ones stay, since their text may still come."""
+    def compare(self, texts: Iterable[str]) -> str:
+        """Texts came. Where one doesn't follow the tokens, all that was ahead is text of its own, before them."""
+        self._taken.clear()
+        follows = [self.say(text) for text in texts]
+        alone = "" if all(follows) else self._judge()
+        self._waits = self.unsaid > 0
+        return alone
+
+    def _judge(self) -> str:
+        """The last ones stay, since their text may still come."""
+        alone = decoded("".join((*self._taken, *self._texts())))
         while len(self.tokens) > MAX_JUDGED:
             self._take()
         self._judged = len(self.tokens)
-        self._last = min(self._last, self._chars)
+        return alone
 
     def say(self, text: str) -> bool:
         """Text came: it belongs to the tokens that came first. False where those say something else, or where it passes
@@ -79,43 +99,56 @@ class TokensAhead:
                 self._take()
                 text = text[len(token) :]
             elif token.startswith(text):
-                self._shorten(len(text))
+                self._take(len(text))
                 break
             elif _PARTS.match(token):
-                text = self._say_parts(text)
+                text, is_said = self._say_parts(text)
+                follows = follows and is_said
             elif MARKER.fullmatch(token):
                 self._take()
-            elif not text.strip() and not BLANK.match(token).end():  # type: ignore[union-attr]
-                return False
             else:
                 same = next(at for at, (one, other) in enumerate(zip(token, text, strict=False)) if one != other)
                 blank, blank_said = (BLANK.match(each, same).end() for each in (token, text))  # type: ignore[union-attr]
                 if max(blank, blank_said) > same or _PARTS.match(token, same):
-                    follows = follows and blank_said <= blank + 1
-                    self._shorten(blank)
+                    if blank_said > blank:
+                        follows = not same and blank_said == blank + 1 and self._has_lost_blank() and follows
+                    self._take(blank)
                     text = text[blank_said:]
                     continue
                 position = self._find(text)
                 if position is None:
                     return False
                 follows = self._pass_over(position) and follows
-        self._last = min(self._last, self._chars)
         return follows
 
-    def _say_parts(self, text: str) -> str:
-        """At most a character for each of the parts that stand in a row."""
+    def _has_lost_blank(self) -> bool:
+        """Whether the first has lost a blank that its text has, and nothing waits for it that didn't count this."""
+        if self._is_rest or self.tokens[0][:1].isspace():
+            return False
+        if self._loses:
+            return True
+        self._loses = True
+        self._chars += sum(not token[:1].isspace() for token in self.tokens)
+        return not self._waits
+
+    def _say_parts(self, text: str) -> tuple[str, bool]:
+        """What the text goes on with behind the parts that stand in a row, and whether it says what they say. It may
+        have a character for each that isn't whole."""
         parts = ""
         while self.tokens and (found := _PARTS.match(self.tokens[0])):
             parts += found[0].removeprefix("bytes:")
-            self._shorten(found.end())
-        count, whole = len(decoded(parts)), 0
-        while whole < min(count, len(text)) and not text[whole].isascii():
-            whole += 1
-        return text[whole:]
+            self._take(found.end())
+        position = 0
+        for char in decoded(parts):
+            said = text[position : position + 1]
+            if not PARTIAL.match(char) and char != said:
+                return text[position:], False
+            position += bool(said) and not said.isascii()
+        return text[position:], True
 
     def _find(self, text: str) -> int | None:
         """The token behind the first that the text goes on with."""
-        bare = bared(text)[:MAX_COMPARED]
+        bare = bared(text[: 2 * MAX_COMPARED])[:MAX_COMPARED]
         tokens = [bared(token)[:MAX_COMPARED] for token in islice(self.tokens, MAX_PASSED + LEAST_SAME)]
         for position in range(1, len(tokens)):
             rest = "".join(tokens[position : position + MAX_COMPARED // 4])[:MAX_COMPARED]
@@ -134,27 +167,26 @@ class TokensAhead:
             unjudged += not (is_judged or MARKER.fullmatch(token) or not token.strip())
         return not unjudged
 
-    def _take(self) -> str:
+    def _take(self, count: int | None = None) -> str:
+        """Take the first, or its beginning."""
         token = self.tokens.popleft()
-        self._judged = max(0, self._judged - 1)
-        self._chars -= _size(token)
-        return token
-
-    def _shorten(self, count: int) -> None:
-        """Take the beginning of the first."""
-        is_judged = self._judged > 0
-        rest = self._take()[count:]
+        self._chars -= len(token) if self._is_rest else self._size(token)
         # Of a marker that was begun the rest is sure to come.
         self._last = min(self._last, self._chars)
+        taken, rest = (token, "") if count is None else (token[:count], token[count:])
+        if not (self._judged or MARKER.fullmatch(token)):
+            self._taken.append(taken)
+        self._is_rest = bool(rest)
         if rest:
             self.tokens.appendleft(rest)
-            self._judged += is_judged
-            self._chars += _size(rest)
+            self._chars += len(rest)
+        else:
+            self._judged = max(0, self._judged - 1)
+        return token
 
-
-def _size(token: str) -> int:
-    """The most that its text may have, for it may have lost a blank."""
-    return len(token) + (not token[:1].isspace())
+    def _size(self, token: str) -> int:
+        """The most that its text may have."""
+        return len(token) + (self._loses and not token[:1].isspace())
 
 
 def decoded(text: str) -> str:

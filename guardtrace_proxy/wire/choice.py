@@ -34,16 +34,8 @@ class ChoiceReader:
         if sampled is not None:
             self.ahead.sample(texts if sampled else ())
             self._has_sampled = True
-        ahead = self.ahead.text if found else ""
-        follows = True
-        for _, span in found:
-            # A field that nobody knows may hold anything: it counts where it says just what was sampled.
-            if span.kind is not SpanKind.OTHER or self.ahead.text.startswith(span.text):
-                follows = self.ahead.say(span.text) and follows
-        if not follows:
-            # All of it, since those that wait for it count its characters in order.
-            found[:0] = tokens_alone(ahead)
-            self.ahead.judge()
+        # Of all fields, since those that wait for it count the tape's characters in order.
+        found[:0] = tokens_alone(self.ahead.compare([span.text for _, span in found]))
         if finished:
             found += self.left()
             return 0

@@ -207,6 +207,7 @@ class ChoicesStream(ChoicesWriter):
         except (TooDeep, RecursionError):
             return malformed(raw, "The upstream sent an event that is nested too deeply.")
         if beside:
+            self._reader(0).follow(beside, None, None, finished=False)
             parts.append(self._reader(0).part(0, beside))
         usage = content.get("usage")
         return Event(kind, raw, parts, usage if isinstance(usage, dict) else None)

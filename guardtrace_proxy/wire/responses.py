@@ -6,7 +6,7 @@ itself) are compared with what was said: what is the same shares its fate, what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -148,7 +148,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             slots[place.where if place.where not in slots else (*place.where, "")] = slot
             if is_new:
                 found.append((place.phase, Span(slot, place.text, place.kind)))
-        found += self._unsaid_tokens(content, places)
+        found += self._unsaid_tokens(content, places, slots.values())
         part = self._reader.part(0, found, finish)
         strips = not self._known.keeps_encrypted and _holds_encrypted(content)
         return ResponsesEvent(kind, raw, [part], _usage(content), None, type, None, content, slots, strips)
@@ -181,11 +181,14 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
     def _say(self, slot: Slot, text: str) -> None:
         self._said.setdefault(slot, Said()).add(text)
 
-    def _unsaid_tokens(self, content: Mapping[str, Any], places: Iterable[Place]) -> list[Found]:
-        """Tokens of logprobs that say something else than the texts beside them: text of their own."""
+    def _unsaid_tokens(
+        self, content: Mapping[str, Any], places: Iterable[Place], slots: Collection[Slot]
+    ) -> list[Found]:
+        """Tokens of logprobs that say something else than the texts beside them: text of their own. ``slots`` are those
+        whose fate the event shares."""
         found: list[Found] = []
         beside = [place.text for place in places]
-        beside += ["".join(self._said[place.slot].pieces[-RECENT:]) for place in places if place.slot in self._said]
+        beside += ["".join(self._said[slot].pieces[-RECENT:]) for slot in slots if slot in self._said]
         for logprobs in _logprobs_in(content):
             tokens = tokens_of(logprobs)
             if tokens and not any(tokens in text for text in beside):

@@ -199,6 +199,17 @@ def test_moved_thinking_is_redacted_where_it_goes() -> None:
     ]
 
 
+def test_a_field_that_is_the_wanted_one_loses_tokens_that_run_ahead_into_what_is_redacted() -> None:
+    part = ChoicePart(0, [Span(("reasoning",), "hm")], [Segment(Phase.THINKING, "hm")], unsaid=4)
+    driver = Driver(policy(reasoning_field="reasoning"))
+    driver.receive(Event(EventKind.CHUNK, b"RAW\n", [part]))
+    driver.tick(1)
+    driver.answer(SAFE)
+    driver.receive(text("bad " * 16), text("", finish="stop"))
+    driver.answer(MAYBE)
+    assert driver.sent.decode().splitlines()[:2] == ["0:reasoning:hm:", "0:reasoning:[withheld by policy]:"]
+
+
 def test_stripped_thinking_in_a_whole_reply() -> None:
     driver = Driver(policy(reasoning_field="strip"))
     spans = [Span(("message", "reasoning"), "hm"), Span(("message", "content"), "fine")]

@@ -353,7 +353,7 @@ def test_tokens_that_run_ahead_say_how_much_text_is_still_to_come(path: dict[str
         ({"content": "de"}, ["f"], None),
         ({"content": "f"}, [], None),
     ]
-    assert unsaid(*late, path=path) == [4, 3, 2, 0]
+    assert unsaid(*late, path=path) == [3, 2, 1, 0]
     assert unsaid(({}, ["</think>"], [7]), with_text, path=path) == [0, 0]
     assert unsaid(({}, None, [7, 8]), ({"content": "abc"}, None, [9]), path=path) == [1, 0]
 
@@ -374,6 +374,6 @@ def test_of_tokens_without_text_it_is_said_at_the_end_that_none_comes() -> None:
     content = chunk({})
     tokens = [{"token": token, "logprob": -0.1} for token in ("<tool_call>", "\n")]
     content["choices"][0]["logprobs"] = {"content": tokens}
-    assert only(*stream.feed(sse(content))).parts[0].unsaid == len("<tool_call>\n") + 1
+    assert only(*stream.feed(sse(content))).parts[0].unsaid == len("<tool_call>\n")
     assert only(*stream.end()) == Event(EventKind.CHUNK, b"", [ChoicePart(0, [], [])])
     assert list(stream.end()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import accumulate
 from typing import Any
 
@@ -9,23 +10,24 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from guardtrace_proxy.wire.ahead import bared
 from guardtrace_proxy.wire.events import Event
 from guardtrace_proxy.wire.tags import ThinkingStyle
-from tests.wire.replies import DONE, chunk, dialect, segments, shown, sse, tape
+from tests.wire.replies import DONE, chunk, read, segments, shown, sse, tape
 
-Step = tuple[str, list[str]]
-"""What an event says, and the tokens of its logprobs."""
+Step = tuple[str | dict[str, Any], list[str]]
+"""What an event says, as its content or in other fields, and the tokens of its logprobs."""
 
 
 def events_of(steps: list[Step], finish: str | None = "stop", style: ThinkingStyle | None = None) -> list[Event]:
-    stream = dialect(style)
-    events: list[Event] = []
-    for text, tokens in steps:
-        content = chunk({"content": text} if text else {})
+    frames: list[dict[str, Any]] = []
+    for said, tokens in steps:
+        content = chunk({"content": said} if said and isinstance(said, str) else said or {})
         content["choices"][0]["logprobs"] = {"content": [{"token": token, "logprob": -0.1} for token in tokens]}
-        events += stream.feed(sse(content))
-    last = sse(chunk({}, finish=finish)) if finish else b""
-    return [*events, *stream.feed(last + DONE), *stream.end()]
+        frames.append(content)
+    if finish:
+        frames.append(chunk({}, finish=finish))
+    return read(*map(sse, frames), DONE, style=style)
 
 
 def spoken(steps: list[Step], **more: Any) -> str:
@@ -45,7 +47,16 @@ def spoken(steps: list[Step], **more: Any) -> str:
         ([("hm", ["hm"]), ("", ["</", "think", ">"]), ("Four", ["\n\n", "Four"])], "hm</think>\n\nFourFour"),
         ([("a", ["a"]), ("", ["\n", "\n"]), ("bc", ["  bc"]), ("d", ["d"])], "abcd"),
         ([(" the", ["Ġthe"]), (" end", ["▁end"]), ("\n", ["Ċ"])], " the end\n"),
-        ([("It", ["It"]), (" is", ["is"])], "It is"),
+        ([("It", ["It"]), (" is", ["is"]), ("", ["so"]), (" ", ["."]), ("so.", [])], "It is so."),
+        # Where that is first seen of tokens that others wait for, they are judged once.
+        ([("", ["It"]), ("It ", ["is", "."]), ("is.", [])], "Itis.It is."),
+        # More blanks than that, which those that wait for the tokens would count as their text.
+        ([("", ["hidden"]), ("h i d d e n", [])], "hiddenh i d d e n"),
+        ([("", [" hid"]), (" ", []), (" hid", [])], " hid hid"),
+        ([("", ["\nhid"]), ("\n\n", []), ("hid", [])], "\nhid\n\nhid"),
+        # Text in a field that nobody knows stands on the tape too.
+        ([("", ["hid", "den"]), ({"note": "spoken"}, []), ("hidden", [])], "hiddenspokenhidden"),
+        ([("", ["hid", "den"]), ({"note": "hid"}, []), ("den", [])], "hidden"),
         # A call that is said as its name and its arguments, and what stands between them.
         (
             [("", ["<tool_call>", '{"name": "', "look", '", ']), ("look", ['"at"']), ('"at"', [])],
@@ -57,6 +68,10 @@ def spoken(steps: list[Step], **more: Any) -> str:
         ([("", ["bytes:\\xe6\\x97"]), ("日", ["bytes:\\xa5"]), ("b", ["b"])], "日b"),
         ([('"日', ['"\\xe6\\x97']), ("b", ["\\xa5", "b"])], '"日b'),
         ([("\\x90\\x90", ["\\x90", "\\x90"])], "\\x90\\x90"),
+        # And whole ones, written so, that the text doesn't say.
+        ([("", ["\\xe6\\xaf"]), ("fine", ["\\x92"])], "毒fine"),
+        ([("", ["\\xe6\\xaf", "\\x92"]), ("好", [])], "毒好"),
+        ([("", ["\\xe6\\xaf", "\\x92"])], "毒"),
     ],
 )
 def test_tokens_that_no_text_says_are_text_before_the_text_that_came(steps: list[Step], expected: str) -> None:
@@ -76,8 +91,37 @@ def test_what_is_put_in_leaves_an_inline_tag_a_tag() -> None:
     assert shown(segments(events)) == "[<think>] T:hm A:hiddenso T:so [</think>] A:Four"
 
 
+def test_text_beside_the_choices_is_compared_too() -> None:
+    content = chunk({})
+    content["choices"][0]["logprobs"] = {"content": [{"token": "hidden", "logprob": -0.1}]}
+    beside = {**chunk({}), "choices": [], "note": "spoken"}
+    assert tape(read(sse(content, beside))) == "hiddenspoken"
+
+
+def test_nothing_waits_for_tokens_that_are_judged() -> None:
+    events = events_of([("", ["hid", "den"]), ("spoken", [" then"]), (" then", [" and"])])
+    assert [part.unsaid for event in events for part in event.parts][:3] == [6, 0, 4]
+
+
+def test_text_that_comes_long_behind_its_tokens_takes_no_longer_the_more_there_are() -> None:
+    words = [f"w{number:05}" for number in range(20_000)]
+    steps: list[Step] = [("", words[at : at + 1000]) for at in range(0, len(words), 1000)]
+    steps += [(word, []) for word in words]
+    started = time.process_time()
+    assert spoken(steps) == "".join(words)
+    assert time.process_time() - started < 10
+
+
+def test_many_tokens_in_one_event_that_its_text_passes_over_take_no_long() -> None:
+    words = [f"{number:04}" + "c" * 64 for number in range(3000)]
+    tokens = [token for word in words for token in ("x", word)]
+    started = time.process_time()
+    assert spoken([("".join(words), tokens)])
+    assert time.process_time() - started < 10
+
+
 WORDS = st.integers(0, 999).map("w{:03}".format)
-FATES = st.sampled_from(["said", "said", "said", "kept", "dropped", "replaced", "blank"])
+FATES = st.sampled_from(["said", "said", "said", "kept", "dropped", "replaced", "blank", "spaced", "noted"])
 
 
 @st.composite
@@ -90,7 +134,10 @@ def replies(draw: st.DrawFn) -> list[Step]:
         fate = draw(FATES)
         if fate == "blank":
             steps.append(("" if kept else draw(st.sampled_from(["", "\n\n"])), ["\n\n"]))
-        kept += {"dropped": "", "replaced": "x" * draw(st.integers(1, 9))}.get(fate, word)
+        if fate == "noted":
+            steps.append(({"note": "x" * draw(st.integers(1, 9))}, []))
+        said = {"dropped": "", "replaced": "x" * draw(st.integers(1, 9)), "spaced": " ".join(f" {word}")}
+        kept += said.get(fate, word)
         if fate == "kept":
             steps.append(("", [word]))
             continue
@@ -110,4 +157,4 @@ def test_whatever_tokens_say_is_on_the_tape_before_they_leave(steps: list[Step],
         (part,) = event.parts
         before = whole[: end + part.unsaid] if end + part.unsaid <= len(whole) else whole
         for token in tokens:
-            assert token.strip() in before
+            assert bared(token) in bared(before)

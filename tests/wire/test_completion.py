@@ -90,7 +90,7 @@ def test_text_that_is_no_string_is_text_all_the_same() -> None:
 
 def test_logprobs_ahead_of_their_text_wait_for_it() -> None:
     ahead, text = completion().feed(sse(chunk("", logprobs=LOGPROBS), chunk("a")))
-    assert (ahead.parts[0].unsaid, text.parts[0].unsaid) == (2, 0)
+    assert (ahead.parts[0].unsaid, text.parts[0].unsaid) == (1, 0)
     stream = completion()
     (_, end) = stream.feed(sse(chunk("", logprobs=LOGPROBS), chunk("", finish="stop")))
     assert [span.text for span in end.parts[0].spans] == ["a"]

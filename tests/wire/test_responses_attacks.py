@@ -37,6 +37,15 @@ def test_tokens_that_may_not_leave_take_their_logprobs_with_them() -> None:
     assert [(event["delta"], event["logprobs"]) for event in found] == [("a", [])]
 
 
+def test_tokens_of_a_text_that_was_redacted_leave_beside_no_other() -> None:
+    stream = response()
+    done = {**delta(None), "type": "response.output_text.done", "text": "fine", "logprobs": logprobs(HARM)}
+    del done["delta"]
+    events = read(delta(HARM), done, stream=stream)
+    assert spans(events) == [("TEXT", HARM), ("TEXT", "fine"), ("OTHER", HARM)]
+    assert HARM not in json.dumps(through(stream, events, HARM))
+
+
 def test_a_delta_of_another_shape_says_itself_and_not_what_came_before() -> None:
     stream = response()
     events = read(delta(HARM), delta(" and", vendor=1), delta(" so", logprobs=logprobs("x")), stream=stream)
