@@ -82,6 +82,13 @@ def test_a_new_key_is_shown_once_with_its_hash():
     assert keys[0] != keys[1]
 
 
+@pytest.mark.parametrize("prefix", ["clé-", " a", "a b", "a\n"])
+def test_a_key_that_no_header_could_carry_isnt_made(prefix):
+    said = call("keys", "new", "--prefix", prefix)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.startswith("--prefix: ")
+
+
 def test_the_printed_hash_is_what_guardtrace_yaml_takes(tmp_path):
     hashed = re.search(r"sha256:\w+", call("keys", "new").output)[0]
     config = write_config(tmp_path, "http://a/v1", "http://b/v1", tenants={"all": {"policy": "test", "keys": [hashed]}})
@@ -170,6 +177,15 @@ def test_a_name_that_is_no_preset_is_a_file_that_isnt_there(tmp_path, monkeypatc
     assert said.stderr == (
         "strikt: can't be read: No such file or directory, and the presets are balanced, monitor and strict\n"
     )
+
+
+@pytest.mark.parametrize("value", ["2026-11-30", "!!binary aGk="])
+def test_a_value_of_a_type_that_no_policy_has_is_one_line(value, tmp_path):
+    path = tmp_path / "acme.yaml"
+    path.write_text(f"version: 1\nmessages: {{cut: {value}}}\n")
+    said = call("policy", "check", path)
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert said.stderr == f"{path}:2: messages.cut: input should be a valid string\n"
 
 
 @pytest.mark.parametrize("command", ["check", "explain"])
@@ -299,11 +315,13 @@ def test_a_file_of_authorities_that_cant_be_used_is_a_problem_of_the_settings(tm
     assert call("check", "config", config).exit_code == 0
 
 
-def test_check_config_finds_an_auditor_that_isnt_installed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", [["check", "config"], ["check", "middleware", "--config"]])
+def test_an_auditor_that_isnt_installed_is_found(command, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "guardtrace_proxy.auditor.transformers", None)
     auditor = {"backend": "transformers", "model": "builtin:nano"}
-    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "", auditor=auditor)
-    said = call("check", "config", config)
+    upstream = {"base_url": "http://127.0.0.1:1/v1"} if "config" in command else {}
+    config = write_config(tmp_path, "", "", auditor=auditor, upstreams={"default": upstream})
+    said = call(*command, config)
     assert (said.exit_code, said.stdout) == (2, "")
     assert said.stderr.startswith("auditor.backend: transformers needs ")
     assert "pip install '.[local]' in a checkout" in said.stderr
