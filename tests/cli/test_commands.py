@@ -461,7 +461,7 @@ def test_auditor_check_refuses_a_file_of_authorities_that_cant_be_used(tmp_path,
     assert said.stderr.startswith(told.format(ca_file))
 
 
-def test_auditor_check_says_what_is_wrong_in_one_sentence(tmp_path):
+def test_auditor_check_says_what_is_wrong_in_one_sentence(tmp_path, monkeypatch):
     pytest.importorskip("torch", reason="the extra `local` isn't installed")
     said = call("auditor", "check", tmp_path / "nothing")
     assert (said.exit_code, said.stdout) == (1, "")
@@ -470,6 +470,10 @@ def test_auditor_check_says_what_is_wrong_in_one_sentence(tmp_path):
     said = call("auditor", "check", "x", "--base-url", "http://127.0.0.1:9/v1")
     assert (said.exit_code, said.stdout) == (1, "")
     assert said.stderr.startswith("http://127.0.0.1:9/v1/models can't be reached")
+    monkeypatch.setenv("BROKEN", "sk-abc\n")
+    said = call("auditor", "check", "x", "--api-key-env", "BROKEN")
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.startswith("--api-key-env: the environment variable BROKEN holds a line break")
     said = call("auditor", "check", "x", "--api-key-env", "NOT_SET")
     assert said.exit_code == 2
     assert "NOT_SET isn't set" in said.stderr
