@@ -262,6 +262,16 @@ def test_check_upstream_that_refuses(tmp_path):
     assert said.stderr == f"upstream default, {server.url}: no such model\n"
 
 
+def test_check_upstream_that_breaks_off_with_an_error(tmp_path):
+    error = b'data: {"error": {"message": "out of memory", "type": "server_error", "code": 500}}\n\n'
+    with model_server(lambda _: [SSE_HEAD, error]) as server:
+        config = write_config(tmp_path, server.url, "http://127.0.0.1:9/v1")
+        said = call("check", "upstream", "default", "--config", config, "--model", "m")
+    assert (said.exit_code, said.stdout) == (1, "")
+    began = f"upstream default, {server.url}: The upstream model server sent an error in its stream: "
+    assert said.stderr == f"{began}out of memory\n"
+
+
 def test_check_config_says_what_would_be_served(tmp_path, monkeypatch):
     monkeypatch.setenv("A_KEY", "secret")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
