@@ -17,6 +17,7 @@ from guardtrace_proxy.auditor.selftest import Report, self_test
 from guardtrace_proxy.cli.auditor_serve import serve
 from guardtrace_proxy.cli.problems import fail
 from guardtrace_proxy.outgoing import BadCaFile
+from guardtrace_proxy.server.config import key_problem
 from guardtrace_proxy.telemetry.logs import configure_logging
 
 app = typer.Typer(no_args_is_help=True, help="The guard model's own affairs.")
@@ -78,9 +79,10 @@ def check(
     Exit status 1, with one sentence, at the first thing that is wrong. Its verdicts are shown, not held against it.
     """
     configure_logging("console", "error")
-    key = os.environ.get(api_key_env) if api_key_env else None
-    if api_key_env and not key:
-        fail(f"the environment variable {api_key_env} isn't set", 2)
+    why = None if api_key_env is None else key_problem(api_key_env, os.environ)
+    if why is not None:
+        fail(f"--api-key-env: {why}", 2)
+    key = os.environ[api_key_env] if api_key_env else None
     if ca_file is not None and not (base_url or "").lower().startswith("https://"):
         fail("--ca-file has no effect without a --base-url that begins with https://", 2)
     try:

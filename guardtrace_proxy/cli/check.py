@@ -80,7 +80,8 @@ def middleware(
     """Read the settings of the guard inside a model server, which itself would tell only once its model is loaded."""
     try:
         settings = load_inner_config(config, os.environ)
-    except ConfigError as error:
+        auditor_from(settings.auditor, os.environ)
+    except (ConfigError, AuditorSettingsError) as error:
         fail(error, 2)
     typer.echo(f"audited:         {', '.join(BY_ROUTE)}")
     typer.echo(f"passes, no key:  {', '.join(PROBES)}")

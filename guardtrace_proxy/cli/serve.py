@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ IDLE_SECONDS = 75
 that none sends a request into a connection that is just being closed."""
 FILES_BESIDE = 256
 """Open files that aren't a client's or its upstream's: the auditor's connections, those for images, logs."""
+LAST_PORT = 65_535
 YOUNG_OBJECTS = 100_000
 """How many new objects start the cycle collector. Held events live on as Python objects: at its default of 700 it walks
 them over and over, which took a fifth of the CPU time."""
@@ -52,10 +54,18 @@ class DrainingServer(uvicorn.Server):
         self._seconds = seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+            self._say_where(sockets or ())
+        except OSError:  # it was bound before, but is listened at only now; uvloop doesn't raise, but closes it
+            self._app.startup_error = "another process has begun to listen on its port"
+            self.started, self.should_exit = False, True
+            await self.lifespan.shutdown()
+
+    def _say_where(self, sockets: Sequence[socket.socket]) -> None:
         metrics = self._app.service.metrics_listener
         also = {} if metrics is None else {"metrics_host": metrics.host, "metrics_port": metrics.port}
-        for listener in sockets or ():
+        for listener in sockets:
             host, port = listener.getsockname()[:2]
             log.info("serving", host=host, port=port, **also)
 
@@ -91,9 +101,10 @@ def serve(
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is heard
     most_connections = _most_connections()
     listener = _listen(host or settings.server.host, settings.server.port if port is None else port, settings)
+    metrics_port = settings.metrics.port if metrics_port is None else metrics_port
+    _check_metrics_ports(metrics_port, workers, listener.getsockname()[1])
     gc.freeze()  # what is loaded now stays
     gc.set_threshold(YOUNG_OBJECTS)
-    metrics_port = settings.metrics.port if metrics_port is None else metrics_port
 
     def work(worker: int) -> int:
         own_metrics_port = metrics_port + worker if metrics_port else metrics_port
@@ -129,9 +140,24 @@ def _listen(host: str, port: int, settings: Config) -> socket.socket:
             # Of a client that takes nothing only the kernel can drop what waits for it. Accepted sockets inherit this.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2 * settings.server.client_timeout_ms)
         listener.bind(address)
-    except OSError as error:
-        fail(f"The server can't listen on {host}:{port}: {(error.strerror or str(error)).lower()}", 2)
+    except (OSError, UnicodeError) as error:  # of a name with an empty label, as 127.0..1
+        why = getattr(error, "strerror", None) or str(error)
+        fail(f"The server can't listen on {host}:{port}: {why.lower()}", 2)
     return listener
+
+
+def _check_metrics_ports(first: int | None, workers: int, port: int) -> None:
+    """Each worker has one, none of them where tenants ask: both could be bound, and neither side would say so."""
+    if not first:
+        return
+    last = first + workers - 1
+    if last > LAST_PORT:
+        fail(
+            f"metrics.port: {workers} workers would need {first} to {last}: choose one up to {LAST_PORT - workers + 1}",
+            2,
+        )
+    if first <= port <= last:
+        fail(f"metrics.port: {port} is where tenants ask, and metrics are read on {first} to {last}: choose others", 2)
 
 
 def _serve(files: SettingsFiles, listener: socket.socket, metrics_port: int | None, most_connections: int) -> int:

@@ -110,7 +110,7 @@ def _counts(block: Match) -> bool:
 
 def _without_messages(received: str) -> str:
     """The presets' own messages go: they are no words of the model, though they may begin like them."""
-    for message in (OWN_WORDS.cut, OWN_WORDS.redaction):
+    for message in (OWN_WORDS.cut, OWN_WORDS.auditor_failure, OWN_WORDS.redaction):
         received = received.replace(message, "\0")
     return received
 

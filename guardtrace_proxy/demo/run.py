@@ -92,9 +92,15 @@ class Demo:
         self._running = comparison
         self._redraw = lambda: redraw(comparison)
         async with (
-            openai.AsyncOpenAI(base_url=self._upstream, api_key="none", max_retries=0) as upstream,
-            openai.AsyncOpenAI(base_url=self._proxy, api_key=self._keys[trace.dialect], max_retries=0) as proxy,
+            _client(self._upstream, "none") as upstream,
+            _client(self._proxy, self._keys[trace.dialect]) as proxy,
         ):
             await compare(comparison, upstream, proxy, self._redraw)
         self._running = None
         return comparison
+
+
+def _client(base_url: str, api_key: str) -> openai.AsyncOpenAI:
+    """Without the environment's proxies: what it asks is in this process."""
+    http = openai.DefaultAsyncHttpxClient(trust_env=False)
+    return openai.AsyncOpenAI(base_url=base_url, api_key=api_key, max_retries=0, http_client=http)

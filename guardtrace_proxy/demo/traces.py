@@ -106,6 +106,8 @@ def load_traces(path: Path) -> list[DemoTrace]:
         if trace.name in traces:
             raise TraceError(f"{path}:{number}: the name {trace.name!r} is taken by line {taken[trace.name]}.")
         traces[trace.name], taken[trace.name] = trace, number
+    if not traces:
+        raise TraceError(f"{path}: holds no trace. Expected UTF-8 JSON lines.")
     return list(traces.values())
 
 

@@ -29,7 +29,7 @@ HANGING_SECONDS = 3.0
 
 
 class AuditLog:
-    """Takes lines from any thread. ``queue_bytes`` bounds what waits for the file."""
+    """Takes lines from any thread. ``queue_bytes`` bounds what waits for the file; a longer line waits alone."""
 
     def __init__(self, file: LineFile, queue_bytes: int) -> None:
         self.written = 0
@@ -63,7 +63,8 @@ class AuditLog:
     def record(self, line: bytes) -> None:
         """Take a line, its newline included, and return at once."""
         with self._news:
-            fits = self.waiting_bytes + len(line) <= self._queue_bytes and not self._is_closing
+            fits = not self.waiting_bytes or self.waiting_bytes + len(line) <= self._queue_bytes
+            fits = fits and not self._is_closing
             if fits:
                 self._queue.append(line)
                 self.waiting_bytes += len(line)

@@ -21,9 +21,16 @@ MASKS = (
 """In this order. Each is linear in the text: no repetition stands inside another without a bound."""
 
 
+BEHIND_A_CUT = re.compile(r"\S{0,2000}[\s\d().,/+-]*")
+"""What may be the end of an address, a key or a number whose beginning was cut off: no pattern would know it."""
+
+
 def shown(text: str, *, redact: bool) -> str:
-    """The text as evidence: its end, where it is too long, since that is the newest."""
-    end = text[-MAX_CHARS:]
+    """The text as evidence: its end, where it is too long, since that is the newest. It can always be written, though
+    what an auditor wrote as JSON may hold half a surrogate pair."""
+    end = text[-MAX_CHARS:].encode("utf-8", "replace").decode("utf-8")
+    if redact and len(end) < len(text):
+        end = BEHIND_A_CUT.sub("", end, count=1)
     if redact:
         for pattern, mask in MASKS:
             end = pattern.sub(mask, end)

@@ -65,10 +65,15 @@ class LineFile:
         while True:
             if self._descriptor is None:
                 self._descriptor = _open(self.path)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
                 if os.path.samestat(os.fstat(self._descriptor), os.stat(self.path)):
                     return self._descriptor
+            except FileNotFoundError:
+                pass
+            except OSError:  # others would wait for the lock, and where the handle itself is stale it stays so
+                self._let_go()
+                raise
             self._let_go()
 
     def _rotated(self, descriptor: int) -> int:
@@ -89,8 +94,8 @@ class LineFile:
 
     def _let_go(self) -> None:
         assert self._descriptor is not None
-        os.close(self._descriptor)
-        self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        os.close(descriptor)
 
     @staticmethod
     def _is_regular(descriptor: int) -> bool:

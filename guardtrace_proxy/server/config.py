@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -61,6 +62,7 @@ class Config:
 
 
 F = TypeVar("F", bound=SettingsFile)
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def load_config(path: Path, environ: Mapping[str, str]) -> Config:
@@ -236,8 +238,22 @@ def _environment(settings: SettingsFile, file: YamlFile, environ: Mapping[str, s
     named = {f"upstreams.{name}.api_key_env": upstream.api_key_env for name, upstream in settings.upstreams.items()}
     named |= {f"{key}.api_key_env": guard.api_key_env for key, guard in settings.auditor.guards.items()}
     for key, variable in named.items():
-        if variable is not None and not environ.get(variable):
-            yield file.problem(key, f"the environment variable {variable} isn't set; set it, or leave the key out")
+        why = None if variable is None else key_problem(variable, environ)
+        if why is not None:
+            yield file.problem(key, why)
+
+
+def key_problem(variable: str, environ: Mapping[str, str]) -> str | None:
+    """Why the environment variable can't be used for a model server's key, if it can't. What is no name of a variable
+    may be the key itself, which no message repeats."""
+    if not VARIABLE.fullmatch(variable):
+        return "expected the name of an environment variable, in which the key is: letters, digits and _"
+    found = environ.get(variable)
+    if not found:
+        return f"the environment variable {variable} isn't set; set it, or leave the key out"
+    if not found.isascii() or not found.isprintable():
+        return f"the environment variable {variable} holds a line break, or another character that no header can carry"
+    return None
 
 
 def _not_yet(settings: ConfigFile, file: YamlFile) -> Iterator[Problem]:

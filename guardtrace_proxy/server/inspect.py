@@ -94,7 +94,10 @@ async def _ask(upstream: Upstream, model: str) -> Finding:
     for event in events:
         finding.events += 1
         finding.done = finding.done or event.kind is EventKind.DONE
-        if event.kind in (EventKind.MALFORMED, EventKind.ERROR):
+        if event.kind is EventKind.ERROR:  # what came until then says nothing of how it writes
+            told = msgspec.json.decode(event.raw.removeprefix(b"data: "), type=dict[str, dict[str, object]])
+            raise ApiError(502, f"The upstream model server sent an error in its stream: {told['error']['message']}")
+        if event.kind is EventKind.MALFORMED:
             finding.notes.append(f"an event of kind {event.kind.value} arrived")
         if event.usage is not None:
             finding.usage = ", ".join(f"{key} {value}" for key, value in event.usage.items() if isinstance(value, int))

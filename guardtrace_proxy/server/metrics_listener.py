@@ -36,9 +36,10 @@ class MetricsListener:
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, self.host, self.port).start()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # of a name with an empty label, as 127.0..1
             await self._runner.cleanup()
-            raise CannotListen(f"metrics: can't listen on {self.host}:{self.port}: {error.strerror}") from error
+            why = getattr(error, "strerror", None) or str(error)
+            raise CannotListen(f"metrics: can't listen on {self.host}:{self.port}: {why}") from error
         self.port = int(self._runner.addresses[0][1])
 
     async def aclose(self) -> None:

@@ -82,6 +82,13 @@ def test_a_new_key_is_shown_once_with_its_hash():
     assert keys[0] != keys[1]
 
 
+@pytest.mark.parametrize("prefix", ["clé-", " a", "a b", "a\n"])
+def test_a_key_that_no_header_could_carry_isnt_made(prefix):
+    said = call("keys", "new", "--prefix", prefix)
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.startswith("--prefix: ")
+
+
 def test_the_printed_hash_is_what_guardtrace_yaml_takes(tmp_path):
     hashed = re.search(r"sha256:\w+", call("keys", "new").output)[0]
     config = write_config(tmp_path, "http://a/v1", "http://b/v1", tenants={"all": {"policy": "test", "keys": [hashed]}})
@@ -172,6 +179,15 @@ def test_a_name_that_is_no_preset_is_a_file_that_isnt_there(tmp_path, monkeypatc
     )
 
 
+@pytest.mark.parametrize("value", ["2026-11-30", "!!binary aGk="])
+def test_a_value_of_a_type_that_no_policy_has_is_one_line(value, tmp_path):
+    path = tmp_path / "acme.yaml"
+    path.write_text(f"version: 1\nmessages: {{cut: {value}}}\n")
+    said = call("policy", "check", path)
+    assert (said.exit_code, said.stdout) == (1, "")
+    assert said.stderr == f"{path}:2: messages.cut: input should be a valid string\n"
+
+
 @pytest.mark.parametrize("command", ["check", "explain"])
 def test_settings_that_are_taken_for_a_policy_are_one_line(command, tmp_path):
     config = write_config(tmp_path, "http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1")
@@ -246,6 +262,16 @@ def test_check_upstream_that_refuses(tmp_path):
     assert said.stderr == f"upstream default, {server.url}: no such model\n"
 
 
+def test_check_upstream_that_breaks_off_with_an_error(tmp_path):
+    error = b'data: {"error": {"message": "out of memory", "type": "server_error", "code": 500}}\n\n'
+    with model_server(lambda _: [SSE_HEAD, error]) as server:
+        config = write_config(tmp_path, server.url, "http://127.0.0.1:9/v1")
+        said = call("check", "upstream", "default", "--config", config, "--model", "m")
+    assert (said.exit_code, said.stdout) == (1, "")
+    began = f"upstream default, {server.url}: The upstream model server sent an error in its stream: "
+    assert said.stderr == f"{began}out of memory\n"
+
+
 def test_check_config_says_what_would_be_served(tmp_path, monkeypatch):
     monkeypatch.setenv("A_KEY", "secret")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
@@ -299,11 +325,13 @@ def test_a_file_of_authorities_that_cant_be_used_is_a_problem_of_the_settings(tm
     assert call("check", "config", config).exit_code == 0
 
 
-def test_check_config_finds_an_auditor_that_isnt_installed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", [["check", "config"], ["check", "middleware", "--config"]])
+def test_an_auditor_that_isnt_installed_is_found(command, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "guardtrace_proxy.auditor.transformers", None)
     auditor = {"backend": "transformers", "model": "builtin:nano"}
-    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "", auditor=auditor)
-    said = call("check", "config", config)
+    upstream = {"base_url": "http://127.0.0.1:1/v1"} if "config" in command else {}
+    config = write_config(tmp_path, "", "", auditor=auditor, upstreams={"default": upstream})
+    said = call(*command, config)
     assert (said.exit_code, said.stdout) == (2, "")
     assert said.stderr.startswith("auditor.backend: transformers needs ")
     assert "pip install '.[local]' in a checkout" in said.stderr
@@ -443,7 +471,7 @@ def test_auditor_check_refuses_a_file_of_authorities_that_cant_be_used(tmp_path,
     assert said.stderr.startswith(told.format(ca_file))
 
 
-def test_auditor_check_says_what_is_wrong_in_one_sentence(tmp_path):
+def test_auditor_check_says_what_is_wrong_in_one_sentence(tmp_path, monkeypatch):
     pytest.importorskip("torch", reason="the extra `local` isn't installed")
     said = call("auditor", "check", tmp_path / "nothing")
     assert (said.exit_code, said.stdout) == (1, "")
@@ -452,6 +480,10 @@ def test_auditor_check_says_what_is_wrong_in_one_sentence(tmp_path):
     said = call("auditor", "check", "x", "--base-url", "http://127.0.0.1:9/v1")
     assert (said.exit_code, said.stdout) == (1, "")
     assert said.stderr.startswith("http://127.0.0.1:9/v1/models can't be reached")
+    monkeypatch.setenv("BROKEN", "sk-abc\n")
+    said = call("auditor", "check", "x", "--api-key-env", "BROKEN")
+    assert (said.exit_code, said.stdout) == (2, "")
+    assert said.stderr.startswith("--api-key-env: the environment variable BROKEN holds a line break")
     said = call("auditor", "check", "x", "--api-key-env", "NOT_SET")
     assert said.exit_code == 2
     assert "NOT_SET isn't set" in said.stderr

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from guardtrace_proxy.cli.app import app
 from tests.cli.serving import ENVIRON, GUARDTRACE, run, serving, write_config
+from tests.ports import free_port
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, judging, model_server, stream
 from tests.waiting import eventually
 
@@ -133,6 +134,54 @@ def test_a_port_in_use_is_told(tmp_path, auditor):
     assert "address already in use" in said.stderr
     assert str(port) in said.stderr
     assert "Traceback" not in said.stderr
+
+
+def test_a_port_that_is_taken_while_it_starts_is_told(tmp_path, auditor):
+    program = f"""
+import socket
+from guardtrace_proxy.cli import serve
+listen, other = serve._listen, socket.socket()
+def and_so_does_another(*settings):
+    listener = listen(*settings)
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    other.bind(listener.getsockname())
+    other.listen()
+    return listener
+serve._listen = and_so_does_another
+{GUARDTRACE}"""
+    said = run("serve", "--config", write_config(tmp_path, "http://a/v1", auditor), "--port", "0", program=program)
+    assert said.returncode == 2
+    assert "The server didn't start: another process has begun to listen on its port\n" in said.stderr
+    assert "Traceback" not in said.stderr
+    assert "Unclosed" not in said.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--host", "127.0..1"], ["--metrics-port", "0"]])
+def test_an_address_that_is_none_is_told(tmp_path, auditor, arguments):
+    config = write_config(tmp_path, "http://a/v1", auditor, metrics={"port": 1, "host": "127.0..1"})
+    said = run("serve", "--config", config, "--port", "0", *arguments)
+    assert said.returncode == 2
+    assert "can't listen on 127.0..1:0: " in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_no_metrics_port_is_where_tenants_ask(tmp_path, auditor):
+    config, port = write_config(tmp_path, "http://a/v1", auditor, metrics={"port": 1}), free_port()
+    for first, workers in ((port, 1), (port - 1, 2)):
+        said = run(
+            "serve", "--config", config, "--port", str(port), "--metrics-port", str(first), "--workers", str(workers)
+        )
+        assert said.returncode == 2
+        assert said.stderr == (
+            f"metrics.port: {port} is where tenants ask, and metrics are read on {first} to {port}: choose others\n"
+        )
+
+
+def test_workers_whose_metrics_ports_would_be_too_high_are_told(tmp_path, auditor):
+    config = write_config(tmp_path, "http://a/v1", auditor)
+    said = run("serve", "--config", config, "--port", "0", "--metrics-port", "65535", "--workers", "2")
+    assert (said.returncode, said.stdout) == (2, "")
+    assert said.stderr == "metrics.port: 2 workers would need 65535 to 65536: choose one up to 65534\n"
 
 
 def test_an_auditor_that_cant_work_as_configured_is_told(tmp_path, auditor):

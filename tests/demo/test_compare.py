@@ -16,7 +16,7 @@ from guardtrace_proxy.policy.schema import Action, Messages
 from guardtrace_proxy.wire.events import Phase
 from tests.demo.scripted import a_trace, harmful, verdict
 
-CUT, REDACTION = Messages().cut, Messages().redaction
+CUT, FAILURE, REDACTION = Messages().cut, Messages().auditor_failure, Messages().redaction
 
 
 def decided(action: Action, told: Verdict | None, tokens: int = 4, enforced: bool = True) -> Decided:
@@ -73,6 +73,8 @@ def test_thinking_and_answer_are_counted_apart():
 def test_the_proxys_own_words_are_no_leak(answer):
     comparison = Comparison(a_trace(answer=answer, answer_onset=0))
     comparison.through = Received("Two and two make four.", CUT)
+    assert comparison.leaked_tokens == 0
+    comparison.through = Received("Two and two make four.", FAILURE)
     assert comparison.leaked_tokens == 0
     comparison.through = Received("", REDACTION)
     assert comparison.leaked_tokens == 0

@@ -43,6 +43,16 @@ def test_a_benign_trace_passes_whole():
     assert comparison.timeline
 
 
+def test_the_environments_proxies_are_never_asked(monkeypatch):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    (comparison,) = play(a_trace())
+    assert (comparison.without.error, comparison.through.error) == (None, None)
+    assert comparison.through.reasoning == "Two and two make four."
+
+
 @pytest.mark.parametrize("raw", [None, "<think>{}</think>No.", "{}</think>No."])
 def test_a_harmful_trace_is_cut_before_it_leaks_in_every_dialect(raw):
     (comparison,) = play(harmful(LONG, raw=raw and raw.format(LONG)))

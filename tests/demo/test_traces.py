@@ -131,6 +131,11 @@ def test_files_that_cant_be_read(tmp_path):
         load_traces(tmp_path / "bytes.jsonl")
 
 
+def test_a_file_without_a_trace_is_no_success(tmp_path):
+    with pytest.raises(TraceError, match="holds no trace"):
+        load_traces(write(tmp_path, "", " "))
+
+
 def test_two_traces_of_one_name_are_refused(tmp_path):
     with pytest.raises(TraceError, match=r"traces.jsonl:2: the name 'same' is taken by line 1"):
         load_traces(write(tmp_path, {**LEAST, "name": "same"}, {**LEAST, "name": "same"}))

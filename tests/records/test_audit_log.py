@@ -103,6 +103,14 @@ def test_what_a_long_outage_loses_is_counted_told_once_and_said_in_the_file(tmp_
     assert [each["lost"] for each in said if each["event"] == "audit log has a gap"] == [6]
 
 
+def test_a_line_longer_than_the_queue_is_written_where_nothing_waits(tmp_path: Path) -> None:
+    log = started(tmp_path / "log", queue_bytes=100)
+    log.record(line(1, 200))
+    log.close()
+    assert [each["number"] for each in lines_of(tmp_path / "log")] == [1]
+    assert (log.written, log.lost, log.waiting_bytes) == (1, 0, 0)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
 def test_the_end_doesnt_wait_for_a_full_disk_and_says_what_it_lost() -> None:
     with capture_logs() as said:
@@ -178,9 +186,10 @@ def test_an_end_while_the_gap_itself_is_written_says_it(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(LineFile, "append", hang_at_the_gap)
     with capture_logs() as said:
-        log = started(tmp_path / "log", queue_bytes=100)
-        log.record(line(1, 200))
-        log.record(line(2))
+        log = AuditLog(LineFile(tmp_path / "log", LARGE, 1), 100)
+        log.record(line(1))
+        log.record(line(2, 200))
+        log.start()
         assert hangs.wait(60)
         log.close()
         goes_on.set()

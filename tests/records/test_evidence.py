@@ -28,12 +28,29 @@ def test_masked(text: str, expected: str) -> None:
 
 
 def test_of_a_long_text_the_end_is_kept() -> None:
-    text = "a" * MAX_CHARS + "the end"
+    text = "a " * MAX_CHARS + "the end"
     for redact in (False, True):
         found = shown(text, redact=redact)
-        assert found.startswith("…a")
-        assert found.endswith("the end")
-        assert len(found) == MAX_CHARS + 1
+        assert found.startswith("…")
+        assert found.endswith("a a the end")
+        assert MAX_CHARS - 1 <= len(found) <= MAX_CHARS + 1
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "https://example.com/reset?user=ann&token=abc",
+        "ann.lee@example.com",
+        "+44 20 7946 0958",
+        "sk-AbC123dEf456GhI789jKl",
+    ],
+)
+def test_what_a_cut_left_of_something_masked_isnt_shown(secret: str) -> None:
+    rest = "and so on to the end " * MAX_CHARS
+    for cut in range(1, len(secret)):
+        left = secret[cut:] + " "
+        kept = rest[: MAX_CHARS - len(left)]
+        assert shown(secret[:cut] + left + kept, redact=True) == f"…{kept}"
 
 
 @pytest.mark.parametrize("piece", ["a", "1", "1 ", "a.", "a@", "a@a.", ":", "f:", "http://", "A1/", "-", "1.", "(" * 3])

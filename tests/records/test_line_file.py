@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -87,6 +88,23 @@ def test_a_file_that_was_moved_or_deleted_is_made_anew(tmp_path: Path) -> None:
     file.append(b"3\n")
     assert path.read_bytes() == b"3\n"
     assert (tmp_path / "by-logrotate").read_bytes() == b"1\n"
+
+
+def test_where_the_path_cant_be_looked_at_no_lock_is_kept_and_it_is_opened_anew(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "log"
+    path.parent.mkdir()
+    file = LineFile(path, LARGE, 1)
+    file.append(b"1\n")
+    path.parent.rename(tmp_path / "moved")
+    path.parent.touch()
+    with pytest.raises(NotADirectoryError):
+        file.append(b"2\n")
+    with (tmp_path / "moved" / "log").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    path.parent.unlink()
+    path.parent.mkdir()
+    file.append(b"2\n")
+    assert path.read_bytes() == b"2\n"
 
 
 def test_what_cant_be_rotated_grows(tmp_path: Path) -> None:

@@ -243,3 +243,19 @@ def test_a_fallback_that_judged_is_named(tmp_path: Path) -> None:
         with proxy(lambda _: [completion("well", "fine")], lambda _: [http(503, "{}")], config=config) as running:
             running.raw(ask())
     assert {line.auditor for line in decisions(path)} == {"second"}
+
+
+def test_half_a_surrogate_pair_in_the_auditors_analysis_loses_no_decision(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    reply = {
+        "index": 0,
+        "message": {"content": r'{"analysis": "It says \ud83d.", "judgment": 1}'},
+        "finish_reason": "stop",
+    }
+    auditor = [http(200, json.dumps({"choices": [reply]}))]
+    upstream = [completion("Well", "fine")]
+    with proxy(lambda _: upstream, lambda _: auditor, config=logging_to(path, evidence="full")) as running:
+        assert running.raw(ask()).json()["choices"][0]["finish_reason"] == "content_filter"
+    [line] = decisions(path)
+    assert line.evidence is not None
+    assert (line.action, line.evidence.analysis) == ("cut", "It says ?.")

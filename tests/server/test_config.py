@@ -347,6 +347,20 @@ def test_keys_come_from_the_environment(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("key", ["sk-abc\n", "sk-\u200babc", "sk\x00"])
+def test_a_key_that_no_header_can_carry_is_a_problem_and_isnt_repeated(tmp_path, key):
+    text = "upstreams: {default: {base_url: 'http://a/v1', api_key_env: UP}}\n" + AUDITOR + TENANTS
+    said = "the environment variable UP holds a line break, or another character that no header can carry"
+    assert refusal(tmp_path, text, {"UP": key}) == [f"1: upstreams.default.api_key_env: {said}"]
+
+
+def test_a_key_in_place_of_its_variables_name_isnt_repeated(tmp_path):
+    text = "upstreams: {default: {base_url: 'http://a/v1', api_key_env: sk-proj-abc}}\n" + AUDITOR + TENANTS
+    [said] = refusal(tmp_path, text)
+    assert said.startswith("1: upstreams.default.api_key_env: expected the name of an environment variable")
+    assert "sk-proj" not in said
+
+
 OVER_TLS = (
     "upstreams:\n  default: {base_url: 'https://a/v1', ca_file: FILE}\n"
     "auditor:\n  base_url: https://b/v1\n  ca_file: FILE\n"
