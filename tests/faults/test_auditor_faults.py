@@ -40,8 +40,9 @@ def failed_closed(reply: Reply) -> bool:
 
 def test_killed_in_mid_stream(running):
     watch = running.watch()
-    with running.asking("slow-harmful") as rest:
+    with running.asking("harmful-when-told") as rest:
         running.auditor.kill()
+        running.upstream.get("/mode/harm")
         assert failed_closed(rest())
     assert watch.logs("audit failed", kind="unreachable")
     assert watch.counts("audit_failures_total", kind="unreachable")
@@ -59,8 +60,9 @@ def test_down_from_the_start(running):
 
 def test_stopped_in_mid_stream(running):
     watch = running.watch()
-    with running.asking("slow-harmful") as rest:
+    with running.asking("harmful-when-told") as rest:
         running.auditor.signal(signal.SIGSTOP)
+        running.upstream.get("/mode/harm")
         reply = rest()
     assert failed_closed(reply)
     assert reply.seconds >= TIMEOUT_MS / 1000
@@ -133,9 +135,10 @@ def left_out(running: Rig) -> float:
 def test_with_both_auditors_out_it_fails_closed(with_fallback):
     with_fallback.well()
     watch = with_fallback.watch()
-    with with_fallback.asking("slow-harmful") as rest:
+    with with_fallback.asking("harmful-when-told") as rest:
         with_fallback.auditor.signal(signal.SIGSTOP)
         with_fallback.second.kill()
+        with_fallback.upstream.get("/mode/harm")
         assert failed_closed(rest())
     assert watch.logs("audit failed")
     assert watch.counts("audit_failures_total")
