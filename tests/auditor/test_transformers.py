@@ -217,10 +217,13 @@ def test_a_cancelled_audit_frees_the_worker_and_leaves_the_next_alone(
 ) -> None:
     auditor = started(taught)
     forward, slow = auditor.worker._forward, threading.Event()
+    forwards = 0
 
     def slowly(pieces: object) -> object:
+        nonlocal forwards
+        forwards += 1
         if slow.is_set():
-            time.sleep(0.05)
+            time.sleep(0.5)
         return forward(pieces)  # type: ignore[arg-type]
 
     monkeypatch.setattr(auditor.worker, "_forward", slowly)
@@ -228,15 +231,15 @@ def test_a_cancelled_audit_frees_the_worker_and_leaves_the_next_alone(
     async def run() -> None:
         session = await auditor.open(Query(ASKED))
         expected = await session.judge(TRACE, Depth.ANNOTATE)
+        whole = forwards
         slow.set()
-        began = time.perf_counter()
         with anyio.move_on_after(0.1) as scope:
             await session.judge(TRACE, Depth.ANNOTATE)
         assert scope.cancelled_caught
-        assert time.perf_counter() - began < 0.3
+        assert forwards < 2 * whole
         slow.clear()
         verdict = await session.judge(TRACE, Depth.ANNOTATE)
-        assert time.perf_counter() - began < 2
+        assert forwards < 3 * whole  # the one that was cancelled never came to its end
         assert triple(verdict.probabilities) == pytest.approx(triple(expected.probabilities), abs=1e-6)
 
     anyio.run(run)

@@ -20,7 +20,7 @@ import yaml
 from tests.ports import free_port
 
 GUARDTRACE = "from guardtrace_proxy.cli.app import main; main()"
-START_SECONDS = 60
+START_SECONDS = 120
 ENVIRON = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")} | {"NO_COLOR": "1"}
 
 

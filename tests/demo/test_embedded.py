@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import guardtrace_proxy
-
-NANO = Path(guardtrace_proxy.__file__).parent / "auditor" / "nano"
 PHOTOS = Path(__file__).parents[3] / "shared" / "data" / "photo-vlm" / "traces.jsonl"
 
 pytest.importorskip("torch", reason="the embedded auditor needs the extra `local`")

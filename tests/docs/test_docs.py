@@ -32,7 +32,6 @@ from guardtrace_trainer.corpus.generate import Models
 from guardtrace_trainer.settings import read_settings
 from tests.docs.pages import PAGES, ROOT, Block, blocks, commands, leaves_of
 
-DOCS = ROOT / "docs"
 SLOW = ("guardtrace demo",)
 """What has tests of its own."""
 COMMANDS = [

@@ -138,6 +138,14 @@ class Upstream(Peer):
         await self._send(writer, *FINE[:8], HARMFUL, *FINE, END, b"", pause=DRIP_SECONDS)
         return True
 
+    async def harmful_when_told(self, writer: Writer) -> bool:
+        """A word after the other until GET `/mode/harm`, so that whatever is to happen before the marker has happened."""
+        writer.write(SSE)
+        while self.mode != "harm":
+            await self._send(writer, FINE[0], pause=DRIP_SECONDS)
+        await self._send(writer, HARMFUL, END, b"")
+        return True
+
     async def hang_before_head(self, writer: Writer) -> bool:
         await asyncio.sleep(FOREVER)
         return False

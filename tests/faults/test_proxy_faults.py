@@ -60,7 +60,7 @@ def test_stopped_for_longer_than_every_timeout(running):
 
 
 def test_killed_in_mid_stream(tmp_path):
-    with rig(tmp_path) as running, running.asking("slow-harmful") as rest:
+    with rig(tmp_path) as running, running.asking("endless") as rest:
         running.proxy.process.kill()
         reply = rest()
         assert not leaks(reply)

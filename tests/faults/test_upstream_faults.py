@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.rig import LONGEST_SECONDS, READ_TIMEOUT_MS, Reply, Rig, leaks, rig
+from tests.faults.rig import LONGEST_SECONDS, READ_TIMEOUT_MS, SETTLE_SECONDS, Reply, Rig, leaks, rig
+from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +31,13 @@ def broke_off(reply: Reply) -> bool:
     return reply.error == "upstream_error" and not reply.is_finished and reply.seconds < LONGEST_SECONDS
 
 
+def given_up(running: Rig) -> int:
+    return int(running.upstream.get("/state")["given_up"])
+
+
 def test_killed_in_mid_stream(running):
     watch = running.watch()
-    with running.asking("slow-harmful") as rest:
+    with running.asking("endless") as rest:
         running.upstream.kill()
         assert broke_off(rest())
     assert watch.logs("upstream broke off")
@@ -52,7 +57,7 @@ def test_down_then_back(running):
 
 def test_stopped_in_mid_stream(running):
     watch = running.watch()
-    with running.asking("slow-harmful") as rest:
+    with running.asking("endless") as rest:
         running.upstream.signal(signal.SIGSTOP)
         reply = rest()
     assert broke_off(reply)
@@ -69,13 +74,12 @@ def test_stopped_before_its_head(running):
 
 
 def test_hangs_before_its_head(running):
-    watch = running.watch()
+    watch, before = running.watch(), given_up(running)
     reply = running.ask("hang-before-head")
     assert (reply.status, reply.error) == (504, "upstream_timeout")
     assert watch.logs("request refused", status=504)
     assert watch.counts("errors_total", status="504")
-    given_up = running.upstream.get("/state")["given_up"]
-    assert given_up >= 1
+    assert eventually(lambda: given_up(running) == before + 1, SETTLE_SECONDS)
 
 
 def test_hangs_in_mid_stream(running):
@@ -113,9 +117,8 @@ def test_garbage_in_place_of_http(running):
 
 
 def test_harm_is_cut_and_the_upstream_closed(running):
-    before = running.upstream.get("/state")["given_up"]
+    before = given_up(running)
     reply = running.ask("slow-harmful")
     assert reply.is_cut
     assert not leaks(reply)
-    assert running.settles()
-    assert running.upstream.get("/state")["given_up"] == before + 1
+    assert eventually(lambda: given_up(running) == before + 1, SETTLE_SECONDS)

@@ -135,7 +135,7 @@ def test_recording_takes_no_time_while_the_file_hangs(tmp_path: Path, monkeypatc
         began = time.monotonic()
         for number in range(1000):
             log.record(line(number))
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10  # the file hangs for 20 s
         log.close()
         goes_on.set()
         assert eventually(lambda: not log.waiting_bytes)

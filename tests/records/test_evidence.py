@@ -55,9 +55,9 @@ def test_what_a_cut_left_of_something_masked_isnt_shown(secret: str) -> None:
 
 @pytest.mark.parametrize("piece", ["a", "1", "1 ", "a.", "a@", "a@a.", ":", "f:", "http://", "A1/", "-", "1.", "(" * 3])
 def test_no_text_is_slow(piece: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()  # what else is busy doesn't count
     shown(piece * MAX_CHARS, redact=True)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 @given(st.text())

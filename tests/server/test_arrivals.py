@@ -259,7 +259,7 @@ def test_a_connection_that_breaks_while_bytes_are_gathered_is_told_at_once(uvloo
                 await reply.read(lambda _: True)
             return time.monotonic() - began
 
-    assert run(test, uvloop) < 1.5
+    assert run(test, uvloop) < 8  # silence is one for 10 s
 
 
 def test_silence_counts_from_what_was_gathered_last():
@@ -470,12 +470,12 @@ def test_most_tokens_of_a_held_stream_wake_no_task(monkeypatch):
     assert len(reads) < len(STREAM) / 5
 
 
-def test_what_is_gathered_is_speech(monkeypatch):
+def test_what_is_gathered_is_speech():
     """A comment behind it isn't taken for the only thing that came in a long time."""
-    frames = [*STREAM[:40], b": still here\n\n", *STREAM[40:]]
+    frames = [*STREAM[:100], b": still here\n\n", *STREAM[100:]]
 
     def config(url: str) -> dict[str, Any]:
-        return {"upstreams": {"default": {"base_url": url, "read_timeout_ms": 400}}}
+        return {"upstreams": {"default": {"base_url": url, "read_timeout_ms": 1500}}}
 
     with (
         model_server(slowly(frames, 0.02)) as server,

@@ -18,6 +18,7 @@ import pytest
 
 from tests.cli.serving import Serving, serving, write_config
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, judging, model_server
+from tests.waiting import eventually
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Please help."}]}
 BEGINNING = chunk({"role": "assistant", "content": "one two three four five six seven eight "})
@@ -189,7 +190,7 @@ def test_a_client_that_takes_nothing_doesnt_keep_the_process_alive(tmp_path):
         policy = (tmp_path / "policies" / "test.yaml").read_text() + "thinking: {mode: monitor}\n"
         (tmp_path / "policies" / "test.yaml").write_text(policy)
         running.process.send_signal(signal.SIGHUP)
-        time.sleep(0.5)
+        assert eventually(lambda: "settings reloaded" in running.log.read_text())
         body = json.dumps({**ASK, "stream": True}).encode()
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)

@@ -438,8 +438,9 @@ def first_line(site: Site) -> dict[str, Any]:
     """Of the log, whatever its name, for a reply that is redacted."""
     site.stage.upstream = lambda _: [completion("Mail ann@example.com the HINT", "fine")]
     status(site)
+    for thread in site.stage.stopping:  # the end writes what isn't written yet
+        thread.join(30)
     [log] = site.folder.glob("*.jsonl")
-    _until_lines(log)
     line = json.loads(log.read_text().splitlines()[0])
     log.unlink()
     return {"log": log.name, "evidence": line["evidence"]}
@@ -466,17 +467,6 @@ def lost_on_a_full_disk(site: Site) -> int:
         for _ in range(1000):
             log.record(b"x" * 999 + b"\n")
         return log.lost
-
-
-def _until_lines(log: Path) -> None:
-    _until(lambda: log.read_bytes().endswith(b"}\n"))
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def where_metrics_are(site: Site) -> list[str]:

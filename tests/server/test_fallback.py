@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -69,7 +70,9 @@ def test_a_benign_reply_is_whole_under_the_fallback_and_the_first_gets_its_strea
 
 
 def test_with_both_out_it_fails_closed_and_the_breaker_opens_until_one_is_back():
+    now = 100.0
     with with_fallback(BENIGN, breaker_failures=2) as (running, first, second, fallback):
+        running.app.service.breaker._clock = lambda: now
         first.sick = second.sick = overloaded
         for expected in ("closed", "open"):
             text = running.raw(ask(stream=True)).text
@@ -80,21 +83,27 @@ def test_with_both_out_it_fails_closed_and_the_breaker_opens_until_one_is_back()
         assert UNCHECKED in running.raw(ask(stream=True)).text
         assert running.auditor.requests == fallback.requests == []  # not asked at all
         second.sick = None
-        time.sleep(FIRST_PAUSE_SECONDS)
+        now += FIRST_PAUSE_SECONDS
         assert circuit(running) == "half_open"
         assert running.raw(ask(stream=True)).content == b"".join(BENIGN[1:])
         assert circuit(running) == "closed"
 
 
 def test_while_the_breaker_is_open_replies_are_cut_without_waiting_for_the_timeout():
+    let_go = threading.Event()
+
     def hang(_: dict[str, Any]) -> Iterator[bytes]:
-        time.sleep(1.5)
+        let_go.wait(60)
         yield b""
 
-    with proxy(lambda _: BENIGN, hang, config={"auditor": {"timeout_ms": 500, "breaker_failures": 1}}) as running:
+    with proxy(lambda _: BENIGN, hang, config={"auditor": {"timeout_ms": 2000, "breaker_failures": 1}}) as running:
+        running.app.service.breaker._clock = lambda: 100.0  # its pause doesn't end
         began = time.monotonic()
         assert UNCHECKED in running.raw(ask(stream=True)).text
-        assert time.monotonic() - began >= 0.5
+        assert time.monotonic() - began >= 2
+        running.auditor.requests.clear()
         began = time.monotonic()
         assert UNCHECKED in running.raw(ask(stream=True)).text
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 2
+        assert running.auditor.requests == []
+        let_go.set()

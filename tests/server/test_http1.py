@@ -104,7 +104,7 @@ AMBIGUOUS = {
 @pytest.mark.parametrize("name", AMBIGUOUS)
 def test_what_could_be_read_in_two_ways_is_refused_and_nothing_behind_it_read(url, upstream, name):
     before = len(upstream.requests)
-    came = written(url, AMBIGUOUS[name] + SMUGGLED)
+    came = written(url, AMBIGUOUS[name] + SMUGGLED, closes=True)
     assert (came.statuses, came.closed) == ([400], True)
     assert json.loads(came.data.partition(b"\r\n\r\n")[2])["error"]["code"] == "malformed_http"
     assert len(upstream.requests) == before
@@ -115,7 +115,7 @@ def test_a_body_behind_an_upgrade_is_no_request(url):
     for way in (b"h2c", b"websocket"):
         upgrade = b"Connection: Upgrade\r\nUpgrade: " + way
         head, _, body = request(upgrade, body=HEALTH).partition(b"\r\n\r\n")
-        came = written(url, head + b"\r\n\r\n", body)
+        came = written(url, head + b"\r\n\r\n", body, closes=True)
         assert (came.statuses, came.closed) == ([400], True)
 
 
@@ -175,7 +175,7 @@ REFUSED = {
 @pytest.mark.parametrize("status", REFUSED)
 def test_requests_behind_a_refused_one_are_read_where_they_begin(url, upstream, status):
     before = len(upstream.requests)
-    came = written(url, REFUSED[status] + request() + HEALTH)
+    came = written(url, REFUSED[status] + request() + HEALTH, replies=3)
     assert (came.statuses, came.closed) == ([status, 200, 200], False)
     assert len(upstream.requests) == before + 1
 
@@ -196,7 +196,7 @@ def test_a_head_has_a_bound(url):
         assert written(url, request(padding)).statuses == [200]
     line = b"GET /healthz?" + b"a" * 70_000 + b" HTTP/1.1"
     for too_large in (request(b"X-A: " + b"a" * 70_000), request(b"X-A: b\r\n" * 9_000), request(line=line, body=b"", framed=b"")):  # fmt: skip
-        came = written(url, too_large)
+        came = written(url, too_large, closes=True)
         assert (came.statuses, came.closed) == ([431], True)
 
 
@@ -232,12 +232,12 @@ def test_a_head_that_comes_too_slowly_is_broken_off():
                 drip = threading.Thread(target=dripping, args=(connection, drop))
                 if drop:
                     drip.start()
-                came = read_all(connection)
+                came = read_all(connection, closes=True)
                 assert (came.data, came.closed) == (b"", True)
                 assert time.monotonic() - began < 8  # the drip goes on for 10 s
                 if drop:
                     drip.join()
-        assert written(running.url, request(), HEALTH, pause=0.5).statuses == [200, 200]
+        assert written(running.url, request(), HEALTH, pause=0.5, replies=2).statuses == [200, 200]
 
 
 def dripping(connection, data: bytes) -> None:
@@ -281,7 +281,7 @@ def test_garbage_behind_a_request_is_never_written_about_into_its_reply():
             connection.sendall(request(body=json.dumps(ask(stream=True)).encode()))
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
             connection.sendall(b"\0garbage\r\n\r\n")
-            came = read_all(connection)
+            came = read_all(connection, closes=True)
         assert came.closed
         assert b"HTTP/1.1" not in came.data
         assert b"malformed" not in came.data

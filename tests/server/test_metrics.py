@@ -220,7 +220,7 @@ def test_a_port_that_is_taken_ends_the_start() -> None:
                 pass
 
 
-def test_inside_a_model_server_they_stand_beside_its_own(tmp_path: Path) -> None:
+def test_inside_a_model_server_they_stand_beside_its_own() -> None:
     port = free_port()
     model = Model(lambda _: CASES[0].frames(THINKING, "fine HARM"))
     with guarded(starlette_app(model), config={"metrics": {"port": port}}) as running:
@@ -284,7 +284,7 @@ def test_the_embedded_auditor_tells_what_it_keeps() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
-def test_what_the_audit_log_loses_shows(tmp_path: Path) -> None:
+def test_what_the_audit_log_loses_shows() -> None:
     config = {**LISTENING, "audit_log": {"path": "/dev/full", "queue_bytes": 65_536}}
     with proxy(lambda _: [completion("Well", "fine")], config=config) as running:
         running.raw(ask())

@@ -19,7 +19,6 @@ from tests.cli.serving import GUARDTRACE, Serving, serving
 from tests.server.scripted import SSE_HEAD, Server, by_word, chunk, judging, model_server, stream
 from tests.waiting import eventually
 
-WAIT_SECONDS = 20
 HARMFUL = [SSE_HEAD, *stream("All of this is quite fine but then comes HARM in full.", "No.")]
 ASK = {"model": "m", "messages": [{"role": "user", "content": "Please help."}], "stream": True}
 

@@ -32,7 +32,7 @@ def is_idle(running: Running) -> bool:
 
 
 def test_the_lag_is_that_of_the_loop():
-    async def run() -> tuple[float, float]:
+    async def run() -> float:
         shedding = Shedding(10, HeldBytes(10), 100)
         shedding.start()
         time.sleep(WATCH_SECONDS + 0.3)
@@ -42,14 +42,14 @@ def test_the_lag_is_that_of_the_loop():
             with pytest.raises(ApiError) as caught, shedding.request():
                 pass
         assert (caught.value.status, "server.max_lag_ms" in caught.value.message) == (503, True)
-        await anyio.sleep(3 * WATCH_SECONDS)
-        with shedding.request():
+        with anyio.fail_after(60):  # a busy machine may be late once more
+            while shedding.lag_ms >= 100:
+                await anyio.sleep(WATCH_SECONDS)
+        with shedding.request(), shedding.request():
             shedding.stop()
-        return late, shedding.lag_ms
+        return late
 
-    late, well = anyio.run(run)
-    assert 300 <= late < 3000
-    assert well < 100
+    assert 300 <= anyio.run(run) < 100_000  # milliseconds
 
 
 def test_beyond_so_many_at_once_new_requests_are_told_to_come_back_and_running_ones_go_on():

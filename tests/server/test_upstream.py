@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.upstream import MAX_ERROR_BYTES, Upstream
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke, read_bounded
 from guardtrace_proxy.wire.tags import ThinkingStyle
+from tests.ports import free_port
 from tests.server.scripted import Server, http, model_server
 from tests.tls import private_authority
 
@@ -90,7 +90,7 @@ def test_leaving_early_closes_the_connection_at_once():
             for _ in range(2):
                 async with upstream.ask("/chat/completions", b"{}", ID) as reply:
                     assert await reply.read()
-                with anyio.fail_after(2):
+                with anyio.fail_after(20):
                     await gone.wait()
                 gone.clear()
 
@@ -202,9 +202,7 @@ def test_it_is_asked_again_only_where_not_a_byte_has_come(first, retries, expect
 
 def test_an_upstream_that_is_just_being_restarted_is_found_again():
     async def run() -> bytes:
-        with socket.socket() as port:
-            port.bind(("127.0.0.1", 0))
-            address = port.getsockname()
+        port = free_port()
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n{}")
@@ -212,11 +210,11 @@ def test_an_upstream_that_is_just_being_restarted_is_found_again():
             await writer.drain()
             writer.close()
 
-        upstream = Upstream("default", f"http://127.0.0.1:{address[1]}/v1", None, ThinkingStyle("field"), retries=5)
+        upstream = Upstream("default", f"http://127.0.0.1:{port}/v1", None, ThinkingStyle("field"), retries=5)
         await upstream.start()
         asking = asyncio.get_running_loop().create_task(body_of(upstream))
         await asyncio.sleep(0.3)
-        async with await asyncio.start_server(answer, *address):
+        async with await asyncio.start_server(answer, "127.0.0.1", port):
             body = await asking
         await upstream.aclose()
         return body

@@ -16,7 +16,9 @@ from tests.server.running import ask
 
 BODY = json.dumps(ask()).encode()
 QUIET_SECONDS = 0.2
-"""After which nothing more is taken to come on a connection that stays open."""
+"""After which nothing more is taken to come behind the replies that were waited for."""
+LONGEST_SECONDS = 20
+"""For a reply or a connection's end; the proxy leaves a silent connection open for longer."""
 
 
 def request(
@@ -49,8 +51,8 @@ def wire(url: str) -> Iterator[socket.socket]:
         yield connection
 
 
-def written(url: str, *parts: bytes, pause: float = 0.05) -> Came:
-    """Write the parts, each in a packet of its own; read until the server closes or nothing more comes."""
+def written(url: str, *parts: bytes, pause: float = 0.05, replies: int = 1, closes: bool = False) -> Came:
+    """Write the parts, each in a packet of its own, and `read_all`."""
     with wire(url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for number, part in enumerate(parts):
@@ -60,22 +62,47 @@ def written(url: str, *parts: bytes, pause: float = 0.05) -> Came:
                 connection.sendall(part)
             except OSError:
                 break  # refused already
-        return read_all(connection)
+        return read_all(connection, replies, closes=closes)
 
 
-def read_all(connection: socket.socket, first: float = 30) -> Came:
-    """``first``: seconds until the first byte; behind it, a short silence is the end."""
+def read_all(connection: socket.socket, replies: int = 1, *, closes: bool = False) -> Came:
+    """Until the server closes. Where it needn't, a short silence is the end once so many replies are whole."""
     data = b""
-    connection.settimeout(first)
     try:
-        while piece := connection.recv(65_536):
+        while True:
+            is_all = not closes and _whole_replies(data) >= replies
+            connection.settimeout(QUIET_SECONDS if is_all else LONGEST_SECONDS)
+            if not (piece := connection.recv(65_536)):
+                break
             data += piece
-            connection.settimeout(QUIET_SECONDS)
     except TimeoutError:
         return Came(data, closed=False)
     except ConnectionResetError:
         pass
     return Came(data, closed=True)
+
+
+def _whole_replies(data: bytes) -> int:
+    """How many there are, each to its end; ``100 Continue`` is none."""
+    count = 0
+    while (end := data.find(b"\r\n\r\n")) >= 0:
+        head, data = data[:end].lower(), data[end + 4 :]
+        if head.startswith(b"http/1.1 100 "):
+            continue
+        if b"\r\ntransfer-encoding: chunked" in head:
+            size = -1
+            while size:
+                line, _, data = data.partition(b"\r\n")
+                size = int(line or b"1", 16)
+                if len(data) < size + 2:
+                    return count
+                data = data[size + 2 :]
+        elif length := re.search(rb"\r\ncontent-length: (\d+)", head):
+            if len(data) < int(length[1]):
+                return count
+            data = data[int(length[1]) :]
+        count += 1
+    return count
 
 
 @dataclass

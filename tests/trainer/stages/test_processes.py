@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from guardtrace_trainer.stages.dpo import run_dpo
 from guardtrace_trainer.stages.settings import DpoSettings, StageError
 from guardtrace_trainer.stages.trainers import last_checkpoint
 from tests.ports import free_port
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.slow  # each process imports torch, transformers and TRL
 ROOT = Path(__file__).parents[3]
@@ -104,8 +104,7 @@ run_dpo(settings, base={str(small)!r}, data=[Path({str(corpus / "pairs.jsonl")!r
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "trainer")])}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
-    time.sleep(0.5)
-    assert not [command for command in commands() if str(out).encode() in command]
+    assert eventually(lambda: not [command for command in commands() if str(out).encode() in command])
     assert last_checkpoint(out / "training") == out / "training" / "checkpoint-2"
     said: list[str] = []
     run(TWO, small, corpus, out, said.append)
