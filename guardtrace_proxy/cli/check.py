@@ -87,6 +87,8 @@ def middleware(
     typer.echo(f"passes, no key:  {', '.join(PROBES)}")
     typer.echo(f"passes, a key:   {', '.join(settings.server.passthrough) or 'none'}")
     typer.echo(f"tenants:         {', '.join(settings.tenants)}")
+    for warning in _doubts(settings):
+        _warn(warning)
     if os.environ.get(VLLM_KEY) and settings.upstreams[MODEL].api_key_env is None:
         _warn(
             f"{VLLM_KEY} is set, but the settings name no key for the server itself, so vLLM would answer 401 to every "

@@ -18,7 +18,8 @@ MODE = 0o600
 class LineFile:
     """Opened with the first append, mode 0600 where it is made. Not for several threads at once.
 
-    What would make it larger than ``max_bytes`` goes into a new file; ``keep`` older ones stay, ``NAME.1`` the newest.
+    What would make it larger than ``max_bytes`` goes into a new file; ``keep`` older ones stay, ``NAME.1`` the newest,
+    also where more were kept before.
     A device or a pipe is written to as it is.
     """
 
@@ -79,6 +80,7 @@ class LineFile:
     def _rotated(self, descriptor: int) -> int:
         """A new file, locked; the old one where it can't be moved."""
         try:
+            self._forget_oldest()
             for number in range(self._keep - 1, 0, -1):
                 with suppress(FileNotFoundError):
                     os.replace(self._older(number), self._older(number + 1))
@@ -88,6 +90,12 @@ class LineFile:
             return descriptor
         self.not_rotated = None
         return self._locked()
+
+    def _forget_oldest(self) -> None:
+        number = self._keep + 1
+        while self._older(number).exists():
+            self._older(number).unlink()
+            number += 1
 
     def _older(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}")

@@ -48,7 +48,7 @@ class ServerSettings(Settings):
     ``keepalive_ms``: a stream in which nothing was sent for so long gets a comment; 0 sends none.
     """
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", min_length=1)
     port: int = Field(8080, ge=0, le=65535)
     max_body_bytes: Bytes = 33_554_432
     max_stream_bytes: Bytes = 8_388_608
@@ -223,7 +223,7 @@ class AuditLogSettings(Settings):
 class MetricsSettings(Settings):
     """Where Prometheus reads ``/metrics``: a port of its own, without a key; none where ``port`` is None."""
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", min_length=1)
     port: int | None = Field(None, ge=0, le=65535)
 
 

@@ -373,7 +373,8 @@ def test_check_middleware_reads_the_settings_as_a_model_server_would(tmp_path):
 
 def test_check_middleware_warns_of_a_key_that_vllm_asks_for_and_nobody_sends(tmp_path, monkeypatch):
     config = tmp_path / "guardtrace.yaml"
-    settings = {"auditor": {"base_url": "http://127.0.0.1:2/v1"}, "tenants": {"all": {"policy": "balanced"}}}
+    auditor = {"base_url": "http://127.0.0.1:2/v1", "model": "guard"}
+    settings = {"auditor": auditor, "tenants": {"all": {"policy": "balanced"}}, "anonymous_tenant": "all"}
     config.write_text(yaml.safe_dump(settings), "utf-8")
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     said = call("check", "middleware", "--config", config)
@@ -386,6 +387,19 @@ def test_check_middleware_warns_of_a_key_that_vllm_asks_for_and_nobody_sends(tmp
     monkeypatch.delenv("VLLM_API_KEY")
     config.write_text(yaml.safe_dump(settings), "utf-8")
     assert call("check", "middleware", "--config", config).stderr == ""
+
+
+def test_check_middleware_tells_doubts_as_check_config_does(tmp_path):
+    config = tmp_path / "guardtrace.yaml"
+    settings = {
+        "auditor": {"backend": "transformers", "model": "builtin:nano"},
+        "tenants": {"all": {"policy": "balanced"}},
+    }
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    said = call("check", "middleware", "--config", config)
+    assert said.exit_code == 0
+    assert "auditor builtin:nano is for demonstration and tests" in said.stderr
+    assert "tenants.all: no key, and not anonymous_tenant: nobody is served as it" in said.stderr
 
 
 def test_check_upstream_with_a_wrong_config(tmp_path):
@@ -416,7 +430,7 @@ def test_auditor_check_tells_verdicts_and_speeds(tmp_path):
     assert re.search(r"^device: +(cpu|cuda)", said.stdout, re.M)
     for depth in ("label", "annotate"):
         for trace in ("benign", "harmful", "harmful image"):
-            assert re.search(rf"^{depth} +{trace} +level [\d.]+ +risk \d\.\d\d +\d+ ms$", said.stdout, re.M)
+            assert re.search(rf"^{depth} +{trace} +level [\d.]+ +risk \d\.\d\d +[\d,]+ ms$", said.stdout, re.M)
         assert re.search(rf"^{depth}: +[\d.,]+ audits a second, enough for about [\d.,]+ streams", said.stdout, re.M)
     assert re.search(
         r"^prefill: +about [\d,]+ tokens a second\ndecode: +about [\d,]+ tokens a second$", said.stdout, re.M

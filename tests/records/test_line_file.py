@@ -61,6 +61,21 @@ def test_a_line_larger_than_the_file_may_be_is_still_written(tmp_path: Path) -> 
     assert (tmp_path / "log.1").read_bytes() == b"a line of some length\n"
 
 
+def test_where_fewer_are_to_be_kept_the_others_go_with_the_next_rotation(tmp_path: Path) -> None:
+    for name, text in {
+        "log": "5",
+        "log.1": "4",
+        "log.2": "3",
+        "log.3": "2",
+        "log.4": "1",
+        "log.20261130": "ours",
+    }.items():
+        (tmp_path / name).write_text(text + "\n", "utf-8")
+    LineFile(tmp_path / "log", 3, 2).append(b"6\n")
+    found = {path.name: path.read_text("utf-8").strip() for path in tmp_path.iterdir()}
+    assert found == {"log": "6", "log.1": "5", "log.2": "4", "log.20261130": "ours"}
+
+
 def test_what_fits_in_part_is_taken_back(tmp_path: Path) -> None:
     file = LineFile(tmp_path / "log", LARGE, 1)
     file.append(b"first\n")

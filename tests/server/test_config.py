@@ -106,6 +106,8 @@ REFUSED = {
     "audit log is a folder": ("audit_log: {path: /tmp}", "4: audit_log.path: /tmp is a folder: name a file in it"),
     "audit log without a path": ("audit_log: {keep: 3}", "4: audit_log.keep: has no effect without audit_log.path"),
     "metrics where tenants ask": ("metrics: {port: 8080}", "4: metrics.port: is server.port, where tenants ask"),
+    "no host": ("server: {host: ''}", "4: server.host: string should have at least 1 character"),
+    "metrics everywhere": ("metrics: {host: '', port: 9}", "4: metrics.host: string should have at least 1 character"),
     "metrics nowhere": ("metrics: {host: 0.0.0.0}", "4: metrics.host: has no effect without metrics.port"),
     "a share of no traces": ("tracing: {sample: 0.5}", "4: tracing.sample: has no effect without tracing.endpoint"),
     "traces to no URL": ("tracing: {endpoint: collector}", "4: tracing.endpoint: expected an http:// or https:// URL"),
