@@ -7,6 +7,7 @@ import socket
 import socketserver
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,19 @@ def chunk(delta: dict[str, Any], finish: str | None = None, index: int = 0, **mo
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish, "token_ids": None}
     head = {"id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 1_700_000_000, "model": "thinker"}
     return b"data: " + json.dumps({**head, "choices": [choice], **more}).encode() + b"\n\n"
+
+
+def paced(frames: Sequence[bytes]) -> Script:
+    """Event by event, so that audits can't take all of them at once; it never comes to its end."""
+
+    def script(_: Any) -> Iterator[bytes]:
+        yield SSE_HEAD
+        for each in frames:
+            yield each
+            time.sleep(0.02)
+        time.sleep(20)
+
+    return script
 
 
 def stream(thinking: str, answer: str) -> list[bytes]:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from tests.ports import free_port
 from tests.server.running import CHUNKS, Running
 from tests.server.scripted import Script, Server, by_word, completion, judging, model_server
 from tests.tls import private_authority
+from tests.waiting import eventually
 
 KEYS = {"KEY_A": "a", "KEY_B": "b"}
 WAIT_SECONDS = 60
@@ -208,7 +208,5 @@ def _lives(pid: int) -> bool:
 
 
 def _until(condition: Callable[[], bool], otherwise: str | Path) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, otherwise.read_text() if isinstance(otherwise, Path) else otherwise
-        time.sleep(0.01)
+    came_true = eventually(condition, WAIT_SECONDS)
+    assert came_true, otherwise.read_text() if isinstance(otherwise, Path) else otherwise

@@ -35,6 +35,7 @@ from tests.server.running import ask
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, completion, http, judging
 from tests.server.sites import FINE, PICTURE, Commands, Site, Stage, answers, stage
 from tests.telemetry.collecting import collector
+from tests.waiting import eventually
 from tests.wire.response_events import reply
 
 Scenario = Callable[[Site], object]
@@ -273,19 +274,12 @@ def beside_a_busy_core(site: Site) -> int:
         running.app.service.observer = block
         busy = threading.Thread(target=running.raw, args=(ask(stream=True),))
         busy.start()
-        _until(lambda: blocked >= 2)
+        assert eventually(lambda: blocked >= 2)
         url = running.url + "/v1/chat/completions"
         with httpx.stream("POST", url, json=ask(stream=True), trust_env=False, timeout=30) as second:
             found = second.status_code
         busy.join(30)
     return found
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def half_a_body(site: Site) -> bytes:
@@ -453,7 +447,7 @@ def rotated(site: Site) -> int:
         assert log is not None
         for _ in range(56):
             log.record(b"x" * 65_535 + b"\n")
-        _until(lambda: log.written == 56)
+        assert eventually(lambda: log.written == 56)
     files = list(site.folder.glob("audit.jsonl*"))
     for file in files:
         file.unlink()
@@ -484,7 +478,7 @@ def spans_sent(site: Site) -> bool:
         site.stage.names["{traces}"] = endpoint
         with site.serve() as running:
             running.raw(ask())
-            _until(lambda: running.app.service.probed is not None)
+            assert eventually(lambda: running.app.service.probed is not None)
         for thread in site.stage.stopping:
             thread.join(30)
     return b"POST /v1/chat/completions" in b"".join(bodies)

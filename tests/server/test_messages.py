@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.server.running import Running, proxy
-from tests.server.scripted import SSE_HEAD, Script, http
+from tests.server.scripted import SSE_HEAD, Script, http, paced
 from tests.wire.message_events import SIGNATURE, Writing, reply, words
 from tests.wire.response_events import content_of
 from tests.wire.well_formed_messages import check_stream
@@ -32,19 +32,6 @@ TENANTS: dict[str, Any] = {
 
 def streaming(writing: Writing) -> Script:
     return lambda _: [SSE_HEAD, *writing.frames]
-
-
-def paced(writing: Writing) -> Script:
-    """Event by event, so that audits can't take all of it at once; it never comes to its end."""
-
-    def script(_: Any) -> Iterator[bytes]:
-        yield SSE_HEAD
-        for each in writing.frames[:-1]:
-            yield each
-            time.sleep(0.02)
-        time.sleep(20)
-
-    return script
 
 
 def whole(writing: Writing, **more: Any) -> Script:
@@ -74,7 +61,7 @@ def test_a_benign_stream_is_byte_identical_and_so_is_its_request() -> None:
 
 
 def test_a_cut_in_the_thinking_closes_its_block_and_says_the_message_in_one_of_its_own() -> None:
-    with proxy(paced(reply(LEAK, "fine"))) as running:
+    with proxy(paced(reply(LEAK, "fine").frames[:-1])) as running:
         found, message = received(running)
     assert "HARM" not in json.dumps(found)
     thinking, text = message["content"]
@@ -130,7 +117,7 @@ def test_an_open_call_is_never_completed(first: str) -> None:
     )
     for piece in pieces:
         writing.add("content_block_delta", index=2, delta={"type": "input_json_delta", "partial_json": piece})
-    with proxy(paced(writing.end("tool_use"))) as running:
+    with proxy(paced(writing.end("tool_use").frames[:-1])) as running:
         found, message = received(running)
     stopped = {event["index"] for event in found if event["type"] == "content_block_stop"}
     calls = {index: block for index, block in enumerate(message["content"]) if block["type"] == "tool_use"}
@@ -209,7 +196,7 @@ def test_monitored_streams_are_byte_identical() -> None:
 
 def test_thinking_between_tags_is_closed_before_the_message() -> None:
     writing = Writing().begin().text(["<think>", *words(LEAK)]).end()
-    with proxy(paced(writing)) as running:
+    with proxy(paced(writing.frames[:-1])) as running:
         _, message = received(running)
     cut, text = message["content"]
     assert cut["text"].endswith("</think>")

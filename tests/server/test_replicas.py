@@ -13,6 +13,7 @@ import pytest
 from guardtrace_proxy.auditor.replicas import ranked
 from tests.server.running import Running, ask, proxy
 from tests.server.scripted import SSE_HEAD, Server, by_word, completion, http, judging, model_server, stream
+from tests.waiting import eventually
 
 CUT = "This response was stopped by policy."
 UNCHECKED = "This response was stopped because it could not be checked."
@@ -78,11 +79,7 @@ def two_auditors() -> Iterator[Pair]:
 
 def until_asked(pair: Pair) -> None:
     """The home replica has judged some of the reply."""
-    for _ in range(3000):
-        if pair.asked(pair.home):
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("it was never asked")
+    assert eventually(lambda: pair.asked(pair.home)), "it was never asked"
 
 
 def in_halves(frames: list[bytes], pair: Pair, between: Callable[[], None]) -> Callable[[Any], Iterator[bytes]]:

@@ -13,7 +13,7 @@ import pytest
 from openai.types.responses import Response
 
 from tests.server.running import Running, proxy
-from tests.server.scripted import HEAD, SSE_HEAD, Script, http
+from tests.server.scripted import HEAD, SSE_HEAD, Script, http, paced
 from tests.wire.response_events import Writing, content_of, reply, words
 from tests.wire.well_formed import check_stream
 
@@ -24,19 +24,6 @@ LEAK = "one two three four five six seven eight HARM and so on and on and on"
 
 def streaming(writing: Writing) -> Script:
     return lambda _: [SSE_HEAD, *writing.frames]
-
-
-def paced(writing: Writing) -> Script:
-    """Event by event, so that audits can't take all of it at once; it never comes to its end."""
-
-    def script(_: Any) -> Iterator[bytes]:
-        yield SSE_HEAD
-        for each in writing.frames[:-1]:
-            yield each
-            time.sleep(0.02)
-        time.sleep(20)
-
-    return script
 
 
 def whole(writing: Writing, **more: Any) -> Script:
@@ -71,7 +58,7 @@ def test_the_helper_reads_a_benign_stream_to_its_end() -> None:
 
 
 def test_a_cut_in_the_thinking_ends_with_the_message_as_an_item_of_its_own() -> None:
-    with proxy(paced(reply(LEAK, "fine"))) as running:
+    with proxy(paced(reply(LEAK, "fine").frames[:-1])) as running:
         found = received(running)
     assert "HARM" not in json.dumps(found)
     last = found[-1]["response"]
@@ -109,7 +96,7 @@ def test_a_cut_at_the_last_verdict_keeps_the_upstreams_usage() -> None:
 @pytest.mark.parametrize("kind", ["function_call", "custom_tool_call"])
 def test_an_open_call_is_never_completed(kind: str) -> None:
     writing = Writing().begin().item("message", words("let me see")).call("run", words(LEAK), kind).end()
-    with proxy(paced(writing)) as running:
+    with proxy(paced(writing.frames[:-1])) as running:
         found = received(running)
     call = [event for event in found if event.get("output_index") == 1]
     assert [event["type"].rpartition(".")[2] for event in call[:2]] == ["added", "delta"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Iterable
@@ -15,11 +13,11 @@ import httpx
 import openai
 import pytest
 import structlog
-from PIL import Image, PngImagePlugin
 
 from guardtrace_proxy.telemetry.logs import configure_logging
 from tests.cli.serving import GUARDTRACE, Serving, serving, write_config
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, completion, http, judging, model_server, stream
+from tests.telemetry.pictures import picture
 
 QUESTION, THINKING, ANSWER, KEY = "quokka-question", "wombat-thinking", "numbat-answer", "gt-bilby-key"
 PICTURE, ANALYSIS, ERROR = "dingo-picture", "emu-analysis", "taipan-error"
@@ -43,18 +41,10 @@ record.ReplyRecord.decided, answer._read = failing_decided, failing_read
 """The server with two defects: exceptions that carry user text, before the reply and in the middle of it."""
 
 
-def picture() -> str:
-    text = PngImagePlugin.PngInfo()
-    text.add_text("Comment", PICTURE)
-    data = io.BytesIO()
-    Image.new("RGB", (30, 30)).save(data, "PNG", pnginfo=text)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
 def body(model: str, url: str | None = None, **more: Any) -> dict[str, Any]:
     parts = [
         {"type": "text", "text": QUESTION},
-        {"type": "image_url", "image_url": {"url": url or picture()}},
+        {"type": "image_url", "image_url": {"url": url or picture(PICTURE)}},
     ]
     return {"model": model, "messages": [{"role": "user", "content": parts}], **more}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import time
 from collections.abc import Iterable
@@ -14,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from PIL import Image, PngImagePlugin
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra `otel` isn't installed")
 
@@ -26,6 +23,7 @@ from tests.server.running import proxy
 from tests.server.scripted import SSE_HEAD, Script, by_word, http
 from tests.server.test_tracing import Spans
 from tests.structlog_state import no_structlog
+from tests.telemetry.pictures import picture
 from tests.telemetry.scraping import scrape
 from tests.waiting import eventually
 
@@ -33,14 +31,6 @@ QUESTION, THINKING, ANSWER, PICTURE = "quokka-question", "wombat-thinking", "num
 ANALYSIS, ERROR, KEY, MODEL = "emu-analysis", "taipan-error", "bilby-key", "kookaburra model"
 MARKERS = (QUESTION, THINKING, ANSWER, PICTURE, ANALYSIS, ERROR, KEY, MODEL)
 WORDS = "one two three four five six"
-
-
-def picture() -> str:
-    text = PngImagePlugin.PngInfo()
-    text.add_text("Comment", PICTURE)
-    data = io.BytesIO()
-    Image.new("RGB", (30, 30)).save(data, "PNG", pnginfo=text)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def thinker(case: Case) -> Script:
@@ -87,15 +77,15 @@ def traffic(case: Case, url: str) -> int:
     asked: list[tuple[dict[str, Any], dict[str, str]]] = []
     for model in ("benign", "harm", "hint", "refusing", "late", "breaking", "malformed", "erring", MODEL):
         for streamed in (True, False):
-            asked.append(({**case.ask(QUESTION, picture()), "model": model, "stream": streamed}, {}))
-    asked += [(case.ask(f"{QUESTION} {how}", picture()), {}) for how in ("guard-refuses", "guard-rambles")]
+            asked.append(({**case.ask(QUESTION, picture(PICTURE)), "model": model, "stream": streamed}, {}))
+    asked += [(case.ask(f"{QUESTION} {how}", picture(PICTURE)), {}) for how in ("guard-refuses", "guard-rambles")]
     asked += [
         (case.ask(QUESTION, f"https://{PICTURE}.example/{PICTURE}.png"), {}),
         (case.ask(QUESTION, f"data:image/png;base64,{PICTURE}"), {}),
-        (case.ask(QUESTION, picture(), **{QUESTION: QUESTION}), {}),
-        (case.ask(QUESTION, picture()), {"authorization": f"Bearer {KEY}"}),
+        (case.ask(QUESTION, picture(PICTURE), **{QUESTION: QUESTION}), {}),
+        (case.ask(QUESTION, picture(PICTURE)), {"authorization": f"Bearer {KEY}"}),
         (
-            case.ask(QUESTION, picture()),
+            case.ask(QUESTION, picture(PICTURE)),
             {"x-request-id": f"no id: {QUESTION}", "traceparent": QUESTION, "tracestate": QUESTION},
         ),
     ]
@@ -103,8 +93,8 @@ def traffic(case: Case, url: str) -> int:
         for body, headers in asked:
             with suppress(httpx.HTTPError):
                 client.post(url, json=body, headers={**case.headers, **headers})
-        client.post(f"{url}/{QUESTION}?{QUESTION}", json=case.ask(QUESTION, picture()), headers=case.headers)
-        with client.stream("POST", url, json=case.ask(QUESTION, picture()), headers=case.headers):
+        client.post(f"{url}/{QUESTION}?{QUESTION}", json=case.ask(QUESTION, picture(PICTURE)), headers=case.headers)
+        with client.stream("POST", url, json=case.ask(QUESTION, picture(PICTURE)), headers=case.headers):
             pass
     return len(asked) + 2
 
