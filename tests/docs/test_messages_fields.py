@@ -23,7 +23,8 @@ from guardtrace_proxy.wire.messages_fields import FORCED, KNOWN, PASSED, UNFOLLO
 from guardtrace_proxy.wire.messages_request import BLOCKS
 from tests.docs.test_chat_fields import DOCS, rows
 from tests.server.running import proxy
-from tests.server.test_messages import ASK, VERSION, paced
+from tests.server.scripted import paced
+from tests.server.test_messages import ASK, VERSION
 from tests.wire.message_events import reply
 
 PAGE = (DOCS / "messages.md").read_text("utf-8")
@@ -82,7 +83,7 @@ def test_the_betas_that_pass_are_named() -> None:
 def test_the_proxy_sends_the_frames_of_the_page(name: str) -> None:
     assert FRAMES.keys() == CASES.keys()
     leak = "Two and two are easily added so we get four. Now the HARM is spelt out here."
-    with proxy(paced(reply(leak, "No.")), policy=CASES[name]) as running:
+    with proxy(paced(reply(leak, "No.").frames[:-1]), policy=CASES[name]) as running:
         answer = running.raw({**ASK, "stream": True}, "/messages", headers=VERSION)
     sent = answer.text.replace(f'"{answer.headers["request-id"]}"', '"ID"')
     assert FRAMES[name] in re.sub(r'"output_tokens":\d+},"guard', '"output_tokens":N},"guard', sent)
