@@ -189,9 +189,10 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         found: list[Found] = []
         beside = [place.text for place in places]
         beside += ["".join(self._said[slot].pieces[-RECENT:]) for slot in slots if slot in self._said]
+        texts, all_of_them = frozenset(beside), "\0".join(beside)  # one search each, however many stand in an event
         for logprobs in _logprobs_in(content):
             tokens = tokens_of(logprobs)
-            if tokens and not any(tokens in text for text in beside):
+            if tokens and tokens not in texts and tokens not in all_of_them:
                 slot: Slot = (len(self._said), "other")
                 self._say(slot, tokens)
                 found.append((Phase.ANSWERING, Span(slot, tokens, SpanKind.OTHER)))
