@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from transformers import Qwen2_5_VLForConditionalGeneration  # noqa: E402
 from guardtrace_proxy.auditor import make_auditor  # noqa: E402
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn  # noqa: E402
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind  # noqa: E402
+from guardtrace_trainer.nano import halfway  # noqa: E402
+from guardtrace_trainer.nano import warm_up as warming  # noqa: E402
 from guardtrace_trainer.nano.corpus import SYSTEM_PROMPT  # noqa: E402
 from guardtrace_trainer.nano.export import export  # noqa: E402
 from guardtrace_trainer.nano.model import MAX_CONTEXT  # noqa: E402
 from guardtrace_trainer.nano.plan import WarmUp  # noqa: E402
 from guardtrace_trainer.nano.trainee import Trainee  # noqa: E402
 from guardtrace_trainer.nano.vocabulary import read_embeddings  # noqa: E402
+from guardtrace_trainer.nano.warm_up import _schedule as schedule  # noqa: E402
 from guardtrace_trainer.nano.warm_up import warm_up  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
@@ -72,6 +76,35 @@ def test_a_run_goes_on_from_what_was_kept(trained, kept, tmp_path, names):
     assert_same(trained, warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
     assert {path.stem for path in tmp_path.iterdir()} == {"vision", "language", "exchange", "anything", "requests"}
+
+
+@pytest.mark.parametrize(
+    ("part", "draws"), [("vision", "vision_batch"), ("exchange", "batches"), ("anything", "batches")]
+)
+def test_a_part_goes_on_where_its_state_was_kept(trained, tmp_path, monkeypatch, part, draws):
+    monkeypatch.setattr(halfway, "EVERY", 1)
+    made = getattr(warming, draws)
+
+    def one_step_only(*given: Any) -> Any:
+        if draws == "vision_batch":
+            return made(*given) if given[1] == 0 else pytest.fail("killed")
+        return iter(made(*given)) if given[0].__name__ != part else killed(made(*given))
+
+    def killed(batches: Iterable[Any]) -> Iterator[Any]:
+        yield next(iter(batches))
+        pytest.fail("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(warming, draws, one_step_only)
+        with pytest.raises(pytest.fail.Exception):
+            warm_up(7, PLAN, tmp_path, quiet, side_by_side=False)
+    assert (tmp_path / f"{part}.halfway").exists()
+    assert not (tmp_path / f"{part}.pt").exists()
+    begun: list[int] = []
+    monkeypatch.setattr(warming, "_schedule", lambda *given: begun.append(given[0]) or schedule(*given))
+    assert_same(trained, warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
+    assert begun[0] == 1
+    assert not list(tmp_path.glob("*.halfway"))
 
 
 def test_what_was_kept_is_gone_on_from(trained, kept, tmp_path):

@@ -105,10 +105,10 @@ def pool(draw: Draw, seed: int, number: int) -> list[Batch]:
     return [collate(group) for group in groups]
 
 
-def batches(draw: Draw, seed: int, count: int) -> Iterator[Batch]:
-    """``count`` batches for the language model."""
+def batches(draw: Draw, seed: int, count: int, begin: int = 0) -> Iterator[Batch]:
+    """The first ``count`` batches for the language model, from number ``begin`` on."""
     pools = (pool(draw, seed, number) for number in itertools.count())
-    return itertools.islice(itertools.chain.from_iterable(pools), count)
+    return itertools.islice(itertools.chain.from_iterable(pools), begin, count)
 
 
 def vision_batch(seed: int, step: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.muon import Muon
 from guardtrace_trainer.nano.batches import Batch, batches, vision_batch
 from guardtrace_trainer.nano.documents import anything, exchange, requests
+from guardtrace_trainer.nano.halfway import Halfway, write
 from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
@@ -44,8 +46,8 @@ def warm_up(
     """Both parts for one seed, each on one thread: more would change the order of sums.
 
     A part that was finished earlier under ``kept`` is read from there, and so is what the language model learned of
-    one kind of documents. Unless ``side_by_side`` they are trained in this process, one after the other, with the same
-    result.
+    one kind of documents; one that was begun goes on where its state was last kept. Unless ``side_by_side`` they are
+    trained in this process, one after the other, with the same result.
     """
     parts = {"vision": kept / "vision.pt", "language": kept / "language.pt"}
     kept.mkdir(parents=True, exist_ok=True)
@@ -74,17 +76,12 @@ def _train_part(name: str, seed: int, plan: WarmUp, path: Path, log: Log, vocabu
     trainee = Trainee(seed)
     began = time.monotonic()
     if name == "vision":
-        trained = train_vision(trainee, plan, seed, log)
+        trained = train_vision(trainee, plan, seed, log, path.parent)
     else:
         trained = train_language(trainee, plan, seed, log, path.parent)
     log(f"{name} took {time.monotonic() - began:.0f} s")
-    _keep(trained, path)
-
-
-def _keep(trained: nn.Module, path: Path) -> None:
-    part = path.with_name(path.name + ".new")
-    torch.save(trained.state_dict(), part)
-    part.replace(path)
+    write(path, trained.state_dict())
+    path.with_suffix(".halfway").unlink(missing_ok=True)
 
 
 def _schedule(step: int, steps: int, decay_from: float) -> float:
@@ -121,7 +118,7 @@ def whiten_patches(vision: Any, seed: int) -> None:
         weight.copy_(filters.reshape(weight.shape))
 
 
-def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Module:
+def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log, kept: Path) -> nn.Module:
     """Dense labels from the renderer: each cell's class, and the letter of each patch."""
     vision = trainee.vision
     whiten_patches(vision, seed)
@@ -133,8 +130,10 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
     class_weight = torch.ones(len(CLASSES))
     letter_weight = torch.ones(LETTERS)
     class_weight[0], letter_weight[0] = 0.3, 0.2
-    average = None
-    for step in range(plan.vision_steps):
+    networks = {"vision": vision, "letters": trainee.letters}
+    halfway = Halfway(kept / "vision.halfway", networks, optimizer, random.Random())
+    begin, average = halfway.resume()
+    for step in range(begin, plan.vision_steps):
         _set_rates(optimizer, _schedule(step, plan.vision_steps, 0.5))
         patches, cells, letters = vision_batch(2000 + seed, step, plan.vision_batch)
         hidden, tokens = see(vision, patches, trainee.rotations)
@@ -147,6 +146,7 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log) -> nn.Modu
         average = by_class.item() if average is None else 0.95 * average + 0.05 * by_class.item()
         if step % 50 == 0:
             log(f"vision {step}: cell loss {average:.3f}, letter loss {by_letter.item():.3f}")
+        halfway.keep(step + 1, average)
     with torch.no_grad():
         for name, parameter in vision.named_parameters():
             if name.startswith(LAST_MERGER):
@@ -168,18 +168,20 @@ def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log, kept: Pa
             trainee.language.load_state_dict(torch.load(learned, weights_only=True))
             continue
         log(f"language: {draw.__name__}")
-        _foretell(trainee, lr, batches(draw, 5000 + 1000 * number + seed, steps), steps, seed, log)
-        _keep(trainee.language, learned)
+        _foretell(trainee, lr, partial(batches, draw, 5000 + 1000 * number + seed, steps), steps, seed, log, learned)
     return trainee.language  # type: ignore[no-any-return]
 
 
-def _foretell(trainee: Trainee, lr: float, made: Iterable[Batch], steps: int, seed: int, log: Log) -> None:
+def _foretell(
+    trainee: Trainee, lr: float, made: Callable[[int], Iterable[Batch]], steps: int, seed: int, log: Log, learned: Path
+) -> None:
     rng = random.Random(6000 + seed)
     trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
     matrices, others = ([p for p in trained if (p.ndim == 2) is even] for even in (True, False))
     optimizer = Muon(matrices, others, lr, lr * 1.5)
-    average = None
-    for step, batch in enumerate(made):
+    halfway = Halfway(learned.with_suffix(".halfway"), {"language": trainee.language}, optimizer, rng)
+    begin, average = halfway.resume()
+    for step, batch in enumerate(made(begin), begin):
         _set_rates(optimizer, _schedule(step, steps, 0.4))
         tokens = None if batch.cells is None else simulated(trainee, batch.cells, rng)
         loss = foretelling(trainee, batch, read(trainee, batch, tokens, rng), rng)
@@ -187,3 +189,6 @@ def _foretell(trainee: Trainee, lr: float, made: Iterable[Batch], steps: int, se
         average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
         if step % 50 == 0:
             log(f"language {step} of {steps}: loss {average:.3f}")
+        halfway.keep(step + 1, average)
+    write(learned, trainee.language.state_dict())
+    halfway.forget()
