@@ -136,6 +136,12 @@ def test_a_port_in_use_is_told(tmp_path, auditor):
     assert "Traceback" not in said.stderr
 
 
+def assert_told(said, why):
+    assert said.returncode == 2
+    assert why in said.stderr
+    assert "Traceback" not in said.stderr
+
+
 def test_a_port_that_is_taken_while_it_starts_is_told(tmp_path, auditor):
     program = f"""
 import socket
@@ -150,9 +156,7 @@ def and_so_does_another(*settings):
 serve._listen = and_so_does_another
 {GUARDTRACE}"""
     said = run("serve", "--config", write_config(tmp_path, "http://a/v1", auditor), "--port", "0", program=program)
-    assert said.returncode == 2
-    assert "The server didn't start: another process has begun to listen on its port\n" in said.stderr
-    assert "Traceback" not in said.stderr
+    assert_told(said, "The server didn't start: another process has begun to listen on its port\n")
     assert "Unclosed" not in said.stderr
 
 
@@ -160,9 +164,7 @@ serve._listen = and_so_does_another
 def test_an_address_that_is_none_is_told(tmp_path, auditor, arguments):
     config = write_config(tmp_path, "http://a/v1", auditor, metrics={"port": 1, "host": "127.0..1"})
     said = run("serve", "--config", config, "--port", "0", *arguments)
-    assert said.returncode == 2
-    assert "can't listen on 127.0..1:0: " in said.stderr
-    assert "Traceback" not in said.stderr
+    assert_told(said, "can't listen on 127.0..1:0: ")
 
 
 def test_no_metrics_port_is_where_tenants_ask(tmp_path, auditor):
@@ -193,6 +195,4 @@ async def start(self):
 OpenAIAuditor.start = start
 {GUARDTRACE}"""
     said = run("serve", "--config", write_config(tmp_path, "http://a/v1", auditor), "--port", "0", program=program)
-    assert said.returncode == 2
-    assert "The server didn't start: auditor.model: there is no such folder\n" in said.stderr
-    assert "Traceback" not in said.stderr
+    assert_told(said, "The server didn't start: auditor.model: there is no such folder\n")

@@ -43,10 +43,6 @@ class Halfway:
         others = {"optimizer": self._optimizer.state_dict(), "rng": self._rng.getstate()}
         write(self._path, {**learned, **others, "step": step, "average": average})
 
-    def forget(self) -> None:
-        """It is done, and what it made is kept."""
-        self._path.unlink(missing_ok=True)
-
 
 def write(path: Path, state: Mapping[str, object]) -> None:
     """All of it, or what was there before."""

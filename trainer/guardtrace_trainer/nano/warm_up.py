@@ -61,6 +61,8 @@ def warm_up(
     else:
         for name in missing:
             _train_part(name, seed, plan, parts[name], log, vocabulary)
+    for begun in kept.glob("*.halfway"):
+        begun.unlink()
     trainee = Trainee(seed)
     trainee.vision.load_state_dict(torch.load(parts["vision"], weights_only=True))
     trainee.language.load_state_dict(torch.load(parts["language"], weights_only=True))
@@ -81,7 +83,6 @@ def _train_part(name: str, seed: int, plan: WarmUp, path: Path, log: Log, vocabu
         trained = train_language(trainee, plan, seed, log, path.parent)
     log(f"{name} took {time.monotonic() - began:.0f} s")
     write(path, trained.state_dict())
-    path.with_suffix(".halfway").unlink(missing_ok=True)
 
 
 def _schedule(step: int, steps: int, decay_from: float) -> float:
@@ -191,4 +192,3 @@ def _foretell(
             log(f"language {step} of {steps}: loss {average:.3f}")
         halfway.keep(step + 1, average)
     write(learned, trainee.language.state_dict())
-    halfway.forget()
