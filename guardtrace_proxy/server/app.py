@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import structlog
+from sniffio import current_async_library_cvar
 
 from guardtrace_proxy.auditor.protocol import Auditor
 from guardtrace_proxy.gate import Decided
@@ -91,6 +93,9 @@ class GuardTraceApp:
         self.use(config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Otherwise sniffio asks for the running task whenever anyio asks which loop this is, some thirty times a reply,
+        # and finds none in a timer's callback, which then couldn't start one.
+        current_async_library_cvar.set("asyncio")
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http":
@@ -227,6 +232,7 @@ class GuardTraceApp:
     ) -> None:
         """``reply`` for as long as the client is there and takes what it is sent. ``on_end``: all of it was sent."""
         failure: ApiError | None = None
+        is_watched = True
         seconds = self.service.config.server.client_timeout_ms / 1000
         async with anyio.create_task_group() as tasks:
 
@@ -240,8 +246,10 @@ class GuardTraceApp:
                 tasks.cancel_scope.cancel()
 
             async def leave_with_client() -> None:
+                nonlocal is_watched
                 while (await receive())["type"] != "http.disconnect":
                     pass
+                is_watched = False
                 # After the reply's end too a disconnect is reported, and the upstream may still close its own reply
                 # properly, so that its connection is used again.
                 if not send.ended:
@@ -260,7 +268,9 @@ class GuardTraceApp:
                     await reply(send_on)
             except ApiError as error:
                 failure = error
-            tasks.cancel_scope.cancel()
+            await asyncio.sleep(0)  # most servers report a disconnect now, and the task ends by itself, for less
+            if is_watched:
+                tasks.cancel_scope.cancel()
         if failure is not None:
             raise failure
 

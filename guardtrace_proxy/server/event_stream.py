@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
+import anyio.abc
 import structlog
 
 from guardtrace_proxy.server.asgi_io import MAX_PIECE_BYTES, Headers, Send, send_body
@@ -40,6 +41,7 @@ class EventStream:
         self._began = False
         self._is_replying = False
         self._ended = False
+        self._is_commenting = False
         self.failure: ApiError | None = None
         """What was sent as an event, since the head had left."""
 
@@ -72,14 +74,13 @@ class EventStream:
                     failure = shutting_down()
                     tasks.cancel_scope.cancel()
 
-            if self._keepalive_seconds:
-                tasks.start_soon(self._keep_alive)
             try:
-                with drain.may_stop(stop):
+                with self._commented(tasks), drain.may_stop(stop):
                     yield
             except ApiError as error:
                 failure = error
-            tasks.cancel_scope.cancel()
+            if self._is_commenting:
+                tasks.cancel_scope.cancel()
         if failure is None:
             return
         if not self._began:
@@ -93,15 +94,35 @@ class EventStream:
             await self._send({"type": "http.response.start", "status": 200, "headers": [*self._headers, *more]})
             self._began = True
 
-    async def _keep_alive(self) -> None:
-        while not self._ended:
-            wait = self._sent_at + self._keepalive_seconds - time.monotonic()
-            if wait > 0:
-                await anyio.sleep(wait)
-                continue
-            # Where something is being sent the client is slow, and has enough to take.
-            if not self._sending.locked():
-                async with self._sending:
-                    await self._begin([])
-                    await self._send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
-            self._sent_at = time.monotonic()
+    @contextmanager
+    def _commented(self, tasks: anyio.abc.TaskGroup) -> Iterator[None]:
+        """A timer looks whether a comment is due: a task that waits for it would have to be cancelled at each end."""
+        if not self._keepalive_seconds:
+            yield
+            return
+        loop, seconds = asyncio.get_running_loop(), self._keepalive_seconds
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            if time.monotonic() - self._sent_at >= seconds:
+                # Where something is being sent the client is slow, and has enough to take.
+                if not self._sending.locked():
+                    self._is_commenting = True
+                    tasks.start_soon(self._comment)
+                self._sent_at = time.monotonic()
+            timer = loop.call_later(self._sent_at + seconds - time.monotonic(), look)
+
+        timer = loop.call_later(seconds, look)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    async def _comment(self) -> None:
+        async with self._sending:
+            if not self._ended:
+                await self._begin([])
+                await self._send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
+        self._sent_at = time.monotonic()
+        self._is_commenting = False

@@ -75,7 +75,7 @@ class Exchange:
         self._room = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_is_due = 0.0
-        self._due = asyncio.Event()
+        self._audits_under_way = 0
         self._is_over = False
 
     @property
@@ -92,13 +92,17 @@ class Exchange:
         """Gate a reply to its end. ``send`` takes bytes and whether more follow."""
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._read, events)
-            self._tasks.start_soon(self._keep_time)
             try:
                 await self._write(send)
                 await self._read_all.wait()
             finally:
-                self._end_time()
-            self._tasks.cancel_scope.cancel()
+                self._is_over = True
+                if self._timer is not None:
+                    self._timer.cancel()
+            # Else every task ends by itself: to cancel one is dear, and its error holds its frames, and they it, and
+            # with them the text.
+            if self._audits_under_way:
+                self._tasks.cancel_scope.cancel()
 
     async def _read(self, events: Events) -> None:
         broken: str | None = None
@@ -163,6 +167,7 @@ class Exchange:
             self._gate.judged(asked.id, verdict, time.monotonic())
         else:
             self._gate.audit_failed(asked.id, failure.value, time.monotonic())
+        self._audits_under_way -= 1
         self._carry_out()
 
     def _session(self, choice: int) -> Session:
@@ -170,47 +175,37 @@ class Exchange:
             self._sessions[choice] = UnopenedSession(partial(self._open_session, choice))
         return self._sessions[choice]
 
-    async def _keep_time(self) -> None:
-        while True:
-            await self._due.wait()
-            if self._is_over:
-                return
-            self._due.clear()
-            self._timer = None
-            self._gate.tick(time.monotonic())
-            self._carry_out()
+    def _is_due(self) -> None:
+        self._timer = None
+        self._tasks.start_soon(self._tick)
+
+    async def _tick(self) -> None:
+        self._gate.tick(time.monotonic())
+        self._carry_out()
 
     def _set_timer(self) -> None:
         deadline = self._gate.deadline
-        if deadline is None or (self._timer is not None and self._timer_is_due <= deadline):
+        if self._is_over or deadline is None or (self._timer is not None and self._timer_is_due <= deadline):
             return
         if self._timer is not None:
             self._timer.cancel()
         delay = max(0.0, deadline - time.monotonic())
-        self._timer = asyncio.get_running_loop().call_later(delay, self._due.set)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._is_due)
         self._timer_is_due = deadline
 
-    def _end_time(self) -> None:
-        """Its task ends by itself: a cancelled one's error holds its frames, and they it, and with them the text."""
-        self._is_over = True
-        self._due.set()
-        if self._timer is not None:
-            self._timer.cancel()
-
     async def _write(self, send: Callable[[bytes, bool], Awaitable[None]]) -> None:
-        while True:
-            if self._unsent:
-                data = b"".join(self._unsent)
-                self._unsent.clear()
-                await send(data, True)
-                self._unsent_bytes = sum(map(len, self._unsent))
-                self._room.set()
-            elif self._gate.finished:
-                break
-            else:
+        is_over = False
+        while not is_over:
+            if not (self._unsent or self._gate.finished):
                 await self._news.wait()
                 self._news.clear()
-        await send(b"", False)
+                continue
+            data = b"".join(self._unsent)
+            self._unsent.clear()
+            is_over = self._gate.finished
+            await send(data, not is_over)
+            self._unsent_bytes = sum(map(len, self._unsent))
+            self._room.set()
 
     def _carry_out(self) -> None:
         """Do what the gate says, right after it was told something."""
@@ -222,6 +217,7 @@ class Exchange:
                 self._news.set()
             elif isinstance(output, StartAudit):
                 self._on_asked(output)
+                self._audits_under_way += 1
                 self._tasks.start_soon(self._audit, output)
             elif isinstance(output, Decided):
                 self._on_decided(output)
