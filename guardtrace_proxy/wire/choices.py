@@ -12,6 +12,7 @@ from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choice
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, MoreText
+from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.template import Template, template_of
 from guardtrace_proxy.wire.unsaid import unsaid
@@ -102,7 +103,7 @@ class ChoicesStream(ChoicesWriter):
         """A reply that wasn't streamed."""
         try:
             content = msgspec.json.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return malformed(body, "something other than JSON")
         if not isinstance(content, dict) or not isinstance(content.get("choices"), list):
             return malformed(body, f"JSON that isn't a {self.WHOLE}")
@@ -145,7 +146,7 @@ class ChoicesStream(ChoicesWriter):
             chunk = self._decode_chunk(event.data)
         except msgspec.ValidationError:
             return self._read_unusual(event)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_other(event)
         choices = chunk.choices
         if not (self.head and self.head["id"]):
@@ -174,7 +175,7 @@ class ChoicesStream(ChoicesWriter):
         """JSON, but not of the usual shape."""
         try:
             content = msgspec.json.decode(event.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_other(event)
         if not isinstance(content, dict):
             return malformed(event.raw, "The upstream sent an event that isn't a JSON object.")

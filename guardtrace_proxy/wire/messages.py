@@ -26,6 +26,7 @@ from guardtrace_proxy.wire.messages_blocks import (
 from guardtrace_proxy.wire.messages_request import MessagesRequest
 from guardtrace_proxy.wire.messages_writer import MessagesEvent, MessagesWriter
 from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
+from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.sse import SSEEvent
 from guardtrace_proxy.wire.tags import ThinkingStyle
@@ -55,7 +56,7 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
         """A reply that wasn't streamed."""
         try:
             message = msgspec.json.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return malformed(body, "something other than JSON")
         if not isinstance(message, dict) or not isinstance(message.get("content"), list):
             return malformed(body, "JSON that isn't a message")
@@ -75,7 +76,7 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
             delta = decode_delta(event.data)
         except msgspec.ValidationError:
             return self._read_other(event)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_no_json(event)
         text = DELTAS[delta.delta.type]
         said = getattr(delta.delta, text.key)
@@ -89,7 +90,7 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
     def _read_other(self, event: SSEEvent) -> Event:
         try:
             content = msgspec.json.decode(event.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_no_json(event)
         if not isinstance(content, dict):
             return malformed(event.raw, "The upstream sent an event that isn't a JSON object.")

@@ -15,6 +15,7 @@ from guardtrace_proxy.wire.chat_spans import Found, Path, TooDeep
 from guardtrace_proxy.wire.choices import malformed
 from guardtrace_proxy.wire.events import Event, EventKind, Phase, Span, SpanKind
 from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
+from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.responses_places import (
     DELTAS,
@@ -75,7 +76,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         """A reply that wasn't streamed."""
         try:
             response = msgspec.json.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return malformed(body, "something other than JSON")
         if not isinstance(response, dict) or not isinstance(response.get("output"), list):
             return malformed(body, "JSON that isn't a response")
@@ -91,7 +92,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             delta = decode_delta(event.data)
         except msgspec.ValidationError:
             return self._read_other(event)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_no_json(event)
         text = DELTAS.get(delta.type)
         if text is None or (delta.logprobs and tokens_of(msgspec.to_builtins(delta.logprobs)) != delta.delta):
@@ -113,7 +114,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
     def _read_other(self, event: SSEEvent) -> Event:
         try:
             content = msgspec.json.decode(event.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_no_json(event)
         if not isinstance(content, dict):
             return malformed(event.raw, "The upstream sent an event that isn't a JSON object.")

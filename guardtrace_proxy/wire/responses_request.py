@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.chat_fields import is_plain, rest_of
-from guardtrace_proxy.wire.chat_images import RawFields, as_raw, begins
 from guardtrace_proxy.wire.chat_spans import is_encrypted
+from guardtrace_proxy.wire.raw_json import RawFields, as_raw, begins
 from guardtrace_proxy.wire.request import (
     Allowed,
     Prefill,
