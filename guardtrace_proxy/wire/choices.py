@@ -11,7 +11,7 @@ import msgspec
 from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choices, tokens_alone
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
-from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, MoreText
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, MoreText, malformed
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.template import Template, template_of
@@ -232,8 +232,3 @@ class ChoicesStream(ChoicesWriter):
         elif sampled:
             found += tokens_alone(unsaid(sampled, [span.text for _, span in found]))
         return reader.part(index, found, finish, ids, self._has_role(choice, kind), ahead)
-
-
-def malformed(raw: bytes, detail: str) -> Event:
-    """An event that ends the stream."""
-    return Event(EventKind.MALFORMED, raw, [], None, detail)

@@ -98,6 +98,11 @@ class Event(msgspec.Struct, gc=False):
     """What is wrong with a MALFORMED event, without any of its text."""
 
 
+def malformed(raw: bytes, detail: str) -> Event:
+    """An event that ends the stream."""
+    return Event(EventKind.MALFORMED, raw, [], None, detail)
+
+
 class MoreOf(NamedTuple):
     """What events of one kind have in common: whose text they carry, where it stands in the choice, and its phase."""
 

@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.chat_spans import Found, TooDeep
-from guardtrace_proxy.wire.choices import malformed
-from guardtrace_proxy.wire.events import Event, EventKind, Span
+from guardtrace_proxy.wire.events import Event, EventKind, Span, malformed
 from guardtrace_proxy.wire.messages_blocks import (
     DELTAS,
     Delta,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted
-from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.fates import Cut
 from guardtrace_proxy.wire.messages_blocks import (
     BLOCKS,
@@ -24,6 +23,7 @@ from guardtrace_proxy.wire.messages_blocks import (
     said_by,
 )
 from guardtrace_proxy.wire.named_events import frame
+from guardtrace_proxy.wire.usage import only_counts
 
 Texts = Mapping[Path, str]
 """By the place of a string: what leaves there."""
@@ -55,7 +55,7 @@ def head_of(message: Mapping[str, Any], known: Known) -> dict[str, Any]:
 
 
 def _counted(key: str, value: Any) -> Any:
-    return numbers(value) if key == "usage" and isinstance(value, dict) else value
+    return only_counts(value) if key == "usage" and isinstance(value, dict) else value
 
 
 def rebuild_block(block: Mapping[str, Any], where: Path, texts: Texts) -> dict[str, Any]:

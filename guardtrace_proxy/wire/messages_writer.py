@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
 from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, THINKING, Delta, Known
@@ -29,6 +28,7 @@ from guardtrace_proxy.wire.messages_frames import (
     text_delta,
 )
 from guardtrace_proxy.wire.named_events import frame
+from guardtrace_proxy.wire.usage import only_counts
 
 NAMED = ("id", "type", "role", "model")
 NOT_STOPPED = {"stop_reason": None, "stop_sequence": None}
@@ -268,7 +268,7 @@ class MessagesWriter:
         note = dict(cut.note or {})
         if usage is None and expose:
             note["usage_estimated"] = True
-        counts = {"output_tokens": tokens_read} if usage is None else {"output_tokens": tokens_read} | numbers(usage)
+        counts = {"output_tokens": tokens_read} | only_counts(usage or {})
         ending: dict[str, Any] = {"type": "message_delta", "delta": stopped(cut), "usage": counts}
         return sent + b"".join(map(frame, [*frames, ending | ({"guardtrace": note} if note else {})]))
 

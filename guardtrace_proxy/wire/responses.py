@@ -12,8 +12,7 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.chat_spans import Found, Path, TooDeep
-from guardtrace_proxy.wire.choices import malformed
-from guardtrace_proxy.wire.events import Event, EventKind, Phase, Span, SpanKind
+from guardtrace_proxy.wire.events import Event, EventKind, Phase, Span, SpanKind, malformed
 from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings
