@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guardtrace_proxy.wire.ahead import TokensAhead, spoken
-from guardtrace_proxy.wire.chat_spans import Found, tokens_alone
-from guardtrace_proxy.wire.events import ChoicePart, MoreText, Phase, Segment, Span, SpanKind
+from guardtrace_proxy.wire.events import ChoicePart, Found, MoreText, Phase, Segment, Span, SpanKind
 from guardtrace_proxy.wire.tags import ThinkingStyle
+
+TOKENS = ("logprobs",)
+"""Path of a span that stands for tokens without their text."""
 
 
 class ChoiceReader:
@@ -99,6 +101,11 @@ class ChoiceReader:
         spans = [span for _, span in found]
         segments = self.segments(found, finish_reason is not None)
         return ChoicePart(index, spans, segments, finish_reason, _tokens(spans, token_ids), has_role, unsaid)
+
+
+def tokens_alone(text: str) -> list[Found]:
+    """What was sampled and never said, as text of the answer."""
+    return [(Phase.ANSWERING, Span(TOKENS, text, SpanKind.OTHER))] if text.strip() else []
 
 
 def _tokens(spans: list[Span], token_ids: list[int] | None) -> int:

@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choices, tokens_alone
-from guardtrace_proxy.wire.choice import ChoiceReader
+from guardtrace_proxy.wire.chat_spans import spans_beside_choices
+from guardtrace_proxy.wire.choice import ChoiceReader, tokens_alone
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
-from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, MoreText, malformed
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Found, MoreText, malformed
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
+from guardtrace_proxy.wire.strings import TooDeep
 from guardtrace_proxy.wire.template import Template, template_of
 from guardtrace_proxy.wire.unsaid import unsaid
 from guardtrace_proxy.wire.upstream_error import bounded_error

@@ -55,6 +55,10 @@ class Span(NamedTuple):
     copies: tuple[tuple[str | int, ...], ...] = ()
 
 
+Found = tuple[Phase, Span]
+"""A span, and whose phase its text is by the field that it stands in; inline tags may say otherwise."""
+
+
 class ChoicePart(msgspec.Struct, gc=False):
     """What one event says of one choice."""
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_spans import Found, TooDeep
-from guardtrace_proxy.wire.events import Event, EventKind, Span, malformed
+from guardtrace_proxy.wire.events import Event, EventKind, Found, Span, malformed
 from guardtrace_proxy.wire.messages_blocks import (
     DELTAS,
     Delta,
@@ -28,6 +27,7 @@ from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, name
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.sse import SSEEvent
+from guardtrace_proxy.wire.strings import TooDeep
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import bounded_error
 

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from guardtrace_proxy.wire.chat_schema import LABEL, Label, Name, Usage, is_of_type
-from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted, other_strings
 from guardtrace_proxy.wire.events import Phase, SpanKind
+from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, strings_below
 
 
 class Place(NamedTuple):
@@ -187,7 +187,7 @@ def said_by(value: Any, where: Path) -> str:
     """A call's name or input as text, since an object's keys are the model's own words as well; raises TooDeep."""
     if isinstance(value, str):
         return value
-    list(other_strings(value, where))
+    list(strings_below(value, where))
     return json.dumps(value, ensure_ascii=False) if value else ""
 
 
@@ -207,5 +207,5 @@ def _others(key: str, value: Any, where: Path) -> Iterator[Place]:
     here = (*where, key)
     if not PLAIN_KEY.fullmatch(key):
         yield Place(here, key, Phase.ANSWERING, SpanKind.OTHER)
-    for inner, text in other_strings(value, here):
+    for inner, text in strings_below(value, here):
         yield Place(inner, text, Phase.ANSWERING, SpanKind.OTHER)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted
 from guardtrace_proxy.wire.fates import Cut
 from guardtrace_proxy.wire.messages_blocks import (
     BLOCKS,
@@ -23,6 +22,7 @@ from guardtrace_proxy.wire.messages_blocks import (
     said_by,
 )
 from guardtrace_proxy.wire.named_events import frame
+from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted
 from guardtrace_proxy.wire.usage import only_counts
 
 Texts = Mapping[Path, str]

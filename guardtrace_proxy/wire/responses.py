@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_spans import Found, Path, TooDeep
-from guardtrace_proxy.wire.events import Event, EventKind, Phase, Span, SpanKind, malformed
+from guardtrace_proxy.wire.events import Event, EventKind, Found, Phase, Span, SpanKind, malformed
 from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings
@@ -32,6 +31,7 @@ from guardtrace_proxy.wire.responses_places import (
 from guardtrace_proxy.wire.responses_request import ResponsesRequest
 from guardtrace_proxy.wire.responses_writer import ResponsesEvent, ResponsesWriter
 from guardtrace_proxy.wire.sse import SSEEvent
+from guardtrace_proxy.wire.strings import Path, TooDeep
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import bounded_error
 

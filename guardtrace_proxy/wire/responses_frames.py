@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, other_strings
 from guardtrace_proxy.wire.responses_places import CALLS, COUNTS, DELTAS, DONES, ECHOED, LABELS, PARTS, is_metadata
+from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, strings_below
 from guardtrace_proxy.wire.usage import only_counts
 
 TextAt = Callable[[Path, str], str]
@@ -57,7 +57,7 @@ def _stays(key: str, value: Any, where: Path, text_at: TextAt) -> bool:
     if isinstance(value, NUMBER):
         return PLAIN_KEY.fullmatch(key) is not None
     if key in ECHOED:
-        return all(text_at(inner, text) == text for inner, text in other_strings(value, where))
+        return all(text_at(inner, text) == text for inner, text in strings_below(value, where))
     return is_metadata(key, value)
 
 

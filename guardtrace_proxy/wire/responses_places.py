@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from guardtrace_proxy.wire.chat_schema import Name, Padding, Short, is_of_type
-from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted, other_strings
 from guardtrace_proxy.wire.events import Phase, SpanKind
+from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, strings_below
 
 Slot = tuple[str | int, ...]
 """Where a client adds a text up: output index, item id, index of its part, and what it is."""
@@ -179,7 +179,7 @@ def _response(response: Mapping[str, Any], where: Path, known: Known) -> Iterato
                 else:
                     yield from _others(key, item, here)
         elif key in ECHOED:
-            for inner, text in other_strings(value, here):
+            for inner, text in strings_below(value, here):
                 if not (text in known.asked or _WORD.fullmatch(text)):
                     yield Place(inner, ("other",), text, Phase.ANSWERING, SpanKind.OTHER)
         elif not is_metadata(key, value):
@@ -191,7 +191,7 @@ def is_metadata(key: str, value: Any) -> bool:
     if _is_label(key, value):
         return True
     if key in COUNTS:
-        return value is None or not any(True for _ in other_strings(value, (key,)))
+        return value is None or not any(True for _ in strings_below(value, (key,)))
     if key == "incomplete_details":
         return is_of_type(value, IncompleteDetails | None)
     return key in ("model", "previous_response_id") and is_of_type(value, Name | None)
@@ -231,7 +231,7 @@ def _others(key: str, value: Any, where: Path) -> Iterator[Place]:
     here = (*where, key)
     if not PLAIN_KEY.fullmatch(key):
         yield Place(here, ("other",), key, Phase.ANSWERING, SpanKind.OTHER)
-    for inner, text in other_strings(value, here):
+    for inner, text in strings_below(value, here):
         yield Place(inner, ("other",), text, Phase.ANSWERING, SpanKind.OTHER)
 
 

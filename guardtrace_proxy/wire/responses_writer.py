@@ -11,13 +11,13 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_spans import Path
 from guardtrace_proxy.wire.events import Event, EventKind, Span
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
 from guardtrace_proxy.wire.named_events import frame
 from guardtrace_proxy.wire.responses_client import Client
 from guardtrace_proxy.wire.responses_frames import rebuild, rebuild_response
 from guardtrace_proxy.wire.responses_places import DELTAS, DONES, TERMINAL, Delta, Slot
+from guardtrace_proxy.wire.strings import Path
 from guardtrace_proxy.wire.usage import only_counts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from guardtrace_proxy.wire.chat_spans import PLAIN_KEY
+from guardtrace_proxy.wire.strings import PLAIN_KEY
 
 
 def only_counts(usage: Mapping[str, Any]) -> dict[str, Any]:
