@@ -12,11 +12,11 @@ from guardtrace_proxy.wire.chat_spans import spans_beside_choices
 from guardtrace_proxy.wire.choice import ChoiceReader, tokens_alone
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Found, MoreText, malformed
+from guardtrace_proxy.wire.never_said import never_said
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.strings import TooDeep
 from guardtrace_proxy.wire.template import Template, template_of
-from guardtrace_proxy.wire.unsaid import unsaid
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
 MAX_READ_CHOICES = 128
@@ -227,9 +227,9 @@ class ChoicesStream(ChoicesWriter):
         token_ids = choice.get("token_ids")
         found = self._spans(choice, kind) + beside
         ids = token_ids if isinstance(token_ids, list) else None
-        reader, sampled, ahead = self._reader(index), self._sampled(choice), 0
+        reader, sampled, unsaid = self._reader(index), self._sampled(choice), 0
         if kind is EventKind.CHUNK:
-            ahead = reader.follow(found, sampled, ids, finish is not None)
+            unsaid = reader.follow(found, sampled, ids, finish is not None)
         elif sampled:
-            found += tokens_alone(unsaid(sampled, [span.text for _, span in found]))
-        return reader.part(index, found, finish, ids, self._has_role(choice, kind), ahead)
+            found += tokens_alone(never_said(sampled, [span.text for _, span in found]))
+        return reader.part(index, found, finish, ids, self._has_role(choice, kind), unsaid)
