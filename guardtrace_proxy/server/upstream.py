@@ -23,6 +23,7 @@ from guardtrace_proxy.server.errors import (
 )
 from guardtrace_proxy.server.forwarded import to_client
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, UpstreamReply, read_bounded
+from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import MAX_ERROR_CHARS
 
@@ -190,7 +191,7 @@ async def models_in(reply: Source) -> bytes:
         msgspec.json.decode(body, type=dict[str, object])
     except UpstreamBroke as error:
         raise upstream_unreadable("a list of models that broke off") from error
-    except msgspec.MsgspecError as error:
+    except NOT_JSON as error:
         raise upstream_unreadable("something other than a JSON object") from error
     return body
 
@@ -201,7 +202,7 @@ def refusal(answered: int, content_type: str, headers: Headers, body: bytes) -> 
     limits = tuple(headers)
     try:
         content = msgspec.json.decode(body, type=dict[str, object])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except NOT_JSON:
         content = {}
     error = content.get("error")
     if not isinstance(error, dict):
