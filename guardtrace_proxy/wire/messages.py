@@ -15,6 +15,7 @@ from guardtrace_proxy.wire.messages_blocks import (
     DELTAS,
     Delta,
     Known,
+    MessagesEvent,
     Place,
     decode_delta,
     hides_encrypted,
@@ -22,7 +23,7 @@ from guardtrace_proxy.wire.messages_blocks import (
     places_of_message,
 )
 from guardtrace_proxy.wire.messages_request import MessagesRequest
-from guardtrace_proxy.wire.messages_writer import MessagesEvent, MessagesWriter
+from guardtrace_proxy.wire.messages_writer import MessagesWriter
 from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings

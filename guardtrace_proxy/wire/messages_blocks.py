@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from guardtrace_proxy.wire.chat_schema import LABEL, Label, Name, Usage, is_of_type
-from guardtrace_proxy.wire.events import Phase, SpanKind
+from guardtrace_proxy.wire.events import Event, Phase, SpanKind
 from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, strings_below
 
 
@@ -84,6 +84,19 @@ class Delta(Struct, forbid_unknown_fields=True, gc=False):
 
 
 decode_delta = msgspec.json.Decoder(Delta).decode
+
+
+class MessagesEvent(Event, gc=False):
+    """An event of this API. ``index`` is its block's, -1 where it has none; ``delta`` is one of the usual shape, of
+    others there is ``content``. ``is_hidden``: it holds encrypted thinking, which doesn't pass. ``signs``: it has
+    the signature of its block."""
+
+    type: str = ""
+    index: int = -1
+    delta: Delta | None = None
+    content: dict[str, Any] = msgspec.field(default_factory=dict)
+    is_hidden: bool = False
+    signs: bool = False
 
 
 def is_signature(value: Any) -> bool:

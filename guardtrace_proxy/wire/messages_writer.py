@@ -15,7 +15,7 @@ import msgspec
 
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
-from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, THINKING, Delta, Known
+from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, THINKING, Known, MessagesEvent
 from guardtrace_proxy.wire.messages_errors import error_object, error_type
 from guardtrace_proxy.wire.messages_frames import (
     head_of,
@@ -36,19 +36,6 @@ OWN_ID = "msg_guardtrace"
 """The id of a stream that hasn't named its own."""
 MAX_BEHIND = 1 << 14
 """Bytes that wait behind an announcement. What comes then leaves at once: an event of no block may stand anywhere."""
-
-
-class MessagesEvent(Event, gc=False):
-    """An event of this API. ``index`` is its block's, -1 where it has none; ``delta`` is one of the usual shape, of
-    others there is ``content``. ``is_hidden``: it holds encrypted thinking, which doesn't pass. ``signs``: it has
-    the signature of its block."""
-
-    type: str = ""
-    index: int = -1
-    delta: Delta | None = None
-    content: dict[str, Any] = msgspec.field(default_factory=dict)
-    is_hidden: bool = False
-    signs: bool = False
 
 
 @dataclass(slots=True)
@@ -134,7 +121,7 @@ class MessagesWriter:
         if event.kind is EventKind.COMPLETION:
             return msgspec.json.encode(rebuild_whole(event.content, new if is_altered else None, self._known))
         content = event.content if event.delta is None else msgspec.to_builtins(event.delta)
-        raw = None if is_altered or event.is_hidden or self._is_void(event) else event.raw
+        raw = None if is_altered or event.is_hidden or self._signs_altered(event) else event.raw
         if raw is None:
             content = rebuild(content, new, self._known)
         if event.type == "content_block_start":
@@ -144,8 +131,8 @@ class MessagesWriter:
             return self._without_block(event, content, raw)
         return self._of_block(event, block, content, raw)
 
-    def _is_void(self, event: MessagesEvent) -> bool:
-        """Whether it signs a block that isn't whole."""
+    def _signs_altered(self, event: MessagesEvent) -> bool:
+        """Whether it holds the signature of a block that left otherwise than it came: then it vouches for nothing."""
         block = self._blocks.get(event.index)
         return event.signs and block is not None and block.is_altered
 

@@ -21,6 +21,7 @@ from guardtrace_proxy.wire.responses_places import (
     TERMINAL,
     Known,
     Place,
+    ResponsesEvent,
     Slot,
     decode_delta,
     is_logprobs,
@@ -29,7 +30,7 @@ from guardtrace_proxy.wire.responses_places import (
     tokens_of,
 )
 from guardtrace_proxy.wire.responses_request import ResponsesRequest
-from guardtrace_proxy.wire.responses_writer import ResponsesEvent, ResponsesWriter
+from guardtrace_proxy.wire.responses_writer import ResponsesWriter
 from guardtrace_proxy.wire.sse import SSEEvent
 from guardtrace_proxy.wire.strings import Path, TooDeep
 from guardtrace_proxy.wire.tags import ThinkingStyle

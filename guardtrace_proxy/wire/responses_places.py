@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from guardtrace_proxy.wire.chat_schema import Name, Padding, Short, is_of_type
-from guardtrace_proxy.wire.events import Phase, SpanKind
+from guardtrace_proxy.wire.events import Event, Phase, SpanKind
 from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, strings_below
 
 Slot = tuple[str | int, ...]
@@ -113,12 +113,23 @@ class Delta(Struct, forbid_unknown_fields=True, gc=False):
 decode_delta = msgspec.json.Decoder(Delta).decode
 
 
+class ResponsesEvent(Event, gc=False):
+    """An event of this API. ``delta`` is one of the usual shape; of others there is ``content``, with the text that
+    stands at each place. ``strips``: it holds encrypted reasoning, which doesn't pass."""
+
+    type: str = ""
+    delta: Delta | None = None
+    content: dict[str, Any] = msgspec.field(default_factory=dict)
+    slots: dict[Path, Slot] = msgspec.field(default_factory=dict)
+    strips: bool = False
+
+
 class Known(NamedTuple):
-    """What the request says about its reply. ``keeps_encrypted``: encrypted reasoning passes. ``asked``: the strings of
-    the fields that the reply repeats."""
+    """What the request says about its reply. ``keeps_encrypted``: encrypted reasoning passes. ``echoed``: the strings
+    of the fields that the reply repeats."""
 
     keeps_encrypted: bool = False
-    asked: frozenset[str] = frozenset()
+    echoed: frozenset[str] = frozenset()
 
 
 def places_of(event: Mapping[str, Any], known: Known) -> Iterator[Place]:
@@ -180,7 +191,7 @@ def _response(response: Mapping[str, Any], where: Path, known: Known) -> Iterato
                     yield from _others(key, item, here)
         elif key in ECHOED:
             for inner, text in strings_below(value, here):
-                if not (text in known.asked or _WORD.fullmatch(text)):
+                if not (text in known.echoed or _WORD.fullmatch(text)):
                     yield Place(inner, ("other",), text, Phase.ANSWERING, SpanKind.OTHER)
         elif not is_metadata(key, value):
             yield from _others(key, value, where)

@@ -16,20 +16,9 @@ from guardtrace_proxy.wire.fates import Cut, Fate, Kept
 from guardtrace_proxy.wire.named_events import frame
 from guardtrace_proxy.wire.responses_client import Client
 from guardtrace_proxy.wire.responses_frames import rebuild, rebuild_response
-from guardtrace_proxy.wire.responses_places import DELTAS, DONES, TERMINAL, Delta, Slot
+from guardtrace_proxy.wire.responses_places import DELTAS, DONES, TERMINAL, ResponsesEvent, Slot
 from guardtrace_proxy.wire.strings import Path
 from guardtrace_proxy.wire.usage import only_counts
-
-
-class ResponsesEvent(Event, gc=False):
-    """An event of this API. ``delta`` is one of the usual shape; of others there is ``content``, with the text that
-    stands at each place. ``strips``: it holds encrypted reasoning, which doesn't pass."""
-
-    type: str = ""
-    delta: Delta | None = None
-    content: dict[str, Any] = msgspec.field(default_factory=dict)
-    slots: dict[Path, Slot] = msgspec.field(default_factory=dict)
-    strips: bool = False
 
 
 class ResponsesWriter:
