@@ -14,9 +14,9 @@ from guardtrace_proxy.wire.events import Event, EventKind, Found, Span, malforme
 from guardtrace_proxy.wire.messages_blocks import (
     DELTAS,
     Delta,
-    Known,
     MessagesEvent,
     Place,
+    Terms,
     decode_delta,
     hides_encrypted,
     places_of,
@@ -46,10 +46,10 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
         max_event_bytes: int,
         model: str = "",
         request_id: str = "",
-        known: Known = Known(),
+        terms: Terms = Terms(),
     ) -> None:
         NamedEventsReader.__init__(self, thinking, tagged="text", max_event_bytes=max_event_bytes)
-        MessagesWriter.__init__(self, model=model, request_id=request_id, known=known)
+        MessagesWriter.__init__(self, model=model, request_id=request_id, terms=terms)
         self._read_stop = False
 
     def completion(self, body: bytes) -> Event:
@@ -62,10 +62,10 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
             return malformed(body, "JSON that isn't a message")
         self.stream = False
         try:
-            places = list(places_of_message(message, self._known))
+            places = list(places_of_message(message, self._terms))
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
-        hides = hides_encrypted(message["content"], self._known)
+        hides = hides_encrypted(message["content"], self._terms)
         part = self._reader.part(0, _found(places), _word(message.get("stop_reason")) or "end_turn")
         return MessagesEvent(
             EventKind.COMPLETION, body, [part], _usage(message), type="message", content=message, is_hidden=hides
@@ -103,7 +103,7 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
         if kind in OF_BLOCKS and not (type(index) is int and 0 <= index < MAX_BLOCKS):
             return malformed(event.raw, "The upstream sent an event of a block without a usable index.")
         try:
-            places = list(places_of(content, self._known))
+            places = list(places_of(content, self._terms))
         except (TooDeep, RecursionError):
             return malformed(event.raw, TOO_DEEP)
         raw = named(event, kind)
@@ -135,7 +135,7 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
             type=kind,
             index=content["index"] if kind in OF_BLOCKS else -1,
             content=content,
-            is_hidden=hides_encrypted(_blocks_of(kind, content), self._known),
+            is_hidden=hides_encrypted(_blocks_of(kind, content), self._terms),
             signs=signs,
         )
 
@@ -147,7 +147,7 @@ def messages_reply(request: MessagesRequest, settings: ReplySettings) -> Message
         max_event_bytes=settings.max_event_bytes,
         model=request.model,
         request_id=settings.request_id,
-        known=Known(request.keeps_encrypted, request.stops),
+        terms=Terms(request.keeps_encrypted, request.stops),
     )
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
-from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, THINKING, Known, MessagesEvent
+from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, THINKING, MessagesEvent, Terms
 from guardtrace_proxy.wire.messages_errors import error_object, error_type
 from guardtrace_proxy.wire.messages_frames import (
     head_of,
@@ -69,9 +69,9 @@ class _Block:
 class MessagesWriter:
     """Writes frames with the message's own id, model and blocks."""
 
-    def __init__(self, *, model: str, request_id: str, known: Known) -> None:
+    def __init__(self, *, model: str, request_id: str, terms: Terms) -> None:
         self.stream = True
-        self._known = known
+        self._terms = terms
         self._request_id = request_id
         self._head: dict[str, Any] = {"id": OWN_ID, "type": "message", "role": "assistant", "model": model}
         self._began = False
@@ -119,11 +119,11 @@ class MessagesWriter:
         new = {span.path: text for span, text in zip(spans, texts, strict=True)}
         is_altered = any(text != span.text for span, text in zip(spans, texts, strict=True))
         if event.kind is EventKind.COMPLETION:
-            return msgspec.json.encode(rebuild_whole(event.content, new if is_altered else None, self._known))
+            return msgspec.json.encode(rebuild_whole(event.content, new if is_altered else None, self._terms))
         content = event.content if event.delta is None else msgspec.to_builtins(event.delta)
         raw = None if is_altered or event.is_hidden or self._signs_altered(event) else event.raw
         if raw is None:
-            content = rebuild(content, new, self._known)
+            content = rebuild(content, new, self._terms)
         if event.type == "content_block_start":
             return self._begin(event, content, raw)
         block = self._blocks.get(event.index)
@@ -223,7 +223,7 @@ class MessagesWriter:
 
     def _learn(self, message: Mapping[str, Any]) -> None:
         """Its id and model, and what else it says of itself."""
-        head = head_of(message, self._known)
+        head = head_of(message, self._terms)
         self._head |= {key: value for key, value in head.items() if key not in NAMED or isinstance(value, str)}
 
     # What ends it

@@ -124,15 +124,15 @@ class ResponsesEvent(Event, gc=False):
     strips: bool = False
 
 
-class Known(NamedTuple):
-    """What the request says about its reply. ``keeps_encrypted``: encrypted reasoning passes. ``echoed``: the strings
-    of the fields that the reply repeats."""
+class Terms(NamedTuple):
+    """What the request settles about its reply. ``keeps_encrypted``: encrypted reasoning passes. ``echoed``: the
+    strings of the fields that the reply repeats."""
 
     keeps_encrypted: bool = False
     echoed: frozenset[str] = frozenset()
 
 
-def places_of(event: Mapping[str, Any], known: Known) -> Iterator[Place]:
+def places_of(event: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
     """Every string of an event that could be text; raises TooDeep."""
     kind = str(event.get("type"))
     text = DELTAS.get(kind) or DONES.get(kind)
@@ -143,18 +143,18 @@ def places_of(event: Mapping[str, Any], known: Known) -> Iterator[Place]:
         elif key == "name" and text is not None and text.name == "arguments" and isinstance(value, str):
             yield Place((key,), (*item, 0, "name"), value, Phase.ANSWERING, SpanKind.ARGUMENTS)
         elif key == "item" and isinstance(value, dict):
-            yield from _item(value, (key,), (item[0], ident_of(value)), known)
+            yield from _item(value, (key,), (item[0], ident_of(value)), terms)
         elif key == "part" and isinstance(value, dict):
             yield from _part(value, (key,), item, index)
         elif key == "response" and isinstance(value, dict):
-            yield from _response(value, (key,), known)
+            yield from _response(value, (key,), terms)
         elif not (_is_label(key, value) or is_logprobs(key, value) or _is_padding(key, value)):
             yield from _others(key, value, ())
 
 
-def places_of_response(response: Mapping[str, Any], known: Known) -> Iterator[Place]:
+def places_of_response(response: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
     """Every string of a whole reply that could be text."""
-    yield from _response(response, (), known)
+    yield from _response(response, (), terms)
 
 
 def is_logprobs(key: str, value: Any) -> bool:
@@ -180,18 +180,18 @@ def ident_of(fields: Mapping[str, Any], key: str = "id") -> str:
     return value if isinstance(value, str) else ""
 
 
-def _response(response: Mapping[str, Any], where: Path, known: Known) -> Iterator[Place]:
+def _response(response: Mapping[str, Any], where: Path, terms: Terms) -> Iterator[Place]:
     for key, value in response.items():
         here = (*where, key)
         if key == "output" and isinstance(value, list):
             for index, item in enumerate(value):
                 if isinstance(item, dict):
-                    yield from _item(item, (*here, index), (index, ident_of(item)), known)
+                    yield from _item(item, (*here, index), (index, ident_of(item)), terms)
                 else:
                     yield from _others(key, item, here)
         elif key in ECHOED:
             for inner, text in strings_below(value, here):
-                if not (text in known.echoed or _WORD.fullmatch(text)):
+                if not (text in terms.echoed or _WORD.fullmatch(text)):
                     yield Place(inner, ("other",), text, Phase.ANSWERING, SpanKind.OTHER)
         elif not is_metadata(key, value):
             yield from _others(key, value, where)
@@ -208,7 +208,7 @@ def is_metadata(key: str, value: Any) -> bool:
     return key in ("model", "previous_response_id") and is_of_type(value, Name | None)
 
 
-def _item(item: Mapping[str, Any], where: Path, at: Slot, known: Known) -> Iterator[Place]:
+def _item(item: Mapping[str, Any], where: Path, at: Slot, terms: Terms) -> Iterator[Place]:
     kind = item.get("type")
     call = CALLS.get(str(kind))
     for key, value in item.items():
@@ -223,7 +223,7 @@ def _item(item: Mapping[str, Any], where: Path, at: Slot, known: Known) -> Itera
                 else:
                     yield from _others(key, part, where)
         elif key == "encrypted_content" and kind == "reasoning":
-            if known.keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
+            if terms.keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
                 yield from _others(key, value, where)
         elif not (_is_label(key, value) or is_logprobs(key, value)):
             yield from _others(key, value, where)
