@@ -75,7 +75,7 @@ async def answer(
             max_stream_bytes=max_bytes,
             choices=request.choices,
         )
-        record = ReplyRecord(about, policy, service, trace)
+        record = ReplyRecord(about, policy, gate, service, trace)
         out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
         body = _for_upstream(service, tenant, dialect, request, images, body)
         kept_alive = out.kept_alive(service.drain) if request.stream else nullcontext()
@@ -96,7 +96,7 @@ async def answer(
                 on_asked=record.asked,
                 on_decided=decided,
             )
-            with record.running(gate):
+            with record.running():
                 try:
                     if request.stream:
                         events = events_of(source, reply, gate, settings.read_timeout_ms / 1000, record)
