@@ -136,7 +136,7 @@ class GuardTraceApp:
             except Exception as error:
                 # Whatever goes wrong inside, the client is told that, and no text of the request gets into the log.
                 log.exception("internal error", error=type(error).__name__)
-                failure = ApiError(500, "The proxy failed.", type="server_error", code="internal_error", is_said=True)
+                failure = ApiError(500, "The proxy failed.", type="server_error", code="internal_error", is_logged=True)
                 await self._fail(scope, guarded, failure)
             finally:
                 trace.answered(guarded.status)
