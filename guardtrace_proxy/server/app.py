@@ -38,7 +38,7 @@ from guardtrace_proxy.server.reload import Reloader, SettingsFiles
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.span_attributes import of_http
 from guardtrace_proxy.server.tenants import Tenant, Tenants
-from guardtrace_proxy.server.upstream import Model, ModelServer
+from guardtrace_proxy.server.upstream import ModelServer, UpstreamForRequest
 from guardtrace_proxy.telemetry.tracing import NO_TRACE, RequestTrace
 from guardtrace_proxy.wire.dialects import BY_ROUTE, Dialect, speaking_at
 
@@ -264,7 +264,7 @@ class GuardTraceApp:
         if failure is not None:
             raise failure
 
-    def _upstream(self, tenant: Tenant, scope: Scope) -> Model:
+    def _upstream(self, tenant: Tenant, scope: Scope) -> UpstreamForRequest:
         return self.service.upstreams[tenant.upstream].for_request(scope)
 
     def tenant_of(self, scope: Scope) -> Tenant:

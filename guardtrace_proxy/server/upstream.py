@@ -38,7 +38,7 @@ MAX_ERROR_BYTES = 65_536
 MAX_MODELS_BYTES = 1_048_576
 
 
-class Model(Protocol):
+class UpstreamForRequest(Protocol):
     """A model server as it is asked on behalf of one request."""
 
     thinking: ThinkingStyle
@@ -53,7 +53,7 @@ class Model(Protocol):
 class ModelServer(Protocol):
     """One upstream: a server that is asked over HTTP, or the app that a middleware stands before."""
 
-    def for_request(self, scope: Scope) -> Model:
+    def for_request(self, scope: Scope) -> UpstreamForRequest:
         """The same, on behalf of a client's request."""
 
     async def start(self) -> None:
