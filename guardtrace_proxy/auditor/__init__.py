@@ -1,11 +1,13 @@
 """The auditor: how a guard model is asked about a partial trace, and how its reply is read.
 
-- What every backend needs, without torch: ``protocol``, ``prompt``, ``quoting``, ``window``, ``context``, ``labels``,
-  ``calibration``, ``reply``, ``cascade``, ``published``, ``salts``, ``selftest``.
+- What every backend needs, without torch: ``protocol``, ``prompt``, ``quoting`` with ``lookalikes``, ``window``,
+  ``context``, ``labels``, ``calibration``, ``reply`` with ``quotations``, ``cascade``, ``published``, ``salts``,
+  ``selftest``.
+- Before an auditor of any backend: ``breaker``, and ``replicas`` with ``health``.
 - Behind a server, without torch: ``openai`` with ``guard_server``, ``abilities``, ``served_labels``, ``seen_images``;
-  ``replicas`` of any backend; ``selftest_served``.
+  ``selftest_served``.
 - In this process, with the extra ``local``: ``transformers`` with ``worker``, ``inference``, ``packed``, ``reading``,
-  ``kept``; ``checkpoint``, ``processor``, ``layout``, ``growing``, ``selftest_checkpoint``.
+  ``kept``; ``checkpoint`` with ``foreign``, ``processor``, ``layout`` with ``growing``, ``selftest_checkpoint``.
 - On vLLM's engine, with the extra ``vllm``: ``vllm``, with ``processor``, ``layout`` and ``checkpoint`` from above.
 """
 

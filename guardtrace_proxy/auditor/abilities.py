@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.auditor.guard_server import GuardServer, completion_of, reason_of, refusal
+from guardtrace_proxy.auditor.guard_server import UNREADABLE, GuardServer, completion_of, reason_of, refusal
 from guardtrace_proxy.auditor.labels import JUDGMENT_OPENING, LabelTokens
 from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError
 from guardtrace_proxy.auditor.served_labels import AFTER_ZERO, ServedLabels, positions_of
@@ -108,7 +108,7 @@ async def _tokenize(server: GuardServer, model: str, chat: dict[str, Any]) -> _T
         raise _answered("POST /tokenize", status, reply)
     try:
         return msgspec.json.decode(reply, type=_Tokens)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         raise _CantDo("POST /tokenize was answered without tokens and max_model_len") from None
 
 

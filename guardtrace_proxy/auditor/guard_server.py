@@ -21,6 +21,8 @@ it."""
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 MAX_REASON = 200
 """Characters of a server's own error message that are shown to the operator."""
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding a reply raises: it isn't JSON, has another shape, or is nested deeper than the interpreter follows."""
 
 
 class Token(msgspec.Struct):
@@ -157,7 +159,7 @@ def completion_of(reply: bytes) -> Completion:
     """Read a completion; raises AuditorFailure."""
     try:
         return _read_completion(reply)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise AuditorFailure(
             FailureKind.UNREADABLE, "the auditor's server didn't answer with a chat completion"
         ) from error
@@ -173,7 +175,7 @@ def reason_of(reply: bytes) -> str:
     """A server's own words about an error, bounded; empty without any. They may quote what was sent."""
     try:
         found = _read_refusal(reply)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return ""
     message = found.error.message if found.error is not None else found.message
     return " ".join(message.split())[:MAX_REASON]

@@ -75,6 +75,8 @@ class OpenAIAuditor:
         self.max_context = max_context or DEFAULT_CONTEXT
         self._reads_labels = depth != Depth.ANNOTATE.value
         self._server = GuardServer(base_url, ca_file=ca_file, api_key=api_key, timeout_ms=timeout_ms)
+        self._image_check = ImageCheck(self._server, model)
+        self._asking = anyio.Lock()
         self._abilities: Abilities | None = None
         self._was_vllm = False
         self._learned_at = 0.0
@@ -82,8 +84,6 @@ class OpenAIAuditor:
 
     async def start(self) -> None:
         check_context(self.max_context)
-        self._asking = anyio.Lock()
-        self._image_check = ImageCheck(self._server, self.name)
         await self._server.start()
         try:
             with anyio.fail_after(min(self._server.timeout, START_SECONDS)):

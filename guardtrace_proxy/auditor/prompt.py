@@ -53,8 +53,8 @@ class Turn:
     text: str
 
 
-class RequestImage(Protocol):
-    """An image of the request, resolved and decoded once: the auditor sees what the model sees."""
+class QueryImage(Protocol):
+    """An image of the query, resolved and decoded once: the auditor sees what the model sees."""
 
     @property
     def data_url(self) -> str:
@@ -76,7 +76,7 @@ class Query:
     """
 
     turns: Sequence[Turn]
-    images: Sequence[RequestImage] = field(default=())
+    images: Sequence[QueryImage] = field(default=())
     stream: str = field(default="", kw_only=True)
     tenant: str = field(default="", kw_only=True)
 

@@ -119,7 +119,7 @@ class Auditor(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Stop and free everything."""
+        """Stop and free everything; after a ``start`` that raised as well."""
         ...
 
 

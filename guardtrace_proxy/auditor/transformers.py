@@ -63,6 +63,8 @@ class TransformersAuditor:
         self._max_context = max_context
         self.escalate_at: float | None = None
         self._system_prompt = system_prompt
+        self.worker: Worker | None = None
+        """None until a checkpoint was loaded."""
 
     async def start(self) -> None:
         await anyio.to_thread.run_sync(self._load)
@@ -91,8 +93,8 @@ class TransformersAuditor:
             self.warnings += (f"{warning}. Set auditor.model to a real guard model",)
 
         passes = PASS_TOKENS.get(checkpoint.device.type, PASS_TOKENS["cuda"])
-        self.worker = Worker(self.inference.forward, passes, lambda: not self.kept.is_full, self._make_room)
-        self._trunk = self.worker.submit(self._read_trunk()).result()
+        self.worker = worker = Worker(self.inference.forward, passes, lambda: not self.kept.is_full, self._make_room)
+        self._trunk = worker.submit(self._read_trunk()).result()
 
     def _read_trunk(self) -> Audit[Reading]:
         """What every prompt begins with."""
@@ -136,11 +138,13 @@ class TransformersAuditor:
         Raises:
             AuditorFailure: it raised something that isn't an AuditorError.
         """
+        assert self.worker is not None
         return await asyncio.wrap_future(self.worker.submit(audit))
 
     async def aclose(self) -> None:
-        self.worker.close()
-        await anyio.to_thread.run_sync(self.worker.join)
+        if self.worker is not None:
+            self.worker.close()
+            await anyio.to_thread.run_sync(self.worker.join)
 
 
 def _at_once(work: Callable[[], T]) -> Generator[Piece, torch.Tensor, T]:

@@ -43,8 +43,10 @@ class Choice:
         self.tape = Tape(self.overlay)
         self.state = State.IDLE
         self.received = 0
+        """How many characters came; the stream sets it. The tape ends before that while a tag may be coming."""
         self.released = 0
         self.role_sent = False
+        """The tape offset up to which events have left, and whether one of them had the role; the queue sets both."""
         self.tokens_read = 0
         self.ended = False
         self.cut_by: Decision | None = None
@@ -120,8 +122,9 @@ class Choice:
         return None
 
     def patience(self, phase: Phase, close: str | None) -> tuple[float, float] | None:
-        """Of how many tokens more, and until when, it is sure that nothing comes of them, if they are of this phase;
-        None where something may come of each. Never so many that an audit couldn't be filled well with them."""
+        """For how many more tokens of this phase and block, and until when, ``poll`` is sure to start nothing: so many
+        may be gathered and taken in one piece. None where each has to be taken at once. Never so many that one audit
+        couldn't be filled well with them."""
         if not self._gathers or self.ended or not self.tape.goes_on(phase, close):
             return None
         most = self._capacity / RUN_SHARE

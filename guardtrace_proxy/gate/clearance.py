@@ -10,7 +10,7 @@ WEAKEST_FIRST = (Mode.MONITOR, Mode.LAG, Mode.HOLD)
 
 
 class Modes:
-    """The mode of each segment."""
+    """The mode of each segment. ``lags``: some text may leave ahead of its verdict; ``all_hold``: all is held."""
 
     def __init__(self, policy: Policy) -> None:
         rules = {phase: policy.phase(phase.value) for phase in Phase}
@@ -82,8 +82,8 @@ class Clearance:
         self.advance(tape)
 
     def stop(self, released: int) -> None:
-        """A verdict was acted on: of what was clear ahead of its verdict only what has left has left, and from now on
-        text waits for its verdict."""
+        """A verdict was acted on: from now on text waits for its verdict. So does what was clear ahead of its verdict
+        and hasn't left yet."""
         self.hits_were_seen = True
         self.clear = max(self.settled, min(self.clear, released))
 

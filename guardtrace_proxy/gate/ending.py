@@ -31,7 +31,7 @@ class Ending:
         self._usage_came = self._usage_came or (event.kind is EventKind.CHUNK and not event.parts)
 
     def cut(self) -> None:
-        """Everything that was asked for is over, the last of it by a cut."""
+        """The last choice that was asked for was cut: usage is owed where the upstream hasn't told it."""
         self._owes_usage = not self._usage_came
 
     def set(self, words: Callable[[], bytes]) -> None:

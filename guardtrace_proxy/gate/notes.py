@@ -16,15 +16,28 @@ from guardtrace_proxy.wire.events import Phase
 from guardtrace_proxy.wire.fates import Cut
 
 
-class Mark(NamedTuple):
-    """``kind`` is told once a choice."""
+class Marks:
+    """What clients are told before text that leaves, each kind once a choice."""
 
+    def __init__(self) -> None:
+        self._told: set[tuple[int, str]] = set()
+
+    def due(self, choice: Choice, decided: Decided) -> dict[str, Any] | None:
+        """The note to write now; None where nothing is to be said, or was said before."""
+        mark = _mark_of(choice, decided)
+        if mark is None or (choice.index, mark.kind) in self._told:
+            return None
+        self._told.add((choice.index, mark.kind))
+        return mark.note
+
+
+class Mark(NamedTuple):
     kind: str
     note: dict[str, Any]
 
 
-def mark_of(choice: Choice, decided: Decided) -> Mark | None:
-    """Text was flagged, or went out unaudited; None where nothing is to be said."""
+def _mark_of(choice: Choice, decided: Decided) -> Mark | None:
+    """Text was flagged, or went out unaudited."""
     if decided.failure is not None and choice.unaudited:
         return Mark("unaudited", {"action": "release", "reason": "auditor_failure"})
     if decided.decision is not None and decided.decision.action is Action.FLAG:

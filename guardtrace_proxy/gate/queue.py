@@ -133,7 +133,7 @@ class HoldQueue:
         return head if isinstance(head, HeldEvent) and head.event.kind is EventKind.COMPLETION else None
 
     def parts_of(self, choice: Choice) -> Iterator[HeldPart]:
-        """What is held of one choice."""
+        """What is held of one choice. Runs are divided first, since what is done with it is done event by event."""
         self._divide_runs()
         for held in self._items:
             if isinstance(held, HeldEvent):

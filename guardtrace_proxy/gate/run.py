@@ -12,7 +12,7 @@ from guardtrace_proxy.wire.events import ChoicePart, MoreOf, MoreText, Segment, 
 
 
 class Run:
-    """Events of one kind in a row. It takes less than ``tokens`` tokens and ``size`` bytes, before ``until``."""
+    """Events of one kind in a row: fewer than ``max_tokens`` and ``max_size`` bytes, none from ``until`` on."""
 
     __slots__ = ("_max_size", "_max_tokens", "_until", "choice", "events", "of", "since", "size", "tokens")
 

@@ -14,10 +14,11 @@ from typing import Any
 from guardtrace_proxy.gate.choice import Choice
 from guardtrace_proxy.gate.choices import Choices
 from guardtrace_proxy.gate.ending import Ending
-from guardtrace_proxy.gate.notes import cut_of, mark_of
-from guardtrace_proxy.gate.outputs import Decided, Output, Reject, Release
-from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue, is_altered
+from guardtrace_proxy.gate.notes import Marks, cut_of
+from guardtrace_proxy.gate.outputs import Decided, Output, Release
+from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue
 from guardtrace_proxy.gate.run import Run, run_of
+from guardtrace_proxy.gate.whole import is_decided, released_whole
 from guardtrace_proxy.policy.levels import Verdict
 from guardtrace_proxy.policy.schema import CutShape, Policy
 from guardtrace_proxy.wire.events import Event, EventKind, MoreText
@@ -56,7 +57,7 @@ class StreamGate:
         self._is_completion = False
         """Whether the reply isn't streamed."""
         self._ending = Ending(writer, marks_estimates=policy.expose.object)
-        self._noted: set[tuple[int, str]] = set()
+        self._marks = Marks()
 
     # What the driver asks
 
@@ -243,11 +244,10 @@ class StreamGate:
             self._mark(choice, decided)
 
     def _mark(self, choice: Choice, decided: Decided) -> None:
-        """Before the text itself, once per choice and kind."""
-        mark = mark_of(choice, decided)
-        if mark is not None and (choice.index, mark.kind) not in self._noted:
-            self._noted.add((choice.index, mark.kind))
-            self._queue.put_first(self._writer.note(choice.index, mark.note))
+        """Tell clients of a decision before the text itself."""
+        note = self._marks.due(choice, decided)
+        if note is not None:
+            self._queue.put_first(self._writer.note(choice.index, note))
 
     def _cut(self, choice: Choice) -> None:
         self._choices.note_over(choice.index)
@@ -308,16 +308,9 @@ class StreamGate:
 
     def _release_completion(self) -> None:
         held = self._queue.completion()
-        if held is None or not all(part.choice.cut_by or part.end <= part.choice.leave.settled for part in held.parts):
-            return
-        fates = self._queue.fates(held)
-        cuts = {part.part.index: self._cut_of(part.choice) for part in held.parts if part.choice.cut_by}
-        self._queue.clear()
-        altered = cuts or is_altered(fates) or not self._writer.passes(held.event)
-        body = self._writer.rewrite(held.event, {**fates, **cuts}) if altered else held.event.raw
-        rejects = cuts and self._policy.cut_shape is CutShape.ERROR
-        unjudged = bool(cuts) and next(iter(cuts.values())).unjudged
-        self._outputs.append(Reject(body, unjudged) if rejects else Release(body))
+        if held is not None and is_decided(held):
+            self._outputs.append(released_whole(held, self._queue, self._writer, self._policy))
+            self._queue.clear()
 
     def _finish(self) -> None:
         """The end leaves behind the last verdict that text waits for; verdicts that are only recorded may follow."""

@@ -59,18 +59,21 @@ class Tape:
     def __init__(self, overlay: Overlay) -> None:
         self.overlay = overlay
         self.waiting: list[Waiting] = []
+        """What has no verdict yet, in order."""
         self.end = 0
         self.judged = 0
         self.judged_tokens = 0
         self.waiting_tokens = 0
         self._asked = 0
         self._asked_tokens = 0
+        """Tokens that wait and that an auditor was asked about."""
         self._blocks: list[Block] = []
         self._shown: dict[Phase, list[str]] = {Phase.THINKING: [], Phase.ANSWERING: []}
         self._shown_chars: dict[Phase, int] = {Phase.THINKING: 0, Phase.ANSWERING: 0}
         self._carried_tokens = 0
+        """Tokens that came without text that is certain: they count with the next."""
         self._last_phase: Phase | None = None
-        self._last_run = 0
+        self._last_phase_start = 0
 
     def push(self, segments: list[Segment], tokens: int, now: float) -> None:
         """Append segments that became certain; their tokens are shared out by length among those that aren't tags."""
@@ -84,7 +87,7 @@ class Tape:
             if self.overlay.displaces:
                 self.overlay.place(segment, start, end)
             if segment.tag or segment.phase is not self._last_phase:
-                self._last_run = start
+                self._last_phase_start = start
             self._last_phase = None if segment.tag else segment.phase
             counted = 0
             if not segment.tag:
@@ -128,10 +131,10 @@ class Tape:
 
     def phase_changes(self) -> bool:
         """Whether a tag or text of another phase waits behind the text that waits first."""
-        return self._last_run > self.judged
+        return self._last_phase_start > self.judged
 
     def goes_on(self, phase: Phase, close: str | None) -> bool:
-        """Whether text like this stands last, and waits."""
+        """Whether text of this phase and block stands last and waits, so that more of it would only make it longer."""
         if not self.waiting or self._carried_tokens:
             return False
         last = self.waiting[-1].segment
@@ -185,32 +188,32 @@ class Tape:
         """What the auditor has judged of a phase, with redactions in the place of what was redacted."""
         return "".join(self._shown[phase])
 
-    # What no auditor was asked about
+    # Fresh: text that waits and that no auditor was asked about
 
     @property
     def fresh_tokens(self) -> int:
-        """Tokens that wait."""
+        """How many tokens are fresh."""
         return self.waiting_tokens - self._asked_tokens
 
     @property
     def fresh_since(self) -> float | None:
-        """When the oldest of it came; None where there is none."""
+        """When the oldest fresh text came; None where there is none."""
         # Asked for at every event, so nothing is searched where nothing can be found.
         at = self.behind(self._asked) if self._asked_tokens else 0
         return self.waiting[at].since if at < len(self.waiting) else None
 
     @property
     def fresh_start(self) -> int:
-        """Where it begins."""
+        """The offset at which fresh text begins."""
         return max(self.judged, self._asked)
 
     @property
     def fresh_text(self) -> str:
-        """All of it, tags included."""
+        """All fresh text, tags included."""
         return "".join(entry.segment.text for entry in self.waiting[self.behind(self._asked) :])
 
     def ask(self, chunk: Chunk) -> int:
-        """An audit takes this chunk; returns how many of its tokens are fresh."""
+        """An audit takes this chunk; returns how many of its tokens were fresh until now."""
         fresh = chunk.tokens - self._asked_tokens
         self._asked, self._asked_tokens = chunk.end, chunk.tokens
         return fresh

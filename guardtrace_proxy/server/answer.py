@@ -26,7 +26,7 @@ from guardtrace_proxy.server.sessions import opener, sessions_of
 from guardtrace_proxy.server.settings import ModelSettings
 from guardtrace_proxy.server.span_attributes import of_generation, of_request
 from guardtrace_proxy.server.tenants import Tenant
-from guardtrace_proxy.server.upstream import Model
+from guardtrace_proxy.server.upstream import UpstreamForRequest
 from guardtrace_proxy.server.upstream_reply import Source
 from guardtrace_proxy.telemetry.tracing import RequestTrace
 from guardtrace_proxy.wire.dialects import Dialect
@@ -42,7 +42,7 @@ Asked = TypeVar("Asked", bound=Request)
 async def answer(
     service: Service,
     tenant: Tenant,
-    upstream: Model,
+    upstream: UpstreamForRequest,
     dialect: Dialect[Asked],
     body: bytes,
     forwarded: Mapping[str, str],
@@ -75,7 +75,7 @@ async def answer(
             max_stream_bytes=max_bytes,
             choices=request.choices,
         )
-        record = ReplyRecord(about, policy, service, trace)
+        record = ReplyRecord(about, policy, gate, service, trace)
         out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
         body = _for_upstream(service, tenant, dialect, request, images, body)
         kept_alive = out.kept_alive(service.drain) if request.stream else nullcontext()
@@ -96,7 +96,7 @@ async def answer(
                 on_asked=record.asked,
                 on_decided=decided,
             )
-            with record.running(gate):
+            with record.running():
                 try:
                     if request.stream:
                         events = events_of(source, reply, gate, settings.read_timeout_ms / 1000, record)
@@ -184,7 +184,7 @@ def _for_upstream(
 
 @asynccontextmanager
 async def _asked(
-    upstream: Model,
+    upstream: UpstreamForRequest,
     path: str,
     body: bytes,
     forwarded: Mapping[str, str],

@@ -40,7 +40,7 @@ from guardtrace_proxy.server.reload import Reloader, SettingsFiles
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.span_attributes import of_http
 from guardtrace_proxy.server.tenants import Tenant, Tenants
-from guardtrace_proxy.server.upstream import Model, ModelServer
+from guardtrace_proxy.server.upstream import ModelServer, UpstreamForRequest
 from guardtrace_proxy.telemetry.tracing import NO_TRACE, RequestTrace
 from guardtrace_proxy.wire.dialects import BY_ROUTE, Dialect, speaking_at
 
@@ -141,7 +141,7 @@ class GuardTraceApp:
             except Exception as error:
                 # Whatever goes wrong inside, the client is told that, and no text of the request gets into the log.
                 log.exception("internal error", error=type(error).__name__)
-                failure = ApiError(500, "The proxy failed.", type="server_error", code="internal_error", is_said=True)
+                failure = ApiError(500, "The proxy failed.", type="server_error", code="internal_error", is_logged=True)
                 await self._fail(scope, guarded, failure)
             finally:
                 trace.answered(guarded.status)
@@ -274,7 +274,7 @@ class GuardTraceApp:
         if failure is not None:
             raise failure
 
-    def _upstream(self, tenant: Tenant, scope: Scope) -> Model:
+    def _upstream(self, tenant: Tenant, scope: Scope) -> UpstreamForRequest:
         return self.service.upstreams[tenant.upstream].for_request(scope)
 
     def tenant_of(self, scope: Scope) -> Tenant:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from guardtrace_proxy.auditor.salts import Salts
+from guardtrace_proxy.wire.raw_json import RawFields, as_raw
 
 FIELD = "cache_salt"
 """Of vLLM's and SGLang's: prefixes are shared only between requests with the same value."""
@@ -15,7 +16,7 @@ def with_cache_salt(body: bytes, tenant: str, salts: Salts) -> bytes:
 
     Everything else keeps its bytes.
     """
-    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields = msgspec.json.decode(body, type=RawFields)
     own = bytes(fields.get(FIELD, b"")).decode()
     salt = salts.of(msgspec.json.encode([tenant, own]).decode())
-    return msgspec.json.encode({**fields, FIELD: msgspec.Raw(msgspec.json.encode(salt))})
+    return msgspec.json.encode({**fields, FIELD: as_raw(salt)})

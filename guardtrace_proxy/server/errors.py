@@ -17,7 +17,7 @@ WORD = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
 class ApiError(Exception):
     """An answer that says what went wrong. ``param`` names the request's field, where one is to blame.
 
-    ``is_said``: the log has, or had, a line of its own for it.
+    ``is_logged``: it has a line of its own in the log already, or one stands for many of its kind.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | int | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
-        is_said: bool = False,
+        is_logged: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -38,7 +38,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = headers
-        self.is_said = is_said
+        self.is_logged = is_logged
 
     @property
     def code_word(self) -> str | int | None:
@@ -88,7 +88,7 @@ def overloaded(limit: str) -> ApiError:
         type="server_error",
         code="overloaded",
         headers=((b"retry-after", b"1"),),
-        is_said=True,
+        is_logged=True,
     )
 
 

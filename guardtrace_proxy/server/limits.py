@@ -44,7 +44,9 @@ class Bucket:
         self._filled_at = now
 
 
-class _Tenant:
+class _Counts:
+    """What one tenant uses now, whatever its limits."""
+
     def __init__(self, clock: Callable[[], float]) -> None:
         self.running = 0
         self.requests = Bucket(clock)
@@ -54,7 +56,7 @@ class _Tenant:
 class Use:
     """What one request takes of its tenant's limits."""
 
-    def __init__(self, limits: LimitSettings, counts: _Tenant) -> None:
+    def __init__(self, limits: LimitSettings, counts: _Counts) -> None:
         self._limits = limits
         self._counts = counts
         self._reply = 0
@@ -85,7 +87,7 @@ class Limits:
     """All tenants' counts, by name; a reload of the settings leaves them as they are."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._tenants: defaultdict[str, _Tenant] = defaultdict(lambda: _Tenant(clock))
+        self._tenants: defaultdict[str, _Counts] = defaultdict(lambda: _Counts(clock))
         self.refused = Counter[tuple[str, str]]()
         """Requests by tenant and by the limit that they were too many for."""
 
@@ -110,7 +112,7 @@ class Limits:
         return self._tenants[tenant].running if tenant in self._tenants else 0
 
 
-def _why_not(counts: _Tenant, limits: LimitSettings) -> tuple[str, str, float] | None:
+def _why_not(counts: _Counts, limits: LimitSettings) -> tuple[str, str, float] | None:
     """The limit that one request more would be too many for: its key, in words, and the seconds until it isn't."""
     if limits.concurrent is not None and counts.running >= limits.concurrent:
         return "concurrent", f"{limits.concurrent:,} requests at once", CONCURRENT_RETRY_SECONDS

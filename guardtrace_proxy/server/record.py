@@ -28,11 +28,13 @@ class ReplyRecord:
         self,
         about: About,
         policy: Policy,
+        gate: StreamGate,
         service: Service,
         trace: RequestTrace,
     ) -> None:
         self._began = time.monotonic()
         self._about = about
+        self._gate = gate
         self._expose = policy.expose.headers
         self._metrics = service.metrics
         self._trace = trace
@@ -50,7 +52,6 @@ class ReplyRecord:
         self._tokens = 0
         self._action = Action.PASS
         self._level = 0.0
-        self._gate: StreamGate
         self._came = self._left = False
 
     def moved(self) -> None:
@@ -153,17 +154,16 @@ class ReplyRecord:
         return headers
 
     @contextmanager
-    def running(self, gate: StreamGate) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """Stands around the reply; at its end it is logged and counted."""
-        self._gate = gate
         self._metrics.reply_began()
         try:
             yield
         finally:
-            self._close(gate)
+            self._close()
 
-    def _close(self, gate: StreamGate) -> None:
-        about = self._about
+    def _close(self) -> None:
+        about, gate = self._about, self._gate
         self._metrics.audits_dropped(len(self._under_way))
         self._trace.audits_dropped()
         self._trace.describe({"guardtrace.action": self._action.value, "guardtrace.finished": gate.finished})

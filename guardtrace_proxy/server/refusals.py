@@ -30,7 +30,7 @@ class Refusals:
 
     def say(self, error: ApiError, route: str, tenant: Tenant | None) -> None:
         """``tenant`` is None where it isn't known."""
-        if error.is_said:
+        if error.is_logged:
             return
         name, key = (None, None) if tenant is None else (tenant.name, tenant.key)
         has_key = key is not None

@@ -23,6 +23,7 @@ from guardtrace_proxy.server.errors import (
 )
 from guardtrace_proxy.server.forwarded import to_client
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, UpstreamReply, read_bounded
+from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import MAX_ERROR_CHARS
 
@@ -37,7 +38,7 @@ MAX_ERROR_BYTES = 65_536
 MAX_MODELS_BYTES = 1_048_576
 
 
-class Model(Protocol):
+class UpstreamForRequest(Protocol):
     """A model server as it is asked on behalf of one request."""
 
     thinking: ThinkingStyle
@@ -52,7 +53,7 @@ class Model(Protocol):
 class ModelServer(Protocol):
     """One upstream: a server that is asked over HTTP, or the app that a middleware stands before."""
 
-    def for_request(self, scope: Scope) -> Model:
+    def for_request(self, scope: Scope) -> UpstreamForRequest:
         """The same, on behalf of a client's request."""
 
     async def start(self) -> None:
@@ -190,7 +191,7 @@ async def models_in(reply: Source) -> bytes:
         msgspec.json.decode(body, type=dict[str, object])
     except UpstreamBroke as error:
         raise upstream_unreadable("a list of models that broke off") from error
-    except msgspec.MsgspecError as error:
+    except NOT_JSON as error:
         raise upstream_unreadable("something other than a JSON object") from error
     return body
 
@@ -201,7 +202,7 @@ def refusal(answered: int, content_type: str, headers: Headers, body: bytes) -> 
     limits = tuple(headers)
     try:
         content = msgspec.json.decode(body, type=dict[str, object])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except NOT_JSON:
         content = {}
     error = content.get("error")
     if not isinstance(error, dict):

@@ -31,7 +31,7 @@ LEAST_SAME = 3
 class TokensAhead:
     """The sampled tokens of one choice, in order, without those whose text was said."""
 
-    __slots__ = ("_chars", "_is_rest", "_judged", "_last", "_loses", "_taken", "_waits", "tokens")
+    __slots__ = ("_chars", "_is_awaited", "_is_rest", "_judged", "_loses_blanks", "_marker_chars", "_taken", "tokens")
 
     def __init__(self) -> None:
         self.tokens: deque[str] = deque()
@@ -40,20 +40,21 @@ class TokensAhead:
         """How many of them, from the first on, are judged as text of their own."""
         self._is_rest = False
         """Whether the beginning of the first was said."""
-        self._loses = False
+        self._loses_blanks = False
         """Whether a token was seen that had lost the blank before it, so that others may have too."""
-        self._waits = False
+        self._is_awaited = False
         """Whether earlier events wait for the text of some."""
         self._taken: list[str] = []
         """What texts took that nobody has judged as text of its own."""
         self._chars = 0
-        self._last = 0
-        """Characters of the markers at the end, which nothing waits for."""
+        """The most characters that the text of all of them may have."""
+        self._marker_chars = 0
+        """Of these, those of the markers at the end, which nothing waits for."""
 
     @property
     def unsaid(self) -> int:
         """Characters of text that are still to come, at most. No text makes it more."""
-        return self._chars - self._last if len(self.tokens) > self._judged else 0
+        return self._chars - self._marker_chars if len(self.tokens) > self._judged else 0
 
     @property
     def text(self) -> str:
@@ -70,18 +71,19 @@ class TokensAhead:
             self.tokens.append(token)
             size = self._size(token)
             self._chars += size
-            self._last = self._last + size if MARKER.fullmatch(token) else 0
+            self._marker_chars = self._marker_chars + size if MARKER.fullmatch(token) else 0
 
     def compare(self, texts: Iterable[str]) -> str:
         """Texts came. Where one doesn't follow the tokens, all that was ahead is text of its own, before them."""
         self._taken.clear()
         follows = [self.say(text) for text in texts]
         alone = "" if all(follows) else self._judge()
-        self._waits = self.unsaid > 0
+        self._is_awaited = self.unsaid > 0
         return alone
 
     def _judge(self) -> str:
-        """The last ones stay, since their text may still come."""
+        """Judge what is ahead as text of its own, which is returned. The last tokens stay, since texts may still say
+        them."""
         alone = decoded("".join((*self._taken, *self._texts())))
         while len(self.tokens) > MAX_JUDGED:
             self._take()
@@ -122,14 +124,15 @@ class TokensAhead:
         return follows
 
     def _has_lost_blank(self) -> bool:
-        """Whether the first has lost a blank that its text has, and nothing waits for it that didn't count this."""
+        """Whether the first token may have lost a blank that its text has. Then every token may have: what is still to
+        come may be longer than was counted, so this is False where an event waits by the smaller count."""
         if self._is_rest or self.tokens[0][:1].isspace():
             return False
-        if self._loses:
+        if self._loses_blanks:
             return True
-        self._loses = True
+        self._loses_blanks = True
         self._chars += sum(not token[:1].isspace() for token in self.tokens)
-        return not self._waits
+        return not self._is_awaited
 
     def _say_parts(self, text: str) -> tuple[str, bool]:
         """What the text goes on with behind the parts that stand in a row, and whether it says what they say. It may
@@ -172,7 +175,7 @@ class TokensAhead:
         token = self.tokens.popleft()
         self._chars -= len(token) if self._is_rest else self._size(token)
         # Of a marker that was begun the rest is sure to come.
-        self._last = min(self._last, self._chars)
+        self._marker_chars = min(self._marker_chars, self._chars)
         taken, rest = (token, "") if count is None else (token[:count], token[count:])
         if not (self._judged or MARKER.fullmatch(token)):
             self._taken.append(taken)
@@ -186,7 +189,7 @@ class TokensAhead:
 
     def _size(self, token: str) -> int:
         """The most that its text may have."""
-        return len(token) + (self._loses and not token[:1].isspace())
+        return len(token) + (self._loses_blanks and not token[:1].isspace())
 
 
 def decoded(text: str) -> str:

@@ -9,11 +9,11 @@ from msgspec import UNSET
 
 from guardtrace_proxy.wire.chat_request import ChatRequest
 from guardtrace_proxy.wire.chat_schema import Choice, decode_chunk
-from guardtrace_proxy.wire.chat_spans import Found, logprobs_of, spans_of_choice
+from guardtrace_proxy.wire.chat_spans import logprobs_of, spans_of_choice
 from guardtrace_proxy.wire.chat_writer import ChatWriter, body_key
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices import ChoicesStream
-from guardtrace_proxy.wire.events import ChoicePart, EventKind, Phase, Span, SpanKind
+from guardtrace_proxy.wire.events import ChoicePart, EventKind, Found, Phase, Span, SpanKind
 from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.tags import ThinkingStyle
 

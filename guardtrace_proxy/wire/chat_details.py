@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.chat_fields import rest_of
-from guardtrace_proxy.wire.chat_images import RawFields, as_raw, begins
-from guardtrace_proxy.wire.chat_spans import is_encrypted, is_encrypted_part, is_label
+from guardtrace_proxy.wire.chat_spans import is_encrypted_part
+from guardtrace_proxy.wire.raw_json import RawFields, as_raw, begins
+from guardtrace_proxy.wire.strings import is_encrypted, is_label
 
 
 def read_details(details: Sequence[Any], thinking: list[str], *, keeps_encrypted: bool) -> bool:

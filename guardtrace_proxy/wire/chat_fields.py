@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from guardtrace_proxy.wire.raw_json import RawFields, as_raw
 from guardtrace_proxy.wire.request import check_known, refuse
 
 OTHER_PIXELS = "the model would see other pixels than the auditor"
@@ -188,13 +189,13 @@ def force(body: bytes, paths: Collection[str]) -> bytes:
     """The body with these fields forced; everything else keeps its very bytes and its place."""
     if not paths:
         return body
-    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields = msgspec.json.decode(body, type=RawFields)
     for path in paths:
-        sent = msgspec.Raw(msgspec.json.encode(FORCED[path].sent))
+        sent = as_raw(FORCED[path].sent)
         field, _, key = path.partition(".")
         if key:
-            inner = msgspec.json.decode(fields[field], type=dict[str, msgspec.Raw])
-            sent = msgspec.Raw(msgspec.json.encode({**inner, key: sent}))
+            inner = msgspec.json.decode(fields[field], type=RawFields)
+            sent = as_raw({**inner, key: sent})
         fields[field] = sent
     return msgspec.json.encode(fields)
 

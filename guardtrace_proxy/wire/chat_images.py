@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-RawFields = dict[str, msgspec.Raw]
+from guardtrace_proxy.wire.raw_json import RawFields, as_raw, begins
 
 
 def replace_images(body: bytes, urls: Sequence[str]) -> bytes:
@@ -39,13 +39,3 @@ def _with_url(image: msgspec.Raw, url: str) -> msgspec.Raw:
     fields = msgspec.json.decode(image, type=RawFields)
     fields["url"] = as_raw(url)
     return as_raw(fields)
-
-
-def begins(raw: msgspec.Raw, sign: bytes) -> bool:
-    """Whether a value is a list (``[``), an object, …"""
-    return memoryview(raw)[:1] == sign
-
-
-def as_raw(value: object) -> msgspec.Raw:
-    """A value as JSON."""
-    return msgspec.Raw(msgspec.json.encode(value))

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import binascii
-import re
-from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from guardtrace_proxy.wire.chat_schema import (
-    LABEL,
     MAX_SHORT,
     Logprobs,
     is_of_type,
     unknown_beside_choices,
     unknown_of_choice,
 )
-from guardtrace_proxy.wire.events import Phase, Span, SpanKind
-
-Path = tuple[str | int, ...]
-Found = tuple[Phase, Span]
+from guardtrace_proxy.wire.events import Found, Phase, Span, SpanKind
+from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, is_label, strings_below
 
 THINKING_FIELDS = ("reasoning", "reasoning_content", "thinking")
-LABELS = frozenset({"type", "id", "index", "format"})
-"""Keys inside a part or a tool call whose short strings say what it is."""
-PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:$-]{1,64}")
-"""What servers call their fields. A key of any other form is text, and so is every key in a call's own arguments."""
-ENCRYPTED = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
-STANDARD_BASE64 = str.maketrans("-_", "+/")
-MAX_DEPTH = 64
-TOKENS = ("logprobs",)
-"""Path of a span that stands for tokens without their text."""
 TOP = ".."
 """First element of the path of a string that stands beside ``choices``."""
-
-
-class TooDeep(Exception):
-    """Nested deeper than any reply is."""
 
 
 def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
@@ -53,11 +34,6 @@ def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
         if key != body_key:
             found += field_strings(key, choice[key], ())
     return _without_copies(found)
-
-
-def tokens_alone(text: str) -> list[Found]:
-    """What was sampled and never said, as text of the answer."""
-    return [(Phase.ANSWERING, Span(TOKENS, text, SpanKind.OTHER))] if text.strip() else []
 
 
 def logprobs_of(choice: dict[str, Any]) -> Logprobs | None:
@@ -122,7 +98,7 @@ def _parts(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
 
 
 def _arguments(value: Any, path: Path) -> Iterator[Found]:
-    for inner_path, text in other_strings(value, path):
+    for inner_path, text in strings_below(value, path):
         yield Phase.ANSWERING, Span(inner_path, text, SpanKind.ARGUMENTS)
 
 
@@ -135,27 +111,8 @@ def field_strings(key: str, value: Any, path: Path) -> Iterator[Found]:
 
 
 def _others(value: Any, path: Path) -> Iterator[Found]:
-    for inner_path, text in other_strings(value, path):
+    for inner_path, text in strings_below(value, path):
         yield Phase.ANSWERING, Span(inner_path, text, SpanKind.OTHER)
-
-
-def other_strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    """Every string below a value, and every key that could be text."""
-    if len(path) > MAX_DEPTH:
-        raise TooDeep
-    if isinstance(value, str):
-        if value:
-            yield path, value
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from other_strings(inner, (*path, index))
-    elif isinstance(value, dict):
-        by_model = "arguments" in path
-        for key, inner in value.items():
-            if key and (by_model or not PLAIN_KEY.fullmatch(key)):
-                yield (*path, key), key
-            if by_model or not is_label(key, inner):
-                yield from other_strings(inner, (*path, key))
 
 
 def is_encrypted_part(part: dict[str, Any], key: str, value: Any) -> bool:
@@ -163,28 +120,6 @@ def is_encrypted_part(part: dict[str, Any], key: str, value: Any) -> bool:
     if (part.get("type"), key) not in (("reasoning.encrypted", "data"), ("reasoning.text", "signature")):
         return False
     return isinstance(value, str) and is_encrypted(value)
-
-
-def is_encrypted(value: str) -> bool:
-    """Whether these are bytes in base64 that are no text."""
-    if not ENCRYPTED.fullmatch(value):
-        return False
-    # Words that were only joined have fewer capitals and digits; of random ones a third and a sixth are.
-    if sum(map(str.isupper, value)) * 5 < len(value) or sum(map(str.isdigit, value)) * 25 < len(value):
-        return False
-    plain = value.rstrip("=").translate(STANDARD_BASE64)
-    try:
-        b64decode(plain + "=" * (-len(plain) % 4)).decode()
-    except UnicodeDecodeError:
-        return True
-    except binascii.Error:
-        return False
-    return False
-
-
-def is_label(key: str, value: Any) -> bool:
-    """Whether this only says what a part or a call is."""
-    return key in LABELS and isinstance(value, str) and LABEL.fullmatch(value) is not None
 
 
 def _without_copies(found: list[Found]) -> list[Found]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guardtrace_proxy.wire.chat_spans import LABELS, is_label
 from guardtrace_proxy.wire.choices_writer import BLANK, ChoicesWriter
 from guardtrace_proxy.wire.events import ChoicePart, EventKind, Span, SpanKind
 from guardtrace_proxy.wire.fates import Cut, Kept
+from guardtrace_proxy.wire.strings import LABELS, is_label
 
 
 class ChatWriter(ChoicesWriter):

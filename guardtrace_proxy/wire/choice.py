@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guardtrace_proxy.wire.ahead import TokensAhead, spoken
-from guardtrace_proxy.wire.chat_spans import Found, tokens_alone
-from guardtrace_proxy.wire.events import ChoicePart, MoreText, Phase, Segment, Span, SpanKind
+from guardtrace_proxy.wire.events import ChoicePart, Found, MoreText, Phase, Segment, Span, SpanKind
 from guardtrace_proxy.wire.tags import ThinkingStyle
+
+TOKENS = ("logprobs",)
+"""Path of a span that stands for tokens without their text."""
 
 
 class ChoiceReader:
@@ -25,9 +27,12 @@ class ChoiceReader:
     def follow(
         self, found: list[Found], sampled: Sequence[str] | None, token_ids: Sequence[int] | None, finished: bool
     ) -> int:
-        """How many characters are still to come for the tokens of this event. Those that aren't what the text says are
-        text themselves, before it, and at the end so are those that never came. ``sampled`` are the tokens of its
-        logprobs; ids alone say nothing of their text's length."""
+        """Compare an event's texts with the tokens that were sampled: ``sampled`` are those of its logprobs; ids alone
+        say nothing of their text's length. Returns how many characters are still to come for its tokens.
+
+        Adds to ``found``: before the event's own, the text of tokens that it doesn't say; behind them, where the choice
+        is ``finished``, that of tokens which now nothing will say.
+        """
         has_ids = bool(token_ids)
         if sampled and not (texts := spoken(sampled)):
             sampled, has_ids = None, True
@@ -37,12 +42,12 @@ class ChoiceReader:
         # Of all fields, since those that wait for it count the tape's characters in order.
         found[:0] = tokens_alone(self.ahead.compare([span.text for _, span in found]))
         if finished:
-            found += self.left()
+            found += self.take_never_said()
             return 0
         return self.ahead.unsaid if sampled is not None else int(has_ids and not found)
 
-    def left(self) -> list[Found]:
-        """What was sampled and will never be said."""
+    def take_never_said(self) -> list[Found]:
+        """What was sampled and will never be said, where nothing comes any more; all of it is forgotten."""
         found = tokens_alone(self.ahead.text)
         self.ahead = TokensAhead()
         self._has_sampled = False
@@ -51,7 +56,7 @@ class ChoiceReader:
     def rest(self, index: int) -> ChoicePart | None:
         """What could have become a tag, and tokens without text, where nothing comes any more. Tokens that have no text
         have an empty part: nobody need wait for it."""
-        is_due, found = self._has_sampled, self.left()
+        is_due, found = self._has_sampled, self.take_never_said()
         segments = self.segments(found, finished=True)
         return ChoicePart(index, [span for _, span in found], segments) if segments or is_due else None
 
@@ -99,6 +104,11 @@ class ChoiceReader:
         spans = [span for _, span in found]
         segments = self.segments(found, finish_reason is not None)
         return ChoicePart(index, spans, segments, finish_reason, _tokens(spans, token_ids), has_role, unsaid)
+
+
+def tokens_alone(text: str) -> list[Found]:
+    """What was sampled and never said, as text of the answer."""
+    return [(Phase.ANSWERING, Span(TOKENS, text, SpanKind.OTHER))] if text.strip() else []
 
 
 def _tokens(spans: list[Span], token_ids: list[int] | None) -> int:

@@ -8,13 +8,15 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choices, tokens_alone
-from guardtrace_proxy.wire.choice import ChoiceReader
+from guardtrace_proxy.wire.chat_spans import spans_beside_choices
+from guardtrace_proxy.wire.choice import ChoiceReader, tokens_alone
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
-from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, MoreText
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Found, MoreText, malformed
+from guardtrace_proxy.wire.never_said import never_said
+from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
+from guardtrace_proxy.wire.strings import TooDeep
 from guardtrace_proxy.wire.template import Template, template_of
-from guardtrace_proxy.wire.unsaid import unsaid
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
 MAX_READ_CHOICES = 128
@@ -102,7 +104,7 @@ class ChoicesStream(ChoicesWriter):
         """A reply that wasn't streamed."""
         try:
             content = msgspec.json.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return malformed(body, "something other than JSON")
         if not isinstance(content, dict) or not isinstance(content.get("choices"), list):
             return malformed(body, f"JSON that isn't a {self.WHOLE}")
@@ -145,7 +147,7 @@ class ChoicesStream(ChoicesWriter):
             chunk = self._decode_chunk(event.data)
         except msgspec.ValidationError:
             return self._read_unusual(event)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_other(event)
         choices = chunk.choices
         if not (self.head and self.head["id"]):
@@ -174,7 +176,7 @@ class ChoicesStream(ChoicesWriter):
         """JSON, but not of the usual shape."""
         try:
             content = msgspec.json.decode(event.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_other(event)
         if not isinstance(content, dict):
             return malformed(event.raw, "The upstream sent an event that isn't a JSON object.")
@@ -225,14 +227,9 @@ class ChoicesStream(ChoicesWriter):
         token_ids = choice.get("token_ids")
         found = self._spans(choice, kind) + beside
         ids = token_ids if isinstance(token_ids, list) else None
-        reader, sampled, ahead = self._reader(index), self._sampled(choice), 0
+        reader, sampled, unsaid = self._reader(index), self._sampled(choice), 0
         if kind is EventKind.CHUNK:
-            ahead = reader.follow(found, sampled, ids, finish is not None)
+            unsaid = reader.follow(found, sampled, ids, finish is not None)
         elif sampled:
-            found += tokens_alone(unsaid(sampled, [span.text for _, span in found]))
-        return reader.part(index, found, finish, ids, self._has_role(choice, kind), ahead)
-
-
-def malformed(raw: bytes, detail: str) -> Event:
-    """An event that ends the stream."""
-    return Event(EventKind.MALFORMED, raw, [], None, detail)
+            found += tokens_alone(never_said(sampled, [span.text for _, span in found]))
+        return reader.part(index, found, finish, ids, self._has_role(choice, kind), unsaid)

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_spans import PLAIN_KEY
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
+from guardtrace_proxy.wire.usage import only_counts
 
 BLANK = "\n\n"
 """Between a thinking tag that a cut closes and its message."""
@@ -78,7 +78,7 @@ class ChoicesWriter(ABC):
         if not self._include_usage:
             return b""
         if usage is not None:
-            return self._chunk([], usage=numbers(usage))
+            return self._chunk([], usage=only_counts(usage))
         estimated = {"prompt_tokens": 0, "completion_tokens": tokens_read, "total_tokens": tokens_read}
         return self._chunk([], {"usage_estimated": True} if expose else None, estimated)
 
@@ -118,7 +118,7 @@ class ChoicesWriter(ABC):
         shown = {key: original[key] for key in self.KEPT_FIELDS if key in original}
         shown["choices"] = choices
         if isinstance(original.get("usage"), dict):
-            shown["usage"] = numbers(original["usage"])
+            shown["usage"] = only_counts(original["usage"])
         note = next((cut.note for cut in cuts if cut.note), None)
         if note is not None:
             shown["guardtrace"] = dict(note)
@@ -154,16 +154,3 @@ def _decode(event: Event) -> dict[str, Any]:
         raw = b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
     decoded: dict[str, Any] = msgspec.json.decode(raw)
     return decoded
-
-
-def numbers(usage: Mapping[str, Any]) -> dict[str, Any]:
-    """Usage without anything that isn't a count."""
-    shown: dict[str, Any] = {}
-    for key, value in usage.items():
-        if not PLAIN_KEY.fullmatch(key):
-            continue
-        if isinstance(value, Mapping):
-            shown[key] = numbers(value)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            shown[key] = value
-    return shown

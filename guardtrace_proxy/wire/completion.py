@@ -18,12 +18,12 @@ from guardtrace_proxy.wire.chat_schema import (
     is_of_type,
     unknown_fields,
 )
-from guardtrace_proxy.wire.chat_spans import THINKING_FIELDS, Found, field_strings
+from guardtrace_proxy.wire.chat_spans import THINKING_FIELDS, field_strings
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices import ChoicesStream
 from guardtrace_proxy.wire.choices_writer import BLANK, ChoicesWriter
 from guardtrace_proxy.wire.completion_request import CompletionRequest
-from guardtrace_proxy.wire.events import ChoicePart, EventKind, Phase, Span, SpanKind
+from guardtrace_proxy.wire.events import ChoicePart, EventKind, Found, Phase, Span, SpanKind
 from guardtrace_proxy.wire.fates import Cut, Kept
 from guardtrace_proxy.wire.prefill import leaves_open
 from guardtrace_proxy.wire.reply import ReplySettings

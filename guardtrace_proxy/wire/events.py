@@ -55,6 +55,10 @@ class Span(NamedTuple):
     copies: tuple[tuple[str | int, ...], ...] = ()
 
 
+Found = tuple[Phase, Span]
+"""A span, and whose phase its text is by the field that it stands in; inline tags may say otherwise."""
+
+
 class ChoicePart(msgspec.Struct, gc=False):
     """What one event says of one choice."""
 
@@ -96,6 +100,11 @@ class Event(msgspec.Struct, gc=False):
     usage: dict[str, Any] | None = None
     detail: str | None = None
     """What is wrong with a MALFORMED event, without any of its text."""
+
+
+def malformed(raw: bytes, detail: str) -> Event:
+    """An event that ends the stream."""
+    return Event(EventKind.MALFORMED, raw, [], None, detail)
 
 
 class MoreOf(NamedTuple):

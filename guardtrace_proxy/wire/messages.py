@@ -10,24 +10,25 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_spans import Found, TooDeep
-from guardtrace_proxy.wire.choices import malformed
-from guardtrace_proxy.wire.events import Event, EventKind, Span
+from guardtrace_proxy.wire.events import Event, EventKind, Found, Span, malformed
 from guardtrace_proxy.wire.messages_blocks import (
     DELTAS,
     Delta,
-    Known,
+    MessagesEvent,
     Place,
+    Terms,
     decode_delta,
     hides_encrypted,
     places_of,
     places_of_message,
 )
 from guardtrace_proxy.wire.messages_request import MessagesRequest
-from guardtrace_proxy.wire.messages_writer import MessagesEvent, MessagesWriter
+from guardtrace_proxy.wire.messages_writer import MessagesWriter
 from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
+from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.sse import SSEEvent
+from guardtrace_proxy.wire.strings import TooDeep
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
@@ -45,26 +46,26 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
         max_event_bytes: int,
         model: str = "",
         request_id: str = "",
-        known: Known = Known(),
+        terms: Terms = Terms(),
     ) -> None:
         NamedEventsReader.__init__(self, thinking, tagged="text", max_event_bytes=max_event_bytes)
-        MessagesWriter.__init__(self, model=model, request_id=request_id, known=known)
+        MessagesWriter.__init__(self, model=model, request_id=request_id, terms=terms)
         self._read_stop = False
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
         try:
             message = msgspec.json.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return malformed(body, "something other than JSON")
         if not isinstance(message, dict) or not isinstance(message.get("content"), list):
             return malformed(body, "JSON that isn't a message")
         self.stream = False
         try:
-            places = list(places_of_message(message, self._known))
+            places = list(places_of_message(message, self._terms))
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
-        hides = hides_encrypted(message["content"], self._known)
+        hides = hides_encrypted(message["content"], self._terms)
         part = self._reader.part(0, _found(places), _word(message.get("stop_reason")) or "end_turn")
         return MessagesEvent(
             EventKind.COMPLETION, body, [part], _usage(message), type="message", content=message, is_hidden=hides
@@ -75,7 +76,7 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
             delta = decode_delta(event.data)
         except msgspec.ValidationError:
             return self._read_other(event)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_no_json(event)
         text = DELTAS[delta.delta.type]
         said = getattr(delta.delta, text.key)
@@ -89,7 +90,7 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
     def _read_other(self, event: SSEEvent) -> Event:
         try:
             content = msgspec.json.decode(event.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_no_json(event)
         if not isinstance(content, dict):
             return malformed(event.raw, "The upstream sent an event that isn't a JSON object.")
@@ -102,7 +103,7 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
         if kind in OF_BLOCKS and not (type(index) is int and 0 <= index < MAX_BLOCKS):
             return malformed(event.raw, "The upstream sent an event of a block without a usable index.")
         try:
-            places = list(places_of(content, self._known))
+            places = list(places_of(content, self._terms))
         except (TooDeep, RecursionError):
             return malformed(event.raw, TOO_DEEP)
         raw = named(event, kind)
@@ -134,7 +135,7 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
             type=kind,
             index=content["index"] if kind in OF_BLOCKS else -1,
             content=content,
-            is_hidden=hides_encrypted(_blocks_of(kind, content), self._known),
+            is_hidden=hides_encrypted(_blocks_of(kind, content), self._terms),
             signs=signs,
         )
 
@@ -146,7 +147,7 @@ def messages_reply(request: MessagesRequest, settings: ReplySettings) -> Message
         max_event_bytes=settings.max_event_bytes,
         model=request.model,
         request_id=settings.request_id,
-        known=Known(request.keeps_encrypted, request.stops),
+        terms=Terms(request.keeps_encrypted, request.stops),
     )
 
 

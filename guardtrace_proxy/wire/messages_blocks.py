@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from guardtrace_proxy.wire.chat_schema import LABEL, Label, Name, Usage, is_of_type
-from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted, other_strings
-from guardtrace_proxy.wire.events import Phase, SpanKind
+from guardtrace_proxy.wire.events import Event, Phase, SpanKind
+from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, strings_below
 
 
 class Place(NamedTuple):
@@ -86,14 +86,27 @@ class Delta(Struct, forbid_unknown_fields=True, gc=False):
 decode_delta = msgspec.json.Decoder(Delta).decode
 
 
+class MessagesEvent(Event, gc=False):
+    """An event of this API. ``index`` is its block's, -1 where it has none; ``delta`` is one of the usual shape, of
+    others there is ``content``. ``is_hidden``: it holds encrypted thinking, which doesn't pass. ``signs``: it has
+    the signature of its block."""
+
+    type: str = ""
+    index: int = -1
+    delta: Delta | None = None
+    content: dict[str, Any] = msgspec.field(default_factory=dict)
+    is_hidden: bool = False
+    signs: bool = False
+
+
 def is_signature(value: Any) -> bool:
     """Whether this is a provider's seal over a thinking block and no text: Anthropic's bytes in base64, or an id."""
     return isinstance(value, str) and (SIGNATURE.fullmatch(value) is not None or is_encrypted(value))
 
 
-class Known(NamedTuple):
-    """What the request says about its reply. ``keeps_encrypted``: encrypted thinking passes. ``stops``: what the reply
-    may say that it stopped at."""
+class Terms(NamedTuple):
+    """What the request settles about its reply. ``keeps_encrypted``: encrypted thinking passes. ``stops``: what the
+    reply may say that it stopped at."""
 
     keeps_encrypted: bool = False
     stops: frozenset[str] = frozenset()
@@ -102,39 +115,39 @@ class Known(NamedTuple):
 # Where text stands
 
 
-def places_of(event: Mapping[str, Any], known: Known) -> Iterator[Place]:
+def places_of(event: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
     """Every string of an event that could be text; raises TooDeep."""
     kind = str(event.get("type"))
     for key, value in event.items():
         if (kind, key) == ("content_block_start", "content_block") and isinstance(value, dict):
-            yield from _block(value, (key,), known)
+            yield from _block(value, (key,), terms)
         elif key == "delta" and isinstance(value, dict):
-            yield from _delta(value, (key,), OF_DELTA.get(kind, NOWHERE), known)
+            yield from _delta(value, (key,), OF_DELTA.get(kind, NOWHERE), terms)
         elif (kind, key) == ("message_start", "message") and isinstance(value, dict):
-            yield from _announced(value, (key,), known)
-        elif not is_plain(key, value, OF_EVENT.get(kind, NOWHERE), known):
+            yield from _announced(value, (key,), terms)
+        elif not is_plain(key, value, OF_EVENT.get(kind, NOWHERE), terms):
             yield from _others(key, value, ())
 
 
-def places_of_message(message: Mapping[str, Any], known: Known) -> Iterator[Place]:
+def places_of_message(message: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
     """Every string of a whole reply that could be text."""
     content = message["content"]
-    yield from _announced({key: value for key, value in message.items() if key != "content"}, (), known)
+    yield from _announced({key: value for key, value in message.items() if key != "content"}, (), terms)
     for index, block in enumerate(content):
         if isinstance(block, dict):
-            yield from _block(block, ("content", index), known)
+            yield from _block(block, ("content", index), terms)
         else:
             yield from _others("content", block, ())
 
 
-def _announced(message: Mapping[str, Any], where: Path, known: Known) -> Iterator[Place]:
+def _announced(message: Mapping[str, Any], where: Path, terms: Terms) -> Iterator[Place]:
     """A reply without its blocks. What is announced has none: any that stand there are text, whatever their type."""
     for key, value in message.items():
-        if not is_plain(key, value, OF_MESSAGE, known):
+        if not is_plain(key, value, OF_MESSAGE, terms):
             yield from _others(key, value, where)
 
 
-def is_plain(key: str, value: Any, shaped: frozenset[str], known: Known) -> bool:
+def is_plain(key: str, value: Any, shaped: frozenset[str], terms: Terms) -> bool:
     """Whether a field beside the blocks holds no generated text. ``shaped`` are the fields with a shape of their own
     that belong there."""
     if value is None or isinstance(value, (bool, int, float)):
@@ -145,12 +158,12 @@ def is_plain(key: str, value: Any, shaped: frozenset[str], known: Known) -> bool
         return _is_usage(value)
     if key == "stop_details":
         return is_of_type(value, StopDetails)
-    return isinstance(value, str) and (is_of_type(value, Name) if key == "model" else value in known.stops)
+    return isinstance(value, str) and (is_of_type(value, Name) if key == "model" else value in terms.stops)
 
 
-def hides_encrypted(blocks: Any, known: Known) -> bool:
+def hides_encrypted(blocks: Any, terms: Terms) -> bool:
     """Whether there is encrypted thinking among these blocks, which doesn't pass."""
-    if known.keeps_encrypted or not isinstance(blocks, list):
+    if terms.keeps_encrypted or not isinstance(blocks, list):
         return False
     return any(isinstance(block, dict) and block.get("type") == REDACTED for block in blocks)
 
@@ -167,7 +180,7 @@ def is_label(key: str, value: Any) -> bool:
     return key in LABELS and isinstance(value, str) and LABEL.fullmatch(value) is not None
 
 
-def _block(block: Mapping[str, Any], where: Path, known: Known) -> Iterator[Place]:
+def _block(block: Mapping[str, Any], where: Path, terms: Terms) -> Iterator[Place]:
     kind = block.get("type")
     text = BLOCKS.get(str(kind))
     for key, value in block.items():
@@ -177,7 +190,7 @@ def _block(block: Mapping[str, Any], where: Path, known: Known) -> Iterator[Plac
         elif kind == CALL and key in ("name", "input"):
             yield Place(here, said_by(value, here), Phase.ANSWERING, SpanKind.ARGUMENTS)
         elif kind == REDACTED and key == "data":
-            if known.keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
+            if terms.keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
                 yield from _others(key, value, where)
         elif not (is_label(key, value) or (kind == "thinking" and key == "signature" and is_signature(value))):
             yield from _others(key, value, where)
@@ -187,11 +200,11 @@ def said_by(value: Any, where: Path) -> str:
     """A call's name or input as text, since an object's keys are the model's own words as well; raises TooDeep."""
     if isinstance(value, str):
         return value
-    list(other_strings(value, where))
+    list(strings_below(value, where))
     return json.dumps(value, ensure_ascii=False) if value else ""
 
 
-def _delta(delta: Mapping[str, Any], where: Path, shaped: frozenset[str], known: Known) -> Iterator[Place]:
+def _delta(delta: Mapping[str, Any], where: Path, shaped: frozenset[str], terms: Terms) -> Iterator[Place]:
     kind = delta.get("type")
     text = DELTAS.get(str(kind))
     for key, value in delta.items():
@@ -199,7 +212,7 @@ def _delta(delta: Mapping[str, Any], where: Path, shaped: frozenset[str], known:
             yield Place((*where, key), value, text.phase, text.kind)
         elif kind == "signature_delta" and key == "signature" and is_signature(value):
             continue
-        elif not is_plain(key, value, shaped, known):
+        elif not is_plain(key, value, shaped, terms):
             yield from _others(key, value, where)
 
 
@@ -207,5 +220,5 @@ def _others(key: str, value: Any, where: Path) -> Iterator[Place]:
     here = (*where, key)
     if not PLAIN_KEY.fullmatch(key):
         yield Place(here, key, Phase.ANSWERING, SpanKind.OTHER)
-    for inner, text in other_strings(value, here):
+    for inner, text in strings_below(value, here):
         yield Place(inner, text, Phase.ANSWERING, SpanKind.OTHER)

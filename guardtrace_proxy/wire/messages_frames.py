@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted
-from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.fates import Cut
 from guardtrace_proxy.wire.messages_blocks import (
     BLOCKS,
@@ -17,19 +15,21 @@ from guardtrace_proxy.wire.messages_blocks import (
     OF_EVENT,
     OF_MESSAGE,
     REDACTED,
-    Known,
+    Terms,
     is_label,
     is_plain,
     is_signature,
     said_by,
 )
 from guardtrace_proxy.wire.named_events import frame
+from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted
+from guardtrace_proxy.wire.usage import only_counts
 
 Texts = Mapping[Path, str]
 """By the place of a string: what leaves there."""
 
 
-def rebuild(event: Mapping[str, Any], texts: Texts, known: Known) -> dict[str, Any]:
+def rebuild(event: Mapping[str, Any], texts: Texts, terms: Terms) -> dict[str, Any]:
     """An event of which something may not leave."""
     kind = str(event.get("type"))
     shown: dict[str, Any] = {}
@@ -37,25 +37,25 @@ def rebuild(event: Mapping[str, Any], texts: Texts, known: Known) -> dict[str, A
         if (kind, key) == ("content_block_start", "content_block") and isinstance(value, dict):
             shown[key] = rebuild_block(value, (key,), texts)
         elif key == "delta" and isinstance(value, dict):
-            shown[key] = _rebuild_delta(value, texts, OF_DELTA.get(kind, NOWHERE), known)
+            shown[key] = _rebuild_delta(value, texts, OF_DELTA.get(kind, NOWHERE), terms)
         elif (kind, key) == ("message_start", "message") and isinstance(value, dict):
-            shown[key] = head_of(value, known) | {"content": []}
-        elif is_plain(key, value, OF_EVENT.get(kind, NOWHERE), known):
+            shown[key] = head_of(value, terms) | {"content": []}
+        elif is_plain(key, value, OF_EVENT.get(kind, NOWHERE), terms):
             shown[key] = _counted(key, value)
     return shown
 
 
-def head_of(message: Mapping[str, Any], known: Known) -> dict[str, Any]:
+def head_of(message: Mapping[str, Any], terms: Terms) -> dict[str, Any]:
     """A reply without what it says."""
     return {
         key: _counted(key, value)
         for key, value in message.items()
-        if key != "content" and is_plain(key, value, OF_MESSAGE, known)
+        if key != "content" and is_plain(key, value, OF_MESSAGE, terms)
     }
 
 
 def _counted(key: str, value: Any) -> Any:
-    return numbers(value) if key == "usage" and isinstance(value, dict) else value
+    return only_counts(value) if key == "usage" and isinstance(value, dict) else value
 
 
 def rebuild_block(block: Mapping[str, Any], where: Path, texts: Texts) -> dict[str, Any]:
@@ -83,13 +83,13 @@ def _is_secret(kind: Any, key: str, value: Any) -> bool:
     return kind == REDACTED and key == "data" and isinstance(value, str) and is_encrypted(value)
 
 
-def _rebuild_delta(delta: Mapping[str, Any], texts: Texts, shaped: frozenset[str], known: Known) -> dict[str, Any]:
+def _rebuild_delta(delta: Mapping[str, Any], texts: Texts, shaped: frozenset[str], terms: Terms) -> dict[str, Any]:
     text = DELTAS.get(str(delta.get("type")))
     shown: dict[str, Any] = {}
     for key, value in delta.items():
         if text is not None and key == text.key and isinstance(value, str):
             shown[key] = texts.get(("delta", key), value)
-        elif is_plain(key, value, shaped, known):
+        elif is_plain(key, value, shaped, terms):
             shown[key] = value
     return shown
 
@@ -102,12 +102,12 @@ def stopped(cut: Cut) -> dict[str, Any]:
     return stopped
 
 
-def rebuild_whole(message: Mapping[str, Any], new: Texts | None, known: Known) -> dict[str, Any]:
+def rebuild_whole(message: Mapping[str, Any], new: Texts | None, terms: Terms) -> dict[str, Any]:
     """A whole reply with ``new`` texts, or with its own. Blocks of which nothing is left are left out."""
     content = []
     for index, block in enumerate(message["content"]):
         kind = block.get("type") if isinstance(block, dict) else None
-        if kind == REDACTED and not known.keeps_encrypted:
+        if kind == REDACTED and not terms.keeps_encrypted:
             continue
         if new is None:
             content.append(block)
@@ -119,7 +119,7 @@ def rebuild_whole(message: Mapping[str, Any], new: Texts | None, known: Known) -
         shown = rebuild_block(block, where, new)
         if text is None or shown.get(text.key) or not block.get(text.key):
             content.append(shown)
-    return {**(message if new is None else head_of(message, known)), "content": content}
+    return {**(message if new is None else head_of(message, terms)), "content": content}
 
 
 def _is_whole(call: Mapping[str, Any], where: Path, new: Texts) -> bool:

@@ -9,10 +9,9 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.chat_fields import is_plain, rest_of
-from guardtrace_proxy.wire.chat_images import RawFields, as_raw, begins
-from guardtrace_proxy.wire.chat_spans import is_encrypted
 from guardtrace_proxy.wire.messages_blocks import is_signature
 from guardtrace_proxy.wire.messages_fields import check_fields, hides_thinking, texts_beside
+from guardtrace_proxy.wire.raw_json import RawFields, as_raw, begins
 from guardtrace_proxy.wire.request import (
     Allowed,
     Prefill,
@@ -22,6 +21,7 @@ from guardtrace_proxy.wire.request import (
     read_object,
     refuse,
 )
+from guardtrace_proxy.wire.strings import is_encrypted
 
 MAX_MESSAGES = 4096
 ROLES = frozenset({"user", "assistant", "system"})

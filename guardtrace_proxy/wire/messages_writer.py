@@ -13,10 +13,9 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
-from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, THINKING, Delta, Known
+from guardtrace_proxy.wire.messages_blocks import BLOCKS, CALL, THINKING, MessagesEvent, Terms
 from guardtrace_proxy.wire.messages_errors import error_object, error_type
 from guardtrace_proxy.wire.messages_frames import (
     head_of,
@@ -29,6 +28,7 @@ from guardtrace_proxy.wire.messages_frames import (
     text_delta,
 )
 from guardtrace_proxy.wire.named_events import frame
+from guardtrace_proxy.wire.usage import only_counts
 
 NAMED = ("id", "type", "role", "model")
 NOT_STOPPED = {"stop_reason": None, "stop_sequence": None}
@@ -36,19 +36,6 @@ OWN_ID = "msg_guardtrace"
 """The id of a stream that hasn't named its own."""
 MAX_BEHIND = 1 << 14
 """Bytes that wait behind an announcement. What comes then leaves at once: an event of no block may stand anywhere."""
-
-
-class MessagesEvent(Event, gc=False):
-    """An event of this API. ``index`` is its block's, -1 where it has none; ``delta`` is one of the usual shape, of
-    others there is ``content``. ``is_hidden``: it holds encrypted thinking, which doesn't pass. ``signs``: it has
-    the signature of its block."""
-
-    type: str = ""
-    index: int = -1
-    delta: Delta | None = None
-    content: dict[str, Any] = msgspec.field(default_factory=dict)
-    is_hidden: bool = False
-    signs: bool = False
 
 
 @dataclass(slots=True)
@@ -82,9 +69,9 @@ class _Block:
 class MessagesWriter:
     """Writes frames with the message's own id, model and blocks."""
 
-    def __init__(self, *, model: str, request_id: str, known: Known) -> None:
+    def __init__(self, *, model: str, request_id: str, terms: Terms) -> None:
         self.stream = True
-        self._known = known
+        self._terms = terms
         self._request_id = request_id
         self._head: dict[str, Any] = {"id": OWN_ID, "type": "message", "role": "assistant", "model": model}
         self._began = False
@@ -132,11 +119,11 @@ class MessagesWriter:
         new = {span.path: text for span, text in zip(spans, texts, strict=True)}
         is_altered = any(text != span.text for span, text in zip(spans, texts, strict=True))
         if event.kind is EventKind.COMPLETION:
-            return msgspec.json.encode(rebuild_whole(event.content, new if is_altered else None, self._known))
+            return msgspec.json.encode(rebuild_whole(event.content, new if is_altered else None, self._terms))
         content = event.content if event.delta is None else msgspec.to_builtins(event.delta)
-        raw = None if is_altered or event.is_hidden or self._is_void(event) else event.raw
+        raw = None if is_altered or event.is_hidden or self._signs_altered(event) else event.raw
         if raw is None:
-            content = rebuild(content, new, self._known)
+            content = rebuild(content, new, self._terms)
         if event.type == "content_block_start":
             return self._begin(event, content, raw)
         block = self._blocks.get(event.index)
@@ -144,8 +131,8 @@ class MessagesWriter:
             return self._without_block(event, content, raw)
         return self._of_block(event, block, content, raw)
 
-    def _is_void(self, event: MessagesEvent) -> bool:
-        """Whether it signs a block that isn't whole."""
+    def _signs_altered(self, event: MessagesEvent) -> bool:
+        """Whether it holds the signature of a block that left otherwise than it came: then it vouches for nothing."""
         block = self._blocks.get(event.index)
         return event.signs and block is not None and block.is_altered
 
@@ -236,7 +223,7 @@ class MessagesWriter:
 
     def _learn(self, message: Mapping[str, Any]) -> None:
         """Its id and model, and what else it says of itself."""
-        head = head_of(message, self._known)
+        head = head_of(message, self._terms)
         self._head |= {key: value for key, value in head.items() if key not in NAMED or isinstance(value, str)}
 
     # What ends it
@@ -268,7 +255,7 @@ class MessagesWriter:
         note = dict(cut.note or {})
         if usage is None and expose:
             note["usage_estimated"] = True
-        counts = {"output_tokens": tokens_read} if usage is None else {"output_tokens": tokens_read} | numbers(usage)
+        counts = {"output_tokens": tokens_read} | only_counts(usage or {})
         ending: dict[str, Any] = {"type": "message_delta", "delta": stopped(cut), "usage": counts}
         return sent + b"".join(map(frame, [*frames, ending | ({"guardtrace": note} if note else {})]))
 

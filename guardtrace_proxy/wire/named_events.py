@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.choice import ChoiceReader
-from guardtrace_proxy.wire.choices import malformed
-from guardtrace_proxy.wire.events import Event, EventKind, MoreText
+from guardtrace_proxy.wire.events import Event, EventKind, MoreText, malformed
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.tags import ThinkingStyle
 

@@ -11,18 +11,18 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_spans import Found, Path, TooDeep
-from guardtrace_proxy.wire.choices import malformed
-from guardtrace_proxy.wire.events import Event, EventKind, Phase, Span, SpanKind
+from guardtrace_proxy.wire.events import Event, EventKind, Found, Phase, Span, SpanKind, malformed
 from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
+from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.responses_places import (
     DELTAS,
     OUTPUT_TEXT,
     TERMINAL,
-    Known,
     Place,
+    ResponsesEvent,
     Slot,
+    Terms,
     decode_delta,
     is_logprobs,
     places_of,
@@ -30,8 +30,9 @@ from guardtrace_proxy.wire.responses_places import (
     tokens_of,
 )
 from guardtrace_proxy.wire.responses_request import ResponsesRequest
-from guardtrace_proxy.wire.responses_writer import ResponsesEvent, ResponsesWriter
+from guardtrace_proxy.wire.responses_writer import ResponsesWriter
 from guardtrace_proxy.wire.sse import SSEEvent
+from guardtrace_proxy.wire.strings import Path, TooDeep
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
@@ -61,11 +62,11 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
     """One reply of an upstream: reads it, and writes what a policy puts in the place of parts of it."""
 
     def __init__(
-        self, thinking: ThinkingStyle, *, max_event_bytes: int, model: str = "", known: Known = Known()
+        self, thinking: ThinkingStyle, *, max_event_bytes: int, model: str = "", terms: Terms = Terms()
     ) -> None:
         NamedEventsReader.__init__(self, thinking, tagged=OUTPUT_TEXT, max_event_bytes=max_event_bytes)
         ResponsesWriter.__init__(self, model=model)
-        self._known = known
+        self._terms = terms
         self._said: dict[Slot, Said] = {}
         """What was read of each text."""
         self._others: dict[str, Slot] = {}
@@ -75,13 +76,13 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         """A reply that wasn't streamed."""
         try:
             response = msgspec.json.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return malformed(body, "something other than JSON")
         if not isinstance(response, dict) or not isinstance(response.get("output"), list):
             return malformed(body, "JSON that isn't a response")
         self.stream = False
         try:
-            places = list(places_of_response(response, self._known))
+            places = list(places_of_response(response, self._terms))
             return self._event(EventKind.COMPLETION, body, "", response, places, _status(response))
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
@@ -91,7 +92,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             delta = decode_delta(event.data)
         except msgspec.ValidationError:
             return self._read_other(event)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_no_json(event)
         text = DELTAS.get(delta.type)
         if text is None or (delta.logprobs and tokens_of(msgspec.to_builtins(delta.logprobs)) != delta.delta):
@@ -113,7 +114,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
     def _read_other(self, event: SSEEvent) -> Event:
         try:
             content = msgspec.json.decode(event.data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except NOT_JSON:
             return self._read_no_json(event)
         if not isinstance(content, dict):
             return malformed(event.raw, "The upstream sent an event that isn't a JSON object.")
@@ -124,7 +125,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         if not isinstance(kind, str):
             return malformed(event.raw, "The upstream sent an event without a type.")
         try:
-            places = list(places_of(content, self._known))
+            places = list(places_of(content, self._terms))
             finish = _status(content.get("response")) if kind in TERMINAL else None
             return self._event(EventKind.CHUNK, named(event, kind), kind, content, places, finish)
         except (TooDeep, RecursionError):
@@ -150,7 +151,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
                 found.append((place.phase, Span(slot, place.text, place.kind)))
         found += self._unsaid_tokens(content, places, slots.values())
         part = self._reader.part(0, found, finish)
-        strips = not self._known.keeps_encrypted and _holds_encrypted(content)
+        strips = not self._terms.keeps_encrypted and _holds_encrypted(content)
         return ResponsesEvent(kind, raw, [part], _usage(content), None, type, None, content, slots, strips)
 
     def _place(self, place: Place, *, is_delta: bool) -> tuple[Slot, bool]:
@@ -205,7 +206,7 @@ def responses_reply(request: ResponsesRequest, settings: ReplySettings) -> Respo
         settings.thinking,
         max_event_bytes=settings.max_event_bytes,
         model=request.model,
-        known=Known(request.keeps_encrypted, request.echoed),
+        terms=Terms(request.keeps_encrypted, request.echoed),
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, other_strings
-from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.responses_places import CALLS, COUNTS, DELTAS, DONES, ECHOED, LABELS, PARTS, is_metadata
+from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, strings_below
+from guardtrace_proxy.wire.usage import only_counts
 
 TextAt = Callable[[Path, str], str]
 """From the place of a string and the string to what is there for the client."""
@@ -46,7 +46,7 @@ def rebuild_response(response: Mapping[str, Any], where: Path, text_at: TextAt) 
                 if isinstance(item, dict)
             ]
         elif key in COUNTS and isinstance(value, dict):
-            shown[key] = numbers(value)
+            shown[key] = only_counts(value)
         elif _stays(key, value, (*where, key), text_at):
             shown[key] = value
     return shown
@@ -57,7 +57,7 @@ def _stays(key: str, value: Any, where: Path, text_at: TextAt) -> bool:
     if isinstance(value, NUMBER):
         return PLAIN_KEY.fullmatch(key) is not None
     if key in ECHOED:
-        return all(text_at(inner, text) == text for inner, text in other_strings(value, where))
+        return all(text_at(inner, text) == text for inner, text in strings_below(value, where))
     return is_metadata(key, value)
 
 

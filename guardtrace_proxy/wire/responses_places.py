@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from guardtrace_proxy.wire.chat_schema import Name, Padding, Short, is_of_type
-from guardtrace_proxy.wire.chat_spans import PLAIN_KEY, Path, is_encrypted, other_strings
-from guardtrace_proxy.wire.events import Phase, SpanKind
+from guardtrace_proxy.wire.events import Event, Phase, SpanKind
+from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, strings_below
 
 Slot = tuple[str | int, ...]
 """Where a client adds a text up: output index, item id, index of its part, and what it is."""
@@ -113,15 +113,26 @@ class Delta(Struct, forbid_unknown_fields=True, gc=False):
 decode_delta = msgspec.json.Decoder(Delta).decode
 
 
-class Known(NamedTuple):
-    """What the request says about its reply. ``keeps_encrypted``: encrypted reasoning passes. ``asked``: the strings of
-    the fields that the reply repeats."""
+class ResponsesEvent(Event, gc=False):
+    """An event of this API. ``delta`` is one of the usual shape; of others there is ``content``, with the text that
+    stands at each place. ``strips``: it holds encrypted reasoning, which doesn't pass."""
+
+    type: str = ""
+    delta: Delta | None = None
+    content: dict[str, Any] = msgspec.field(default_factory=dict)
+    slots: dict[Path, Slot] = msgspec.field(default_factory=dict)
+    strips: bool = False
+
+
+class Terms(NamedTuple):
+    """What the request settles about its reply. ``keeps_encrypted``: encrypted reasoning passes. ``echoed``: the
+    strings of the fields that the reply repeats."""
 
     keeps_encrypted: bool = False
-    asked: frozenset[str] = frozenset()
+    echoed: frozenset[str] = frozenset()
 
 
-def places_of(event: Mapping[str, Any], known: Known) -> Iterator[Place]:
+def places_of(event: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
     """Every string of an event that could be text; raises TooDeep."""
     kind = str(event.get("type"))
     text = DELTAS.get(kind) or DONES.get(kind)
@@ -132,18 +143,18 @@ def places_of(event: Mapping[str, Any], known: Known) -> Iterator[Place]:
         elif key == "name" and text is not None and text.name == "arguments" and isinstance(value, str):
             yield Place((key,), (*item, 0, "name"), value, Phase.ANSWERING, SpanKind.ARGUMENTS)
         elif key == "item" and isinstance(value, dict):
-            yield from _item(value, (key,), (item[0], ident_of(value)), known)
+            yield from _item(value, (key,), (item[0], ident_of(value)), terms)
         elif key == "part" and isinstance(value, dict):
             yield from _part(value, (key,), item, index)
         elif key == "response" and isinstance(value, dict):
-            yield from _response(value, (key,), known)
+            yield from _response(value, (key,), terms)
         elif not (_is_label(key, value) or is_logprobs(key, value) or _is_padding(key, value)):
             yield from _others(key, value, ())
 
 
-def places_of_response(response: Mapping[str, Any], known: Known) -> Iterator[Place]:
+def places_of_response(response: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
     """Every string of a whole reply that could be text."""
-    yield from _response(response, (), known)
+    yield from _response(response, (), terms)
 
 
 def is_logprobs(key: str, value: Any) -> bool:
@@ -169,18 +180,18 @@ def ident_of(fields: Mapping[str, Any], key: str = "id") -> str:
     return value if isinstance(value, str) else ""
 
 
-def _response(response: Mapping[str, Any], where: Path, known: Known) -> Iterator[Place]:
+def _response(response: Mapping[str, Any], where: Path, terms: Terms) -> Iterator[Place]:
     for key, value in response.items():
         here = (*where, key)
         if key == "output" and isinstance(value, list):
             for index, item in enumerate(value):
                 if isinstance(item, dict):
-                    yield from _item(item, (*here, index), (index, ident_of(item)), known)
+                    yield from _item(item, (*here, index), (index, ident_of(item)), terms)
                 else:
                     yield from _others(key, item, here)
         elif key in ECHOED:
-            for inner, text in other_strings(value, here):
-                if not (text in known.asked or _WORD.fullmatch(text)):
+            for inner, text in strings_below(value, here):
+                if not (text in terms.echoed or _WORD.fullmatch(text)):
                     yield Place(inner, ("other",), text, Phase.ANSWERING, SpanKind.OTHER)
         elif not is_metadata(key, value):
             yield from _others(key, value, where)
@@ -191,13 +202,13 @@ def is_metadata(key: str, value: Any) -> bool:
     if _is_label(key, value):
         return True
     if key in COUNTS:
-        return value is None or not any(True for _ in other_strings(value, (key,)))
+        return value is None or not any(True for _ in strings_below(value, (key,)))
     if key == "incomplete_details":
         return is_of_type(value, IncompleteDetails | None)
     return key in ("model", "previous_response_id") and is_of_type(value, Name | None)
 
 
-def _item(item: Mapping[str, Any], where: Path, at: Slot, known: Known) -> Iterator[Place]:
+def _item(item: Mapping[str, Any], where: Path, at: Slot, terms: Terms) -> Iterator[Place]:
     kind = item.get("type")
     call = CALLS.get(str(kind))
     for key, value in item.items():
@@ -212,7 +223,7 @@ def _item(item: Mapping[str, Any], where: Path, at: Slot, known: Known) -> Itera
                 else:
                     yield from _others(key, part, where)
         elif key == "encrypted_content" and kind == "reasoning":
-            if known.keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
+            if terms.keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
                 yield from _others(key, value, where)
         elif not (_is_label(key, value) or is_logprobs(key, value)):
             yield from _others(key, value, where)
@@ -231,7 +242,7 @@ def _others(key: str, value: Any, where: Path) -> Iterator[Place]:
     here = (*where, key)
     if not PLAIN_KEY.fullmatch(key):
         yield Place(here, ("other",), key, Phase.ANSWERING, SpanKind.OTHER)
-    for inner, text in other_strings(value, here):
+    for inner, text in strings_below(value, here):
         yield Place(inner, ("other",), text, Phase.ANSWERING, SpanKind.OTHER)
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.chat_fields import is_plain, rest_of
-from guardtrace_proxy.wire.chat_images import RawFields, as_raw, begins
-from guardtrace_proxy.wire.chat_spans import is_encrypted
+from guardtrace_proxy.wire.raw_json import RawFields, as_raw, begins
 from guardtrace_proxy.wire.request import (
     Allowed,
     Prefill,
@@ -22,6 +21,7 @@ from guardtrace_proxy.wire.request import (
 )
 from guardtrace_proxy.wire.responses_fields import ENCRYPTED, check_fields, texts_beside, wants_encrypted
 from guardtrace_proxy.wire.responses_places import ECHOED
+from guardtrace_proxy.wire.strings import is_encrypted
 
 MAX_ITEMS = 4096
 ROLES = frozenset({"system", "developer", "user", "assistant"})

@@ -11,25 +11,14 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_spans import Path
-from guardtrace_proxy.wire.choices_writer import numbers
 from guardtrace_proxy.wire.events import Event, EventKind, Span
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
 from guardtrace_proxy.wire.named_events import frame
 from guardtrace_proxy.wire.responses_client import Client
 from guardtrace_proxy.wire.responses_frames import rebuild, rebuild_response
-from guardtrace_proxy.wire.responses_places import DELTAS, DONES, TERMINAL, Delta, Slot
-
-
-class ResponsesEvent(Event, gc=False):
-    """An event of this API. ``delta`` is one of the usual shape; of others there is ``content``, with the text that
-    stands at each place. ``strips``: it holds encrypted reasoning, which doesn't pass."""
-
-    type: str = ""
-    delta: Delta | None = None
-    content: dict[str, Any] = msgspec.field(default_factory=dict)
-    slots: dict[Path, Slot] = msgspec.field(default_factory=dict)
-    strips: bool = False
+from guardtrace_proxy.wire.responses_places import DELTAS, DONES, TERMINAL, ResponsesEvent, Slot
+from guardtrace_proxy.wire.strings import Path
+from guardtrace_proxy.wire.usage import only_counts
 
 
 class ResponsesWriter:
@@ -139,7 +128,7 @@ class ResponsesWriter:
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": tokens_read,
         }
-        content = self._client.incomplete(numbers(usage) if usage is not None else counts)
+        content = self._client.incomplete(only_counts(usage) if usage is not None else counts)
         note = dict(self._cut_note or {})
         if usage is None and expose:
             note["usage_estimated"] = True
@@ -170,7 +159,7 @@ class ResponsesWriter:
         bare = rebuild_response(bare, (), lambda where, text: "" if where in event.slots else text)
         self._client.follow("response.created", None, {"response": bare})
         self._client.add_message(cut.message, refuses=cut.shape == "refusal")
-        response = self._client.incomplete(numbers(usage) if isinstance(usage, dict) else None)["response"]
+        response = self._client.incomplete(only_counts(usage) if isinstance(usage, dict) else None)["response"]
         if cut.note:
             response["guardtrace"] = dict(cut.note)
         return msgspec.json.encode(response)

@@ -162,6 +162,7 @@ def test_untrusted_text_is_data() -> None:
         (answering(b"<html>bread</html>"), FailureKind.UNREADABLE),
         (answering(b""), FailureKind.UNREADABLE),
         (answering(b"\xff\xfe"), FailureKind.UNREADABLE),
+        (answering(b'{"more": ' + b"[" * 20_000), FailureKind.UNREADABLE),
         (answering(b" " * (MAX_REPLY_BYTES + 1)), FailureKind.UNREADABLE),
         (answering({"error": "bread"}, 400), FailureKind.REFUSED),
         (answering({"error": "bread"}, 401), FailureKind.REFUSED),

@@ -22,6 +22,7 @@ from guardtrace_proxy.auditor.protocol import (  # noqa: E402
     DoesNotFit,
     FailureKind,
 )
+from guardtrace_proxy.auditor.replicas import ReplicatedAuditor  # noqa: E402
 from guardtrace_proxy.auditor.transformers import TransformersAuditor  # noqa: E402
 from guardtrace_proxy.images.fitting import CELL, MAX_TOKENS  # noqa: E402
 from guardtrace_proxy.policy.levels import Level, Verdict  # noqa: E402
@@ -285,6 +286,13 @@ def test_a_closed_auditor_answers_no_more(taught: Path) -> None:
     with pytest.raises(AuditorFailure) as caught:
         judge(auditor, Query(ASKED), TRACE, Depth.LABEL)
     assert caught.value.kind is FailureKind.CANCELLED
+
+
+def test_a_fallback_that_isnt_there_says_so(tmp_path: Path) -> None:
+    fallback = TransformersAuditor(str(tmp_path / "gone"))
+    auditor = ReplicatedAuditor({"auditor.fallback": fallback}, in_order=True)
+    with pytest.raises(AuditorSettingsError, match="no such folder"):
+        anyio.run(auditor.start)
 
 
 def test_a_checkpoints_own_settings_hold_where_nothing_else_is_said(untaught: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from guardtrace_proxy.gate.queue import HeldPart
 from guardtrace_proxy.policy.schema import CutShape
 from guardtrace_proxy.wire.messages import MessagesStream
-from guardtrace_proxy.wire.messages_blocks import Known
+from guardtrace_proxy.wire.messages_blocks import Terms
 from guardtrace_proxy.wire.messages_writer import MessagesWriter
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.properties.alphabet import Alphabet, known
@@ -67,7 +67,7 @@ def draw(source: Source) -> Drawn:
         policy,
         writing.frames,
         whole,
-        lambda: MessagesStream(ThinkingStyle("field"), max_event_bytes=LIMIT, model="asked-for", known=Known(keeps)),
+        lambda: MessagesStream(ThinkingStyle("field"), max_event_bytes=LIMIT, model="asked-for", terms=Terms(keeps)),
     )
     return Drawn(case, writing, thinking, keeps)
 

@@ -102,6 +102,21 @@ def test_the_environments_proxy_is_not_asked(monkeypatch):
     assert (got.status_code, got.text.endswith("data: [DONE]\n\n")) == (200, True)
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_error_that_is_nested_too_deeply_still_has_its_status(streamed):
+    body = '{"error": ' + "[" * 20_000 + "]" * 20_000 + "}"
+    with proxy(replay(http(429, body))) as running:
+        got = running.raw(ask(stream=streamed))
+    assert (got.status_code, got.json()["error"]["code"]) == (429, "upstream_error")
+
+
+def test_a_list_of_models_that_is_nested_too_deeply_is_a_502():
+    body = '{"data": ' + "[" * 20_000 + "]" * 20_000 + "}"
+    with proxy(replay(http(200, body))) as running, pytest.raises(openai.InternalServerError) as caught:
+        running.client.models.list()
+    assert (caught.value.status_code, caught.value.code) == (502, "upstream_unreadable")
+
+
 def test_an_error_brings_no_generated_text_along():
     body = json.dumps({"error": {"message": "Failed.", "code": "x", "generated": "HARM"}, "partial": "HARM"})
     with proxy(replay(http(500, body))) as running:

@@ -13,7 +13,7 @@ from guardtrace_proxy.wire.completion import CompletionStream
 from guardtrace_proxy.wire.events import Event, Phase, Segment
 from guardtrace_proxy.wire.messages import MessagesStream
 from guardtrace_proxy.wire.responses import ResponsesStream
-from guardtrace_proxy.wire.responses_places import Known
+from guardtrace_proxy.wire.responses_places import Terms
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 HEAD = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1750000000, "model": "m"}
@@ -44,8 +44,8 @@ def response(
     style: ThinkingStyle | None = None, *, keeps_encrypted: bool = False, asked: Iterable[str] = ()
 ) -> ResponsesStream:
     """``asked`` are strings of the request that the reply may repeat."""
-    known = Known(keeps_encrypted, frozenset(asked))
-    return ResponsesStream(style or ThinkingStyle(), max_event_bytes=LIMIT, model="asked-for", known=known)
+    terms = Terms(keeps_encrypted, frozenset(asked))
+    return ResponsesStream(style or ThinkingStyle(), max_event_bytes=LIMIT, model="asked-for", terms=terms)
 
 
 def message(
@@ -57,7 +57,7 @@ def message(
         max_event_bytes=LIMIT,
         model="asked-for",
         request_id="req-1",
-        known=messages_blocks.Known(keeps_encrypted, frozenset(stops)),
+        terms=messages_blocks.Terms(keeps_encrypted, frozenset(stops)),
     )
 
 

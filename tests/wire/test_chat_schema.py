@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from guardtrace_proxy.wire.chat_spans import MAX_DEPTH
 from guardtrace_proxy.wire.events import EventKind
+from guardtrace_proxy.wire.strings import MAX_DEPTH
 from tests.wire.replies import HEAD, dialect, read, sse, tape
 
 SAFE = {"filtered": False, "severity": "safe"}

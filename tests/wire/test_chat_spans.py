@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.wire.chat_schema import CHOICE_METADATA
-from guardtrace_proxy.wire.chat_spans import MAX_DEPTH, Path, TooDeep, spans_beside_choices, spans_of_choice
+from guardtrace_proxy.wire.chat_spans import spans_beside_choices, spans_of_choice
 from guardtrace_proxy.wire.events import Phase, Span, SpanKind
+from guardtrace_proxy.wire.strings import MAX_DEPTH, Path, TooDeep
 
 TEXT, ARGUMENTS, OTHER = SpanKind.TEXT, SpanKind.ARGUMENTS, SpanKind.OTHER
 

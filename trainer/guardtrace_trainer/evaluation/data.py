@@ -13,7 +13,7 @@ from typing import Literal
 
 from PIL import Image
 
-from guardtrace_proxy.auditor.prompt import Query, RequestImage, Turn
+from guardtrace_proxy.auditor.prompt import Query, QueryImage, Turn
 from guardtrace_proxy.images import ImageError, ImageLimits, decode_data_url
 from guardtrace_trainer.rows import LEVELS, Row, RowError, numbered_rows
 
@@ -80,7 +80,7 @@ class Item:
     kind: str
     category: str
     question: str
-    image: RequestImage | None
+    image: QueryImage | None
     thinking: str
     answer: str
     level: float | None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from guardtrace_proxy.auditor.prompt import RequestImage
+from guardtrace_proxy.auditor.prompt import QueryImage
 from guardtrace_proxy.policy.levels import Level
 from guardtrace_trainer.evaluation.data import Item
 
@@ -56,12 +56,12 @@ def whole_reply(item: Item) -> str:
     return "\n\n".join(part for part in (item.thinking, item.answer) if part)
 
 
-def with_image(text: str, image: RequestImage | None) -> str | list[dict[str, Any]]:
+def with_image(text: str, image: QueryImage | None) -> str | list[dict[str, Any]]:
     """A message's content, image first."""
     return text if image is None else [image_part(image), {"type": "text", "text": text}]
 
 
-def image_part(image: RequestImage) -> dict[str, Any]:
+def image_part(image: QueryImage) -> dict[str, Any]:
     """An image as chat completions and moderations take it."""
     return {"type": "image_url", "image_url": {"url": image.data_url}}
 

@@ -16,7 +16,7 @@ MAX_SEARCHED = 256
 """Runs that no text says. Behind so many none is looked for any more, since each search reads all texts."""
 
 
-def unsaid(tokens: Sequence[str], texts: Iterable[str]) -> str:
+def never_said(tokens: Sequence[str], texts: Iterable[str]) -> str:
     """What is sampled and in none of the texts, which stand in the order in which they were said. Spaces don't count:
     parsers strip them, and some tokenizers lose them.
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardtrace_proxy.wire.unsaid import unsaid
+from guardtrace_proxy.wire.never_said import never_said
 
 ARGUMENTS = '{"at": "the [1] <b>end</b>"}'
 CALL = '\n{"name": "look", "arguments": {"at": "the end"}}\n'
@@ -36,7 +36,7 @@ CALL = '\n{"name": "look", "arguments": {"at": "the end"}}\n'
     ],
 )
 def test_tokens_that_texts_say_are_no_text_of_their_own(tokens: list[str], texts: list[str]) -> None:
-    assert unsaid(tokens, texts) == ""
+    assert never_said(tokens, texts) == ""
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_tokens_that_texts_say_are_no_text_of_their_own(tokens: list[str], texts
     ],
 )
 def test_what_no_text_says_is_left(tokens: list[str], texts: list[str], left: str) -> None:
-    assert unsaid(tokens, texts) == left
+    assert never_said(tokens, texts) == left
 
 
 @given(
@@ -71,14 +71,14 @@ def test_nothing_is_left_of_what_was_said_and_nothing_lost_of_what_was_not(
 ) -> None:
     text = "".join(tokens)
     cut = data.draw(st.integers(0, len(text)))
-    assert unsaid(tokens, [text[:cut], text[cut:]]) == ""
+    assert never_said(tokens, [text[:cut], text[cut:]]) == ""
     hidden = data.draw(st.integers(0, len(tokens)))
     with_more = [*tokens[:hidden], "毒", *tokens[hidden:]]
-    assert "毒" in unsaid(with_more, [text])
+    assert "毒" in never_said(with_more, [text])
 
 
 def test_many_runs_that_nothing_says_take_no_long() -> None:
     started = time.process_time()
     tokens = ["ab", "<|x|>"] * 100_000
-    assert unsaid(tokens, ["a" * 1_000_000]).count("b") == 100_000
+    assert never_said(tokens, ["a" * 1_000_000]).count("b") == 100_000
     assert time.process_time() - started < 10
