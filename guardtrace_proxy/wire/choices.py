@@ -12,6 +12,7 @@ from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choice
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, MoreText
+from guardtrace_proxy.wire.keys import has_key_twice
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.template import Template, template_of
 from guardtrace_proxy.wire.unsaid import unsaid
@@ -21,6 +22,8 @@ MAX_READ_CHOICES = 128
 LEARNINGS = 8
 """Templates that are learned in a row without an event of their form: then no two events of a stream are alike."""
 TWICE = "The upstream sent an event with a choice twice."
+KEY_TWICE = "The upstream sent an event with a key twice in one object."
+KEY_TWICE_IN_WHOLE = "a reply with a key twice in one object"
 
 
 class ChoicesStream(ChoicesWriter):
@@ -106,6 +109,8 @@ class ChoicesStream(ChoicesWriter):
             return malformed(body, "something other than JSON")
         if not isinstance(content, dict) or not isinstance(content.get("choices"), list):
             return malformed(body, f"JSON that isn't a {self.WHOLE}")
+        if has_key_twice(body):
+            return malformed(body, KEY_TWICE_IN_WHOLE)
         self.stream = False
         return self._read_slowly(EventKind.COMPLETION, body, content)
 
@@ -129,7 +134,7 @@ class ChoicesStream(ChoicesWriter):
             if more is not None:
                 events.append(more)
                 continue
-            event = self._read(each)
+            event = malformed(each.raw, KEY_TWICE) if has_key_twice(each.data) else self._read(each)
             if event.kind is not EventKind.CHUNK:
                 events += self._rests()
             events.append(event)

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.choice import ChoiceReader
-from guardtrace_proxy.wire.choices import malformed
+from guardtrace_proxy.wire.choices import KEY_TWICE, malformed
 from guardtrace_proxy.wire.events import Event, EventKind, MoreText
+from guardtrace_proxy.wire.keys import has_key_twice
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
@@ -51,7 +52,7 @@ class NamedEventsReader(ABC):
     def _read_all(self, found: Iterable[SSEEvent]) -> list[Event]:
         events: list[Event] = []
         for each in found:
-            event = self._read(each)
+            event = malformed(each.raw, KEY_TWICE) if has_key_twice(each.data) else self._read(each)
             if event.kind is not EventKind.CHUNK:
                 events += self._rest()
             events.append(event)

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.chat_spans import Found, Path, TooDeep
-from guardtrace_proxy.wire.choices import malformed
+from guardtrace_proxy.wire.choices import KEY_TWICE_IN_WHOLE, malformed
 from guardtrace_proxy.wire.events import Event, EventKind, Phase, Span, SpanKind
+from guardtrace_proxy.wire.keys import has_key_twice
 from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
 from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.responses_places import (
@@ -79,6 +80,8 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             return malformed(body, "something other than JSON")
         if not isinstance(response, dict) or not isinstance(response.get("output"), list):
             return malformed(body, "JSON that isn't a response")
+        if has_key_twice(body):
+            return malformed(body, KEY_TWICE_IN_WHOLE)
         self.stream = False
         try:
             places = list(places_of_response(response, self._known))
