@@ -60,7 +60,10 @@ class TextChunk(Head, forbid_unknown_fields=True, gc=False):
 
 
 decode_chunk = msgspec.json.Decoder(TextChunk).decode
-_TYPES: dict[str, Any] = {**get_type_hints(TextChoice), "routed_experts": CHOICE_METADATA["routed_experts"]}
+_TYPES: dict[str, Any] = {
+    **get_type_hints(TextChoice, include_extras=True),  # with how long a name may be
+    "routed_experts": CHOICE_METADATA["routed_experts"],
+}
 del _TYPES["text"]
 _CHOICE = msgspec.defstruct("TextChoiceMetadata", [(name, kind, None) for name, kind in _TYPES.items()])
 
