@@ -8,6 +8,7 @@ slow path takes the same types for what is metadata.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
@@ -240,6 +241,11 @@ def unknown_beside_choices(event: dict[str, Any]) -> list[str]:
 def unknown_of_choice(choice: dict[str, Any]) -> list[str]:
     """The fields of a choice that may hold generated text, other than ``delta``."""
     return unknown_fields(choice, _CHOICE, CHOICE_METADATA)
+
+
+def named_by(event: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those fields of an event that are named so and hold no generated text."""
+    return {name: event[name] for name in names if name in event and is_of_type(event[name], TOP_METADATA[name])}
 
 
 def unknown_fields(found: dict[str, Any], whole: type[Struct], types: dict[str, Any]) -> list[str]:

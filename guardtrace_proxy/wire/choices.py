@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from guardtrace_proxy.wire.chat_schema import Name, is_of_type, named_by
 from guardtrace_proxy.wire.chat_spans import Found, TooDeep, spans_beside_choices, tokens_alone
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
@@ -171,7 +172,8 @@ class ChoicesStream(ChoicesWriter):
 
     def _learn_head(self, chunk: dict[str, Any]) -> None:
         """Until a chunk with an id has come: Azure begins with one that names nothing."""
-        self.head = {key: chunk.get(key) for key in self.HEAD_FIELDS}
+        known = named_by(chunk, self.HEAD_FIELDS)
+        self.head = {key: known.get(key) for key in self.HEAD_FIELDS}
 
     # The slow path
 
@@ -226,6 +228,8 @@ class ChoicesStream(ChoicesWriter):
             return None
         if finish is not None and not isinstance(finish, str):
             return None
+        if finish and not is_of_type(finish, Name):
+            finish = "stop"  # what stands there is text, and not for an event that is written anew
         finish = finish or ("stop" if kind is EventKind.COMPLETION else None)
         token_ids = choice.get("token_ids")
         found = self._spans(choice, kind) + beside
