@@ -22,7 +22,7 @@ Name = Annotated[str, Meta(max_length=256)]
 """Of a model, a provider, a reason to stop. ``stop_reason`` and ``matched_stop`` repeat the request's own ``stop``."""
 Padding = Annotated[str, Meta(max_length=4096, pattern="^[A-Za-z0-9]*$")]
 Base64 = Annotated[str, Meta(pattern="^[A-Za-z0-9+/_-]*={0,2}$")]
-Key = Annotated[str, Meta(max_length=MAX_LABEL)]
+Key = Annotated[str, Meta(max_length=MAX_LABEL, pattern=r"^[A-Za-z0-9_.:$-]*\Z")]
 MAX_SHORT = 16
 Short = Annotated[str, Meta(max_length=MAX_SHORT)]
 """A role, or a word in the usage."""
@@ -219,11 +219,11 @@ TOP_METADATA: dict[str, Any] = {
     "model_info": ModelInfo | None,
     "runtime": Runtime | None,
     "metadata": Metadata | None,
-    "prompt_logprobs": Any,
-    "kv_transfer_params": Any,
+    "prompt_logprobs": None,
+    "kv_transfer_params": None,
 }
-"""Fields beside ``choices``, with the type of a value that holds no generated text. The last two are about the prompt
-and about vLLM's own hosts."""
+"""Fields beside ``choices``, with the type of a value that holds no generated text. The last two say something only
+where a request asks for it, which is refused."""
 CHOICE_METADATA: dict[str, Any] = {
     **get_type_hints(Choice, include_extras=True),
     "routed_experts": Base64 | None,

@@ -142,7 +142,7 @@ def is_plain(key: str, value: Any, shaped: frozenset[str], known: Known) -> bool
     if key not in shaped:
         return is_label(key, value)
     if key == "usage":
-        return _is_usage(value)
+        return is_of_type(value, Usage)
     if key == "stop_details":
         return is_of_type(value, StopDetails)
     return isinstance(value, str) and (is_of_type(value, Name) if key == "model" else value in known.stops)
@@ -153,13 +153,6 @@ def hides_encrypted(blocks: Any, known: Known) -> bool:
     if known.keeps_encrypted or not isinstance(blocks, list):
         return False
     return any(isinstance(block, dict) and block.get("type") == REDACTED for block in blocks)
-
-
-def _is_usage(value: Any) -> bool:
-    if not is_of_type(value, Usage):
-        return False
-    counts = [value, *(inner for inner in value.values() if isinstance(inner, dict))]
-    return all(PLAIN_KEY.fullmatch(key) for each in counts for key in each)
 
 
 def is_label(key: str, value: Any) -> bool:
