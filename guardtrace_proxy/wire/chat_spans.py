@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import json
 import re
 from base64 import b64decode
 from collections.abc import Iterator
@@ -31,6 +32,10 @@ PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:$-]{1,64}")
 ENCRYPTED = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 STANDARD_BASE64 = str.maketrans("-_", "+/")
 MAX_DEPTH = 64
+BY_MODEL = frozenset({"arguments", "input"})
+"""Of a call: all that lies in it is what the model wrote, keys and labels too."""
+SAYS = BY_MODEL | {"content", "text", "delta", "refusal", "summary", "partial_json", *THINKING_FIELDS}
+"""Fields for a text: what else stands there, as a number, is shown in its place."""
 TOKENS = ("logprobs",)
 """Path of a span that stands for tokens without their text."""
 TOP = ".."
@@ -140,7 +145,7 @@ def _others(value: Any, path: Path) -> Iterator[Found]:
 
 
 def other_strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    """Every string below a value, and every key that could be text."""
+    """Every string below a value, every key that could be text, and what stands in a text's place."""
     if len(path) > MAX_DEPTH:
         raise TooDeep
     if isinstance(value, str):
@@ -150,12 +155,20 @@ def other_strings(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
         for index, inner in enumerate(value):
             yield from other_strings(inner, (*path, index))
     elif isinstance(value, dict):
-        by_model = "arguments" in path
+        by_model = not BY_MODEL.isdisjoint(path)
         for key, inner in value.items():
             if key and (by_model or not PLAIN_KEY.fullmatch(key)):
                 yield (*path, key), key
             if by_model or not is_label(key, inner):
                 yield from other_strings(inner, (*path, key))
+    elif value is not None and _says(path):
+        yield path, json.dumps(value)
+
+
+def _says(path: Path) -> bool:
+    if not BY_MODEL.isdisjoint(path):
+        return True
+    return next((step for step in reversed(path) if isinstance(step, str)), "") in SAYS
 
 
 def is_encrypted_part(part: dict[str, Any], key: str, value: Any) -> bool:

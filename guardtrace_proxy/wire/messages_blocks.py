@@ -192,7 +192,7 @@ def _delta(delta: Mapping[str, Any], where: Path, shaped: frozenset[str], known:
             yield Place((*where, key), value, text.phase, text.kind)
         elif kind == "signature_delta" and key == "signature" and is_signature(value):
             continue
-        elif not is_plain(key, value, shaped, known):
+        elif (text is not None and key == text.key) or not is_plain(key, value, shaped, known):
             yield from _others(key, value, where)
 
 

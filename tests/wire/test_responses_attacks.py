@@ -52,6 +52,24 @@ def test_a_delta_of_another_shape_says_itself_and_not_what_came_before() -> None
     assert [event["delta"] for event in through(stream, events, HARM)] == ["[gone]", " and", " so"]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {**delta(None), "delta": 5551234567},
+        {**delta(None), "type": "response.output_text.done", "text": 5551234567},
+        {"type": "response.content_part.done", "part": {"type": "output_text", "text": 5551234567}},
+        item(type="function_call", id="fc_0", arguments={"n": 5551234567}),
+        item(type="custom_tool_call", id="ct_0", input={"id": "5551234567"}),
+        item(type="message", id="msg_0", content=[5551234567]),
+    ],
+)
+def test_what_stands_in_a_texts_place_is_text(said: dict[str, Any]) -> None:
+    stream = response()
+    events = read(said, stream=stream)
+    assert ("OTHER", "5551234567") in spans(events)
+    assert "5551234567" not in json.dumps(through(stream, events, "5551234567"))
+
+
 @pytest.mark.parametrize("secret", [{"a": HARM}, [HARM], HARM])
 def test_what_is_called_encrypted_and_can_be_read_is_text(secret: Any) -> None:
     done = item(type="reasoning", id="rs_0", summary=[], encrypted_content=secret)
