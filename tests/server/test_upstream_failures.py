@@ -128,6 +128,14 @@ def test_an_error_brings_no_generated_text_along():
         assert "HARM" not in running.raw(ask()).text
 
 
+def test_of_a_streams_errors_the_first_alone_passes():
+    errors = [b"data: %b\n\n" % json.dumps({"error": {"message": word}}).encode() for word in WORDS]
+    with proxy(replay(SSE_HEAD, *errors, DONE)) as running:
+        text = running.raw(ask(stream=True)).text
+    assert text.count("error") == text.count('{"error":') + text.count("upstream_error") == 2
+    assert (WORDS[0] in text, text.endswith("[DONE]\n\n")) == (True, True)
+
+
 def test_a_stream_that_breaks_off_ends_with_an_error_and_no_done():
     frames = [chunk({"role": "assistant", "content": ""}), *[chunk({"reasoning": word + " "}) for word in WORDS]]
     with proxy(replay(SSE_HEAD, *frames)) as running:
