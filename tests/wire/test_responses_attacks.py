@@ -53,6 +53,23 @@ def test_a_delta_of_another_shape_says_itself_and_not_what_came_before() -> None
 
 
 @pytest.mark.parametrize(
+    ("echo", "found"),
+    [
+        ({"text": {"format": {"type": "text"}, "verbosity": "medium"}, "truncation": "disabled"}, []),
+        ({"tools": [{"type": "function", "name": "look", "strict": True}]}, []),
+        ({"tools": HARM.split()}, HARM.split()),
+        ({"metadata": dict(enumerate(HARM.split()))}, HARM.split()),
+        ({"reasoning": {"summary": HARM.split() * 3}}, HARM.split()),
+    ],
+)
+def test_what_repeats_the_request_says_no_more_of_its_own_than_defaults(echo: dict[str, Any], found: list[str]) -> None:
+    created = {"type": "response.created", "sequence_number": 0, "response": {**HEAD, **echo}}
+    assert spans(read(created, stream=response(asked=["look"]))) == [("OTHER", word) for word in found]
+    stream = response()
+    assert HARM.split()[0] not in json.dumps(through(stream, read(created, stream=stream), HARM.split()[0]))
+
+
+@pytest.mark.parametrize(
     "said",
     [
         {**delta(None), "delta": 5551234567},
