@@ -137,9 +137,10 @@ class StreamGate:
         elif event.kind is EventKind.DONE:
             self._end(lambda: event.raw)
         elif event.kind is EventKind.ERROR:
-            self._saw_error = True
-            self._queue.push(HeldEvent(event, []))
-            self._end_choices()
+            if not self._saw_error:  # one is a bounded message, many would be a text that nobody judges
+                self._saw_error = True
+                self._queue.push(HeldEvent(event, []))
+                self._end_choices()
         else:
             self._break_off(event.detail or MALFORMED)
         self._go_on(now)

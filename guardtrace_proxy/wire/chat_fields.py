@@ -137,6 +137,8 @@ KNOWN = (
 """Every field that an operator needs no setting for."""
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]{0,24}")
+MAX_WORDS = 8
+"""Keys and words of what says little."""
 
 
 def check_fields(request: Mapping[str, Any], allowed: Collection[str]) -> None:
@@ -166,7 +168,7 @@ def texts_beside(request: Mapping[str, Any]) -> list[tuple[str, str]]:
     turns = []
     for key in TEXTS:
         value = request.get(key)
-        if value and (key in ("tools", "functions") or not is_plain(value)):
+        if value and (key in ("tools", "functions") or not says_little(value)):
             turns.append((key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     return turns
 
@@ -209,6 +211,20 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return all(map(is_plain, value))
     return True
+
+
+def says_little(value: Any) -> bool:
+    """Whether there is nothing to read in a choice among tools or a reply's form. Many words make a schema, however
+    short each is."""
+    return is_plain(value) and _words(value) <= MAX_WORDS
+
+
+def _words(value: Any) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(map(_words, value.values()))
+    if isinstance(value, list):
+        return sum(map(_words, value))
+    return isinstance(value, str)
 
 
 def rest_of(fields: Mapping[str, Any], labels: Collection[str], known: Collection[str] = ()) -> Iterator[str]:

@@ -10,7 +10,7 @@ from guardtrace_proxy.wire import chat_fields
 from guardtrace_proxy.wire.chat_details import read_details, without_encrypted
 from guardtrace_proxy.wire.chat_fields import is_plain, rest_of
 from guardtrace_proxy.wire.chat_images import replace_images
-from guardtrace_proxy.wire.chat_spans import THINKING_FIELDS
+from guardtrace_proxy.wire.chat_schema import THINKING_FIELDS
 from guardtrace_proxy.wire.request import (
     Allowed,
     Prefill,

@@ -8,11 +8,13 @@ slow path takes the same types for what is metadata.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+THINKING_FIELDS = ("reasoning", "reasoning_content", "thinking")
 MAX_LABEL = 64
 LABEL = re.compile(rf"[!-~]{{0,{MAX_LABEL}}}")
 Label = Annotated[str, Meta(max_length=MAX_LABEL, pattern=r"^[!-~]*\Z")]
@@ -21,7 +23,7 @@ Name = Annotated[str, Meta(max_length=256)]
 """Of a model, a provider, a reason to stop. ``stop_reason`` and ``matched_stop`` repeat the request's own ``stop``."""
 Padding = Annotated[str, Meta(max_length=4096, pattern="^[A-Za-z0-9]*$")]
 Base64 = Annotated[str, Meta(pattern="^[A-Za-z0-9+/_-]*={0,2}$")]
-Key = Annotated[str, Meta(max_length=MAX_LABEL)]
+Key = Annotated[str, Meta(max_length=MAX_LABEL, pattern=r"^[A-Za-z0-9_.:$-]*\Z")]
 MAX_SHORT = 16
 Short = Annotated[str, Meta(max_length=MAX_SHORT)]
 """A role, or a word in the usage."""
@@ -218,11 +220,11 @@ TOP_METADATA: dict[str, Any] = {
     "model_info": ModelInfo | None,
     "runtime": Runtime | None,
     "metadata": Metadata | None,
-    "prompt_logprobs": Any,
-    "kv_transfer_params": Any,
+    "prompt_logprobs": None,
+    "kv_transfer_params": None,
 }
-"""Fields beside ``choices``, with the type of a value that holds no generated text. The last two are about the prompt
-and about vLLM's own hosts."""
+"""Fields beside ``choices``, with the type of a value that holds no generated text. The last two say something only
+where a request asks for it, which is refused."""
 CHOICE_METADATA: dict[str, Any] = {
     **get_type_hints(Choice, include_extras=True),
     "routed_experts": Base64 | None,
@@ -240,6 +242,11 @@ def unknown_beside_choices(event: dict[str, Any]) -> list[str]:
 def unknown_of_choice(choice: dict[str, Any]) -> list[str]:
     """The fields of a choice that may hold generated text, other than ``delta``."""
     return unknown_fields(choice, _CHOICE, CHOICE_METADATA)
+
+
+def named_by(event: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those fields of an event that are named so and hold no generated text."""
+    return {name: event[name] for name in names if name in event and is_of_type(event[name], TOP_METADATA[name])}
 
 
 def unknown_fields(found: dict[str, Any], whole: type[Struct], types: dict[str, Any]) -> list[str]:

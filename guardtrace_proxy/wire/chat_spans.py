@@ -9,6 +9,7 @@ import msgspec
 
 from guardtrace_proxy.wire.chat_schema import (
     MAX_SHORT,
+    THINKING_FIELDS,
     Logprobs,
     is_of_type,
     unknown_beside_choices,
@@ -17,7 +18,6 @@ from guardtrace_proxy.wire.chat_schema import (
 from guardtrace_proxy.wire.events import Found, Phase, Span, SpanKind
 from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, is_label, strings_below
 
-THINKING_FIELDS = ("reasoning", "reasoning_content", "thinking")
 TOP = ".."
 """First element of the path of a string that stands beside ``choices``."""
 

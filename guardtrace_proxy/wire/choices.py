@@ -8,10 +8,12 @@ from typing import Any
 
 import msgspec
 
+from guardtrace_proxy.wire.chat_schema import Name, is_of_type, named_by
 from guardtrace_proxy.wire.chat_spans import spans_beside_choices
 from guardtrace_proxy.wire.choice import ChoiceReader, tokens_alone
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Found, MoreText, malformed
+from guardtrace_proxy.wire.keys import KEY_TWICE, KEY_TWICE_IN_WHOLE, has_key_twice
 from guardtrace_proxy.wire.never_said import never_said
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
@@ -108,6 +110,8 @@ class ChoicesStream(ChoicesWriter):
             return malformed(body, "something other than JSON")
         if not isinstance(content, dict) or not isinstance(content.get("choices"), list):
             return malformed(body, f"JSON that isn't a {self.WHOLE}")
+        if has_key_twice(body):
+            return malformed(body, KEY_TWICE_IN_WHOLE)
         self.stream = False
         return self._read_slowly(EventKind.COMPLETION, body, content)
 
@@ -131,7 +135,7 @@ class ChoicesStream(ChoicesWriter):
             if more is not None:
                 events.append(more)
                 continue
-            event = self._read(each)
+            event = malformed(each.raw, KEY_TWICE) if has_key_twice(each.data) else self._read(each)
             if event.kind is not EventKind.CHUNK:
                 events += self._rests()
             events.append(event)
@@ -168,7 +172,8 @@ class ChoicesStream(ChoicesWriter):
 
     def _learn_head(self, chunk: dict[str, Any]) -> None:
         """Until a chunk with an id has come: Azure begins with one that names nothing."""
-        self.head = {key: chunk.get(key) for key in self.HEAD_FIELDS}
+        known = named_by(chunk, self.HEAD_FIELDS)
+        self.head = {key: known.get(key) for key in self.HEAD_FIELDS}
 
     # The slow path
 
@@ -223,6 +228,8 @@ class ChoicesStream(ChoicesWriter):
             return None
         if finish is not None and not isinstance(finish, str):
             return None
+        if finish and not is_of_type(finish, Name):
+            finish = "stop"  # what stands there is text, and not for an event that is written anew
         finish = finish or ("stop" if kind is EventKind.COMPLETION else None)
         token_ids = choice.get("token_ids")
         found = self._spans(choice, kind) + beside

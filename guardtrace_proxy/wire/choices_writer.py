@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from guardtrace_proxy.wire.chat_schema import named_by
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind
 from guardtrace_proxy.wire.fates import Cut, Fate, Kept
 from guardtrace_proxy.wire.usage import only_counts
@@ -115,7 +116,7 @@ class ChoicesWriter(ABC):
                     choices.append(rebuilt)
         if not choices and (original.get("choices") or not isinstance(original.get("usage"), dict)):
             return b""
-        shown = {key: original[key] for key in self.KEPT_FIELDS if key in original}
+        shown = named_by(original, self.KEPT_FIELDS)
         shown["choices"] = choices
         if isinstance(original.get("usage"), dict):
             shown["usage"] = only_counts(original["usage"])

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from guardtrace_proxy.wire.chat_schema import (
     CHOICE_METADATA,
+    THINKING_FIELDS,
     FilterOffsets,
     FilterVerdicts,
     Head,
@@ -18,7 +19,7 @@ from guardtrace_proxy.wire.chat_schema import (
     is_of_type,
     unknown_fields,
 )
-from guardtrace_proxy.wire.chat_spans import THINKING_FIELDS, field_strings
+from guardtrace_proxy.wire.chat_spans import field_strings
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices import ChoicesStream
 from guardtrace_proxy.wire.choices_writer import BLANK, ChoicesWriter
@@ -60,7 +61,10 @@ class TextChunk(Head, forbid_unknown_fields=True, gc=False):
 
 
 decode_chunk = msgspec.json.Decoder(TextChunk).decode
-_TYPES: dict[str, Any] = {**get_type_hints(TextChoice), "routed_experts": CHOICE_METADATA["routed_experts"]}
+_TYPES: dict[str, Any] = {
+    **get_type_hints(TextChoice, include_extras=True),  # with how long a name may be
+    "routed_experts": CHOICE_METADATA["routed_experts"],
+}
 del _TYPES["text"]
 _CHOICE = msgspec.defstruct("TextChoiceMetadata", [(name, kind, None) for name, kind in _TYPES.items()])
 

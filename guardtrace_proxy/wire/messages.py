@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.events import Event, EventKind, Found, Span, malformed
+from guardtrace_proxy.wire.keys import KEY_TWICE_IN_WHOLE, has_key_twice
 from guardtrace_proxy.wire.messages_blocks import (
     DELTAS,
     Delta,
@@ -60,6 +61,8 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
             return malformed(body, "something other than JSON")
         if not isinstance(message, dict) or not isinstance(message.get("content"), list):
             return malformed(body, "JSON that isn't a message")
+        if has_key_twice(body):
+            return malformed(body, KEY_TWICE_IN_WHOLE)
         self.stream = False
         try:
             places = list(places_of_message(message, self._terms))

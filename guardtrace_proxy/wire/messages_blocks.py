@@ -155,7 +155,7 @@ def is_plain(key: str, value: Any, shaped: frozenset[str], terms: Terms) -> bool
     if key not in shaped:
         return is_label(key, value)
     if key == "usage":
-        return _is_usage(value)
+        return is_of_type(value, Usage)
     if key == "stop_details":
         return is_of_type(value, StopDetails)
     return isinstance(value, str) and (is_of_type(value, Name) if key == "model" else value in terms.stops)
@@ -166,13 +166,6 @@ def hides_encrypted(blocks: Any, terms: Terms) -> bool:
     if terms.keeps_encrypted or not isinstance(blocks, list):
         return False
     return any(isinstance(block, dict) and block.get("type") == REDACTED for block in blocks)
-
-
-def _is_usage(value: Any) -> bool:
-    if not is_of_type(value, Usage):
-        return False
-    counts = [value, *(inner for inner in value.values() if isinstance(inner, dict))]
-    return all(PLAIN_KEY.fullmatch(key) for each in counts for key in each)
 
 
 def is_label(key: str, value: Any) -> bool:
@@ -212,7 +205,7 @@ def _delta(delta: Mapping[str, Any], where: Path, shaped: frozenset[str], terms:
             yield Place((*where, key), value, text.phase, text.kind)
         elif kind == "signature_delta" and key == "signature" and is_signature(value):
             continue
-        elif not is_plain(key, value, shaped, terms):
+        elif (text is not None and key == text.key) or not is_plain(key, value, shaped, terms):
             yield from _others(key, value, where)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from guardtrace_proxy.wire import chat_fields
-from guardtrace_proxy.wire.chat_fields import BROUGHT_IN, NOT_ALL, OTHER_CACHE, is_plain
+from guardtrace_proxy.wire.chat_fields import BROUGHT_IN, NOT_ALL, OTHER_CACHE, says_little
 from guardtrace_proxy.wire.request import Allowed, check_known, refuse
 
 UNFOLLOWED = {
@@ -70,10 +70,10 @@ def texts_beside(request: Mapping[str, Any]) -> list[tuple[str, str]]:
     turns = []
     for key in ("tools", "tool_choice"):
         value = request.get(key)
-        if value and (key == "tools" or not is_plain(value)):
+        if value and (key == "tools" or not says_little(value)):
             turns.append((key, json.dumps(value, ensure_ascii=False)))
     form = (request.get("output_config") or {}).get("format")
-    if form and not is_plain(form):
+    if form and not says_little(form):
         turns.append(("output_config.format", json.dumps(form, ensure_ascii=False)))
     return turns
 

@@ -87,8 +87,8 @@ def _rebuild_delta(delta: Mapping[str, Any], texts: Texts, shaped: frozenset[str
     text = DELTAS.get(str(delta.get("type")))
     shown: dict[str, Any] = {}
     for key, value in delta.items():
-        if text is not None and key == text.key and isinstance(value, str):
-            shown[key] = texts.get(("delta", key), value)
+        if text is not None and key == text.key:
+            shown[key] = texts.get(("delta", key), value) if isinstance(value, str) else ""
         elif is_plain(key, value, shaped, terms):
             shown[key] = value
     return shown

@@ -10,6 +10,7 @@ import msgspec
 
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.events import Event, EventKind, MoreText, malformed
+from guardtrace_proxy.wire.keys import KEY_TWICE, has_key_twice
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
@@ -50,7 +51,7 @@ class NamedEventsReader(ABC):
     def _read_all(self, found: Iterable[SSEEvent]) -> list[Event]:
         events: list[Event] = []
         for each in found:
-            event = self._read(each)
+            event = malformed(each.raw, KEY_TWICE) if has_key_twice(each.data) else self._read(each)
             if event.kind is not EventKind.CHUNK:
                 events += self._rest()
             events.append(event)

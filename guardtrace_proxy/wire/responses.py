@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.wire.events import Event, EventKind, Found, Phase, Span, SpanKind, malformed
+from guardtrace_proxy.wire.keys import KEY_TWICE_IN_WHOLE, has_key_twice
 from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings
@@ -80,6 +81,8 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             return malformed(body, "something other than JSON")
         if not isinstance(response, dict) or not isinstance(response.get("output"), list):
             return malformed(body, "JSON that isn't a response")
+        if has_key_twice(body):
+            return malformed(body, KEY_TWICE_IN_WHOLE)
         self.stream = False
         try:
             places = list(places_of_response(response, self._terms))

@@ -17,7 +17,7 @@ from guardtrace_proxy.wire.chat_fields import (
     OTHER_PIXELS,
     REPEATS,
     TOOLS,
-    is_plain,
+    says_little,
 )
 from guardtrace_proxy.wire.request import Allowed, check_known, refuse
 
@@ -91,10 +91,10 @@ def texts_beside(request: Mapping[str, Any]) -> list[tuple[str, str]]:
     turns = []
     for key in TEXTS:
         value = request.get(key)
-        if value and (key == "tools" or not is_plain(value)):
+        if value and (key == "tools" or not says_little(value)):
             turns.append((key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
     form = (request.get("text") or {}).get("format")
-    if form and not is_plain(form):
+    if form and not says_little(form):
         turns.append(("text.format", json.dumps(form, ensure_ascii=False)))
     instructions = request.get("instructions")
     if instructions is not None and not isinstance(instructions, str):

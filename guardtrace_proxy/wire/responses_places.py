@@ -79,6 +79,10 @@ ECHOED = frozenset(
 )
 """Fields of a response that repeat the request, which the auditor has read. What isn't in the request, and is more than
 a word, is text."""
+ONLY_ASKED = frozenset({"instructions", "metadata", "prompt", "tools"})
+"""Those of which servers fill in nothing of their own but a tool's type."""
+MAX_OWN_WORDS = 8
+"""Words in another of them that the request doesn't have: its defaults. Of more a text could be made."""
 COUNTS = frozenset({"usage", "tool_usage"})
 
 
@@ -190,8 +194,10 @@ def _response(response: Mapping[str, Any], where: Path, terms: Terms) -> Iterato
                 else:
                     yield from _others(key, item, here)
         elif key in ECHOED:
-            for inner, text in strings_below(value, here):
-                if not (text in terms.echoed or _WORD.fullmatch(text)):
+            found = [each for each in strings_below(value, here) if each[1] not in terms.echoed]
+            are_words = len(found) <= MAX_OWN_WORDS and key not in ONLY_ASKED
+            for inner, text in found:
+                if not (are_words and _WORD.fullmatch(text)):
                     yield Place(inner, ("other",), text, Phase.ANSWERING, SpanKind.OTHER)
         elif not is_metadata(key, value):
             yield from _others(key, value, where)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import binascii
+import json
 import re
 from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
-from guardtrace_proxy.wire.chat_schema import LABEL
+from guardtrace_proxy.wire.chat_schema import LABEL, THINKING_FIELDS
 
 Path = tuple[str | int, ...]
 """The keys and positions that lead to a string."""
@@ -19,6 +20,10 @@ PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:$-]{1,64}")
 ENCRYPTED = re.compile(r"[A-Za-z0-9+/_-]{64,}={0,2}")
 STANDARD_BASE64 = str.maketrans("-_", "+/")
 MAX_DEPTH = 64
+BY_MODEL = frozenset({"arguments", "input"})
+"""Of a call: all that lies in it is what the model wrote, keys and labels too."""
+SAYS = BY_MODEL | {"content", "text", "delta", "refusal", "summary", "partial_json", *THINKING_FIELDS}
+"""Fields for a text: what else stands there, as a number, is shown in its place."""
 
 
 class TooDeep(Exception):
@@ -26,7 +31,7 @@ class TooDeep(Exception):
 
 
 def strings_below(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
-    """Every string below a value, and every key that could be text."""
+    """Every string below a value, every key that could be text, and what stands in a text's place."""
     if len(path) > MAX_DEPTH:
         raise TooDeep
     if isinstance(value, str):
@@ -36,12 +41,20 @@ def strings_below(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
         for index, inner in enumerate(value):
             yield from strings_below(inner, (*path, index))
     elif isinstance(value, dict):
-        by_model = "arguments" in path
+        by_model = not BY_MODEL.isdisjoint(path)
         for key, inner in value.items():
             if key and (by_model or not PLAIN_KEY.fullmatch(key)):
                 yield (*path, key), key
             if by_model or not is_label(key, inner):
                 yield from strings_below(inner, (*path, key))
+    elif value is not None and _says(path):
+        yield path, json.dumps(value)
+
+
+def _says(path: Path) -> bool:
+    if not BY_MODEL.isdisjoint(path):
+        return True
+    return next((step for step in reversed(path) if isinstance(step, str)), "") in SAYS
 
 
 def is_label(key: str, value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 LABELS = ("type", "id", "index", "format")
 NAMES = ("id", "object", "model", "system_fingerprint", "service_tier", "provider")
 CHOICE_NAMES = ("finish_reason", "native_finish_reason", "stop_reason", "matched_stop")
-ABOUT_THE_PROMPT = ("prompt_text", "prompt_logprobs", "kv_transfer_params")
+ABOUT_THE_PROMPT = "prompt_text"
 WORDS = re.compile(
     r"safe|low|medium|high|userStopped|modelUnloaded|failed|eosFound|stopStringFound|toolCalls|"
     r"maxPredictedTokensReached|contextLengthReached"
@@ -48,7 +48,7 @@ def texts_of(event: dict[str, Any], body_key: str) -> Iterator[str]:
         if key == "choices":
             for choice in value or []:
                 yield from texts_of_choice(choice, body_key)
-        elif key not in ABOUT_THE_PROMPT:
+        elif key != ABOUT_THE_PROMPT:
             yield from texts(value, METADATA.get(key))
 
 
@@ -74,7 +74,7 @@ def texts(value: Any, metadata: re.Pattern[str] | None) -> Iterator[str]:
     elif isinstance(value, dict):
         encrypted = {"reasoning.encrypted": "data", "reasoning.text": "signature"}.get(str(value.get("type")))
         for key, inner in value.items():
-            if metadata is None and not PLAIN_KEY.fullmatch(key):
+            if metadata in (None, SHORT) and not PLAIN_KEY.fullmatch(key):
                 yield key
             is_label = key in LABELS and isinstance(inner, str) and WORD.fullmatch(inner)
             is_secret = key == encrypted and isinstance(inner, str) and len(inner) >= 64 and BASE64.fullmatch(inner)

@@ -220,9 +220,19 @@ def check_strings(events: list[Event], dialect: Dialect) -> None:
         is_whole = event.kind is EventKind.COMPLETION
         if not is_whole and is_done(blocks(event.raw, dialect.named)[0]):
             continue
-        content = json.loads(event.raw if is_whole else blocks(event.raw, dialect.named)[0].data)
+        content = once(event.raw if is_whole else blocks(event.raw, dialect.named)[0].data)
         for text in (dialect.texts_of_whole if is_whole else dialect.texts)(content):
             assert is_said(text, found) or (dialect.repeats and is_said(text, said.values())), f"{text!r} is in no span"
+
+
+def once(data: bytes) -> Any:
+    """What JSON says in which no key occurs twice: else one of its values might be nobody's."""
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        assert len(dict(pairs)) == len(pairs), "a key occurs twice"
+        return dict(pairs)
+
+    return json.loads(data, object_pairs_hook=checked)
 
 
 def is_said(text: str, said: Collection[str]) -> bool:

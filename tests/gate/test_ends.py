@@ -20,6 +20,15 @@ def test_done_leaves_behind_the_last_verdict_on_what_ran_ahead() -> None:
     assert driver.sent.endswith(DONE.raw)
 
 
+def test_of_several_errors_one_passes() -> None:
+    """Providers put generated text there: each is bounded, so there may not be any number of them."""
+    driver = Driver()
+    others = [Event(EventKind.ERROR, b"error:%d\n" % number) for number in range(3)]
+    driver.receive(ERROR, *others, text(TEN), *others, DONE)
+    driver.answer_all(SAFE)
+    assert driver.sent == ERROR.raw + text(TEN).raw + DONE.raw
+
+
 def test_a_reply_that_lacks_a_whole_choice_broke_off() -> None:
     driver = Driver(choices=2)
     driver.receive(text(TEN, finish="stop"))

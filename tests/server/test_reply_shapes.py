@@ -255,3 +255,30 @@ def test_structured_output_passes_byte_for_byte_and_a_cut_one_says_so():
         reply = running.raw(ask(stream=True, response_format=schema)).text
     assert finishes(reply) == {0: "content_filter"}
     assert "HARM" not in reply
+
+
+NAMED = ("id", "object", "model", "system_fingerprint", "service_tier", "created", "finish_reason")
+
+
+@pytest.mark.parametrize("action", ["cut", "redact"])
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions"])
+def test_a_name_that_is_text_leaves_in_no_frame_that_is_written_anew(path, streamed, action):
+    """What replies are called stands in every frame of ours, too."""
+    harm = "HARM " + "and so on " * 30
+    says = {"text": "Four."} if path == "/completions" else {"delta" if streamed else "message": {"content": "Four."}}
+
+    def script(asked: dict[str, Any]) -> list[bytes]:
+        choice = {"index": 0, **says, "finish_reason": None if streamed else "stop"}
+        event = {"id": "c", "object": "o", "created": 1, "model": "thinker", "choices": [choice]}
+        (choice if asked["user"] == "finish_reason" else event)[asked["user"]] = harm
+        data = json.dumps(event)
+        return [SSE_HEAD, b"data: " + data.encode() + b"\n\n", DONE] if streamed else [http(200, data)]
+
+    policy = {"actions": {"harmful": action, "potentially_harmful": action}}
+    with proxy(script, policy=policy) as running:
+        asked = {"prompt": "Add."} if path == "/completions" else {"messages": [{"role": "user", "content": "Add."}]}
+        for name in NAMED:
+            reply = running.raw({"model": "thinker", **asked, "stream": streamed, "user": name}, path)
+            assert "HARM" in running.auditor.bodies[-1]["messages"][-1]["content"], name
+            assert "HARM" not in reply.text, name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 
@@ -10,6 +11,7 @@ import openai
 import pytest
 
 from tests.ports import free_port
+from tests.server.dialects import CASES, Case
 from tests.server.running import ask, proxy
 from tests.server.scripted import DONE, HEAD, SSE_HEAD, chunk, http, stream
 from tests.waiting import eventually
@@ -40,6 +42,24 @@ def test_an_upstream_that_answers_html(reply, streamed):
     assert got.status_code in (502, 503)
     assert got.json()["error"]["type"] == "upstream_error"
     assert "<html>" not in got.text
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_a_text_before_another_under_the_same_key_never_leaves(case: Case, streamed: bool):
+    """The auditor would be asked about the second, and some clients read the first."""
+    sent = [SSE_HEAD, *case.frames("a b", "SEEN")] if streamed else [case.whole("a b", "SEEN")]
+    twice = [re.sub(rb'("(?:content|text|delta)": ?)("[^"{]*SEEN)', rb"\1'UNSEEN',\1\2", data) for data in sent]
+    assert twice != sent
+    twice = [data.replace(b"'", b'"') for data in twice]
+    if not streamed:
+        head, _, body = twice[0].partition(b"\r\n\r\n")
+        twice = [re.sub(rb"Length: \d+", b"Length: %d" % len(body), head) + b"\r\n\r\n" + body]
+    with proxy(replay(*twice)) as running:
+        reply = running.raw(case.ask(stream=streamed), path=case.path, headers=case.headers)
+    assert "UNSEEN" not in reply.text
+    assert "a key twice in one object" in reply.text
+    assert streamed or reply.status_code >= 500
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -121,6 +141,14 @@ def test_an_error_brings_no_generated_text_along():
     body = json.dumps({"error": {"message": "Failed.", "code": "x", "generated": "HARM"}, "partial": "HARM"})
     with proxy(replay(http(500, body))) as running:
         assert "HARM" not in running.raw(ask()).text
+
+
+def test_of_a_streams_errors_the_first_alone_passes():
+    errors = [b"data: %b\n\n" % json.dumps({"error": {"message": word}}).encode() for word in WORDS]
+    with proxy(replay(SSE_HEAD, *errors, DONE)) as running:
+        text = running.raw(ask(stream=True)).text
+    assert text.count("error") == text.count('{"error":') + text.count("upstream_error") == 2
+    assert (WORDS[0] in text, text.endswith("[DONE]\n\n")) == (True, True)
 
 
 def test_a_stream_that_breaks_off_ends_with_an_error_and_no_done():

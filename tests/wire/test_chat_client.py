@@ -92,7 +92,9 @@ deltas = st.fixed_dictionaries(
 
 
 def with_texts_of_their_own(value: Any, numbers: count[int]) -> Any:
-    """Every string made unlike all others, so that it is known again wherever it turns up."""
+    """Every string and number made unlike all others, so that it is known again wherever it turns up."""
+    if isinstance(value, int):
+        return 990_000 + next(numbers)
     if isinstance(value, str):
         return {"word": "w{}w", "two words": "two w{}w", "long": "w{}w" + "x" * 70}[value].format(next(numbers))
     if isinstance(value, list):

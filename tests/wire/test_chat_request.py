@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.wire.chat_request import MAX_MESSAGES, MEDIA, ChatRequest, read_request
-from guardtrace_proxy.wire.request import MAX_CHOICES, MAX_DEPTH, Prefill, RequestError
+from guardtrace_proxy.wire.dialects import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Dialect
+from guardtrace_proxy.wire.request import MAX_CHOICES, MAX_DEPTH, Allowed, Prefill, RequestError
 
 USER = {"role": "user", "content": "hi"}
 SECRET = "gAAAAABo" + "Zx9Kq3VbT7mLw2Rc" * 8
@@ -115,6 +116,25 @@ def test_whether_the_model_writes_on(marked: dict[str, Any]) -> None:
     prefill = read(USER, {"role": "assistant", "content": "Well,"}, continue_final_message=True).prefill
     assert prefill is not None
     assert prefill.continues
+
+
+WORDS = ("pipe", "caps", "powder", "where_to_buy_it", "assembly")
+SCHEMA = {"type": "object", "properties": {word: {"type": "string"} for word in WORDS}}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "asked", "form"),
+    [
+        (CHAT, {"messages": [USER]}, {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}),
+        (CHAT, {"messages": [USER]}, {"guided_choice": [*WORDS, *WORDS]}),
+        (COMPLETIONS, {"prompt": "hi"}, {"guided_json": SCHEMA}),
+        (RESPONSES, {"input": "hi"}, {"text": {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}}),
+        (MESSAGES, {"messages": [USER]}, {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}),
+    ],
+)
+def test_a_schema_of_single_words_is_shown(dialect: Dialect[Any], asked: dict[str, Any], form: Any) -> None:
+    (turns,) = dialect.read_request(json.dumps({"model": "m", **asked, **form}).encode(), Allowed()).queries
+    assert all(word in turns[0][1] for word in WORDS)
 
 
 def test_tools_and_schemas_come_before_the_messages() -> None:

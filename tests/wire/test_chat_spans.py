@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,7 +60,7 @@ def test_every_name_of_a_thinking_field(field: str) -> None:
         (["a"], [("A", "a", OTHER)]),
         ([{"type": "thinking", "thinking": [{"type": "text", "text": "a"}]}], [("A", "a", OTHER)]),
         ({"text": "a"}, [("A", "a", OTHER)]),
-        (7, []),
+        (7, [("A", "7", OTHER)]),
     ],
 )
 def test_content_of_other_shapes(content: Any, expected: list[tuple[str, str, SpanKind]]) -> None:
@@ -84,7 +85,7 @@ def test_arguments_are_found_in_whatever_they_stand() -> None:
     assert found({"function_call": {"name": "f", "arguments": "{}"}}) == [("A", "f", ARGUMENTS), ("A", "{}", ARGUMENTS)]
     call = {"function": {"arguments": {"city": "a", "days": ["b", 3]}}}
     # The model has written the keys as well.
-    texts = ["city", "a", "days", "b"]
+    texts = ["city", "a", "days", "b", "3"]
     assert found({"tool_calls": [call]}) == [("A", text, ARGUMENTS) for text in texts]
     assert [text for _, text, _ in found({"tool_calls": [{"function": {"arguments": {"id": {"type": "x"}}}}]})] == [
         "id",
@@ -92,6 +93,22 @@ def test_arguments_are_found_in_whatever_they_stand() -> None:
         "x",
     ]
     assert found({"tool_calls": "a"}) == [("A", "a", ARGUMENTS)]
+
+
+@pytest.mark.parametrize("name", ["content", "reasoning", "thinking", "refusal"])
+@pytest.mark.parametrize("value", [5551234567, 1.5, True])
+def test_what_stands_in_a_texts_place_is_shown_and_so_it_is_text(name: str, value: Any) -> None:
+    said = json.dumps(value)
+    assert [text for _, text, _ in found({name: value})] == [said]
+    assert [text for _, text, _ in found({name: [value, {"type": "text", "text": value, "index": 0}]})] == [said, said]
+    assert found({"vendor": value, "index": value}) == []
+
+
+@pytest.mark.parametrize(("call", "key"), [("function", "arguments"), ("custom", "input")])
+def test_numbers_and_labels_in_a_call_are_the_models_words(call: str, key: str) -> None:
+    said = {"id": "mix", "steps": [1, {"type": "both"}], "now": True, "then": None}
+    words = [text for _, text, _ in found({"tool_calls": [{"index": 0, call: {key: said}}]})]
+    assert words == ["id", "mix", "steps", "1", "type", "both", "now", "true", "then"]
 
 
 @pytest.mark.parametrize("key", ["type", "id", "index", "format"])
@@ -124,7 +141,7 @@ def test_a_body_of_the_other_kind_is_text_that_nobody_knows() -> None:
     assert [(span.text, span.kind) for _, span in whole] == [("a", TEXT), ("b", OTHER)]
 
 
-@pytest.mark.parametrize("delta", [None, {}, [], 3])
+@pytest.mark.parametrize("delta", [None, {}, [], {"vendor": 3}])
 def test_nothing_is_found_where_nothing_is(delta: Any) -> None:
     assert found(delta) == []
 
@@ -174,6 +191,8 @@ NAMES = (
     "content reasoning reasoning_content thinking reasoning_details refusal tool_calls function_call "
     "text summary type id index vendor function arguments"
 )
+SHOWN = ("content", "reasoning", "reasoning_content", "thinking", "refusal", "text", "summary")
+"""Fields for a text."""
 keys = st.sampled_from([*NAMES.split(), "a key of words"])
 leaves = st.sampled_from(["", "a", "b", "two words", "x" * 70]) | st.none() | st.integers() | st.booleans()
 values = st.recursive(
@@ -193,6 +212,10 @@ def strings(value: Any, path: Path = ()) -> Iterator[tuple[Path, str]]:
             if isinstance(key, str) and (" " in key or "arguments" in path):
                 yield (*path, key), key
             yield from strings(inner, (*path, key))
+    elif value is not None and not isinstance(value, str):
+        names = [step for step in path if isinstance(step, str)]
+        if "arguments" in names or names[-1] in SHOWN:
+            yield path, json.dumps(value)
 
 
 @settings(max_examples=200, deadline=None)

@@ -18,10 +18,13 @@ from tests.wire.replies import LIMIT, completion, segments, shown, sse
 
 HEAD = {"id": "cmpl-1", "object": "text_completion", "created": 1750000000, "model": "m"}
 LOGPROBS = {"text_offset": [0], "token_logprobs": [-0.1], "tokens": ["a"], "top_logprobs": [{"a": -0.1}]}
+LONG = "mix both and wait " * 20
+"""More than a name may have."""
 
 
 def chunk(text: Any, index: int = 0, finish: str | None = None, **beside: Any) -> dict[str, Any]:
-    return {**HEAD, "choices": [{"index": index, "text": text, "finish_reason": finish, **beside}]}
+    choice = {"index": index, "text": text, "finish_reason": finish}
+    return {**HEAD, "choices": [choice | beside]}
 
 
 def decoded(frames: bytes) -> list[dict[str, Any]]:
@@ -71,6 +74,10 @@ def test_each_prompt_says_whether_its_choices_begin_as_thinking(
         ),
         ({"logprobs": LOGPROBS}, [(SpanKind.TEXT, Phase.ANSWERING, "a")]),
         ({"stop_reason": 7, "token_ids": [1], "prompt_logprobs": None}, [(SpanKind.TEXT, Phase.ANSWERING, "a")]),
+        *[
+            ({name: LONG}, [(SpanKind.OTHER, Phase.ANSWERING, LONG), (SpanKind.TEXT, Phase.ANSWERING, "a")])
+            for name in ("finish_reason", "stop_reason", "matched_stop")
+        ],
     ],
 )
 def test_strings_that_nobody_knows_are_text(beside: dict[str, Any], found: list[Any]) -> None:

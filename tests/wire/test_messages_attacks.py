@@ -151,6 +151,20 @@ def test_a_key_and_its_value_alter_nothing_where_both_stay() -> None:
     assert stream.rewrite(event, {0: Kept()}) == event.raw
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        [start({"type": "text", "text": 5551234567})],
+        [start({"type": "text", "text": ""}), delta(type="text_delta", text=5551234567)],
+        [start({"type": "thinking", "thinking": ""}), delta(type="thinking_delta", thinking=5551234567)],
+        [start({"type": "tool_use", "name": "n"}), delta(type="input_json_delta", partial_json=5551234567)],
+    ],
+)
+def test_a_number_in_a_texts_place_is_text(said: list[dict[str, Any]]) -> None:
+    assert "5551234567" in spans(events(*said))
+    through(message(), *said, gone="5551234567")
+
+
 def test_the_end_of_a_block_is_sent_without_what_it_says() -> None:
     stream = message()
     stop = {"type": "content_block_stop", "index": 0}

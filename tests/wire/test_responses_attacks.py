@@ -52,6 +52,41 @@ def test_a_delta_of_another_shape_says_itself_and_not_what_came_before() -> None
     assert [event["delta"] for event in through(stream, events, HARM)] == ["[gone]", " and", " so"]
 
 
+@pytest.mark.parametrize(
+    ("echo", "found"),
+    [
+        ({"text": {"format": {"type": "text"}, "verbosity": "medium"}, "truncation": "disabled"}, []),
+        ({"tools": [{"type": "function", "name": "look", "strict": True}]}, []),
+        ({"tools": HARM.split()}, HARM.split()),
+        ({"metadata": dict(enumerate(HARM.split()))}, HARM.split()),
+        ({"reasoning": {"summary": HARM.split() * 3}}, HARM.split()),
+    ],
+)
+def test_what_repeats_the_request_says_no_more_of_its_own_than_defaults(echo: dict[str, Any], found: list[str]) -> None:
+    created = {"type": "response.created", "sequence_number": 0, "response": {**HEAD, **echo}}
+    assert spans(read(created, stream=response(asked=["look"]))) == [("OTHER", word) for word in found]
+    stream = response()
+    assert HARM.split()[0] not in json.dumps(through(stream, read(created, stream=stream), HARM.split()[0]))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {**delta(None), "delta": 5551234567},
+        {**delta(None), "type": "response.output_text.done", "text": 5551234567},
+        {"type": "response.content_part.done", "part": {"type": "output_text", "text": 5551234567}},
+        item(type="function_call", id="fc_0", arguments={"n": 5551234567}),
+        item(type="custom_tool_call", id="ct_0", input={"id": "5551234567"}),
+        item(type="message", id="msg_0", content=[5551234567]),
+    ],
+)
+def test_what_stands_in_a_texts_place_is_text(said: dict[str, Any]) -> None:
+    stream = response()
+    events = read(said, stream=stream)
+    assert ("OTHER", "5551234567") in spans(events)
+    assert "5551234567" not in json.dumps(through(stream, events, "5551234567"))
+
+
 @pytest.mark.parametrize("secret", [{"a": HARM}, [HARM], HARM])
 def test_what_is_called_encrypted_and_can_be_read_is_text(secret: Any) -> None:
     done = item(type="reasoning", id="rs_0", summary=[], encrypted_content=secret)
