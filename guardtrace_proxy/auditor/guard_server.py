@@ -21,6 +21,12 @@ it."""
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 MAX_REASON = 200
 """Characters of a server's own error message that are shown to the operator."""
+LOOK_AT = {
+    401: "api_key_env",
+    403: "api_key_env",
+    404: "base_url, which usually ends in /v1, and at model, its name on that server",
+}
+"""The settings of the auditor that most often lead to a status."""
 
 
 class Token(msgspec.Struct):
@@ -166,7 +172,10 @@ def completion_of(reply: bytes) -> Completion:
 def refusal(status: int) -> AuditorFailure:
     """What an HTTP status other than 200 means."""
     kind = FailureKind.OVERLOADED if status in (429, 503) else FailureKind.REFUSED
-    return AuditorFailure(kind, f"the auditor's server answered with HTTP status {status}")
+    look_at = LOOK_AT.get(status)
+    return AuditorFailure(
+        kind, f"the auditor's server answered with HTTP status {status}" + (f": look at {look_at}" if look_at else "")
+    )
 
 
 def reason_of(reply: bytes) -> str:
