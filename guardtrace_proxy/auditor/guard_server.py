@@ -23,6 +23,12 @@ MAX_REASON = 200
 """Characters of a server's own error message that are shown to the operator."""
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding a reply raises: it isn't JSON, has another shape, or is nested deeper than the interpreter follows."""
+LOOK_AT = {
+    401: "api_key_env",
+    403: "api_key_env",
+    404: "base_url, which usually ends in /v1, and at model, its name on that server",
+}
+"""The settings of the auditor that most often lead to a status."""
 
 
 class Token(msgspec.Struct):
@@ -168,7 +174,10 @@ def completion_of(reply: bytes) -> Completion:
 def refusal(status: int) -> AuditorFailure:
     """What an HTTP status other than 200 means."""
     kind = FailureKind.OVERLOADED if status in (429, 503) else FailureKind.REFUSED
-    return AuditorFailure(kind, f"the auditor's server answered with HTTP status {status}")
+    look_at = LOOK_AT.get(status)
+    return AuditorFailure(
+        kind, f"the auditor's server answered with HTTP status {status}" + (f": look at {look_at}" if look_at else "")
+    )
 
 
 def reason_of(reply: bytes) -> str:

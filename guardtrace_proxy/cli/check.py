@@ -118,6 +118,8 @@ def _doubts(settings: Config) -> Iterator[str]:
     for name, loaded in settings.policies.items():
         for warning in loaded.warnings:
             yield f"policy {name}: {warning}"
+    if not settings.tenants:
+        yield "tenants: there are none, so every request is refused with 401"
     for name in settings.tenants_without_key:
         yield f"tenants.{name}: no key, and not anonymous_tenant: nobody is served as it"
 

@@ -95,7 +95,8 @@ def _chain(path: Path) -> list[YamlFile]:
         folder = PRESETS if name == current.stem else current.parent
         found = find_policy(name, folder)
         if found is None:
-            known = sorted({p.stem for p in (*current.parent.glob("*.yaml"), *PRESETS.glob("*.yaml"))})
+            beside = {path.stem for path in current.parent.glob("*.yaml")} - {current.stem}
+            known = sorted(beside | {path.stem for path in PRESETS.glob("*.yaml")})
             raise PolicyError([file.problem("extends", f"there is no policy {name!r}; known: {', '.join(known)}")])
         current = found
 

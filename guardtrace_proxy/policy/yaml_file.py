@@ -132,6 +132,8 @@ def problems_of(error: ValidationError, model: type[BaseModel], file: YamlFile) 
             problems.append(file.problem(key, _unknown(path, model)))
         elif entry["type"] == "missing":
             problems.append(file.problem(key, "required, but missing"))
+        elif entry["type"] in ("model_type", "dict_type"):  # pydantic's words name our classes
+            problems.append(file.problem(key, "expected keys with values, as in {key: value}"))
         else:
             message = entry["msg"].removeprefix("Value error, ")
             problems.append(file.problem(key, message[0].lower() + message[1:]))

@@ -130,6 +130,18 @@ def upstream_untrusted() -> ApiError:
     )
 
 
+def upstream_unauthorized(headers: tuple[tuple[bytes, bytes], ...] = ()) -> ApiError:
+    """The upstream wants another key than the proxy's own. By its status and words clients would take theirs to be
+    wrong, which it never saw; and providers put a part of the key that they refuse into the message."""
+    return ApiError(
+        502,
+        "The upstream model server doesn't take the proxy's own key (upstreams.*.api_key_env).",
+        type="upstream_error",
+        code="upstream_unauthorized",
+        headers=headers,
+    )
+
+
 def upstream_silent() -> ApiError:
     """The upstream took the request and didn't answer in time."""
     return ApiError(

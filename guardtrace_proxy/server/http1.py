@@ -3,12 +3,14 @@
 Left to itself, uvicorn (0.54) adds a chunked body's trailers to the request's headers; takes the body of a request that
 asks for an upgrade for further requests; bounds neither the length of a head nor the time that it takes, nor the number
 of connections; writes its 400 into a reply that runs; and of several pipelined requests tells only the last that the
-client has left.
+client has left. It logs a line for each of these and for each upgrade, which takes no key, with advice to install
+websockets.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 from typing import Any, ClassVar
@@ -20,6 +22,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from guardtrace_proxy.wire.dialects import openai_error
 
 log = structlog.get_logger("guardtrace")
+uvicorn_log = logging.getLogger("uvicorn.error.connection")
+uvicorn_log.setLevel(logging.ERROR)  # its warnings are what any client may cause, as often as it likes
 
 MAX_HEAD_BYTES = 65_536
 """Of a request's line and headers; and of whatever else is neither a head nor a piece of a body: trailers, say."""
@@ -29,7 +33,7 @@ MAX_UNSENT_BYTES = 65_536
 nothing until a third of them was read: a client that reads slowly would look like one that reads nothing."""
 
 QUIET_SECONDS = 10.0
-"""Between two lines of the log that say that there are too many connections."""
+"""Between two lines of the log that say the same of connections, since they need no key."""
 
 
 class _Refused(Exception):
@@ -40,10 +44,12 @@ class Http1Protocol(HttpToolsProtocol):
     """One connection. It is closed where no request begins within the keep-alive time, where a head isn't whole
     ``head_seconds`` after its first byte (None: the same time), and at once where there are more than ``most``."""
 
-    _quiet_until: ClassVar[float] = 0.0
+    _quiet_until: ClassVar[dict[str, float]] = {}
+    """By what the log says."""
 
     def __init__(self, *args: Any, head_seconds: float | None = None, most: int = sys.maxsize, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.logger = uvicorn_log
         self._head_seconds = self.timeout_keep_alive if head_seconds is None else head_seconds
         self._most = most
         self._refusal = 400, "This isn't a well-formed HTTP/1.1 request."
@@ -58,7 +64,8 @@ class Http1Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         _bound_unsent(transport)
         if len(self.connections) > self._most:
-            self._say_too_many()
+            if self._is_due("too many connections"):
+                log.warning("too many connections", most=self._most)
             transport.abort()
             return
         self._wait(self.timeout_keep_alive)
@@ -142,6 +149,8 @@ class Http1Protocol(HttpToolsProtocol):
 
     def _refuse(self) -> None:
         """Close; the answer is written only where it can't be taken for another request's."""
+        if self._is_due("malformed HTTP"):
+            log.info("malformed HTTP", status=self._refusal[0])
         refused = [] if self._in_head else [self.cycle]
         if self._unanswered() == refused and not any(cycle.response_started for cycle in refused):
             self._write_refusal()
@@ -156,11 +165,13 @@ class Http1Protocol(HttpToolsProtocol):
         head = b"content-type: application/json\r\nconnection: close\r\n"
         self.transport.write(STATUS_LINE[status] + own + head + length + b"\r\n" + body)
 
-    def _say_too_many(self) -> None:
+    def _is_due(self, event: str) -> bool:
+        """Whether the log may say so again."""
         now = self.loop.time()
-        if now >= Http1Protocol._quiet_until:
-            Http1Protocol._quiet_until = now + QUIET_SECONDS
-            log.warning("too many connections", most=self._most)
+        if now < self._quiet_until.get(event, 0.0):
+            return False
+        self._quiet_until[event] = now + QUIET_SECONDS
+        return True
 
     def _wait(self, seconds: float) -> None:
         """For a request's head, however slowly it comes."""

@@ -228,8 +228,12 @@ class Service:
             self.probed = str(error)
         except Exception as error:  # an auditor that raises what it shouldn't fails audits, not the server
             self.probed = f"the auditor raised {type(error).__name__}"
-        if self.probed != before:
-            log.info("auditor probed", auditor=self.auditor.name, result=self.probed)
+        if self.probed == before:
+            return
+        if self.probed == "ok":
+            log.info("auditor probed", auditor=self.auditor.name, result="ok")
+        else:
+            log.warning("auditor probed", auditor=self.auditor.name, result=self.probed)
 
     async def aclose(self) -> None:
         """Close the upstreams, the auditor and what fetches images, within ``CLOSE_SECONDS``; then write the audit log

@@ -15,7 +15,7 @@ from yarl import URL
 
 from guardtrace_proxy.images import UrlPattern
 from guardtrace_proxy.policy.schema import Settings
-from guardtrace_proxy.wire.dialects import DIALECTS
+from guardtrace_proxy.wire.dialects import BY_ROUTE, DIALECTS
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 KEY_HASH = re.compile(r"sha256:[0-9a-fA-F]{64}", re.ASCII)
@@ -34,6 +34,14 @@ def _check_url(value: str) -> str:
         raise ValueError("expected an http:// or https:// URL with a host and a valid port")
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("expected a URL without query, fragment or user name")
+    return value
+
+
+def _check_base_url(value: str) -> str:
+    """A route behind it is a likely slip, which would only show as a 404 of the server's."""
+    path = urlsplit(_check_url(value)).path.rstrip("/")
+    if path.endswith(("/chat/completions", *BY_ROUTE)):
+        raise ValueError("expected the URL up to /v1 or the like: the route is added to it")
     return value
 
 
@@ -116,14 +124,14 @@ class UpstreamSettings(ModelSettings):
     ca_file: str | None = Field(None, min_length=1)
     retries: int = Field(1, ge=0, le=5)
 
-    _url = field_validator("base_url")(_check_url)
+    _url = field_validator("base_url")(_check_base_url)
 
 
 class GuardSettings(Settings):
     """A guard model. ``base_url`` is one URL in the file, or a list; ``ca_file``, as an upstream's, is for all."""
 
     backend: Literal["openai", "transformers", "vllm"] = "openai"
-    base_url: list[Annotated[str, AfterValidator(_check_url)]] | None = None
+    base_url: list[Annotated[str, AfterValidator(_check_base_url)]] | None = None
     ca_file: str | None = Field(None, min_length=1)
     api_key_env: str | None = None
     model: str = Field("DloadingX/GuardTrace-VL-3B", min_length=1)
@@ -135,7 +143,7 @@ class GuardSettings(Settings):
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         if isinstance(value, str):
-            return [_check_url(value)]  # here, since a problem inside the list would be told as the list's
+            return [_check_base_url(value)]  # here, since a problem inside the list would be told as the list's
         if value is not None and not isinstance(value, list):
             raise ValueError("expected a URL, or a list of URLs")
         if value == []:

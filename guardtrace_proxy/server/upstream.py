@@ -17,6 +17,7 @@ from guardtrace_proxy.server.asgi_io import Headers, Scope
 from guardtrace_proxy.server.errors import (
     ApiError,
     upstream_silent,
+    upstream_unauthorized,
     upstream_unreachable,
     upstream_unreadable,
     upstream_untrusted,
@@ -200,6 +201,8 @@ def refusal(answered: int, content_type: str, headers: Headers, body: bytes) -> 
     """The upstream's own error, without what a provider may have put there of the generated text."""
     status = answered if 400 <= answered < 600 else 502
     limits = tuple(headers)
+    if status == 401:
+        return upstream_unauthorized(limits)
     try:
         content = msgspec.json.decode(body, type=dict[str, object])
     except NOT_JSON:

@@ -90,7 +90,8 @@ def read_object(body: bytes) -> dict[str, Any]:
     try:
         request = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        raise RequestError(f"The body isn't JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+        what = error.msg.removesuffix(" at")  # Python's own, of some
+        raise RequestError(f"The body isn't JSON: {what} at line {error.lineno}, column {error.colno}.") from None
     except RecursionError:
         raise RequestError(TOO_DEEP) from None
     except ValueError:

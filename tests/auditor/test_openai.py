@@ -308,6 +308,14 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch
     assert judged_by(answering(completion(GOOD))).level is Level.POTENTIALLY_HARMFUL
 
 
+@pytest.mark.parametrize(("status", "setting"), [(401, "api_key_env"), (404, "base_url")])
+def test_a_refusal_names_the_setting_to_look_at(status: int, setting: str) -> None:
+    async def handler(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=status)
+
+    assert f"HTTP status {status}: look at {setting}" in str(failure(handler))
+
+
 def test_a_redirect_is_a_refusal_and_not_followed() -> None:
     asked: list[str] = []
 

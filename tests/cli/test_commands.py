@@ -389,6 +389,18 @@ def test_check_middleware_warns_of_a_key_that_vllm_asks_for_and_nobody_sends(tmp
     assert call("check", "middleware", "--config", config).stderr == ""
 
 
+def test_check_config_tells_where_nobody_is_served(tmp_path):
+    config = tmp_path / "guardtrace.yaml"
+    url = "http://127.0.0.1:1/v1"
+    settings = {
+        "upstreams": {"default": {"base_url": url}},
+        "auditor": {"base_url": url, "model": "guard"},
+        "tenants": {},
+    }
+    config.write_text(yaml.safe_dump(settings), "utf-8")
+    assert "tenants: there are none, so every request is refused with 401" in call("check", "config", config).stderr
+
+
 def test_check_middleware_tells_doubts_as_check_config_does(tmp_path):
     config = tmp_path / "guardtrace.yaml"
     settings = {

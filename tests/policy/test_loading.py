@@ -72,6 +72,7 @@ def test_circles_are_named(tmp_path):
 def test_what_is_extended_must_be_a_known_name(tmp_path, name):
     text = refusal(write(tmp_path, "acme", f"version: 1\nextends: {name}\n"))
     assert "acme.yaml:2: extends: " in text
+    assert "known: acme" not in text
 
 
 def test_no_name_leads_out_of_the_folder(tmp_path):

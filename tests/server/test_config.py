@@ -113,7 +113,8 @@ REFUSED = {
     "traces to no URL": ("tracing: {endpoint: collector}", "4: tracing.endpoint: expected an http:// or https:// URL"),
     "log format": ("logging: {format: xml}", "4: logging.format: input should be 'json' or 'console'"),
     "log level": ("logging: {level: trace}", "4: logging.level: input should be 'debug', 'info', 'warning' or 'error'"),
-    "section as list": ("images: [1]", "4: images: input should be"),
+    "section as list": ("images: [1]", "4: images: expected keys with values"),
+    "section as text": ("server: 8080", "4: server: expected keys with values, as in {key: value}"),
     # What refers to nothing.
     "anonymous": ("anonymous_tenant: ghost", "4: anonymous_tenant: there is no tenant 'ghost'"),
     # Files that aren't settings.
@@ -154,6 +155,7 @@ AUDITORS = {
     "password": ("{base_url: 'http://:p@a/v1'}", "auditor.base_url: expected a URL without query"),
     "query": ("{base_url: 'http://a/v1?k=1'}", "auditor.base_url: expected a URL without query"),
     "user": ("{base_url: 'http://u:p@a/v1'}", "auditor.base_url: expected a URL without query"),
+    "route": ("{base_url: 'http://a/v1/chat/completions/'}", "auditor.base_url: expected the URL up to /v1"),
     "number": ("{base_url: 9001}", "auditor.base_url: expected a URL, or a list of URLs"),
     "no URLs": ("{base_url: []}", "auditor.base_url: expected at least one URL"),
     "number among URLs": ("{base_url: ['http://a/v1', 1]}", "auditor.base_url.1: input should be a valid string"),
@@ -309,7 +311,7 @@ def test_what_is_wrong_about_upstreams(tmp_path, name):
         (f"acme: {{policy: balanced, keys: ['{HASH}\u0660']}}", 'keys: expected "sha256:" and 64 hex digits'),
         (f"acme: {{policy: balanced, keys: '{HASH}'}}", "4: tenants.acme.keys: input should be a valid list"),
         ("acme: {policy: ../balanced}", "4: tenants.acme.policy: no ../balanced.yaml"),
-        ("acme: [balanced]", "4: tenants.acme: input should be"),
+        ("acme: [balanced]", "4: tenants.acme: expected keys with values"),
     ],
 )
 def test_what_is_wrong_about_tenants(tmp_path, tenants, said):

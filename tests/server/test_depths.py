@@ -159,8 +159,9 @@ def probed(running: Running) -> str:
 def test_the_probe_tries_both(depth):
     config = {"auditor": {"depth": "cascade"}}
     broken = TwoTiers(broken={depth: FailureKind.UNREADABLE})
-    with proxy(lambda _: [], config=config, own_auditor=broken) as running:
+    with structlog.testing.capture_logs() as logged, proxy(lambda _: [], config=config, own_auditor=broken) as running:
         assert probed(running) == f"no {depth.value} today"
+    assert [line["log_level"] for line in logged if line["event"] == "auditor probed"] == ["warning"]
     whole = TwoTiers()
     with proxy(lambda _: [], config=config, own_auditor=whole) as running:
         assert probed(running) == "ok"

@@ -119,6 +119,17 @@ def test_a_body_behind_an_upgrade_is_no_request(url):
         assert (came.statuses, came.closed) == ([400], True)
 
 
+def test_what_needs_no_key_fills_no_log(tmp_path):
+    handshake = request(b"Connection: Upgrade\r\nUpgrade: websocket", line=b"GET /v1/x HTTP/1.1", body=b"", framed=b"")
+    with serving(write_config(tmp_path, "http://127.0.0.1:1/v1", "http://127.0.0.1:1/v1")) as running:
+        for _ in range(5):
+            assert written(running.url, b"\x16\x03\x01 TLS", closes=True).statuses == [400]
+            assert written(running.url, handshake).statuses == [404]
+        said = [json.loads(line) for line in running.log.read_text().splitlines()]
+    assert [line["status"] for line in said if line["event"] == "malformed HTTP"] == [400]
+    assert not [line for line in said if line.get("logger", "").startswith("uvicorn")]
+
+
 def test_an_upgrade_without_a_body_is_passed_over(url):
     came = written(url, request(UPGRADE, line=b"GET /healthz HTTP/1.1", body=b"", framed=b""))
     assert came.statuses == [200]

@@ -138,7 +138,8 @@ def test_no_list_of_models(reply, said):
     ("reply", "said"),
     [
         (http(200, '{"choices": []}'), "didn't stream"),
-        (http(401, '{"error": {"message": "Bad key."}}'), "Bad key."),
+        (http(401, '{"error": {"message": "Bad key."}}'), "doesn't take the proxy's own key"),
+        (http(403, '{"error": {"message": "Not for you."}}'), "Not for you."),
         (b"", "can't be reached"),
     ],
 )

@@ -105,6 +105,21 @@ def test_the_upstreams_own_error_passes_with_its_status():
 
 
 @pytest.mark.parametrize("streamed", [True, False])
+def test_that_the_proxys_own_key_is_refused_is_no_fault_of_the_clients_key(streamed):
+    said = {
+        "message": "Incorrect API key provided: sk-up...WXYZ.",
+        "type": "invalid_request_error",
+        "code": "invalid_api_key",
+    }
+    with proxy(replay(http(401, json.dumps({"error": said})))) as running:
+        got = running.raw(ask(stream=streamed))
+    error = got.json()["error"]
+    assert (got.status_code, error["type"], error["code"]) == (502, "upstream_error", "upstream_unauthorized")
+    assert "upstreams.*.api_key_env" in error["message"]
+    assert "WXYZ" not in got.text
+
+
+@pytest.mark.parametrize("streamed", [True, False])
 def test_a_redirect_is_not_followed(streamed):
     location = b"HTTP/1.1 307 X\r\nConnection: close\r\nLocation: /v1/elsewhere\r\nContent-Length: 0\r\n\r\n"
     with proxy(replay(location)) as running:

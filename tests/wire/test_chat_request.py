@@ -262,6 +262,7 @@ def test_parts_are_text_or_images(part: Any, where: str) -> None:
     ("body", "message"),
     [
         (b"", "isn't JSON"),
+        (b'"a\nb"', "isn't JSON: Invalid control character at line 1, column 3."),
         (b"{", "isn't JSON: Expecting property name enclosed in double quotes at line 1, column 2."),
         (b"\xef\xbb\xbf{}", "isn't JSON"),
         (b'{"model": "\xff"}', "isn't UTF-8: byte 11"),
@@ -275,7 +276,7 @@ def test_parts_are_text_or_images(part: Any, where: str) -> None:
         (b'{"a": ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}", f"deeper than {MAX_DEPTH} levels"),
         (b'{"a": ' + b"[" * 100_000, f"deeper than {MAX_DEPTH} levels"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_a_body_that_cannot_be_read(body: bytes, message: str) -> None:
     error = refusal(body)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 from guardtrace_trainer import run_command
@@ -10,6 +12,7 @@ from guardtrace_trainer.corpus import commands as corpus
 from guardtrace_trainer.evaluation import commands as evaluation
 from guardtrace_trainer.evaluation import streaming_commands as streaming
 from guardtrace_trainer.nano import commands as nano
+from guardtrace_trainer.plainly import not_installed
 from guardtrace_trainer.prefixes import commands as prefixes
 from guardtrace_trainer.stages import commands as stages
 
@@ -31,5 +34,11 @@ app.add_typer(nano.app, name="nano")
 
 
 def main() -> None:
-    """Entry point."""
-    app()
+    """Entry point. Without the extra ``train`` most commands fail where they import what they need."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("guardtrace_proxy", "guardtrace_trainer"):
+            raise
+        typer.secho(f"guardtrace-train: {not_installed(error)}", fg=typer.colors.RED, err=True)
+        sys.exit(1)

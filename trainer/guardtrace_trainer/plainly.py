@@ -23,6 +23,11 @@ ASKED = (EndpointFailure, AuditorError, EvaluationStopped)
 EXPECTED: tuple[type[Exception], ...] = (*INPUT, *ASKED)
 
 
+def not_installed(error: ImportError) -> str:
+    """What is missing, and how to get it."""
+    return f"{error.name} isn't installed: pip install '.[train]' in a checkout of guardtrace-proxy"
+
+
 @contextmanager
 def failing_plainly(*also: type[Exception]) -> Iterator[None]:
     """Ends the command where what it was given doesn't fit, who it asked can't go on, or one of ``also`` is raised.
@@ -39,6 +44,6 @@ def failing_plainly(*also: type[Exception]) -> Iterator[None]:
     except EXPECTED + also as error:
         fail(error)
     except ImportError as error:
-        fail(f"{error.name} isn't installed: the extra `train` has it")
+        fail(not_installed(error))
     except KeyboardInterrupt:
         fail("stopped; the same command goes on from here")
