@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from guardtrace_proxy.gate import choice, choices, notes, stream
+from guardtrace_proxy.gate import choice, choices, notes, stream, whole
 from guardtrace_proxy.gate.clearance import Clearance
 from guardtrace_proxy.gate.overlay import Overlay
 from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue
@@ -219,6 +219,6 @@ FAULTS = [
         instead(lambda self, index, note: b"data: " + json.dumps({"guardtrace": note}).encode() + b"\n\n"),
     ),
     Fault("the usage is lost", "usage_is_counted_after_a_cut", ChatStream, "usage", instead(lambda *_, **__: b"")),
-    Fault("whole replies are rewritten", "whole_replies_are_whole", stream, "is_altered", instead(lambda _: True)),
+    Fault("whole replies are rewritten", "whole_replies_are_whole", whole, "is_altered", instead(lambda _: True)),
     Fault("an end that raises", "nothing_raises", choices.Choices, "end", instead(raises)),
 ]
