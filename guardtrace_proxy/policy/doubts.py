@@ -18,8 +18,8 @@ def doubts(policy: Policy) -> Iterator[str]:
             "thinking is guarded less than the answer: harmful reasoning reaches clients, and inline thinking that "
             "never closes is held like the answer"
         )
-    for name in PHASES.values():
-        rules = policy.phase(name)
+    for name, phase in PHASES.items():
+        rules = policy.phase(phase)
         actions = rules.actions
         if actions.harmful.severity < actions.potentially_harmful.severity:
             yield f"{name}: the action for harmful text is milder than the one for potentially harmful text"

@@ -135,7 +135,10 @@ def test_a_missing_file_and_bad_bytes_are_told(tmp_path):
     [
         ("thinking: {mode: monitor}", "thinking is guarded less than the answer"),
         ("actions: {potentially_harmful: cut, harmful: flag}", "is milder than"),
-        ("thinking: {mode: monitor}\nanswer: {mode: monitor}", "only recorded"),
+        (
+            "thinking: {mode: monitor}\nanswer: {mode: monitor}",
+            "answer: mode is monitor, so redact and cut are only recorded",
+        ),
         ("thinking: {mode: lag}", "redact can't take back"),
         (
             "actions: {potentially_harmful: redact, harmful: redact}\nthinking: {mode: monitor}",
