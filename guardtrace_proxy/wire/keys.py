@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from guardtrace_proxy.wire.raw_json import NOT_JSON
+
 KEY_TWICE = "The upstream sent an event with a key twice in one object."
 KEY_TWICE_IN_WHOLE = "a reply with a key twice in one object"
 
@@ -26,7 +28,7 @@ def has_key_twice(data: bytes) -> bool:
     """
     try:
         is_whole = _encode(_decode(data)).count(b'"') == data.count(b'"')
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         return False
     # A quotation mark that came as its code is written again as itself, and could stand for one that is missing.
     if is_whole and b"\\u0022" not in data:
