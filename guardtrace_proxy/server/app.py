@@ -107,6 +107,9 @@ class GuardTraceApp:
         """Tenants and policies of ``config`` for all requests from now on."""
         for name in config.tenants_without_key:
             log.warning("tenant without a key, so nobody is served as it", tenant=name)
+        for name, loaded in config.policies.items():
+            for warning in loaded.warnings:
+                log.warning("policy", policy=name, warning=warning)
         self._tenants = Tenants(config)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:

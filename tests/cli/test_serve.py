@@ -107,6 +107,17 @@ def test_a_tenant_that_nobody_can_be_is_told(tmp_path, auditor):
     assert told == [("warning", "acme")]
 
 
+def test_a_policy_that_guards_less_than_it_seems_to_is_told(tmp_path, auditor):
+    config = write_config(tmp_path, "http://127.0.0.1:9/v1", auditor, tenants={"all": {"policy": "weak"}})
+    weak = "version: 1\nextends: strict\nthinking: {mode: monitor}\n"
+    (tmp_path / "policies" / "weak.yaml").write_text(weak, "utf-8")
+    with serving(config) as running:
+        lines = [json.loads(line) for line in running.log.read_text("utf-8").splitlines()]
+    told = [(x["level"], x["policy"], x["warning"]) for x in lines if x["event"] == "policy"]
+    assert {(level, policy) for level, policy, _ in told} == {("warning", "weak")}
+    assert any(warning.startswith("thinking is guarded less than the answer") for _, _, warning in told)
+
+
 def test_a_wrong_config_is_told_and_nothing_is_served(tmp_path, auditor):
     config = write_config(tmp_path, "http://a/v1", auditor, sevrer={"port": 1})
     said = CliRunner().invoke(app, ["serve", "--config", str(config)])

@@ -270,14 +270,15 @@ def test_a_failed_audit_can_release_with_a_mark() -> None:
 def test_a_failed_audit_can_be_held_and_retried_until_the_limit() -> None:
     driver = Driver(policy(on_auditor_failure="hold", hold_limit_ms=1000))
     driver.receive(text(THINK))
-    pauses = []
+    began, pauses = driver.now, []
     while driver.audits:
         driver.answer(None)
         if driver.gate.deadline is None:
             break
         pauses.append(driver.gate.deadline - driver.now)
         driver.tick(pauses[-1])
-    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.3])
+    assert driver.now == pytest.approx(began + 1), "no later than hold_limit_ms"
     assert b":cut:" in driver.sent
 
 
