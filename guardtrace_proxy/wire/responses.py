@@ -129,15 +129,14 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             # Of a key that is text and its value, which stand at one place, the value's comes second.
             at = place.where if place.where not in slots else (*place.where, "")
             if type in DELTAS and place.where == ("delta",):
-                slots[at], is_new, twin = place.slot, bool(place.text), None
-                if is_new:
-                    self._said.say(place.slot, place.text)
+                placed = self._said.piece(place)
             else:
-                slots[at], is_new, twin = self._said.place(place, content, type, at)
-            if is_new:
-                found.append((place.phase, Span(slots[at], place.text, place.kind)))
-            if twin is not None:
-                twins[slots[at]] = twin
+                placed = self._said.place(place, content, type, at)
+            slots[at] = placed.slot
+            if placed.is_new:
+                found.append((place.phase, Span(placed.slot, place.text, place.kind)))
+            if placed.twin is not None:
+                twins[placed.slot] = placed.twin
         found += self._unsaid_tokens(content, places, slots.values())
         part = self._reader.part(0, found, finish)
         strips = not self._terms.keeps_encrypted and _holds_encrypted(content)

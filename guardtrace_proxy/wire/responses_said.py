@@ -103,6 +103,12 @@ class Said:
                 self._anew.add(name)
             said[name] += 1
 
+    def piece(self, place: Place) -> Placed:
+        """What a delta is."""
+        if place.text:
+            self.say(place.slot, place.text)
+        return Placed(place.slot, bool(place.text))
+
     def place(self, place: Place, event: Mapping[str, Any], type: str, at: Path) -> Placed:
         """What a string is that isn't a delta. ``at`` is its place in the event, and no other's."""
         if not place.text:
