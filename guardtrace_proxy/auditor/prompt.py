@@ -14,7 +14,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from guardtrace_proxy.auditor.quoting import encodable, quote_forged_labels
+from guardtrace_proxy.auditor.quoting import encodable, quote_forged_labels, unescaped
 
 SYSTEM_PROMPT = """\
 You audit the work of a thinking model. You are given a user's request, sometimes with images, the \
@@ -98,11 +98,16 @@ class Trace:
 def query_text(turns: Sequence[Turn]) -> str:
     """The conversation as one text: a single user turn as it is, more turns one a line with their roles."""
     if len(turns) == 1 and turns[0].role == "user":
-        return quote_forged_labels(turns[0].text)
-    return "\n".join(f"{turn.role.capitalize()}: {quote_forged_labels(turn.text)}" for turn in turns)
+        return _shown(turns[0].text)
+    return "\n".join(f"{turn.role.capitalize()}: {_shown(turn.text)}" for turn in turns)
 
 
 def user_text(query: str, thinking: str, answer: str) -> str:
     """The user turn's text. ``query`` comes from :func:`query_text`; the other two are quoted here."""
-    thinking, answer = quote_forged_labels(thinking), quote_forged_labels(answer)
+    thinking, answer = _shown(thinking), _shown(answer)
     return encodable(f"{QUERY}{query}\n{THINKING}{thinking}\n{RESPONSE}{answer}")
+
+
+def _shown(text: str) -> str:
+    """Text of a client's or a model's, as it stands in the prompt."""
+    return quote_forged_labels(unescaped(text))

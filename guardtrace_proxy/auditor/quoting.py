@@ -78,6 +78,7 @@ _UNUSUAL = re.compile(r"[^\t\n\r\x20-\x7e]+")
 _USUAL = b"\t\n\r" + bytes(range(0x20, 0x7F))
 _LUNATE_SIGMAS = re.compile("[\u03f2\u03f9]")
 """Look like a c, and their compatibility forms don't."""
+_ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 _INVISIBLE = frozenset(("Cc", "Cf", "Mn", "Me", "Cs", "Co", "Cn"))
@@ -177,6 +178,16 @@ def _broken_up(token: re.Match[str]) -> str:
     name = token[0].strip(_MARKS)
     before, after = token[0].split(name, 1)
     return f"{before} {name} {after}"
+
+
+def unescaped(text: str) -> str:
+    """The characters themselves where JSON writes them as their codes (``\\u0041``): a call's arguments are judged as
+    JSON that their reader decodes."""
+    return _ESCAPES.sub(_decoded, text) if "\\u" in text else text
+
+
+def _decoded(escapes: re.Match[str]) -> str:
+    return bytes.fromhex(escapes[0].replace("\\u", "")).decode("utf-16-be", "surrogatepass")
 
 
 def encodable(text: str) -> str:

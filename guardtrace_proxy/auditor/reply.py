@@ -141,28 +141,43 @@ def _analysis(before: str) -> str | None:
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
-    """The reply as a JSON object, with its keys in lower case, or None where it isn't one."""
+    """The reply as a JSON object, or None where it isn't one."""
     if text.lstrip()[:1] not in ("{", "`"):
         return None
     fence = _FENCE.match(text.strip())
     try:
-        value = json.loads(fence[1] if fence else text, strict=False)  # models break lines in strings
+        # Models break lines in strings.
+        value = json.loads(fence[1] if fence else text, strict=False, object_pairs_hook=_with_plain_keys)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict):
-        return None
-    return {key.strip(" \"'“”*").lower().replace("judgement", "judgment"): value for key, value in value.items()}
+    return value if isinstance(value, dict) else None
+
+
+def _with_plain_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object with its keys in lower case. A quotation whose marks aren't escaped brings keys of its own, so of the
+    judgments all are kept."""
+    found: dict[str, Any] = {}
+    for written, value in pairs:
+        key = written.strip(" \"'“”*").lower().replace("judgement", "judgment")
+        if key == "judgment":
+            found.setdefault(key, []).append(value)
+        else:
+            found[key] = value
+    return found
 
 
 def _from_json(fields: dict[str, Any]) -> GuardReply:
-    judgment = fields.get("judgment")
-    if isinstance(judgment, bool) or not isinstance(judgment, (int, float, str)):
-        raise UnreadableReply("the auditor's judgment is none of 0, 0.5 and 1")
-    if isinstance(judgment, str):
-        level = _level(judgment.strip(" \"'“”"))
-    elif judgment in (0, 0.5, 1):
-        level = Level(float(judgment))
-    else:
-        raise UnreadableReply("the auditor's judgment is none of 0, 0.5 and 1")
+    """The most severe of its judgments counts."""
+    levels = [_json_level(judgment) for judgment in fields.get("judgment", ())]
+    if not levels:
+        raise UnreadableReply("the auditor's reply holds no judgment")
     analysis = fields.get("analysis")
-    return GuardReply(level, analysis if isinstance(analysis, str) else None, next(iter(fields)) == "judgment")
+    return GuardReply(max(levels), analysis if isinstance(analysis, str) else None, next(iter(fields)) == "judgment")
+
+
+def _json_level(judgment: Any) -> Level:
+    if isinstance(judgment, str):
+        return _level(judgment.strip(" \"'“”"))
+    if isinstance(judgment, bool) or judgment not in (0, 0.5, 1):
+        raise UnreadableReply("the auditor's judgment is none of 0, 0.5 and 1")
+    return Level(float(judgment))

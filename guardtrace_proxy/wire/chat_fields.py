@@ -228,9 +228,10 @@ def _words(value: Any) -> int:
 
 
 def rest_of(fields: Mapping[str, Any], labels: Collection[str], known: Collection[str] = ()) -> Iterator[str]:
-    """What is said beside the ``known`` fields: a template may show it to the model. Plain ``labels`` say nothing."""
+    """What is said beside the ``known`` fields: a template may show it to the model. ``labels`` say nothing, as long as
+    they say little."""
     for key, value in fields.items():
-        if key in known or not value or isinstance(value, (bool, int, float)) or (key in labels and is_plain(value)):
+        if key in known or not value or isinstance(value, (bool, int, float)) or (key in labels and says_little(value)):
             continue
         yield value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

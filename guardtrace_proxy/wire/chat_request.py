@@ -8,7 +8,7 @@ from typing import Any
 
 from guardtrace_proxy.wire import chat_fields
 from guardtrace_proxy.wire.chat_details import read_details, without_encrypted
-from guardtrace_proxy.wire.chat_fields import is_plain, rest_of
+from guardtrace_proxy.wire.chat_fields import rest_of, says_little
 from guardtrace_proxy.wire.chat_images import replace_images
 from guardtrace_proxy.wire.chat_schema import THINKING_FIELDS
 from guardtrace_proxy.wire.request import (
@@ -169,10 +169,10 @@ def _image_url(part: Mapping[str, Any], where: str) -> str:
     if part.get("uuid") is not None:
         refuse(f"{where}.uuid", "not supported, since the model could see another image that is cached under it")
     for key, value in part.items():
-        if value is not None and not (key in IMAGE_KEYS and (key == "image_url" or is_plain(value))):
+        if value is not None and not (key in IMAGE_KEYS and (key == "image_url" or says_little(value))):
             refuse(f"{where}.{key[:64]}", "not supported, since it may change what the model sees")
     if isinstance(image, dict):
         for key, value in image.items():
-            if value is not None and key != "url" and not (key == "detail" and is_plain(value)):
+            if value is not None and key != "url" and not (key == "detail" and says_little(value)):
                 refuse(f"{where}.image_url.{key[:64]}", "not supported, since it may change what the model sees")
     return url

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_fields import is_plain, rest_of
+from guardtrace_proxy.wire.chat_fields import rest_of, says_little
 from guardtrace_proxy.wire.messages_blocks import is_signature
 from guardtrace_proxy.wire.messages_fields import check_fields, hides_thinking, texts_beside
 from guardtrace_proxy.wire.raw_json import RawFields, as_raw, begins
@@ -176,7 +176,7 @@ def _check_encrypted(block: Mapping[str, Any], where: str, read: _Message) -> No
 
 def _image_url(block: Mapping[str, Any], where: str) -> str:
     for key, value in block.items():
-        if value is not None and not (key in IMAGE_KEYS and (key == "source" or is_plain(value))):
+        if value is not None and not (key in IMAGE_KEYS and (key == "source" or says_little(value))):
             refuse(f"{where}.{key[:64]}", "not supported, since the auditor must see the image that the model sees")
     source = block.get("source")
     if not isinstance(source, dict):

@@ -31,32 +31,12 @@ from guardtrace_proxy.wire.responses_places import (
     tokens_of,
 )
 from guardtrace_proxy.wire.responses_request import ResponsesRequest
+from guardtrace_proxy.wire.responses_said import Said
 from guardtrace_proxy.wire.responses_writer import ResponsesWriter
 from guardtrace_proxy.wire.sse import SSEEvent
 from guardtrace_proxy.wire.strings import Path, TooDeep
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import bounded_error
-
-RECENT = 16
-"""How many deltas back the tokens of a delta's logprobs may reach."""
-
-
-class Said:
-    """A text in its pieces."""
-
-    __slots__ = ("length", "pieces")
-
-    def __init__(self) -> None:
-        self.pieces: list[str] = []
-        self.length = 0
-
-    def add(self, text: str) -> None:
-        self.pieces.append(text)
-        self.length += len(text)
-
-    def is_just(self, text: str) -> bool:
-        """Whether it says this and no more; cheap where it can't, however long it is."""
-        return self.length == len(text) and "".join(self.pieces) == text
 
 
 class ResponsesStream(NamedEventsReader, ResponsesWriter):
@@ -68,10 +48,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         NamedEventsReader.__init__(self, thinking, tagged=OUTPUT_TEXT, max_event_bytes=max_event_bytes)
         ResponsesWriter.__init__(self, model=model)
         self._terms = terms
-        self._said: dict[Slot, Said] = {}
-        """What was read of each text."""
-        self._others: dict[str, Slot] = {}
-        """Strings that nobody knows."""
+        self._said = Said()
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
@@ -104,7 +81,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         slot = (delta.output_index, delta.item_id or "", index, text.name)
         found: list[Found] = []
         if delta.delta:
-            self._say(slot, delta.delta)
+            self._said.say(slot, delta.delta)
             found = [(text.phase, Span(slot, delta.delta, text.kind))]
         raw = named(event, delta.type)
         return ResponsesEvent(EventKind.CHUNK, raw, [self._reader.part(0, found)], None, None, delta.type, delta)
@@ -146,44 +123,24 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         """An event with a span for every string that wasn't said before, and the places of all."""
         found: list[Found] = []
         slots: dict[Path, Slot] = {}
+        twins: dict[Slot, Slot] = {}
+        self._said.begin_event(places)
         for place in places:
-            slot, is_new = self._place(place, is_delta=type in DELTAS and place.where == ("delta",))
             # Of a key that is text and its value, which stand at one place, the value's comes second.
-            slots[place.where if place.where not in slots else (*place.where, "")] = slot
-            if is_new:
-                found.append((place.phase, Span(slot, place.text, place.kind)))
+            at = place.where if place.where not in slots else (*place.where, "")
+            if type in DELTAS and place.where == ("delta",):
+                placed = self._said.piece(place)
+            else:
+                placed = self._said.place(place, content, type, at)
+            slots[at] = placed.slot
+            if placed.is_new:
+                found.append((place.phase, Span(placed.slot, place.text, place.kind)))
+            if placed.twin is not None:
+                twins[placed.slot] = placed.twin
         found += self._unsaid_tokens(content, places, slots.values())
         part = self._reader.part(0, found, finish)
         strips = not self._terms.keeps_encrypted and _holds_encrypted(content)
-        return ResponsesEvent(kind, raw, [part], _usage(content), None, type, None, content, slots, strips)
-
-    def _place(self, place: Place, *, is_delta: bool) -> tuple[Slot, bool]:
-        """Which text a string is, and whether it says something new."""
-        said = self._said.get(place.slot)
-        if not place.text or (said is not None and not is_delta and said.is_just(place.text)):
-            return place.slot, False
-        other = None if is_delta else self._same_text(place)
-        if other is not None:
-            return other, False
-        slot = place.slot if said is None or is_delta else (*place.slot[:-1], len(self._said), place.slot[-1])
-        self._say(slot, place.text)
-        if place.kind is SpanKind.OTHER:
-            self._others[place.text] = slot
-        return slot, True
-
-    def _same_text(self, place: Place) -> Slot | None:
-        """Another text that says the same: some servers give an item another id in their last event."""
-        if place.kind is SpanKind.OTHER:
-            return self._others.get(place.text)
-        if place.where[0] != "response":
-            return None
-        *where, name = place.slot
-        same = [slot for slot, said in self._said.items() if slot[-1] == name and said.is_just(place.text)]
-        # The one that stands at the same place, if one does: another may have left otherwise.
-        return min(same, key=lambda slot: (slot[0] != where[0], slot[2:-1] != (where[2],)), default=None)
-
-    def _say(self, slot: Slot, text: str) -> None:
-        self._said.setdefault(slot, Said()).add(text)
+        return ResponsesEvent(kind, raw, [part], _usage(content), None, type, None, content, slots, twins, strips)
 
     def _unsaid_tokens(
         self, content: Mapping[str, Any], places: Iterable[Place], slots: Collection[Slot]
@@ -192,14 +149,12 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         whose fate the event shares."""
         found: list[Found] = []
         beside = [place.text for place in places]
-        beside += ["".join(self._said[slot].pieces[-RECENT:]) for slot in slots if slot in self._said]
+        beside += map(self._said.recent, slots)
         texts, all_of_them = frozenset(beside), "\0".join(beside)  # one search each, however many stand in an event
         for logprobs in _logprobs_in(content):
             tokens = tokens_of(logprobs)
             if tokens and tokens not in texts and tokens not in all_of_them:
-                slot: Slot = (len(self._said), "other")
-                self._say(slot, tokens)
-                found.append((Phase.ANSWERING, Span(slot, tokens, SpanKind.OTHER)))
+                found.append((Phase.ANSWERING, Span(self._said.say_alone(), tokens, SpanKind.OTHER)))
         return found
 
 

@@ -119,12 +119,14 @@ decode_delta = msgspec.json.Decoder(Delta).decode
 
 class ResponsesEvent(Event, gc=False):
     """An event of this API. ``delta`` is one of the usual shape; of others there is ``content``, with the text that
-    stands at each place. ``strips``: it holds encrypted reasoning, which doesn't pass."""
+    stands at each place; ``twins`` said the same as some of these before. ``strips``: it holds encrypted reasoning,
+    which doesn't pass."""
 
     type: str = ""
     delta: Delta | None = None
     content: dict[str, Any] = msgspec.field(default_factory=dict)
     slots: dict[Path, Slot] = msgspec.field(default_factory=dict)
+    twins: dict[Slot, Slot] = msgspec.field(default_factory=dict)
     strips: bool = False
 
 
@@ -192,7 +194,7 @@ def _response(response: Mapping[str, Any], where: Path, terms: Terms) -> Iterato
                 if isinstance(item, dict):
                     yield from _item(item, (*here, index), (index, ident_of(item)), terms)
                 else:
-                    yield from _others(key, item, here)
+                    yield from _below(item, (*here, index))
         elif key in ECHOED:
             found = [each for each in strings_below(value, here) if each[1] not in terms.echoed]
             are_words = len(found) <= MAX_OWN_WORDS and key not in ONLY_ASKED
@@ -227,7 +229,7 @@ def _item(item: Mapping[str, Any], where: Path, at: Slot, terms: Terms) -> Itera
                 if isinstance(part, dict):
                     yield from _part(part, (*here, index), at, index)
                 else:
-                    yield from _others(key, part, where)
+                    yield from _below(part, (*here, index))
         elif key == "encrypted_content" and kind == "reasoning":
             if terms.keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
                 yield from _others(key, value, where)
@@ -248,7 +250,11 @@ def _others(key: str, value: Any, where: Path) -> Iterator[Place]:
     here = (*where, key)
     if not PLAIN_KEY.fullmatch(key):
         yield Place(here, ("other",), key, Phase.ANSWERING, SpanKind.OTHER)
-    for inner, text in strings_below(value, here):
+    yield from _below(value, here)
+
+
+def _below(value: Any, where: Path) -> Iterator[Place]:
+    for inner, text in strings_below(value, where):
         yield Place(inner, ("other",), text, Phase.ANSWERING, SpanKind.OTHER)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.chat_fields import is_plain, rest_of
+from guardtrace_proxy.wire.chat_fields import rest_of, says_little
 from guardtrace_proxy.wire.raw_json import RawFields, as_raw, begins
 from guardtrace_proxy.wire.request import (
     Allowed,
@@ -187,7 +187,7 @@ def _part(part: Any, where: str, texts: list[str], images: list[tuple[str, str]]
 
 def _image_url(part: Mapping[str, Any], where: str) -> str:
     for key, value in part.items():
-        if value is not None and not (key in IMAGE_KEYS and (key == "image_url" or is_plain(value))):
+        if value is not None and not (key in IMAGE_KEYS and (key == "image_url" or says_little(value))):
             refuse(f"{where}.{key[:64]}", "not supported, since the auditor must see the image that the model sees")
     url = part.get("image_url")
     if not isinstance(url, str):

@@ -57,6 +57,7 @@ class ResponsesWriter:
             return b""
         spans = event.parts[0].spans
         texts = [span.text for span in spans] if fate.texts is None else fate.texts
+        texts = [self._as_twin(event, span, text) for span, text in zip(spans, texts, strict=True)]
         for span, text in zip(spans, texts, strict=True):
             self._client.say(span.path, text, altered=text != span.text)
         if event.kind is EventKind.COMPLETION:
@@ -73,6 +74,13 @@ class ResponsesWriter:
             content["guardtrace"] = dict(self._notes[-1])
         self._client.follow(event.type, event.delta, content)
         return frame(content)
+
+    def _as_twin(self, event: ResponsesEvent, span: Span, text: str) -> str:
+        """What leaves of a text that was said before and judged once more: no more than of it then."""
+        twin = event.twins.get(span.path)
+        if twin is None or text != span.text or not self._client.is_altered(twin):
+            return text
+        return self._client.text(twin)
 
     def _rebuilt_delta(self, event: ResponsesEvent, spans: list[Span], texts: Any) -> dict[str, Any] | None:
         text = "".join(texts)
@@ -95,7 +103,8 @@ class ResponsesWriter:
         return content
 
     def _repeats_altered(self, event: ResponsesEvent) -> bool:
-        return any(self._client.is_altered(slot) for slot in event.slots.values())
+        said = (*event.slots.values(), *event.twins.values())
+        return any(map(self._client.is_altered, said))
 
     def _text_at(self, event: ResponsesEvent) -> Any:
         def text_at(where: Path, original: str) -> str:

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.auditor.openai import BYTES_GROWN_BY_QUOTING
-from guardtrace_proxy.auditor.quoting import defuse_control_tokens, encodable, quote_forged_labels
+from guardtrace_proxy.auditor.quoting import defuse_control_tokens, encodable, quote_forged_labels, unescaped
 from guardtrace_proxy.auditor.reply import parse_reply
 from guardtrace_proxy.policy.levels import Level
 from tests.auditor.attacks import ATTACKS, KNOWN_TOKENS, Attack, hostile, labels_seen, pieces
@@ -324,3 +324,26 @@ def _seconds(text: str) -> float:
 def test_what_is_encodable_is_the_text_itself(text: str) -> None:
     encoded = encodable(text).encode()
     assert encoded.decode() == "".join("\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in text)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r'{"a": "\u0068\u0061rm"}', '{"a": "harm"}'),
+        (r"\uD83D\uDE00", "\U0001f600"),
+        (r"\ud83d", "\ud83d"),
+        (r"\ud83d\u0041", "\ud83dA"),
+        (r"\ude00\ud83d", "\ude00\ud83d"),
+        (r"\u00e", r"\u00e"),
+        (r"\user C:\users\u12", r"\user C:\users\u12"),
+    ],
+)
+def test_codes_of_characters_are_the_characters(written: str, read: str) -> None:
+    assert unescaped(written) == read
+
+
+@given(st.text())
+def test_what_json_escapes_is_read_as_it_was(text: str) -> None:
+    escaped = "".join(f"\\u{unit:04x}" for unit in memoryview(text.encode("utf-16-le")).cast("H"))
+    assert unescaped(escaped) == text
+    assert len(unescaped(escaped).encode()) <= len(escaped)

@@ -86,6 +86,22 @@ def test_the_helper_reads_a_cut_stream_to_its_end() -> None:
     assert "HARM" not in repr(seen)
 
 
+def test_arguments_in_codes_of_characters_are_judged_as_what_they_say() -> None:
+    codes = "".join(f"\\u{ord(char):04x}" for char in "HARM")
+    writing = Writing().begin().call("run", ['{"cmd": "', codes[:9], codes[9:], '"}']).end()
+    with proxy(streaming(writing)) as running:
+        assert received(running)[-1]["response"]["status"] == "incomplete"
+
+
+def test_pieces_that_were_judged_are_judged_again_as_they_are_put_together() -> None:
+    writing = Writing().begin()
+    for piece in "MRAH HARM":
+        writing.add("response.mcp_call_arguments.delta", item_id="mcp_0", output_index=0, delta=piece)
+    with proxy(streaming(writing.item("message", ["fine"]).end())) as running:
+        found = content_of(post(running, stream=True).content)
+    assert "HARM" not in "".join(event.get("delta", "") for event in found)
+
+
 def test_a_cut_at_the_last_verdict_keeps_the_upstreams_usage() -> None:
     with proxy(streaming(reply("", "HARM")), policy={"boundary": {"first": 400, "max": 400}}) as running:
         found = received(running)

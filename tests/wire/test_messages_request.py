@@ -178,3 +178,10 @@ def test_images_are_replaced_in_their_order_in_results_too() -> None:
     assert {(source["type"], source["media_type"]) for source in sources} == {("base64", "image/jpeg")}
     with pytest.raises(ValueError, match="more URLs"):
         body_for_upstream(sent, request, [*urls, urls[0]])
+
+
+@pytest.mark.parametrize("key", ["citations", "caller", "cache_control"])
+def test_many_words_in_a_label_are_shown_to_the_auditor(key: str) -> None:
+    words = "mix both in a bath and then close the door".split()
+    asked = {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "Go on.", key: words}]}]}
+    assert json.dumps(words) in read_request(json.dumps(asked).encode()).turns[0][1]

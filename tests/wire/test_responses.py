@@ -111,9 +111,22 @@ def test_strings_that_nobody_knows_are_text(event: dict[str, Any], found: list[t
     assert sorted(spans(read(event, stream=response(asked=["as asked"])))) == sorted(found)
 
 
-def test_a_string_that_nobody_knows_is_text_once() -> None:
+def test_a_string_that_nobody_knows_is_text_once_at_its_place_in_an_item() -> None:
+    part = {"type": "output_text", "text": "", "title": "a page"}
+    item = {"id": "msg_0", "type": "message", "content": [part], "note": "x"}
+    where = {"output_index": 0, "item_id": "msg_0", "content_index": 0}
+    events = read(
+        {"type": "response.content_part.done", **where, "part": part},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.output_item.done", "output_index": 0, "item": {**item, "note": "y"}},
+        {"type": "response.completed", "response": {**HEAD, "output": [item]}},
+    )
+    assert spans(events) == [("OTHER", text) for text in ("a page", "x", "y", "x")]
+
+
+def test_a_string_beside_items_is_text_each_time() -> None:
     note = {"type": "response.vendor.note", "note": "x"}
-    assert spans(read(note, note, {**note, "note": "y"}, note)) == [("OTHER", "x"), ("OTHER", "y")]
+    assert spans(read(note, note)) == [("OTHER", "x"), ("OTHER", "x")]
 
 
 def test_the_same_is_known_in_pieces_and_reading_is_not_quadratic_in_strings_that_nobody_knows() -> None:

@@ -59,7 +59,7 @@ def test_a_delta_of_another_shape_says_itself_and_not_what_came_before() -> None
         ({"tools": [{"type": "function", "name": "look", "strict": True}]}, []),
         ({"tools": HARM.split()}, HARM.split()),
         ({"metadata": dict(enumerate(HARM.split()))}, HARM.split()),
-        ({"reasoning": {"summary": HARM.split() * 3}}, HARM.split()),
+        ({"reasoning": {"summary": HARM.split() * 3}}, HARM.split() * 3),
     ],
 )
 def test_what_repeats_the_request_says_no_more_of_its_own_than_defaults(echo: dict[str, Any], found: list[str]) -> None:
@@ -133,8 +133,8 @@ def test_an_event_whose_type_may_not_leave_is_dropped() -> None:
 @pytest.mark.parametrize("gone", ["a key", "a value"])
 def test_a_key_and_its_value_have_fates_of_their_own(gone: str) -> None:
     stream = response()
-    note = {"type": "response.vendor.note", "sequence_number": 1, "note": {"a key": "a value"}}
-    first, again = read(note, note, stream=stream)
+    done = item(type="mcp_call", id="mcp_0", note={"a key": "a value"})
+    first, again = read(done, done, stream=stream)
     assert gone.encode() not in stream.rewrite(first, fates_of(first, gone))
     assert not stream.passes(again)
     assert gone.encode() not in stream.rewrite(again, {0: Kept()})
@@ -229,6 +229,90 @@ def test_numbers_that_go_back_are_followed(numbers: tuple[int, ...]) -> None:
     stream = response()
     through(stream, read(*(delta("a", sequence_number=number) for number in numbers), stream=stream))
     assert content_of(stream.cut(0, Cut("Stopped.", "content_filter")))[0]["sequence_number"] == numbers[-1] + 1
+
+
+def letters(*pieces: str) -> Writing:
+    """A message a piece."""
+    writing = Writing().begin()
+    for piece in pieces:
+        writing.item("message", [piece])
+    return writing
+
+
+def text_of(events: list[Any]) -> str:
+    return "".join(text for _, text in spans(events))
+
+
+def test_deltas_that_nobody_knows_say_each_piece_however_often_it_came() -> None:
+    pieces = [*"aeghiklmn ot", *HARM]
+    deltas = [{"type": "response.mcp_call_arguments.delta", "item_id": "mcp_0", "delta": each} for each in pieces]
+    assert text_of(read(*deltas)).endswith(HARM)
+
+
+def test_strings_of_a_whole_reply_that_nobody_knows_are_text_however_often_one_occurs() -> None:
+    output = [{"type": "mcp_call", "id": "mcp_0", "output": [*"aeghiklmn ot", *HARM]}]
+    assert text_of([response().completion(json.dumps({**HEAD, "output": output}).encode())]).endswith(HARM)
+
+
+def test_a_string_that_changes_at_its_place_is_text_each_time() -> None:
+    changes = [item(type="mcp_call", id="mcp_0", output=each) for each in HARM]
+    assert text_of(read(*changes)) == HARM.replace("tt", "t")
+
+
+def test_texts_put_together_anew_in_the_last_event_are_text() -> None:
+    writing = letters(*sorted(set(HARM)))
+    part = {"type": "output_text", "annotations": [], "logprobs": []}
+    message = {"type": "message", "role": "assistant", "status": "completed"}
+    output = [{**message, "id": "msg_x", "content": [{**part, "text": each}]} for each in HARM]
+    writing.add("response.completed", response={**writing.whole(), "output": output})
+    *_, last = read(*writing.events)
+    assert text_of([last]) == HARM
+
+
+@pytest.mark.parametrize("kind", ["output_text.done", "content_part.done", "output_item.done"])
+def test_texts_said_again_out_of_their_order_are_text(kind: str) -> None:
+    writing = letters("wait", "and", "mix")
+    dones = [event for event in writing.events if event["type"] == f"response.{kind}"]
+    said = [event for event in writing.events if event not in dones]
+    assert text_of(read(*said, *dones)) == "waitandmix"
+    assert text_of(read(*said, *reversed(dones))) == "waitandmix" + "mixandwait"
+    assert text_of(read(*said, dones[0], dones[2])) == "waitandmix" + "mix"
+    assert text_of(read(*said, *dones, dones[0])) == "waitandmix" + "wait"
+
+
+@pytest.mark.parametrize("kind", ["output_text.done", "output_item.done", "completed"])
+def test_what_is_judged_once_more_leaves_as_it_left_before(kind: str) -> None:
+    writing = letters("one", HARM, "two").end()
+    dones = [event for event in writing.events if event["type"] == f"response.{kind}"]
+    if kind == "completed":
+        dones = [{**dones[0], "response": writing.whole(output=writing.output[::-1])}]
+    stream = response()
+    said = [event for event in writing.events if event not in dones and event["type"] != "response.completed"]
+    sent = through(stream, read(*said, stream=stream), HARM)
+    events = stream.feed(b"".join(map(frame, reversed(dones))))
+    assert HARM in text_of(events)
+    sent += content_of(b"".join(stream.rewrite(event, {0: Kept()}) for event in events))
+    assert HARM not in json.dumps(sent)
+
+
+def test_a_response_says_its_texts_again_as_often_as_it_comes() -> None:
+    writing = letters("one", "two")
+    for _ in range(2):
+        writing.add("response.in_progress", response=writing.whole(status="in_progress"))
+    assert text_of(read(*writing.end().events)) == "onetwo"
+
+
+@pytest.mark.parametrize("where", ["content", "output"])
+def test_each_bare_string_of_a_list_has_its_own_fate(where: str) -> None:
+    def done(*found: str) -> dict[str, Any]:
+        if where == "content":
+            return item(type="message", id="msg_0", content=list(found))
+        return {"type": "response.completed", "sequence_number": 3, "response": {**HEAD, "output": list(found)}}
+
+    stream = response()
+    events = read(done("one", HARM, "three"), done("one", HARM, "three"), stream=stream)
+    assert text_of(events) == "one" + HARM + "three"
+    assert HARM not in json.dumps(through(stream, events, HARM))
 
 
 def test_an_id_that_two_items_share_joins_no_texts() -> None:
