@@ -18,12 +18,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from PIL import Image
 
+from guardtrace_proxy.auditor import breaker
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 from guardtrace_proxy.demo.serving import ServerDidNotStart
 from guardtrace_proxy.gate import Decided
@@ -208,7 +210,7 @@ def fallback_keeps_what_it_read(site: Site) -> bool:
 def not_asked_any_more(site: Site) -> int:
     """How many of three replies an auditor that is out was asked about."""
     site.stage.auditor = lambda _: [http(503, "{}")]
-    with site.serve() as running:
+    with mock.patch.object(breaker, "FIRST_PAUSE_SECONDS", 600), site.serve() as running:
         for _ in range(3):
             running.raw(ask())
     bodies = site.stage.servers["{auditor}"].bodies
