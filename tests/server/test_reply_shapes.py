@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.server.running import ask, proxy
-from tests.server.scripted import DONE, SSE_HEAD, chunk, http
+from tests.server.scripted import DONE, SSE_HEAD, chunk, completion, http
 
 CUT = "This response was stopped by policy."
 SAFE = "one two three four five six seven eight".split()
@@ -282,3 +282,14 @@ def test_a_name_that_is_text_leaves_in_no_frame_that_is_written_anew(path, strea
             reply = running.raw({"model": "thinker", **asked, "stream": streamed, "user": name}, path)
             assert "HARM" in running.auditor.bodies[-1]["messages"][-1]["content"], name
             assert "HARM" not in reply.text, name
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_reply_of_nothing_but_tags_takes_no_audit_for_each(streamed):
+    text = "<think>a</think>b" * 500
+    upstream = [SSE_HEAD, chunk({"content": text}, "stop"), DONE] if streamed else [completion(None, text)]
+    with proxy(lambda _: upstream) as running:
+        reply = running.raw(ask(stream=streamed))
+        audits = len(running.auditor.requests)
+    assert text in reply.text
+    assert audits < 100
