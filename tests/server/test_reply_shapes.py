@@ -293,3 +293,23 @@ def test_a_reply_of_nothing_but_tags_takes_no_audit_for_each(streamed):
         audits = len(running.auditor.requests)
     assert text in reply.text
     assert audits < 100
+
+
+@pytest.mark.parametrize("ids", [[7], None])
+def test_few_token_ids_are_not_few_tokens_where_their_text_is_long(ids):
+    """Ids may come before their text, and a text behind them with the last one alone."""
+    policy = {name: {"mode": "lag", "max_lag": 8} for name in ("thinking", "answer")}
+    frames = [frame({"content": "HARM and more of it " * 10}, token_ids=ids), frame({}, "stop"), DONE]
+    with proxy(replay(*frames), policy=policy) as running:
+        reply = running.raw(ask(stream=True)).text
+    assert "HARM" not in reply
+    assert finishes(reply) == {0: "content_filter"}
+
+
+def test_tokens_whose_text_never_comes_are_counted_where_they_run_ahead_of_their_verdict():
+    policy = {name: {"mode": "lag", "max_lag": 8} for name in ("thinking", "answer")}
+    tokens = [{"token": f"{word} ", "logprob": -0.1} for word in [*SAFE, "HARM"] * 8]
+    frames = [frame({}, logprobs={"content": tokens}), DONE]
+    with proxy(replay(*frames), policy=policy) as running:
+        reply = running.raw(ask(stream=True, logprobs=True)).text
+    assert "HARM" not in reply
