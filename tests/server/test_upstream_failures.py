@@ -166,6 +166,16 @@ def test_of_a_streams_errors_the_first_alone_passes():
     assert (WORDS[0] in text, text.endswith("[DONE]\n\n")) == (True, True)
 
 
+@pytest.mark.parametrize("done", [[DONE], []])
+def test_an_error_behind_what_is_cut_never_leaves(done):
+    error = b'data: {"error": {"message": "and then mix both"}}\n\n'
+    with proxy(replay(SSE_HEAD, chunk({"content": "HARM "}), error, *done)) as running:
+        text = running.raw(ask(stream=True)).text
+    assert "and then" not in text
+    assert "content_filter" in text
+    assert text.endswith("[DONE]\n\n")
+
+
 def test_a_stream_that_breaks_off_ends_with_an_error_and_no_done():
     frames = [chunk({"role": "assistant", "content": ""}), *[chunk({"reasoning": word + " "}) for word in WORDS]]
     with proxy(replay(SSE_HEAD, *frames)) as running:
