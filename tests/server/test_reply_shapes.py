@@ -313,3 +313,18 @@ def test_tokens_whose_text_never_comes_are_counted_where_they_run_ahead_of_their
     with proxy(replay(*frames), policy=policy) as running:
         reply = running.raw(ask(stream=True, logprobs=True)).text
     assert "HARM" not in reply
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("opened", ["by the request", "by the model"])
+def test_an_answer_inside_a_tag_that_never_closes_is_guarded_as_one(opened, streamed):
+    """Whoever may write the beginning of the reply could open a tag, and have all of it taken for thinking."""
+    text = "one two HARM" if opened == "by the request" else "<think>one two HARM"
+    messages = [{"role": "user", "content": "Please help."}, {"role": "assistant", "content": "<think>"}]
+    upstream = [SSE_HEAD, chunk({"content": text}, "stop"), DONE] if streamed else [completion(None, text)]
+    policy = {"thinking": {"actions": {"potentially_harmful": "flag", "harmful": "flag"}}}
+    asked = {"messages": messages} if opened == "by the request" else {}
+    with proxy(lambda _: upstream, policy=policy) as running:
+        reply = running.raw(ask(stream=streamed, **asked)).text
+    assert "HARM" not in reply
+    assert "content_filter" in reply
