@@ -167,10 +167,11 @@ class Choice:
         if self._audit != audit:
             return None
         chunk, enforced = self._finish_audit()
+        inline = self.tape.waiting[0].segment.close is not None and not self.overlay.displaces
         if self._search is None:
             self._size.learn(verdict.risk)
         self._retries.succeeded()
-        wanted = decide(self._policy, chunk.phase.value, verdict)
+        wanted = decide(self._policy, chunk.phase.value, verdict, inline=inline)
         taken: Decision | None = wanted
         if enforced:
             taken = self._act(chunk, wanted)

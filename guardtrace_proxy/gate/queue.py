@@ -178,6 +178,15 @@ class HoldQueue:
                 self.held_bytes -= len(held.event.raw)
                 self._items.remove(held)
 
+    def drop_error(self) -> bool:
+        """Drop the upstream's error; whether there was one."""
+        for held in self._items:
+            if isinstance(held, HeldEvent) and held.event.kind is EventKind.ERROR:
+                self.held_bytes -= len(held.event.raw)
+                self._items.remove(held)
+                return True
+        return False
+
     def pop_clear(self) -> bytes:
         """Take out what stands first and may leave."""
         items = self._items

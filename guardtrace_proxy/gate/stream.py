@@ -54,6 +54,8 @@ class StreamGate:
         self._outputs: list[Output] = []
         self._audit_ids = count(1)
         self._saw_error = False
+        self._lost_error = False
+        """Whether it never leaves, since a cut ends the reply before it."""
         self._is_completion = False
         """Whether the reply isn't streamed."""
         self._ending = Ending(writer, marks_estimates=policy.expose.object)
@@ -151,7 +153,7 @@ class StreamGate:
         if self._ending.is_known:
             return
         if self._saw_error:
-            self._end(bytes)
+            self._end(lambda: self._writer.done() if self._lost_error else b"")
         elif broken is not None or not self._choices.all_over:
             self._break_off(broken or BROKEN_OFF)
         else:
@@ -260,6 +262,8 @@ class StreamGate:
         self._queue.replace_uncleared(choice, lambda: self._writer.cut(choice.index, self._cut_of(choice)))
         if not self._choices.as_many_over_as_expected:
             return
+        # What follows a cut is its closing frames, with no text of the upstream's, not even a bounded one.
+        self._lost_error = self._queue.drop_error()
         self._ending.cut()
         if not self._ending.is_known:
             self.wants_upstream = False

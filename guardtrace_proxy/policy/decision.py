@@ -15,13 +15,16 @@ class Decision(NamedTuple):
     action: Action
 
 
-def decide(policy: Policy, phase: str, verdict: Verdict) -> Decision:
-    """The most severe level whose test passes decides, by its own action in this phase."""
+def decide(policy: Policy, phase: str, verdict: Verdict, *, inline: bool = False) -> Decision:
+    """The most severe level whose test passes decides, by its own action in this phase; ``inline`` by the more severe
+    of both phases, since a thinking block in the content may never end, and then is all the answer there is."""
     level = _level(policy, verdict)
     if level is Level.SAFE:
         return Decision(level, Action.PASS)
-    actions = policy.phase(phase).actions
-    return Decision(level, actions.harmful if level is Level.HARMFUL else actions.potentially_harmful)
+    phases = ("thinking", "answering") if inline else (phase,)
+    found = [policy.phase(each).actions for each in phases]
+    actions = [each.harmful if level is Level.HARMFUL else each.potentially_harmful for each in found]
+    return Decision(level, max(actions, key=lambda action: action.severity))
 
 
 def _level(policy: Policy, verdict: Verdict) -> Level:

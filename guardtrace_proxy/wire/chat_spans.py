@@ -16,7 +16,7 @@ from guardtrace_proxy.wire.chat_schema import (
     unknown_of_choice,
 )
 from guardtrace_proxy.wire.events import Found, Phase, Span, SpanKind
-from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, is_label, strings_below
+from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, is_label, refuse_media, strings_below
 
 TOP = ".."
 """First element of the path of a string that stands beside ``choices``."""
@@ -112,6 +112,7 @@ def field_strings(key: str, value: Any, path: Path) -> Iterator[Found]:
 
 def _others(value: Any, path: Path) -> Iterator[Found]:
     for inner_path, text in strings_below(value, path):
+        refuse_media(inner_path, text)
         yield Phase.ANSWERING, Span(inner_path, text, SpanKind.OTHER)
 
 

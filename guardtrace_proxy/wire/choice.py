@@ -10,6 +10,8 @@ from guardtrace_proxy.wire.tags import ThinkingStyle
 
 TOKENS = ("logprobs",)
 """Path of a span that stands for tokens without their text."""
+MAX_TOKEN_BYTES = 16
+"""A token's on average: there are longer ones, but not many in a row."""
 
 
 class ChoiceReader:
@@ -58,7 +60,8 @@ class ChoiceReader:
         have an empty part: nobody need wait for it."""
         is_due, found = self._has_sampled, self.take_never_said()
         segments = self.segments(found, finished=True)
-        return ChoicePart(index, [span for _, span in found], segments) if segments or is_due else None
+        spans = [span for _, span in found]
+        return ChoicePart(index, spans, segments, tokens=_tokens(spans, None)) if segments or is_due else None
 
     def segments(self, found: Sequence[Found], finished: bool) -> list[Segment]:
         """The segments that are certain with these spans."""
@@ -112,14 +115,14 @@ def tokens_alone(text: str) -> list[Found]:
 
 
 def _tokens(spans: list[Span], token_ids: list[int] | None) -> int:
-    """Ruling 16: the length of ``token_ids``, else UTF-8 bytes / 4 rounded up, at least 1 where there is text."""
+    """Ruling 16: the length of ``token_ids``, else UTF-8 bytes / 4 rounded up, at least 1 where there is text. Of ids no
+    fewer than so many bytes need: they may have come before their text, and one would stand for any text."""
     if not spans:
         return 0
-    if token_ids:
-        return len(token_ids)
-    tokens = 0
+    tokens = size = 0
     for span in spans:
         text = span.text
-        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        tokens += -(-size // 4)
-    return tokens
+        length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        tokens += -(-length // 4)
+        size += length
+    return max(len(token_ids), -(-size // MAX_TOKEN_BYTES)) if token_ids else tokens

@@ -17,14 +17,15 @@ from guardtrace_proxy.wire.keys import KEY_TWICE, KEY_TWICE_IN_WHOLE, has_key_tw
 from guardtrace_proxy.wire.never_said import never_said
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
-from guardtrace_proxy.wire.strings import TooDeep
+from guardtrace_proxy.wire.strings import Media, TooDeep
 from guardtrace_proxy.wire.template import Template, template_of
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
 MAX_READ_CHOICES = 128
 LEARNINGS = 8
 """Templates that are learned in a row without an event of their form: then no two events of a stream are alike."""
-TWICE = "The upstream sent an event with a choice twice."
+UNREADABLE = "whose choices can't be read"
+TWICE = "with a choice twice"
 
 
 class ChoicesStream(ChoicesWriter):
@@ -164,7 +165,7 @@ class ChoicesStream(ChoicesWriter):
             if not 0 <= choice.index < MAX_READ_CHOICES:
                 return malformed(event.raw, "The upstream sent an event with too many choices.")
         if len(choices) > 1 and len({choice.index for choice in choices}) < len(choices):
-            return malformed(event.raw, TWICE)
+            return _unreadable(EventKind.CHUNK, event.raw, TWICE)
         parts = [self._part(choice) for choice in choices]
         if len(parts) == 1 and chunk.usage is None and choices[0].logprobs is None and not choices[0].token_ids:
             self._learn_template(event.raw, parts[0])
@@ -199,20 +200,22 @@ class ChoicesStream(ChoicesWriter):
             self._learn_head(content)
         choices = content.get("choices") or []
         if not isinstance(choices, list) or len(choices) > MAX_READ_CHOICES:
-            return malformed(raw, "The upstream sent an event whose choices can't be read.")
+            return _unreadable(kind, raw, UNREADABLE)
         parts: list[ChoicePart] = []
         try:
             beside = spans_beside_choices(content)
             for choice in choices:
                 part = self._slow_part(choice, beside, kind)
                 if part is None:
-                    return malformed(raw, "The upstream sent an event whose choices can't be read.")
+                    return _unreadable(kind, raw, UNREADABLE)
                 beside = []
                 parts.append(part)
             if len({part.index for part in parts}) < len(parts):
-                return malformed(raw, TWICE)
+                return _unreadable(kind, raw, TWICE)
         except (TooDeep, RecursionError):
-            return malformed(raw, "The upstream sent an event that is nested too deeply.")
+            return _unreadable(kind, raw, "that is nested too deeply")
+        except Media:
+            return _unreadable(kind, raw, "with an image or audio")
         if beside:
             self._reader(0).follow(beside, None, None, finished=False)
             parts.append(self._reader(0).part(0, beside))
@@ -240,3 +243,8 @@ class ChoicesStream(ChoicesWriter):
         elif sampled:
             found += tokens_alone(never_said(sampled, [span.text for _, span in found]))
         return reader.part(index, found, finish, ids, self._has_role(choice, kind), unsaid)
+
+
+def _unreadable(kind: EventKind, raw: bytes, what: str) -> Event:
+    """Malformed; in words that stand by themselves, of a whole reply in those that its error goes on with."""
+    return malformed(raw, f"The upstream sent an event {what}." if kind is EventKind.CHUNK else f"a reply {what}")

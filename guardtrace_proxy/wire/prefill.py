@@ -41,7 +41,8 @@ def leaves_open(prompt: str, style: ThinkingStyle) -> bool:
 
 
 def _segments(text: str, style: ThinkingStyle) -> list[Segment]:
-    tags = replace(style, style="custom" if style.style == "custom" else "inline", starts_open=False).tag_reader()
+    style = replace(style, style="custom" if style.style == "custom" else "inline", starts_open=False)
+    tags = style.tag_reader(max_tags=len(text) + 1)  # a prompt may hold a long conversation, with all its blocks
     assert tags is not None
     return [*tags.feed(text), *tags.end()]
 

@@ -20,6 +20,10 @@ class TagPair(NamedTuple):
     close: str
 
 
+MAX_TAGS = 64
+"""Tags of one choice. What stands between two is judged by itself, so a reply of nothing but tags would ask for an
+audit every few characters; models think in one block, or in a few."""
+
 KNOWN_PAIRS = (TagPair("<think>", "</think>"), TagPair("◁think▷", "◁/think▷"))
 """Qwen, DeepSeek, GLM and others; Kimi-VL."""
 
@@ -27,13 +31,16 @@ KNOWN_PAIRS = (TagPair("<think>", "</think>"), TagPair("◁think▷", "◁/think
 class TagReader:
     """Reads one choice's content. ``starts_open``: the prompt's template has opened the block already.
 
-    A block that never closes is thinking to its end. Text before a bare closing tag was answer.
+    A block that never closes is thinking to its end. Text before a bare closing tag was answer. Behind ``max_tags``
+    tags, and the end of the block that stands open then, all others are text.
     """
 
-    def __init__(self, pairs: tuple[TagPair, ...], starts_open: bool) -> None:
+    def __init__(self, pairs: tuple[TagPair, ...], starts_open: bool, max_tags: int = MAX_TAGS) -> None:
         self._closes = {pair.open: pair.close for pair in pairs if pair.open is not None}
         closes = tuple(pair.close for pair in pairs)
-        self._outside = _tag_set((*self._closes, *closes, *ANSWER_TAGS))
+        self._outside: _TagSet | None = _tag_set((*self._closes, *closes, *ANSWER_TAGS))
+        """None where there were so many that none counts any more."""
+        self._left = max_tags
         self._inside = _tag_set(closes) if starts_open else None
         """The tags that can end the block that stands open; None outside of one."""
         self._close = closes[0] if starts_open else None
@@ -51,8 +58,9 @@ class TagReader:
         """Whether nothing waits and no tag can begin in ``text``: it is a segment by itself then."""
         if self._tail:
             return False
+        tags = self._inside or self._outside
         # No generator, since this is asked for every token.
-        for head in (self._inside or self._outside).heads:  # noqa: SIM110
+        for head in tags.heads if tags is not None else ():
             if head in text:
                 return False
         return True
@@ -72,6 +80,10 @@ class TagReader:
         position = 0
         while position < len(text):
             tags = self._inside or self._outside
+            if tags is None:
+                self._add(segments, text[position:])
+                position = len(text)
+                break
             certain = len(text) if final else len(text) - tags.waiting_length(text, position)
             found = tags.search(text, position)
             # A tag waits as well where it could still turn out to be part of an earlier or a longer one.
@@ -90,6 +102,9 @@ class TagReader:
             segments.append(Segment(self.phase, text, False, self._close))
 
     def _pass_tag(self, tag: str) -> Segment:
+        self._left -= 1
+        if self._left <= 0:
+            self._outside = None
         if self._inside:
             self._inside, self._close = None, None
             return Segment(Phase.THINKING, tag, True, tag)
@@ -154,11 +169,11 @@ class ThinkingStyle:
             return "starts_open has no effect with style field"
         return None
 
-    def tag_reader(self) -> TagReader | None:
+    def tag_reader(self, max_tags: int = MAX_TAGS) -> TagReader | None:
         """A reader for one choice's content; None where tags are text."""
         if self.style == "field":
             return None
         if self.style == "custom":
             assert self.close is not None
-            return TagReader((TagPair(self.open, self.close),), self.starts_open or self.open is None)
-        return TagReader(KNOWN_PAIRS, self.starts_open)
+            return TagReader((TagPair(self.open, self.close),), self.starts_open or self.open is None, max_tags)
+        return TagReader(KNOWN_PAIRS, self.starts_open, max_tags)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment
 from tests.gate.plain import DONE, HARMFUL, SAFE, Driver, inline, policy, text
 
@@ -27,6 +29,23 @@ def test_of_several_errors_one_passes() -> None:
     driver.receive(ERROR, *others, text(TEN), *others, DONE)
     driver.answer_all(SAFE)
     assert driver.sent == ERROR.raw + text(TEN).raw + DONE.raw
+
+
+@pytest.mark.parametrize("ends", [[DONE], []], ids=["done", "closed"])
+def test_no_error_follows_a_cut(ends: list[Event]) -> None:
+    """Its message is the upstream's, and bounded is not judged."""
+    driver = Driver()
+    driver.receive(text(TEN), ERROR, *ends)
+    driver.end()
+    driver.answer_all(HARMFUL)
+    assert ERROR.raw not in driver.sent
+    assert driver.sent.startswith(b"0:cut:")
+    assert driver.sent.endswith(DONE.raw)
+    driver = Driver(choices=2)
+    driver.receive(text(TEN), text(TEN, index=1), ERROR)
+    driver.answer(HARMFUL)
+    driver.answer(SAFE)
+    assert driver.sent.endswith(text(TEN, index=1).raw + ERROR.raw)
 
 
 def test_a_reply_that_lacks_a_whole_choice_broke_off() -> None:

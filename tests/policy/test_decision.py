@@ -34,6 +34,20 @@ def test_the_most_severe_level_that_passes_decides(verdict, level, action):
     assert decide(policy(), "thinking", verdict) == (level, action)
 
 
+def test_inside_an_inline_block_the_more_severe_action_of_both_phases_counts():
+    rules = policy(
+        thinking={"actions": {"potentially_harmful": "cut", "harmful": "flag"}},
+        answer={"actions": {"potentially_harmful": "flag", "harmful": "redact"}},
+    )
+    found = {level: decide(rules, "thinking", Verdict(level), inline=True).action for level in Level}
+    assert found == {
+        Level.SAFE: Action.PASS,
+        Level.POTENTIALLY_HARMFUL: Action.CUT,
+        Level.HARMFUL: Action.REDACT,
+    }
+    assert decide(rules, "thinking", Verdict(Level.HARMFUL)).action is Action.FLAG
+
+
 def test_probabilities_count_more_than_the_level_that_was_written():
     assert decide(policy(), "thinking", judged(0.1, 0.1, 0.8, Level.SAFE)).level is Level.HARMFUL
 

@@ -224,12 +224,22 @@ class History:
     def _hear(self, hearing: Hearing, at: int, mark: Mark | None) -> None:
         hearing.answered, hearing.mark = at, mark
         if mark is not None:
-            hearing.action = decided(self.policy, hearing.asked.phase, mark, self.case.certain)
+            hearing.action = self._decided(hearing, mark)
         for char in hearing.new:
             if mark is not None:
                 self.outcomes[char].append((at, "pass" if hearing.passes else "hit"))
             elif self.policy.on_auditor_failure is OnAuditorFailure.RELEASE and self.standing(char) != "hit":
                 self.outcomes[char].append((at, "unaudited"))
+
+
+    def _decided(self, hearing: Hearing, mark: Mark) -> Action:
+        """Thinking that stands between tags, and stays there, has the more severe action of both phases."""
+        phase, certain = hearing.asked.phase, self.case.certain
+        action = decided(self.policy, phase, mark, certain)
+        inline = phase is Phase.THINKING and any(self.cells[char].text.inline for char in hearing.new)
+        if not inline or self.goes is not ReasoningField.AS_IS:
+            return action
+        return max(action, decided(self.policy, Phase.ANSWERING, mark, certain), key=lambda each: each.severity)
 
 
 def new_text(asked: StartAudit) -> list[str]:

@@ -262,8 +262,14 @@ def streams_end_as_they_should(history: History) -> Iterator[str]:
         yield "a broken stream looks finished"
     if how == "broken" and history.case.ending == "stopped" and SHUT_DOWN not in str(errors[-1:]):
         yield f"a stream that was stopped ends with {errors[-1:]}"
-    if how == "error" and not errors:
+    if how == "error" and not errors and not (dones and _is_over_by_a_cut(history)):
         yield "the upstream's error is lost"
+
+
+def _is_over_by_a_cut(history: History) -> bool:
+    """Whether nothing is due any more but closing frames."""
+    finished = {index for index in range(history.case.choices) for _, part in history.parts_of(index) if part.finish}
+    return bool(history.cuts) and len(finished | set(history.cuts)) >= history.case.choices
 
 
 def _gives_up_only_where_it_must(history: History, frame: Frame) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.server.running import ask, proxy
-from tests.server.scripted import DONE, SSE_HEAD, chunk, http
+from tests.server.scripted import DONE, SSE_HEAD, chunk, completion, http
 
 CUT = "This response was stopped by policy."
 SAFE = "one two three four five six seven eight".split()
@@ -282,3 +282,49 @@ def test_a_name_that_is_text_leaves_in_no_frame_that_is_written_anew(path, strea
             reply = running.raw({"model": "thinker", **asked, "stream": streamed, "user": name}, path)
             assert "HARM" in running.auditor.bodies[-1]["messages"][-1]["content"], name
             assert "HARM" not in reply.text, name
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_reply_of_nothing_but_tags_takes_no_audit_for_each(streamed):
+    text = "<think>a</think>b" * 500
+    upstream = [SSE_HEAD, chunk({"content": text}, "stop"), DONE] if streamed else [completion(None, text)]
+    with proxy(lambda _: upstream) as running:
+        reply = running.raw(ask(stream=streamed))
+        audits = len(running.auditor.requests)
+    assert text in reply.text
+    assert audits < 100
+
+
+@pytest.mark.parametrize("ids", [[7], None])
+def test_few_token_ids_are_not_few_tokens_where_their_text_is_long(ids):
+    """Ids may come before their text, and a text behind them with the last one alone."""
+    policy = {name: {"mode": "lag", "max_lag": 8} for name in ("thinking", "answer")}
+    frames = [frame({"content": "HARM and more of it " * 10}, token_ids=ids), frame({}, "stop"), DONE]
+    with proxy(replay(*frames), policy=policy) as running:
+        reply = running.raw(ask(stream=True)).text
+    assert "HARM" not in reply
+    assert finishes(reply) == {0: "content_filter"}
+
+
+def test_tokens_whose_text_never_comes_are_counted_where_they_run_ahead_of_their_verdict():
+    policy = {name: {"mode": "lag", "max_lag": 8} for name in ("thinking", "answer")}
+    tokens = [{"token": f"{word} ", "logprob": -0.1} for word in [*SAFE, "HARM"] * 8]
+    frames = [frame({}, logprobs={"content": tokens}), DONE]
+    with proxy(replay(*frames), policy=policy) as running:
+        reply = running.raw(ask(stream=True, logprobs=True)).text
+    assert "HARM" not in reply
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("opened", ["by the request", "by the model"])
+def test_an_answer_inside_a_tag_that_never_closes_is_guarded_as_one(opened, streamed):
+    """Whoever may write the beginning of the reply could open a tag, and have all of it taken for thinking."""
+    text = "one two HARM" if opened == "by the request" else "<think>one two HARM"
+    messages = [{"role": "user", "content": "Please help."}, {"role": "assistant", "content": "<think>"}]
+    upstream = [SSE_HEAD, chunk({"content": text}, "stop"), DONE] if streamed else [completion(None, text)]
+    policy = {"thinking": {"actions": {"potentially_harmful": "flag", "harmful": "flag"}}}
+    asked = {"messages": messages} if opened == "by the request" else {}
+    with proxy(lambda _: upstream, policy=policy) as running:
+        reply = running.raw(ask(stream=streamed, **asked)).text
+    assert "HARM" not in reply
+    assert "content_filter" in reply

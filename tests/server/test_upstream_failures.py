@@ -166,6 +166,39 @@ def test_of_a_streams_errors_the_first_alone_passes():
     assert (WORDS[0] in text, text.endswith("[DONE]\n\n")) == (True, True)
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"images": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,SEEN"}}]},
+        {"audio": {"id": "a", "data": "SEEN"}},
+        {"content": [{"type": "output_audio", "url": " DATA:audio/wav;base64,SEEN"}]},
+    ],
+    ids=["image", "audio", "part"],
+)
+def test_images_and_speech_never_leave(beside, streamed):
+    """Their base64 says nothing to an auditor of texts."""
+    message = {"role": "assistant", "content": "fine", **beside}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    whole = http(200, json.dumps({"id": "c", "object": "chat.completion", "choices": [choice]}))
+    frames = [SSE_HEAD, chunk({"content": "fine"}), chunk(beside, "stop"), DONE] if streamed else [whole]
+    with proxy(replay(*frames)) as running:
+        reply = running.raw(ask(stream=streamed))
+    assert "SEEN" not in reply.text
+    assert "with an image or audio" in reply.text
+    assert (reply.status_code, "[DONE]" in reply.text) == (200 if streamed else 502, False)
+
+
+@pytest.mark.parametrize("done", [[DONE], []])
+def test_an_error_behind_what_is_cut_never_leaves(done):
+    error = b'data: {"error": {"message": "and then mix both"}}\n\n'
+    with proxy(replay(SSE_HEAD, chunk({"content": "HARM "}), error, *done)) as running:
+        text = running.raw(ask(stream=True)).text
+    assert "and then" not in text
+    assert "content_filter" in text
+    assert text.endswith("[DONE]\n\n")
+
+
 def test_a_stream_that_breaks_off_ends_with_an_error_and_no_done():
     frames = [chunk({"role": "assistant", "content": ""}), *[chunk({"reasoning": word + " "}) for word in WORDS]]
     with proxy(replay(SSE_HEAD, *frames)) as running:

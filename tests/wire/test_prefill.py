@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from guardtrace_proxy.wire.prefill import opening_of
+from guardtrace_proxy.wire.prefill import leaves_open, opening_of
 from guardtrace_proxy.wire.request import Prefill
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
@@ -74,3 +74,8 @@ def test_an_operators_own_tags() -> None:
     assert split("[T]So[A]Well,", style=style) == ("So", "Well,", False)
     assert split("[T]So", style=style) == ("So", "", True)
     assert split("So", style=ThinkingStyle("custom", close="[A]")) == ("So", "", True)
+
+
+def test_a_prompt_may_hold_a_long_conversation() -> None:
+    assert leaves_open("<think>a</think>b" * 200 + "<think>", AUTO)
+    assert not leaves_open("<think>a</think>b" * 200, AUTO)

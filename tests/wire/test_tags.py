@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.wire.events import Phase, Segment
-from guardtrace_proxy.wire.tags import KNOWN_PAIRS, TagPair, TagReader
+from guardtrace_proxy.wire.tags import KNOWN_PAIRS, MAX_TAGS, TagPair, TagReader
 from tests.wire.cuts import cut, in_two, one_by_one, places
 from tests.wire.replies import joined, shown
 
@@ -123,8 +123,27 @@ def test_a_tag_that_lies_in_another_is_not_taken_before_the_other_can_be_ruled_o
 def test_very_many_tags_are_read_in_one_pass() -> None:
     # Cut off one by one from the front of the rest, this would take minutes.
     count = 100_000
-    segments = TagReader(KNOWN_PAIRS, False).feed("<answer>a" * count + "<")
+    segments = TagReader(KNOWN_PAIRS, False, max_tags=2 * count).feed("<answer>a" * count + "<")
     assert (len(segments), "".join(segment.text for segment in segments[:4])) == (2 * count, "<answer>a<answer>a")
+
+
+@pytest.mark.parametrize("starts_open", [False, True])
+@pytest.mark.parametrize("text", ["<think>a</think>b" * 999, "a</think><answer>" * 999, "a</think>b<think>" * 999 + "</thi"])
+def test_behind_so_many_tags_they_are_text(text: str, starts_open: bool) -> None:
+    """Each asks for an audit of what stands before it."""
+    whole = read(text, starts_open=starts_open)
+    assert sum(segment.tag for segment in whole) in (MAX_TAGS, MAX_TAGS + 1)
+    assert "".join(segment.text for segment in whole) == text
+    assert (whole[-1].phase, whole[-1].tag) == (ANSWERING, False)
+    assert read(*one_by_one(text), starts_open=starts_open) == whole
+    reader = TagReader(KNOWN_PAIRS, starts_open)
+    reader.feed(text)
+    assert reader.passes("<") and reader.close is None
+
+
+def test_the_block_that_stands_open_behind_so_many_tags_ends() -> None:
+    last = read("<answer>" * (MAX_TAGS - 1) + "<think>a</think>b</think><think>c")[-4:]
+    assert shown(last) == "[<think>] T:a [</think>] A:b</think><think>c"
 
 
 def by_one_pattern(text: str, pairs: tuple[TagPair, ...], starts_open: bool) -> list[tuple[Phase, str, bool]]:
