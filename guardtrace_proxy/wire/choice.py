@@ -115,8 +115,8 @@ def tokens_alone(text: str) -> list[Found]:
 
 
 def _tokens(spans: list[Span], token_ids: list[int] | None) -> int:
-    """Ruling 16: the length of ``token_ids``, else UTF-8 bytes / 4 rounded up, at least 1 where there is text. Of ids no
-    fewer than so many bytes need: they may have come before their text, and one would stand for any text."""
+    """Ruling 16: the length of ``token_ids``, else UTF-8 bytes / 4 rounded up, at least 1 where there is text. Of ids
+    no fewer than so many bytes need: they may have come before their text, and one would stand for any text."""
     if not spans:
         return 0
     tokens = size = 0

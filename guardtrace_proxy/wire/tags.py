@@ -60,7 +60,7 @@ class TagReader:
             return False
         tags = self._inside or self._outside
         # No generator, since this is asked for every token.
-        for head in tags.heads if tags is not None else ():
+        for head in tags.heads if tags is not None else ():  # noqa: SIM110
             if head in text:
                 return False
         return True

@@ -231,7 +231,6 @@ class History:
             elif self.policy.on_auditor_failure is OnAuditorFailure.RELEASE and self.standing(char) != "hit":
                 self.outcomes[char].append((at, "unaudited"))
 
-
     def _decided(self, hearing: Hearing, mark: Mark) -> Action:
         """Thinking that stands between tags, and stays there, has the more severe action of both phases."""
         phase, certain = hearing.asked.phase, self.case.certain

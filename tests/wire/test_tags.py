@@ -128,7 +128,9 @@ def test_very_many_tags_are_read_in_one_pass() -> None:
 
 
 @pytest.mark.parametrize("starts_open", [False, True])
-@pytest.mark.parametrize("text", ["<think>a</think>b" * 999, "a</think><answer>" * 999, "a</think>b<think>" * 999 + "</thi"])
+@pytest.mark.parametrize(
+    "text", ["<think>a</think>b" * 999, "a</think><answer>" * 999, "a</think>b<think>" * 999 + "</thi"]
+)
 def test_behind_so_many_tags_they_are_text(text: str, starts_open: bool) -> None:
     """Each asks for an audit of what stands before it."""
     whole = read(text, starts_open=starts_open)
@@ -138,7 +140,8 @@ def test_behind_so_many_tags_they_are_text(text: str, starts_open: bool) -> None
     assert read(*one_by_one(text), starts_open=starts_open) == whole
     reader = TagReader(KNOWN_PAIRS, starts_open)
     reader.feed(text)
-    assert reader.passes("<") and reader.close is None
+    assert reader.passes("<")
+    assert reader.close is None
 
 
 def test_the_block_that_stands_open_behind_so_many_tags_ends() -> None:
