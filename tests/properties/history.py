@@ -235,8 +235,8 @@ class History:
         """Thinking that stands between tags, and stays there, has the more severe action of both phases."""
         phase, certain = hearing.asked.phase, self.case.certain
         action = decided(self.policy, phase, mark, certain)
-        inline = phase is Phase.THINKING and any(self.cells[char].text.inline for char in hearing.new)
-        if not inline or self.goes is not ReasoningField.AS_IS:
+        inline = [self.cells[char].text.inline for char in hearing.new] or [self.case.tags is not None]
+        if phase is not Phase.THINKING or not any(inline) or self.goes is not ReasoningField.AS_IS:
             return action
         return max(action, decided(self.policy, Phase.ANSWERING, mark, certain), key=lambda each: each.severity)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from guardtrace_proxy.gate import StartAudit
-from guardtrace_proxy.policy.schema import Mode, OnAuditorFailure, Policy, ReasoningField
+from guardtrace_proxy.policy.schema import Action, Mode, OnAuditorFailure, Policy, ReasoningField
 from guardtrace_proxy.wire.events import Phase
 from guardtrace_proxy.wire.reply import Reply
 from guardtrace_proxy.wire.tags import ThinkingStyle
@@ -101,9 +101,13 @@ class History:
     def enforces(self, char: str) -> bool:
         return self.mode(self.phase(char)) is Mode.HOLD
 
+    def decided(self, phase: Phase, mark: Any) -> Action:
+        """What a verdict on new text of a phase leads to."""
+        return decided(self.policy, phase, mark, self.case.certain)
+
     def hear(self, id: int, mark: Any) -> None:
         asked = self.asked[id]
-        action = None if mark is None else decided(self.policy, asked.phase, mark, self.case.certain)
+        action = None if mark is None else self.decided(asked.phase, mark)
         passes = action is not None and action.value in ("pass", "flag")
         enforced = self.mode(asked.phase) in (Mode.HOLD, Mode.LAG)
         self.hits = self.hits or (action is not None and not passes and enforced)

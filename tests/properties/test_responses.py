@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.gate.clearance import Modes
-from guardtrace_proxy.policy.schema import CutShape, Mode
+from guardtrace_proxy.policy.schema import Action, CutShape, Mode, ReasoningField
 from guardtrace_proxy.wire.events import Phase
 from guardtrace_proxy.wire.responses import ResponsesStream
 from guardtrace_proxy.wire.responses_client import Client
 from guardtrace_proxy.wire.responses_writer import ResponsesWriter
 from guardtrace_proxy.wire.tags import ThinkingStyle
-from tests.properties.alphabet import Alphabet, betrayed, known
+from tests.properties.alphabet import Alphabet, Mark, betrayed, known
 from tests.properties.cases import draw_policy
 from tests.properties.dialects import DIALECTS
 from tests.properties.dialects import Writing as Texts
@@ -150,6 +150,13 @@ class Watched(History):
         if phase is Phase.ANSWERING or mode is Mode.WITHHOLD or not self.drawn.inline:
             return mode
         return max(mode, answer, key=STRICTNESS.index)
+
+    def decided(self, phase: Phase, mark: Mark) -> Action:
+        """Of thinking between tags that stays there the more severe action counts."""
+        own, of_answer = super().decided(phase, mark), super().decided(Phase.ANSWERING, mark)
+        if not self.drawn.inline or self.policy.thinking_goes is not ReasoningField.AS_IS:
+            return own
+        return max(own, of_answer, key=lambda action: action.severity)
 
 
 def broken_promises(drawn: Drawn, log: Log) -> Iterator[str]:
