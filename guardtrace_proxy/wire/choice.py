@@ -10,8 +10,8 @@ from guardtrace_proxy.wire.tags import ThinkingStyle
 
 TOKENS = ("logprobs",)
 """Path of a span that stands for tokens without their text."""
-MAX_TOKEN_BYTES = 16
-"""A token's on average: there are longer ones, but not many in a row."""
+ESTIMATED_IN_AN_ID = 4
+"""At most so many tokens of four bytes stand for one id: longer ones exist, but not many in a row."""
 
 
 class ChoiceReader:
@@ -115,14 +115,11 @@ def tokens_alone(text: str) -> list[Found]:
 
 
 def _tokens(spans: list[Span], token_ids: list[int] | None) -> int:
-    """Ruling 16: the length of ``token_ids``, else UTF-8 bytes / 4 rounded up, at least 1 where there is text. Of ids
-    no fewer than so many bytes need: they may have come before their text, and one would stand for any text."""
-    if not spans:
-        return 0
-    tokens = size = 0
+    """Ruling 16: the length of ``token_ids``, else UTF-8 bytes / 4 rounded up, at least 1 where there is text. Ids
+    count for at least a quarter of that: they may have come before their text, and one would stand for any."""
+    tokens = 0
     for span in spans:
         text = span.text
         length = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         tokens += -(-length // 4)
-        size += length
-    return max(len(token_ids), -(-size // MAX_TOKEN_BYTES)) if token_ids else tokens
+    return max(len(token_ids), -(-tokens // ESTIMATED_IN_AN_ID)) if spans and token_ids else tokens

@@ -38,8 +38,7 @@ class TagReader:
     def __init__(self, pairs: tuple[TagPair, ...], starts_open: bool, max_tags: int = MAX_TAGS) -> None:
         self._closes = {pair.open: pair.close for pair in pairs if pair.open is not None}
         closes = tuple(pair.close for pair in pairs)
-        self._outside: _TagSet | None = _tag_set((*self._closes, *closes, *ANSWER_TAGS))
-        """None where there were so many that none counts any more."""
+        self._outside = _tag_set((*self._closes, *closes, *ANSWER_TAGS))
         self._left = max_tags
         self._inside = _tag_set(closes) if starts_open else None
         """The tags that can end the block that stands open; None outside of one."""
@@ -58,9 +57,8 @@ class TagReader:
         """Whether nothing waits and no tag can begin in ``text``: it is a segment by itself then."""
         if self._tail:
             return False
-        tags = self._inside or self._outside
         # No generator, since this is asked for every token.
-        for head in tags.heads if tags is not None else ():  # noqa: SIM110
+        for head in (self._inside or self._outside).heads:  # noqa: SIM110
             if head in text:
                 return False
         return True
@@ -80,10 +78,6 @@ class TagReader:
         position = 0
         while position < len(text):
             tags = self._inside or self._outside
-            if tags is None:
-                self._add(segments, text[position:])
-                position = len(text)
-                break
             certain = len(text) if final else len(text) - tags.waiting_length(text, position)
             found = tags.search(text, position)
             # A tag waits as well where it could still turn out to be part of an earlier or a longer one.
@@ -104,7 +98,7 @@ class TagReader:
     def _pass_tag(self, tag: str) -> Segment:
         self._left -= 1
         if self._left <= 0:
-            self._outside = None
+            self._outside = _tag_set(())
         if self._inside:
             self._inside, self._close = None, None
             return Segment(Phase.THINKING, tag, True, tag)
@@ -119,10 +113,11 @@ class _TagSet:
     """Tags that count at one time. ``search`` finds the earliest, the longest where several begin there."""
 
     def __init__(self, tags: tuple[str, ...]) -> None:
-        self.search = re.compile("|".join(map(re.escape, sorted(tags, key=len, reverse=True)))).search
+        pattern = "|".join(map(re.escape, sorted(tags, key=len, reverse=True)))
+        self.search = re.compile(pattern or "(?!)").search  # which no text has
         self._tags = tags
         self.heads = tuple({tag[0] for tag in tags})
-        self._longest = max(map(len, tags)) - 1
+        self._longest = max(map(len, tags), default=1) - 1
 
     def waiting_length(self, text: str, start: int) -> int:
         """How many characters at the end of ``text`` from ``start`` could begin a tag."""
