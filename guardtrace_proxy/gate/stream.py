@@ -263,7 +263,7 @@ class StreamGate:
         if not self._choices.as_many_over_as_expected:
             return
         # What follows a cut is its closing frames, with no text of the upstream's, not even a bounded one.
-        self._lost_error = self._queue.drop_error()
+        self._lost_error |= self._queue.drop_error()
         self._ending.cut()
         if not self._ending.is_known:
             self.wants_upstream = False

@@ -48,6 +48,15 @@ def test_no_error_follows_a_cut(ends: list[Event]) -> None:
     assert driver.sent.endswith(text(TEN, index=1).raw + ERROR.raw)
 
 
+def test_a_second_cut_does_not_forget_that_the_error_was_dropped() -> None:
+    driver = Driver(choices=2)
+    driver.receive(text(TEN, finish="stop"), text(TEN, index=1, finish="stop"), ERROR)
+    driver.end()
+    driver.answer_all(HARMFUL)
+    assert ERROR.raw not in driver.sent
+    assert driver.sent.endswith(DONE.raw)
+
+
 def test_a_reply_that_lacks_a_whole_choice_broke_off() -> None:
     driver = Driver(choices=2)
     driver.receive(text(TEN, finish="stop"))
