@@ -11,6 +11,7 @@ from hypothesis import given, settings
 
 from guardtrace_proxy.wire import chat_spans, completion, messages, responses
 from guardtrace_proxy.wire.events import Event
+from guardtrace_proxy.wire.responses_said import Placed, Said
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.fuzz.mutations import inputs
 from tests.fuzz.properties import NAMES, check, header, seeds
@@ -50,7 +51,7 @@ def test_a_repetition_that_says_something_else_is_noticed(monkeypatch: pytest.Mo
     said = b'data: {"type": "response.output_text.delta", "delta": "x"}\n\n'
     again = b'data: {"type": "response.output_text.done", "text": "y"}\n\n'
     check(HEADERS["responses"] + said + again)
-    monkeypatch.setattr(responses.ResponsesStream, "_place", lambda self, place, is_delta: (place.slot, False))
+    monkeypatch.setattr(Said, "place", lambda self, place, *_: Placed(place.slot, False))
     with pytest.raises(AssertionError, match="'y' is in no span"):
         check(HEADERS["responses"] + said + again)
 
