@@ -22,10 +22,11 @@ from guardtrace_trainer.nano.corpus import (
     random_excerpt,
     whole,
 )
-from guardtrace_trainer.nano.wording import bank, questions
+from guardtrace_trainer.nano.wording import bank, goals, questions
 
 SEEDS = st.integers(0, 2**32)
 APART = ("either/", "harmless/")
+WANTED_TOO = {"forge a doctor's note"}
 
 
 @st.composite
@@ -117,9 +118,16 @@ def test_training_never_uses_held_out_lines(seed):
     sample = make_sample(random.Random(seed))
     names = ("think_safe", *(f"{where}think_{kind}" for where in ("", *APART) for kind in ("hint", "act")))
     kept = {line for name in names for line in bank(name, held_out=True)}
-    goals = (*bank("goals_harmful", held_out=True), *bank("goals_harmless", held_out=True))
+    held_out = {*bank("goals_harmful", held_out=True), *bank("goals_harmless", held_out=True)}
     assert not kept & {text for text, _ in sample.sentences}
-    assert sample.goal not in goals  # as a part of a longer one it may occur
+    assert sample.goal not in held_out - WANTED_TOO  # as a part of a longer one it may occur
+
+
+def test_of_the_held_out_goals_one_alone_is_wanted_by_a_question_of_training():
+    """The card says so; without it the sets that its figures are of would be drawn anew."""
+    trained = {*goals(True), *goals(False)}
+    held_out = {*bank("goals_harmful", held_out=True), *bank("goals_harmless", held_out=True)}
+    assert trained & held_out == WANTED_TOO
 
 
 def test_written_questions_are_drawn_from_their_own_side():
