@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import signal
 from pathlib import Path
 
@@ -32,10 +33,13 @@ free), so as much stays as ran at once; that it is free for the next is what the
 LEFT_BLOCKS = 16
 """A stream, between the same bursts: connections that are kept for the next differ; a stream that stays is hundreds."""
 COUNTING = f"""
-import gc, signal, sys
-signal.signal(signal.SIGUSR1, lambda *_: print("collected", gc.collect(), "live", sys.getallocatedblocks(), flush=True))
+import gc, os, signal, sys
+def count(*_):  # in one piece, whatever other threads write
+    os.write(1, b"\\ncollected %d live %d.\\n" % (gc.collect(), sys.getallocatedblocks()))
+signal.signal(signal.SIGUSR1, count)
 {GUARDTRACE}
 """
+COUNTED = re.compile(r"collected (\d+) live (\d+)\.")
 
 
 def test_a_burst(tmp_path):
@@ -100,11 +104,11 @@ def test_a_stream_leaves_no_cycles(tmp_path, model):
 def collect(running: Rig) -> tuple[int, int]:
     """How many objects nothing referred to but one another, and how many pieces of memory Python has given out and not
     got back without them."""
-    seen = running.log().count("collected")
+    seen = len(COUNTED.findall(running.log()))
     running.proxy.process.send_signal(signal.SIGUSR1)
-    assert eventually(lambda: running.log().count("collected") > seen, SETTLE_SECONDS)
-    words = running.log().rpartition("collected ")[2].split()
-    return int(words[0]), int(words[2])
+    assert eventually(lambda: len(COUNTED.findall(running.log())) > seen, SETTLE_SECONDS)
+    collected, live = COUNTED.findall(running.log())[-1]
+    return int(collected), int(live)
 
 
 def assert_nothing_is_left(running: Rig, shed: int, limited: int) -> None:
