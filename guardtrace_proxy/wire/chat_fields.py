@@ -202,21 +202,21 @@ def force(body: bytes, paths: Collection[str]) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def is_plain(value: Any) -> bool:
+def _is_plain(value: Any) -> bool:
     """Whether there is nothing to read in it: numbers, truth values, short words, and collections of such."""
     if isinstance(value, str):
         return _WORD.fullmatch(value) is not None
     if isinstance(value, dict):
-        return all(is_plain(key) and is_plain(inner) for key, inner in value.items())
+        return all(_is_plain(key) and _is_plain(inner) for key, inner in value.items())
     if isinstance(value, list):
-        return all(map(is_plain, value))
+        return all(map(_is_plain, value))
     return True
 
 
 def says_little(value: Any) -> bool:
-    """Whether there is nothing to read in a choice among tools or a reply's form. Many words make a schema, however
-    short each is."""
-    return is_plain(value) and _words(value) <= MAX_WORDS
+    """Whether there is nothing to read in a label, a choice among tools or a reply's form. Many words say something,
+    however short each is."""
+    return _is_plain(value) and _words(value) <= MAX_WORDS
 
 
 def _words(value: Any) -> int:
@@ -251,7 +251,7 @@ def check_switches(request: Mapping[str, Any], field: str, keys: Collection[str]
 
 def check_switch(value: Any, path: str) -> None:
     """Refuse what could be more than a number, a truth value or a short word."""
-    if isinstance(value, (list, dict)) or not is_plain(value):
+    if isinstance(value, (list, dict)) or not _is_plain(value):
         refuse(path, "expected a number, true, false or a short word")
 
 

@@ -24,8 +24,6 @@ BY_MODEL = frozenset({"arguments", "input"})
 """Of a call: all that lies in it is what the model wrote, keys and labels too."""
 SAYS = BY_MODEL | {"content", "text", "delta", "refusal", "summary", "partial_json", *THINKING_FIELDS}
 """Fields for a text: what else stands there, as a number, is shown in its place."""
-
-
 MEDIA_URL = re.compile(r"\s*data:(?:audio|image|video)/", re.IGNORECASE)
 
 
