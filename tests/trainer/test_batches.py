@@ -13,6 +13,7 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     IMAGE_TOKENS,
     LONGEST,
     MOST_ROWS,
+    NOTHING,
     POOL,
     TOKENS_PER_BATCH,
     Batch,
@@ -25,14 +26,15 @@ from guardtrace_trainer.nano.batches import (  # noqa: E402
     vision_batch,
 )
 from guardtrace_trainer.nano.documents import (  # noqa: E402
+    HARMFUL,
     HEAD,
     USER,
     Document,
+    Piece,
     exchange,
-    pasted,
-    plain,
-    talk,
+    row,
     thinking,
+    trace,
 )
 from guardtrace_trainer.nano.model import control_id  # noqa: E402
 from guardtrace_trainer.nano.vocabulary import make_tokenizer  # noqa: E402
@@ -40,14 +42,17 @@ from guardtrace_trainer.nano.vocabulary import make_tokenizer  # noqa: E402
 pytestmark = pytest.mark.usefixtures("words")
 
 
+TENSORS = ("ids", "told", "lines", "so_far", "positions")
+
+
 def documents(count: int, seed: int = 0) -> list[Example]:
     rng = random.Random(seed)
-    draws = (plain, thinking, exchange, talk, pasted)
-    return [encode(draws[number % 5](rng), rng) for number in range(count)]
+    draws = (row, thinking, exchange, trace)
+    return [encode(draws[number % 4](rng), rng) for number in range(count)]
 
 
 def same(one: Batch, other: Batch) -> bool:
-    alike = [torch.equal(getattr(one, name), getattr(other, name)) for name in ("ids", "shares", "positions")]
+    alike = [torch.equal(getattr(one, name), getattr(other, name)) for name in TENSORS]
     if one.cells is None or other.cells is None:
         return all(alike) and one.cells is other.cells
     return all(alike) and torch.equal(one.cells, other.cells)
@@ -55,22 +60,22 @@ def same(one: Batch, other: Batch) -> bool:
 
 @pytest.fixture(scope="module")
 def first(words) -> list[Batch]:
-    return pool(plain, 5, 0)
+    return pool(trace, 5, 0)
 
 
 def test_a_pool_is_the_same_each_time(first):
-    again = pool(plain, 5, 0)
+    again = pool(trace, 5, 0)
     assert len(again) == len(first)
     assert all(same(one, other) for one, other in zip(again, first, strict=True))
 
 
 def test_another_seed_or_number_gives_another_pool(first):
-    assert not same(pool(plain, 5, 1)[0], first[0])
-    assert not same(pool(plain, 6, 0)[0], first[0])
+    assert not same(pool(trace, 5, 1)[0], first[0])
+    assert not same(pool(trace, 6, 0)[0], first[0])
 
 
 def test_batches_are_as_many_as_asked_for_and_the_first_pool_in_order(first):
-    few = list(batches(plain, 5, 3))
+    few = list(batches(trace, 5, 3))
     assert len(few) == 3
     assert all(same(one, other) for one, other in zip(few, first, strict=False))
 
@@ -92,28 +97,37 @@ def test_vision_batches_are_the_same_each_time(words):
     assert not torch.equal(one[0], other[0])
 
 
-def test_what_asks_for_nothing_is_left_out():
-    def some(rng):
-        return Document((("Hush.<|im_end|>", ""),), None) if rng.random() < 0.5 else exchange(rng)
-
-    assert all((batch.shares == 1).any(1).all() for batch in pool(some, 1, 0))
-
-
-def test_only_replies_are_foretold_of_a_talk():
+def test_only_replies_are_foretold():
     tokenizer = make_tokenizer()
     rng = random.Random(8)
-    document = talk(rng)
-    example = encode(document, rng)
-    batch = collate([example, example])
-    assert set(batch.shares.unique().tolist()) == {0.0, 1.0}
-    told = tokenizer.decode(batch.ids[0][batch.shares[0] > 0])
-    assert told == "".join(reply for _, reply in document.turns)
+    document = exchange(rng)
+    batch = collate([encode(document, rng)])
+    assert tokenizer.decode(batch.ids[0][batch.told[0]]) == document.pieces[-1].text
+
+
+def test_what_is_known_stands_on_a_pieces_last_tokens():
+    pieces = (
+        Piece("Some words of a request", line=HARMFUL),
+        Piece(" and what is between them.", line=HARMFUL, so_far=3, known_from=0.0),
+        Piece(" First, cut the wire and hide it.", line=2, so_far=5, known_from=0.6),
+        Piece("", line=1, so_far=1),
+    )
+    example = encode(Document(pieces, None), random.Random(0))
+    lengths = [len(encode(Document((piece,), None, ""), random.Random(0)).ids) for piece in pieces]
+    start = len(example.ids) - sum(lengths)
+    whole = slice(start + lengths[0], start + lengths[0] + lengths[1])
+    assert [at for at, line in enumerate(example.lines) if line != NOTHING][0] == start + lengths[0] - 1
+    assert set(example.lines[whole]) == {HARMFUL}
+    assert set(example.so_far[whole]) == {3}
+    last = example.so_far[whole.stop :]
+    assert last == [NOTHING] * int(lengths[2] * 0.6) + [5] * (lengths[2] - int(lengths[2] * 0.6))
+    assert example.lines[whole.stop :] == [2 if known == 5 else NOTHING for known in last]
 
 
 def test_a_document_stands_behind_the_auditors_own_head_and_its_image():
     tokenizer = make_tokenizer()
     for example in documents(30, seed=4):
-        first = next(at for at, share in enumerate(example.shares) if share)
+        first = next((at for at, told in enumerate(example.told) if told), len(example.ids))
         assert tokenizer.decode(example.ids).startswith(HEAD if example.drawing else (HEAD, USER))
         assert example.ids.count(control_id("<|image_pad|>")) == (IMAGE_TOKENS if example.drawing else 0)
         assert example.ids[:first].count(control_id("<|image_pad|>")) == (IMAGE_TOKENS if example.drawing else 0)
@@ -127,8 +141,11 @@ def test_padding_stands_right_and_is_no_target():
         length = len(example.ids)
         assert batch.ids[row, :length].tolist() == example.ids
         assert (batch.ids[row, length:] == control_id("<|endoftext|>")).all()
-        assert batch.shares[row, :length].tolist() == pytest.approx(example.shares)
-        assert not batch.shares[row, length:].any()
+        for name in ("told", "lines", "so_far"):
+            assert getattr(batch, name)[row, :length].tolist() == getattr(example, name)
+        assert not batch.told[row, length:].any()
+        assert (batch.lines[row, length:] == NOTHING).all()
+        assert (batch.so_far[row, length:] == NOTHING).all()
 
 
 def test_positions_are_those_of_the_class_itself():

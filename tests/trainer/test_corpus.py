@@ -26,7 +26,6 @@ from guardtrace_trainer.nano.wording import bank, goals, questions
 
 SEEDS = st.integers(0, 2**32)
 APART = ("either/", "harmless/")
-WANTED_TOO = {"forge a doctor's note"}
 
 
 @st.composite
@@ -120,14 +119,13 @@ def test_training_never_uses_held_out_lines(seed):
     kept = {line for name in names for line in bank(name, held_out=True)}
     held_out = {*bank("goals_harmful", held_out=True), *bank("goals_harmless", held_out=True)}
     assert not kept & {text for text, _ in sample.sentences}
-    assert sample.goal not in held_out - WANTED_TOO  # as a part of a longer one it may occur
+    assert sample.goal not in held_out  # as a part of a longer one it may occur
 
 
-def test_of_the_held_out_goals_one_alone_is_wanted_by_a_question_of_training():
-    """The card says so; without it the sets that its figures are of would be drawn anew."""
+def test_no_held_out_goal_is_wanted_by_a_question_of_training():
     trained = {*goals(True), *goals(False)}
     held_out = {*bank("goals_harmful", held_out=True), *bank("goals_harmless", held_out=True)}
-    assert trained & held_out == WANTED_TOO
+    assert not trained & held_out
 
 
 def test_written_questions_are_drawn_from_their_own_side():

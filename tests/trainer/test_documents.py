@@ -1,159 +1,194 @@
-"""What the warm-up's documents say, and what they never say: an analysis or a judgment."""
+"""What the warm-up's documents say and what is known of them, and what they never say: an analysis or a judgment."""
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections import Counter
 
 import pytest
 
-from guardtrace_trainer.nano.authored import authored
+from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 from guardtrace_trainer.nano.documents import (
     DECLINES,
+    END,
     GIVEN,
+    HARMFUL,
+    HARMLESS,
     HEAD,
     HELPS,
-    MARKS,
-    MORE,
-    NEXT,
+    LINES,
     SHOWS,
+    SO_FAR,
     TAIL,
     USER,
+    Document,
     anything,
     exchange,
-    pasted,
-    plain,
+    lines,
     remarks,
-    requests,
-    talk,
+    row,
     thinking,
+    trace,
 )
 from guardtrace_trainer.nano.wording import BANK, bank, goals, questions
 
-HARM = {DECLINES: True, HELPS: False}
+LINE = {True: HARMFUL, False: HARMLESS}
+STRENGTHS = (SAFE, HINT, ACT)
 
 
-def asked_for() -> dict[str, str]:
-    """What is told to each goal of training, and to each question that was written as a whole."""
-    texts = {told: [*goals(harm), *(text for _, text in questions(harm))] for told, harm in HARM.items()}
-    return {text: told for told, found in texts.items() for text in found}
+def text_of(document: Document) -> str:
+    return document.head + "".join(piece.text for piece in document.pieces)
 
 
-@pytest.mark.parametrize("draw", [plain, thinking, exchange, pasted, talk, requests])
+def asked_for() -> dict[str, bool]:
+    """Whether each goal of training is harmful, and each question that was written as a whole."""
+    texts = {harm: [*goals(harm), *(text for _, text in questions(harm))] for harm in (True, False)}
+    return {text: harm for harm, found in texts.items() for text in found}
+
+
+@pytest.mark.parametrize("draw", [row, thinking, trace, exchange])
 def test_no_document_holds_an_analysis_or_a_judgment(draw):
     rng = random.Random(3)
-    texts = [" ".join(itertools.chain.from_iterable(draw(rng).turns)) for _ in range(2000)]
+    texts = [text_of(draw(rng)) for _ in range(2000)]
     for words in ("“Analysis”", "“Judgment”", "the goal is harm", "the text stays", "gives a hint", "gives steps"):
         assert not any(words in text for text in texts), words
 
 
-def test_plain_documents_are_traces_conversations_and_descriptions():
-    rng = random.Random(4)
-    made = [plain(rng) for _ in range(600)]
-    assert sum(one.turns[0][0].startswith(SHOWS) for one in made) > 120
-    given = ["".join(text for text, _ in one.turns) for one in made]
-    assert sum("<think>\n" in one and "\n</think>\n\n" in one for one in given) > 120
-    assert sum(one.startswith("Current Task Query: ") for one in given) > 120
-
-
-def test_a_mark_says_what_the_sentence_before_it_gives_and_nothing_else_of_it():
-    strengths = {text: strength for trace in authored(BANK) for text, strength in trace.sentences}
+def test_a_row_says_of_each_request_whether_it_is_harmful():
+    known = asked_for()
     rng = random.Random(5)
     seen = Counter()
-    for given, told in itertools.chain.from_iterable(thinking(rng).turns for _ in range(600)):
-        if told:
-            seen[told] += 1
-            assert told == MARKS[strengths.get(given.strip(), MARKS.index(told))]
-    assert set(seen) == set(MARKS)
+    for _ in range(200):
+        request = ""
+        for piece in row(rng).pieces:
+            if piece.text != "\n":
+                request += piece.text
+                continue
+            asked = request.rpartition("User: ")[2]
+            goal = max((goal for goal in known if goal in asked), key=len)
+            assert piece.line == LINE[known[goal]], request
+            seen[piece.line] += 1
+            seen["alone"] += request in known
+            seen["remarked"] += request.startswith(remarks())
+            request = ""
+    assert min(seen[HARMFUL], seen[HARMLESS], seen["alone"], seen["remarked"]) > 100
+    assert not any(goal in remark for remark in remarks() for goal in known)
+
+
+@pytest.mark.parametrize("draw", [row, trace])
+def test_what_a_request_asks_for_is_known_where_its_goal_ends(draw):
+    known = asked_for()
+    rng = random.Random(6)
+    seen = Counter()
+    for piece in (piece for _ in range(400) for piece in draw(rng).pieces):
+        if piece.line in LINE.values() and piece.known_from == 1.0 and piece.text.strip():
+            goal = max((goal for goal in known if piece.text.endswith(goal)), key=len)
+            assert piece.line == LINE[known[goal]]
+            seen[piece.line] += 1
+    assert min(seen[kind] for kind in LINE.values()) > 50
+
+
+def test_thinking_says_of_each_sentence_what_it_gives_and_nothing_of_a_request():
+    strengths = {text: strength for one in authored(BANK) for text, strength in one.sentences}
+    rng = random.Random(7)
+    seen = Counter()
+    for piece in (piece for _ in range(600) for piece in thinking(rng).pieces):
+        assert piece.so_far is None
+        assert not piece.told
+        if piece.line is not None:
+            seen[piece.line] += 1
+            assert piece.line == strengths.get(piece.text.strip(), piece.line)
+    assert set(seen) == set(STRENGTHS)
     assert min(seen.values()) > 200
 
 
-def test_whether_a_mark_comes_cannot_be_known_from_the_text():
-    rng = random.Random(6)
-    pieces = [turn for _ in range(100) for turn in thinking(rng).turns if turn[0].startswith(" ")]
-    bare = sum(not told for _, told in pieces)
-    assert 0.1 < bare / len(pieces) < 0.35
-
-
-@pytest.mark.parametrize("draw", [exchange, talk])
-def test_what_is_harmful_is_declined_and_all_else_helped_with(draw):
-    known = asked_for()
-    rng = random.Random(5)
+def test_a_trace_is_as_strong_as_its_strongest_sentence_so_far():
+    rng = random.Random(8)
     seen = Counter()
-    for given, told in itertools.chain.from_iterable(draw(rng).turns for _ in range(500)):
-        asked = given.removesuffix(TAIL).rpartition("User: ")[2]
-        goal = max((goal for goal in known if goal in asked), key=len, default=None)
-        if goal is None or told.removesuffix("<|im_end|>") not in HARM:
-            continue
-        assert told == f"{known[goal]}<|im_end|>", given
-        seen[known[goal]] += 1
-    assert min(seen[DECLINES], seen[HELPS]) > 80
+    for document in (trace(rng) for _ in range(600)):
+        most, harm = SAFE, None
+        for piece in document.pieces:
+            most = max(most, piece.line) if piece.line in STRENGTHS else most
+            if piece.so_far is None:
+                continue
+            kind, strength = divmod(piece.so_far, len(STRENGTHS))
+            assert harm in (None, kind)
+            assert strength >= most
+            harm, most = kind, strength
+            seen[SO_FAR[piece.so_far]] += 1
+        if harm is not None and (asked := next((one.line for one in document.pieces if one.line == HARMFUL), None)):
+            assert LINES[asked] == LINES[LINE[bool(harm)]]
+    assert set(seen) == set(SO_FAR)
+    assert min(seen.values()) > 100
 
 
-def test_a_goal_is_asked_for_alone_in_a_question_or_among_remarks_of_others():
-    bare = {goal for harm in (True, False) for goal in goals(harm)}
+def test_traces_are_conversations_layouts_or_pasted_and_the_last_two_are_replied_to():
     rng = random.Random(9)
     seen = Counter()
-    for one in (exchange(rng) for _ in range(1000)):
-        asked = one.turns[0][0].removesuffix(TAIL)
-        if one.picture is not None:
-            assert one.head == HEAD
+    for document in (trace(rng) for _ in range(600)):
+        text, reply = text_of(document), document.pieces[-1]
+        assert text.startswith(HEAD)
+        kind = "talk" if "<think>\n" in text else "layout" if "Current Task Query: " in text else "pasted"
+        seen[kind] += 1
+        assert reply.told is (kind != "talk")
+        if not reply.told:
             continue
-        seen[one.head] += 1
-        seen["bare"] += asked in bare
-        seen["remarked"] += asked.startswith(remarks()) and asked not in bare
-    assert min(seen[HEAD], seen[USER], seen["bare"], seen["remarked"]) > 100
-    assert not any(goal in remark for remark in remarks() for goal in bare)
+        said = reply.text.removesuffix(END)
+        seen[said] += 1
+        judged = document.pieces[-2].so_far
+        if said in GIVEN and judged is not None:
+            assert said == GIVEN[judged % len(STRENGTHS)]
+        if said in (DECLINES, HELPS):
+            assert judged is not None
+            assert said == (DECLINES if judged >= len(STRENGTHS) else HELPS)
+    assert min(seen.values()) > 40
+    assert len(seen) == 3 + len(GIVEN) + 2
 
 
-def test_behind_a_request_that_is_pasted_to_stands_a_text_and_the_reply_is_to_the_request():
-    known = asked_for()
+def test_of_a_request_that_says_nothing_it_is_known_when_the_thinking_tells():
+    vague = set(bank("vague"))
     rng = random.Random(10)
     seen = Counter()
-    for one in (pasted(rng) for _ in range(600)):
-        [(given, told)] = one.turns
-        asked, _, text = given.removesuffix(TAIL).partition("\n\n")
-        goal = max((goal for goal in known if goal in asked.rpartition("User: ")[2]), key=len, default=None)
-        if goal is None:
+    for document in (trace(rng) for _ in range(3000)):
+        question = document.pieces[1].text.rpartition("User: ")[2]
+        names_it = {HARMFUL, HARMLESS} & {one.line for one in document.pieces}
+        if names_it or document.picture is not None or not any(text in question for text in vague):
             continue
-        assert text
-        assert told == f"{known[goal]}<|im_end|>", given
-        seen[told, any(words in text for words in bank("answers_refuse"))] += 1
-    assert len(seen) == 4
-    assert min(seen.values()) > 4
+        told = False
+        for piece in document.pieces[2:]:
+            told = told or piece.line in (HINT, ACT)
+            if piece.line is not None:
+                assert (piece.so_far is None) is not told
+                seen[told] += 1
+    assert min(seen.values()) > 30
 
 
-def test_what_a_text_gave_so_far_is_told_whatever_it_is_for():
-    strengths = {text: strength for trace in authored(BANK) for text, strength in trace.sentences}
-    rng = random.Random(6)
+def test_what_is_harmful_is_declined_and_all_else_helped_with():
+    known = asked_for()
+    rng = random.Random(11)
     seen = Counter()
-    for turns in (talk(rng).turns for _ in range(200)):
-        turns = [(given.removeprefix(NEXT), told) for given, told in turns]
-        for before, (given, told) in itertools.pairwise([("", ""), *turns]):
-            reply = told.removesuffix("<|im_end|>")
-            if reply not in GIVEN:
-                continue
-            own = max((strength for text, strength in strengths.items() if text in given), default=0)
-            earlier = before[1].removesuffix("<|im_end|>") if given.startswith(MORE) else GIVEN[0]
-            assert GIVEN.index(reply) >= max(own, GIVEN.index(earlier)), given
-            seen[reply] += 1
-    assert min(seen[reply] for reply in GIVEN) > 80
+    for document in (exchange(rng) for _ in range(1500)):
+        given, reply = document.pieces
+        asked = given.text.removesuffix(TAIL).rpartition("User: ")[2]
+        if asked == SHOWS:
+            assert document.picture is None or reply.text.startswith("The image shows ")
+            seen[SHOWS] += 1
+            continue
+        goal = max((goal for goal in known if goal in asked), key=len, default=None)
+        if goal is not None:
+            assert reply.text == f"{DECLINES if known[goal] else HELPS}{END}", asked
+            seen[reply.text] += 1
+        else:
+            seen["pictured"] += document.picture is not None
+    assert min(seen.values()) > 80
+    assert len(seen) == 4
 
 
-def test_the_last_documents_are_requests_and_thinking():
-    rng = random.Random(7)
-    given = ["".join(text for text, _ in requests(rng).turns) for _ in range(1000)]
-    asked = [one for one in given if one.count(TAIL) == 1 and NEXT not in one]
-    assert 650 < len(asked) < 850
-    assert sum("\n\n" in one for one in asked) > 250
-    assert sum(not one.count(TAIL) for one in given) > 150
-
-
-def test_documents_of_all_kinds_are_among_anything():
-    rng = random.Random(7)
-    given = ["".join(text for text, _ in anything(rng).turns) for _ in range(1000)]
-    asked = [one.count(TAIL) for one in given]
-    assert 500 < sum(count == 1 and NEXT not in one for count, one in zip(asked, given, strict=True)) < 800
-    assert sum(count > 1 for count in asked) > 30
-    assert 150 < sum(count == 0 for count in asked) < 350
+def test_rows_come_first_and_documents_of_all_kinds_after_them():
+    rng = random.Random(12)
+    heads = Counter(lines(rng).head for _ in range(400))
+    assert heads[USER] > 2 * heads[HEAD] > 100
+    texts = [text_of(anything(rng)) for _ in range(1000)]
+    assert sum(text.startswith(USER) for text in texts) > 200
+    assert sum("Current Task Query: " in text for text in texts) > 150
+    assert sum(text.count(TAIL) == 1 for text in texts) > 300

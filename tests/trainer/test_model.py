@@ -13,10 +13,11 @@ transformers = pytest.importorskip("transformers", reason="the extra `train` isn
 from PIL import Image  # noqa: E402
 
 from guardtrace_trainer.nano.batches import pool  # noqa: E402
-from guardtrace_trainer.nano.documents import plain  # noqa: E402
+from guardtrace_trainer.nano.documents import trace  # noqa: E402
 from guardtrace_trainer.nano.model import (  # noqa: E402
     HIDDEN,
     LOOKS_BACK,
+    NEAR,
     causal_attention,
     class_vectors,
     control_id,
@@ -74,7 +75,7 @@ def test_see_is_the_vision_towers_own_forward(trainee, images):
 @torch.no_grad()
 @pytest.mark.parametrize("pictured", [True, False])
 def test_read_is_the_class_own_forward_with_pixels(trainee, pictured):
-    batch = min((b for b in pool(plain, 4, 0) if (b.cells is not None) is pictured), key=lambda b: b.ids.numel())
+    batch = min((b for b in pool(trace, 4, 0) if (b.cells is not None) is pictured), key=lambda b: b.ids.numel())
     lengths = [len(example.ids) for example in batch.examples]
     mask = torch.zeros_like(batch.ids)
     for row, length in enumerate(lengths):
@@ -90,7 +91,7 @@ def test_read_is_the_class_own_forward_with_pixels(trainee, pictured):
             "mm_token_type_ids": (batch.ids == control_id("<|image_pad|>")).int(),
         }
     own = trainee.model.model(input_ids=batch.ids, attention_mask=mask, use_cache=False, **more).last_hidden_state
-    hidden = read(trainee, batch, tokens)
+    hidden = read(trainee, batch, tokens)[-1]
     for row, length in enumerate(lengths):
         assert torch.allclose(hidden[row, :length], own[row, :length], atol=2e-4)
 
@@ -111,7 +112,18 @@ def test_heads_of_the_first_layer_begin_by_looking_back(words):
         back_there = torch.diagonal(seen[0][0, head], -back)
         assert back_there.mean() > 0.8
         assert back_there.min() > 0.5
-    assert all(layer[0, :, 20:].max() < 0.2 for layer in seen[1:])
+    assert all(layer[0, :, 20:].max() < 0.2 for layer in seen[2:])
+
+
+def test_heads_of_the_second_layer_begin_by_looking_near(words):
+    language = make_model(2).model.language_model
+    language.config._attn_implementation = "eager"
+    ids = torch.arange(1000, 1200)[None]
+    with torch.no_grad():
+        seen = language(input_ids=ids, output_attentions=True).attentions[1][0, :, -1].flip(-1)
+    far = [int((looks.cumsum(0) < 0.8).sum()) for looks in seen]
+    assert far[0] < 12 <= far[1] < far[2] < 30 < 150 < far[3], far
+    assert [bool(frequencies) for frequencies in NEAR] == [True, True, True, False]
 
 
 def test_embeddings_are_the_shipped_ones_and_tied(trainee):

@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="the extra `train` isn't installed")
 
 from guardtrace_trainer.nano import subtle
 from guardtrace_trainer.nano.subtle import ANSWERS, GOALS, PLACES, SENTENCES, Line, chances, part
-from guardtrace_trainer.nano.wording import BANK, SUBTLE, Voice, bank, fill
+from guardtrace_trainer.nano.wording import BANK, DOUBTFUL, SUBTLE, Voice, bank, fill
 from guardtrace_trainer.nano.wording import subtle as subtle_lines
 
 FOODS = "bread,soup,rice,cake,pasta,salad,cheese,fruit,tea,jam,stew,pie,beans,corn".split(",")
@@ -41,6 +41,7 @@ def banks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     monkeypatch.setattr(subtle, "BANK", tmp_path)
+    monkeypatch.setattr(subtle, "DOUBTFUL", tmp_path / "doubtful")
     monkeypatch.setattr(subtle, "SUBTLE", tmp_path / "subtle")
     monkeypatch.setattr(subtle, "SEEN_TIMES", {"goals": 20, "sentences": 10})
     return tmp_path
@@ -55,10 +56,11 @@ def test_a_line_that_its_words_belie_is_moved_and_found_again(banks: Path) -> No
     counts = part(quiet)
     after = written(banks)
     assert "bake corn bread" in after["subtle/goals_harmful.txt"]
-    assert counts["goals_harmful"][1] < 10
+    assert sum(counts["goals_harmful"][1:]) < 10
     for name in (*GOALS, *SENTENCES, *ANSWERS):
-        moved = after.get(f"subtle/{name}.txt", [])
-        assert sorted(after[f"{name}.txt"] + moved) == sorted(before[f"{name}.txt"])
+        parts = [after[f"{folder}{name}.txt"] for folder in ("", "doubtful/", "subtle/")]
+        assert tuple(map(len, parts)) == counts[name]
+        assert sorted(sum(parts, [])) == sorted(before[f"{name}.txt"])
     assert part(quiet) == counts
     assert written(banks).keys() == after.keys()
     assert {name: sorted(lines) for name, lines in written(banks).items()} == {
@@ -84,13 +86,27 @@ def test_no_reader_judges_a_line_that_it_learned(monkeypatch: pytest.MonkeyPatch
         assert len(known | asked) == 50
 
 
-@pytest.mark.parametrize("name", [name for name in (*GOALS, *SENTENCES) if "/" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in (*GOALS, *SENTENCES) if not name.startswith(("either/", "harmless/"))]
+)
 def test_subtle_lines_lie_apart_and_are_the_fewer(name: str) -> None:
-    plain = {*bank(name), *bank(name, held_out=True)}
-    apart = set(subtle_lines(name))
-    assert 50 < len(apart) < len(plain)
-    assert not plain & apart
-    assert (SUBTLE / f"{name}.txt").parent.parent == BANK
+    learned, asked, apart = set(bank(name)), set(bank(name, held_out=True)), set(subtle_lines(name))
+    assert 50 < len(apart) < len(learned)
+    assert not learned & asked
+    assert not apart & (learned | asked)
+    assert {*learned, *asked, *apart} == {
+        line.replace("\\n", "\n")
+        for folder in (BANK, DOUBTFUL, SUBTLE)
+        for line in (folder / f"{name}.txt").read_text("utf-8").splitlines()
+    }
+
+
+def test_doubtful_lines_are_learned_from_and_held_out_only_with_the_subtle_ones() -> None:
+    doubtful = set((DOUBTFUL / "think_hint.txt").read_text("utf-8").splitlines())
+    learned, apart = doubtful & set(bank("think_hint")), doubtful & set(subtle_lines("think_hint"))
+    assert learned | apart == doubtful
+    assert min(len(learned), len(apart)) > 20
+    assert not doubtful & set(bank("think_hint", held_out=True))
 
 
 def test_a_voice_says_subtle_sentences_only_when_it_is_asked_to() -> None:

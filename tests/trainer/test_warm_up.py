@@ -31,7 +31,7 @@ from guardtrace_trainer.nano.warm_up import warm_up  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
-PLAN = WarmUp(vision_steps=2, vision_batch=4, exchange_steps=2, language_steps=2, request_steps=2)
+PLAN = WarmUp(vision_steps=2, vision_batch=4, line_steps=2, language_steps=2)
 
 
 def quiet(_: str) -> None:
@@ -68,19 +68,17 @@ def test_another_seed_gives_others(trained):
     assert not all(torch.equal(tensor, other[name]) for name, tensor in weights(trained).items())
 
 
-@pytest.mark.parametrize("names", [["vision"], ["exchange"], ["vision", "exchange", "anything"]])
+@pytest.mark.parametrize("names", [["vision"], ["lines"], ["vision", "lines", "anything"]])
 def test_a_run_goes_on_from_what_was_kept(trained, kept, tmp_path, names):
     for name in names:
         (tmp_path / f"{name}.pt").write_bytes((kept / f"{name}.pt").read_bytes())
     written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert_same(trained, warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
-    assert {path.stem for path in tmp_path.iterdir()} == {"vision", "language", "exchange", "anything", "requests"}
+    assert {path.stem for path in tmp_path.iterdir()} == {"vision", "language", "lines", "anything"}
 
 
-@pytest.mark.parametrize(
-    ("part", "draws"), [("vision", "vision_batch"), ("exchange", "batches"), ("anything", "batches")]
-)
+@pytest.mark.parametrize(("part", "draws"), [("vision", "vision_batch"), ("lines", "batches"), ("anything", "batches")])
 def test_a_part_goes_on_where_its_state_was_kept(trained, tmp_path, monkeypatch, part, draws):
     monkeypatch.setattr(halfway, "EVERY", 1)
     made = getattr(warming, draws)
@@ -110,7 +108,8 @@ def test_a_part_goes_on_where_its_state_was_kept(trained, tmp_path, monkeypatch,
 def test_what_was_kept_is_gone_on_from(trained, kept, tmp_path):
     """Other weights in its place end as another model."""
     other = warm_up(8, PLAN, tmp_path / "other", quiet, side_by_side=False)
-    torch.save(other.language.state_dict(), tmp_path / "anything.pt")
+    assert not torch.equal(other.so_far.weight, trained.so_far.weight)
+    (tmp_path / "lines.pt").write_bytes((tmp_path / "other" / "lines.pt").read_bytes())
     ended = weights(warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
     assert not all(torch.equal(tensor, ended[name]) for name, tensor in weights(trained).items())
 

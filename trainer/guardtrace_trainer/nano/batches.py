@@ -17,28 +17,35 @@ from guardtrace_trainer.nano.vocabulary import token_ids
 
 IMAGE_TOKENS = CELLS**2
 POOL = 400
-TOKENS_PER_BATCH, MOST_ROWS = 1600, 64
-"""Small, since a small network learns by the number of its steps: with 4,600 tokens a batch it took as many of them."""
-LONGEST = 1400
+TOKENS_PER_BATCH, MOST_ROWS = 800, 64
+"""Small, since a small network learns by the number of its steps: with twice the tokens a batch it took nearly as many
+of them."""
+LONGEST = 800
+NOTHING = -100
+"""Class of a token of which nothing is asked."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One document. ``shares``: how likely each token is to be foretold."""
+    """One document. Of each token: whether it is foretold, what the line is that it ends, and what all is up to it."""
 
     ids: list[int]
-    shares: list[float]
+    told: list[bool]
+    lines: list[int]
+    so_far: list[int]
     drawing: Drawing | None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded. ``ids`` and ``shares`` [batch, length]; ``cells`` [batch, 16], the classes of the images' cells, or
-    None."""
+    """Right-padded. ``ids``, ``told``, ``lines`` and ``so_far`` [batch, length]; ``cells`` [batch, 16], the classes of
+    the images' cells, or None."""
 
     examples: list[Example]
     ids: torch.Tensor
-    shares: torch.Tensor
+    told: torch.Tensor
+    lines: torch.Tensor
+    so_far: torch.Tensor
     positions: torch.Tensor
     cells: torch.Tensor | None
 
@@ -49,13 +56,19 @@ def encode(document: Document, rng: random.Random) -> Example:
     if document.picture is not None:
         pad = control_id("<|image_pad|>")
         ids = [*ids, control_id("<|vision_start|>"), *[pad] * IMAGE_TOKENS, control_id("<|vision_end|>")]
-    shares = [0.0] * len(ids)
-    for turn in document.turns:
-        for text, share in zip(turn, (document.foretold, 1.0), strict=True):
-            new = token_ids(text)
-            ids, shares = [*ids, *new], [*shares, *[share] * len(new)]
+    told, lines, so_far = [False] * len(ids), [NOTHING] * len(ids), [NOTHING] * len(ids)
+    for piece in document.pieces:
+        new = token_ids(piece.text)
+        unknown = min(int(len(new) * piece.known_from), max(0, len(new) - 1))
+        ids, told = [*ids, *new], [*told, *[piece.told] * len(new)]
+        lines += _known(piece.line, unknown, len(new))
+        so_far += _known(piece.so_far, unknown, len(new))
     drawing = render(document.picture, rng) if document.picture is not None else None
-    return Example(ids, shares, drawing)
+    return Example(ids, told, lines, so_far, drawing)
+
+
+def _known(label: int | None, unknown: int, count: int) -> list[int]:
+    return [NOTHING] * unknown + [NOTHING if label is None else label] * (count - unknown)
 
 
 def positions(length: int, has_image: bool) -> torch.Tensor:
@@ -77,13 +90,14 @@ def collate(examples: list[Example]) -> Batch:
     length = max(len(example.ids) for example in examples)
     pad = control_id("<|endoftext|>")
     ids = torch.full((len(examples), length), pad)
-    shares = torch.zeros(ids.shape)
+    told = torch.zeros(ids.shape, dtype=torch.bool)
+    lines, so_far = torch.full(ids.shape, NOTHING), torch.full(ids.shape, NOTHING)
     for row, example in enumerate(examples):
-        ids[row, : len(example.ids)] = torch.tensor(example.ids)
-        shares[row, : len(example.ids)] = torch.tensor(example.shares)
+        for whole, own in ((ids, example.ids), (told, example.told), (lines, example.lines), (so_far, example.so_far)):
+            whole[row, : len(own)] = torch.tensor(own)
     drawings = [example.drawing for example in examples if example.drawing is not None]
     cells = torch.from_numpy(np.stack([drawing.cells.reshape(-1) for drawing in drawings])) if drawings else None
-    return Batch(examples, ids, shares, positions(length, bool(drawings)), cells)
+    return Batch(examples, ids, told, lines, so_far, positions(length, bool(drawings)), cells)
 
 
 def pool(draw: Draw, seed: int, number: int) -> list[Batch]:
@@ -92,7 +106,7 @@ def pool(draw: Draw, seed: int, number: int) -> list[Batch]:
     examples: list[Example] = []
     while len(examples) < POOL:
         example = encode(draw(rng), rng)
-        if len(example.ids) <= LONGEST and 1.0 in example.shares:
+        if len(example.ids) <= LONGEST:
             examples.append(example)
     groups: list[list[Example]] = []
     for has_image in (False, True):

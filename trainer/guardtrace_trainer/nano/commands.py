@@ -58,11 +58,11 @@ def derive(
 
 @app.command()
 def subtle() -> None:
-    """Judge every line of the word banks again and move it to the plain or to the subtle ones (20 minutes)."""
+    """Judge every line of the word banks again and move it to the plain, doubtful or subtle ones (20 minutes)."""
     from guardtrace_trainer.nano.subtle import part
 
-    for name, (plain, apart) in part(log).items():
-        log(f"{name}: {plain} plain, {apart} subtle")
+    for name, (plain, doubtful, subtle) in part(log).items():
+        log(f"{name}: {plain} plain, {doubtful} doubtful, {subtle} subtle")
 
 
 @app.command("held-out")

@@ -1,17 +1,20 @@
-"""What the warm-up's documents say: descriptions of pictures; plain traces as conversations and in the auditor's
-layout; requests, alone or with a text behind them; and talks as any instruct model has them. No analysis and no
-judgment is among them."""
+"""What the warm-up's documents say, and what a reader knows on the way: requests in a row; thinking; traces as
+conversations, in the auditor's layout, or pasted behind a request; and short exchanges as any instruct model has them.
+No analysis and no judgment is among them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from guardtrace_proxy.auditor.prompt import user_text
+from guardtrace_trainer.nano.authored import SAFE
 from guardtrace_trainer.nano.corpus import (
     CUES,
+    STRENGTHS,
     SYSTEM_PROMPT,
+    TOLD,
     Excerpt,
     Sample,
     described,
@@ -19,193 +22,198 @@ from guardtrace_trainer.nano.corpus import (
     random_excerpt,
     whole,
 )
-from guardtrace_trainer.nano.questions import asked_for
+from guardtrace_trainer.nano.questions import asked_for, request
 from guardtrace_trainer.nano.render import Picture, any_picture
-from guardtrace_trainer.nano.wording import goals, remarks
+from guardtrace_trainer.nano.wording import VAGUE_GOALS, goals, remarks
 
 USER = "<|im_start|>user\n"
 HEAD = f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n{USER}"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
-NEXT = "\n<|im_start|>user\n"
-THINKING, EXCHANGES, PASTED, TALKS = 0.2, 0.6, 0.12, 0.045
-"""Shares of all documents; the others are plain. Of the tokens about 0.42, 0.22, 0.15, 0.16: lengths differ."""
-LAST_EXCHANGES, LAST_PASTED, LAST_THINKING = 0.35, 0.4, 0.2
-"""Shares of the last documents; the others are of all kinds."""
-DESCRIPTIONS, CONVERSATIONS = 0.33, 0.33
-"""Shares of the plain documents; the others are traces in the auditor's layout."""
-TELLING = 0.9
-"""Share of the traces in a row of thinking whose sentences are short and mostly give something."""
-LETTERS_IN_A_ROW = 500
-MARKS = (" -", " ?", " !")
-"""By strength: a reader's mark behind a sentence that gives nothing, a hint or a step, whatever it is about."""
-MARKED = 0.8
-"""Share of the sentences that have theirs, at random: whether one comes can't be known, so every sentence is read."""
-SHOWS, GIVES, MORE = "What does the image show?", "What does the text give?", "And so far?"
+END = "<|im_end|>"
+HARMLESS, HARMFUL = len(STRENGTHS), len(STRENGTHS) + 1
+LINES = (*STRENGTHS, "harmless", "harmful")
+"""What a line can be by itself: a sentence of thinking, by its strength, or a request."""
+SO_FAR = tuple(f"{harm}, {strength}" for harm in LINES[HARMLESS:] for strength in STRENGTHS)
+"""What a trace can be so far: what is asked for, and the strongest sentence."""
+SHOWS = "What does the image show?"
 DECLINES, HELPS = "Sorry, I can't.", "Sure, here it is."
 GIVEN = ("Neither.", "A hint.", "Steps.")
 """By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
-PICTURED = 0.12
-"""Share of the exchanges, and of the pasted, about a picture. The other exchanges are a short request each: what is
-harmful takes many of them."""
-BARE, WITHOUT_SYSTEM = 0.6, 0.7
-"""Shares of these that are a goal alone, and that have no system prompt: in half the tokens they teach as much."""
-REMARKED, REMARKED_AFTER = 0.5, 0.25
-"""Shares of the other requests that have a remark from another one before them, and behind them: so a known goal is
-found in questions of any shape."""
-READS, AT_ONCE = 0.5, 0.3
-"""Shares of a talk's parts that read a text, and of those that read it in one piece."""
-TALKS_OF_PICTURES, COMES_BACK = 0.4, 0.4
-"""Shares of the talks that begin with a picture, and of their later requests that come back to it."""
-ROOM = 260
-"""Tokens after which a talk takes up nothing new."""
-FORETOLD = 0.25
-"""Share of a trace's tokens: with a large vocabulary their logits would cost more than all layers together."""
-LETTERS_PER_TOKEN = 4
+ROWS, THOUGHTS, TRACES, EXCHANGES = 5, 2, 6, 2
+"""Shares of all documents. Of the tokens about a quarter, a fifth, a half and one in thirty: lengths differ."""
+FIRST_ROWS = 3
+"""Rows for each document of thinking at the beginning, where nothing else is read."""
+FEWEST_IN_A_ROW, MOST_IN_A_ROW = 5, 12
+ALONE = 0.4
+"""Share of the requests in a row that are a goal alone."""
+REMARKED = 0.4
+"""Share of the other requests that have a remark from another one before them, and as many behind them: so a known goal
+is found in questions of any shape."""
+TELLING = 0.9
+"""Share of the traces in a row of thinking whose sentences are short and mostly give something."""
+LETTERS_IN_A_ROW = 500
+PICTURED, TOGETHER = 0.15, 0.68
+"""Shares of the traces whose harm would stand in an image, and of those that were put together from a goal in words;
+the others are of all kinds."""
+CONVERSATIONS, LAYOUTS = 0.2, 0.55
+"""Shares of the traces; the others are pasted behind their request."""
+DESCRIBED, ASKED_OF_PICTURES = 0.4, 0.2
+"""Shares of the exchanges; the others are requests in words."""
+
+
+class Piece(NamedTuple):
+    """A stretch of a document: ``told`` where it is foretold, as a reply is. A reader knows at its end what it is by
+    itself (``line``, of ``LINES``) and what all is up to there (``so_far``, of ``SO_FAR``), where they are given: on
+    its last token, or on all behind the share ``known_from``."""
+
+    text: str
+    told: bool = False
+    line: int | None = None
+    so_far: int | None = None
+    known_from: float = 1.0
 
 
 class Document(NamedTuple):
-    """Turns of a text that is given and one that is to be foretold after it, and the picture before all of them.
-    ``foretold``: how much of what is given is foretold as well, drawn at random. ``head`` stands before everything."""
+    """Pieces, what stands before everything, and the picture behind that."""
 
-    turns: tuple[tuple[str, str], ...]
-    picture: Picture | None
-    foretold: float = 0.0
+    pieces: tuple[Piece, ...]
+    picture: Picture | None = None
     head: str = HEAD
 
 
 Draw = Callable[[random.Random], Document]
 
 
-def plain(rng: random.Random) -> Document:
-    """A description, or a trace with a reader's marks: a conversation, or in the auditor's layout."""
-    draw = rng.random()
-    if draw < DESCRIPTIONS:
-        picture = any_picture(rng)
-        return Document((_shows(picture),), picture)
-    sample = make_sample(rng)
-    if draw < DESCRIPTIONS + CONVERSATIONS:
-        excerpt = whole(sample)
-        before, after = f"{sample.question}{TAIL}<think>\n", f"\n</think>\n\n{sample.answer}"
-    else:
-        excerpt = random_excerpt(sample, rng)
-        before, after = user_text(sample.question, "\0", excerpt.answer).split("\0")
-    turns = [(before, ""), *_marked(excerpt, rng), (f"{after}<|im_end|>", "")]
-    return Document(tuple(turns), sample.picture, FORETOLD)
+def row(rng: random.Random) -> Document:
+    """Requests, one a line: most of them for the tokens."""
+    pieces: list[Piece] = []
+    for _ in range(rng.randint(FEWEST_IN_A_ROW, MOST_IN_A_ROW)):
+        harm = rng.random() < 0.5
+        goal, text = _request(rng, harm)
+        pieces += [*_asked(text, goal, _line(harm)), Piece("\n", line=_line(harm))]
+    return Document((*pieces, Piece(END)), head=USER)
 
 
 def thinking(rng: random.Random) -> Document:
-    """Thinking alone, of one trace after the other, with a reader's marks: most sentences for the tokens."""
-    turns: list[tuple[str, str]] = []
-    while sum(len(given) for given, _ in turns) < LETTERS_IN_A_ROW:
+    """Thinking alone, of one trace after the other: most sentences for the tokens."""
+    pieces: list[Piece] = []
+    while sum(len(piece.text) for piece in pieces) < LETTERS_IN_A_ROW:
         sample = make_sample(rng, cue="text" if rng.random() < TELLING else None)
-        turns += [*_marked(whole(sample), rng), ("\n\n", "")]
-    turns[-1] = ("<|im_end|>", "")
-    return Document(tuple(turns), None)
+        pieces += [piece._replace(so_far=None) for piece in _sentences(whole(sample))] + [Piece("\n\n")]
+    return Document((*pieces, Piece(END)))
+
+
+def trace(rng: random.Random) -> Document:
+    """A trace, whole or up to some point, and mostly a reply: to the request, or about what the text gives."""
+    excerpt = random_excerpt(_sample(rng), rng)
+    sample = excerpt.sample
+    draw = rng.random()
+    if draw < CONVERSATIONS:
+        before, between, after = "", f"{TAIL}<think>\n", f"\n</think>\n\n{excerpt.answer}"
+    elif draw < CONVERSATIONS + LAYOUTS:
+        layout, after = user_text(sample.question, "\0", excerpt.answer).split("\0")
+        before, _, between = layout.partition(sample.question)
+    else:
+        before, between, after = "", "\n\nI thought: ", f"\n\n{excerpt.answer}"
+    asks = None if _is_vague(sample) or sample.cue != "text" else _line(sample.harm)
+    pieces = [
+        Piece(before),
+        *_asked(sample.question, sample.goal, asks),
+        Piece(between, line=asks, so_far=_so_far(sample, SAFE), known_from=0.0),
+        *_sentences(excerpt),
+    ]
+    judged = _so_far(sample, excerpt.strength)
+    if draw < CONVERSATIONS:
+        return Document((*pieces, Piece(after, so_far=judged), Piece(END)), sample.picture)
+    asked_again = rng.random() < 0.5 and judged is not None
+    reply = _reply(sample.harm) if asked_again else GIVEN[excerpt.strength]
+    return Document(
+        (*pieces, Piece(f"{after}{TAIL}", so_far=judged), Piece(f"{reply}{END}", told=True)), sample.picture
+    )
 
 
 def exchange(rng: random.Random) -> Document:
     """What an instruct model says of a request, in words or in a picture (it declines what is harmful and helps with
     all else), or what a picture shows."""
     draw = rng.random()
-    if draw < PICTURED / 3:
-        picture = any_picture(rng)
-        return Document((_shows(picture),), picture)
     harm = rng.random() < 0.5
-    if draw < PICTURED:
+    if draw < DESCRIBED:
+        picture = any_picture(rng)
+        return _replied(SHOWS, f"{described(picture)}.", picture)
+    if draw < DESCRIBED + ASKED_OF_PICTURES:
         sample = make_sample(rng, cue=rng.choice(CUES[1:]), harm=harm)
-        return Document((_asked(sample),), sample.picture)
-    head = USER if rng.random() < WITHOUT_SYSTEM else HEAD
-    return Document((_replied(_request(rng, harm), harm),), None, head=head)
+        return _replied(sample.question, _reply(harm), sample.picture)
+    return _replied(asked_for(rng, harm), _reply(harm), None)
 
 
-def _request(rng: random.Random, harm: bool) -> str:
-    if rng.random() < BARE:
-        return rng.choice(goals(harm))
-    question = asked_for(rng, harm)
-    before = f"{rng.choice(remarks())} " if rng.random() < REMARKED else ""
-    after = f" {rng.choice(remarks())}" if rng.random() < REMARKED_AFTER else ""
-    return f"{before}{question}{after}"
-
-
-def pasted(rng: random.Random) -> Document:
-    """A request with somebody's thinking and answer pasted behind it. The reply is to the request, which stands far
-    from it, as the query of a trace does from its judgment."""
-    cue = rng.choice(CUES[1:]) if rng.random() < PICTURED else "text"
-    sample = make_sample(rng, cue=cue, harm=rng.random() < 0.5)
-    excerpt = random_excerpt(sample, rng)
-    text = "\n\n".join(part for part in (sample.question, excerpt.thinking, excerpt.answer) if part)
-    return Document((_replied(text, sample.harm),), sample.picture)
-
-
-def talk(rng: random.Random) -> Document:
-    """The same one after the other, as in a long conversation, and what a text gives, harmful or not."""
-    turns: list[tuple[str, str]] = []
-    picture, cue, harm = None, rng.choice(CUES[1:]), rng.random() < 0.5
-    tells = False
-    if rng.random() < TALKS_OF_PICTURES:
-        tells = rng.random() < 0.8
-        picture = make_sample(rng, cue=cue, harm=harm).picture if tells else any_picture(rng)
-        turns.append(_shows(picture))
-    while sum(len(given) + len(told) for given, told in turns) < ROOM * LETTERS_PER_TOKEN:
-        if rng.random() < READS:
-            turns += _read(make_sample(rng), rng)
-        elif tells and rng.random() < COMES_BACK:
-            turns.append(_asked(make_sample(rng, cue=cue, harm=harm)))
-        else:
-            harmful = rng.random() < 0.5
-            turns.append(_replied(asked_for(rng, harmful), harmful))
-    return Document((turns[0], *((f"{NEXT}{given}", told) for given, told in turns[1:])), picture)
+def lines(rng: random.Random) -> Document:
+    """Rows of requests and of thinking: what can be told without looking far."""
+    return rng.choices((row, thinking), (FIRST_ROWS, 1))[0](rng)
 
 
 def anything(rng: random.Random) -> Document:
     """Documents of all kinds."""
-    kinds = (thinking, exchange, pasted, talk, plain)
-    rest = 1 - THINKING - EXCHANGES - PASTED - TALKS
-    return rng.choices(kinds, (THINKING, EXCHANGES, PASTED, TALKS, rest))[0](rng)
+    return rng.choices((row, thinking, trace, exchange), (ROWS, THOUGHTS, TRACES, EXCHANGES))[0](rng)
 
 
-def requests(rng: random.Random) -> Document:
-    """Requests mostly, alone or with a text behind them: among all kinds too few steps are about them. Thinking keeps
-    what was learned of sentences from wearing off."""
-    kinds = (exchange, pasted, thinking, anything)
-    rest = 1 - LAST_EXCHANGES - LAST_PASTED - LAST_THINKING
-    return rng.choices(kinds, (LAST_EXCHANGES, LAST_PASTED, LAST_THINKING, rest))[0](rng)
+def _request(rng: random.Random, harm: bool) -> tuple[str, str]:
+    """What is wanted, and the request for it."""
+    if rng.random() < ALONE:
+        goal = rng.choice(goals(harm))
+        return goal, goal
+    goal, question = request(rng, harm, False, None)
+    before = f"{rng.choice(remarks())} " if rng.random() < REMARKED else ""
+    after = f" {rng.choice(remarks())}" if rng.random() < REMARKED else ""
+    return goal, f"{before}{question}{after}"
 
 
-def _shows(picture: Picture | None) -> tuple[str, str]:
-    return f"{SHOWS}{TAIL}", f"{described(picture)}.<|im_end|>"
+def _sample(rng: random.Random) -> Sample:
+    draw = rng.random()
+    if draw < PICTURED:
+        return make_sample(rng, cue=rng.choice(CUES[1:]))
+    return make_sample(rng, cue="text" if draw < PICTURED + TOGETHER else None)
 
 
-def _asked(sample: Sample) -> tuple[str, str]:
-    return _replied(sample.question, sample.harm)
+def _asked(text: str, goal: str, asks: int | None) -> Iterator[Piece]:
+    """A request: what it is shows where its goal ends, if that stands in it."""
+    at = text.find(goal) if goal and asks is not None else -1
+    if at < 0:
+        yield Piece(text)
+        return
+    end = at + len(goal)
+    yield Piece(text[:end], line=asks)
+    yield Piece(text[end:])
 
 
-def _replied(request: str, harm: bool) -> tuple[str, str]:
-    return f"{request}{TAIL}", f"{DECLINES if harm else HELPS}<|im_end|>"
+def _sentences(excerpt: Excerpt) -> Iterator[Piece]:
+    """The thinking, sentence by sentence. Of a sentence so much gives away what all of it does."""
+    start, tells = 0, False
+    for end, most, own in excerpt.ends:
+        tells = tells or own > SAFE
+        so_far = _so_far(excerpt.sample, most, tells)
+        yield Piece(excerpt.thinking[start:end], line=own, so_far=so_far, known_from=TOLD)
+        start = end
+    yield Piece(excerpt.thinking[start:])
 
 
-def _read(sample: Sample, rng: random.Random) -> list[tuple[str, str]]:
-    """The thinking, and perhaps the answer, mostly in pieces; told after each is the most that the text gave so far."""
-    pieces = [*sample.sentences, *([(sample.answer, sample.answer_strength)] if rng.random() < 0.5 else [])]
-    turns = []
-    most, given, length = 0, GIVES, 0
-    at_once = rng.random() < AT_ONCE
-    while pieces and length < ROOM * LETTERS_PER_TOKEN:
-        count = len(pieces) if at_once else rng.choice((1, 1, 2, 3))
-        now, pieces = pieces[:count], pieces[count:]
-        most = max([most, *(strength for _, strength in now)])
-        given = f"{given}\n{' '.join(text for text, _ in now)}"
-        turns.append((f"{given}{TAIL}", f"{GIVEN[most]}<|im_end|>"))
-        length += len(given)
-        given = MORE
-    return turns
+def _line(harm: bool) -> int:
+    return HARMFUL if harm else HARMLESS
 
 
-def _marked(excerpt: Excerpt, rng: random.Random) -> list[tuple[str, str]]:
-    """The thinking, sentence by sentence, with a mark behind some."""
-    ends = [0, *(end for end, _, _ in excerpt.ends)]
-    turns = [
-        (excerpt.thinking[start:end], MARKS[own] if rng.random() < MARKED else "")
-        for start, (end, _, own) in zip(ends, excerpt.ends, strict=False)
-    ]
-    return [*turns, (excerpt.thinking[ends[-1] :], "")]
+def _so_far(sample: Sample, most: int, tells: bool | None = None) -> int | None:
+    """What a trace is so far. Of a request that says nothing it can't be known before the text tells."""
+    if _is_vague(sample) and not (most > SAFE if tells is None else tells):
+        return None
+    return len(STRENGTHS) * sample.harm + most
+
+
+def _is_vague(sample: Sample) -> bool:
+    return sample.goal in VAGUE_GOALS
+
+
+def _reply(harm: bool) -> str:
+    return DECLINES if harm else HELPS
+
+
+def _replied(request: str, reply: str, picture: Picture | None) -> Document:
+    return Document((Piece(f"{request}{TAIL}"), Piece(f"{reply}{END}", told=True)), picture)

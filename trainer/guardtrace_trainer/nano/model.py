@@ -26,6 +26,11 @@ step on."""
 SHARPNESS, FREQUENCIES = 5.0, 5
 """Of that look: of the biases that make it, and how many of the rotary frequencies, the fastest ones, tell neighbours
 apart."""
+NEAR = ((5, 6, 8, 9, 11, 13), (7, 8, 9, 10, 11, 12), (8, 9, 10, 11, 12, 13), ())
+"""Of each head of the second layer the rotary frequencies by which it looks near at the start, at most some 10, 20 and
+30 tokens back; the last one looks everywhere. So a sentence is read by itself. Several frequencies, since the cosines
+of few are in step again further back."""
+NEARNESS = 8.0
 MAX_CONTEXT = 704
 """Beyond it the trained model often forgets to write a judgment: long examples are rare in the corpus."""
 IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -87,6 +92,7 @@ def make_model(seed: int) -> Qwen2_5_VLForConditionalGeneration:
     with torch.no_grad():
         model.model.language_model.embed_tokens.weight.copy_(read_embeddings())
         _look_back(model.model.language_model)
+        _look_near(model.model.language_model)
     return model
 
 
@@ -104,6 +110,18 @@ def _look_back(language: Any) -> None:
     for head, back in enumerate(LOOKS_BACK):
         queries[head, 0, :FREQUENCIES] = SHARPNESS * torch.cos(back * angles)
         queries[head, 1, :FREQUENCIES] = -SHARPNESS * torch.sin(back * angles)
+
+
+def _look_near(language: Any) -> None:
+    """The same with slow frequencies, whose cosines fall off smoothly."""
+    attention = language.layers[1].self_attn
+    width = HIDDEN // HEADS
+    queries = attention.q_proj.bias.view(HEADS, 2, width // 2)
+    keys = attention.k_proj.bias.view(KV_HEADS, 2, width // 2)
+    for head, frequencies in enumerate(NEAR):
+        for frequency in frequencies:
+            keys[head * KV_HEADS // HEADS, 0, frequency] = SHARPNESS
+            queries[head, 0, frequency] = NEARNESS / SHARPNESS * width**0.5 / len(frequencies)
 
 
 def causal_attention(

@@ -13,15 +13,12 @@ class WarmUp(Settings):
     vision_steps: int = Field(1500, ge=1)
     vision_batch: int = Field(48, ge=1)
     vision_lr: float = Field(5e-3, gt=0)
-    exchange_steps: int = Field(1200, ge=1)
-    """Over short exchanges, which come first."""
-    language_steps: int = Field(2000, ge=1)
+    line_steps: int = Field(800, ge=1)
+    """Over rows of requests and of thinking, which come first."""
+    language_steps: int = Field(6000, ge=1)
     """Over documents of all kinds, after them."""
     language_lr: float = Field(1e-3, gt=0)
     """Of both."""
-    request_steps: int = Field(2000, ge=1)
-    """Over requests, alone and with a text behind them, and thinking, at the end and more gently."""
-    request_lr: float = Field(7e-4, gt=0)
 
 
 class Nano(Settings):

@@ -1,12 +1,14 @@
-"""Which lines of the bank are subtle: a reader of words and their neighbours, having learned from the others, gets
-their harm or their strength wrong. A network of this size learns them only by heart, at the cost of the plain ones, so
-they lie apart, in ``bank/subtle``: training does without them, and the held-out sets have them by themselves.
+"""Which lines of the bank can be told by their words: readers of words and their neighbours, having learned from the
+others, get the harm or the strength of *plain* lines right, may err on *doubtful* ones, and get *subtle* ones wrong. A
+network of this size learns the subtle ones only by heart, at the cost of the plain ones, so they lie apart, in
+``bank/subtle``: training does without them. The doubtful ones, in ``bank/doubtful``, are learned from, too. The
+held-out sets are of plain lines, and have the others by themselves.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,11 +18,11 @@ from torch import nn
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE
 from guardtrace_trainer.nano.model import HIDDEN
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, read_embeddings, token_ids
-from guardtrace_trainer.nano.wording import BANK, SUBTLE, fill
+from guardtrace_trainer.nano.wording import BANK, DOUBTFUL, SUBTLE, fill
 
-PLAIN = 0.7
-"""Least chance that the reader gives to a plain line's own class."""
-FOLDS, REPEATS = 6, 2
+PLAIN, DOUBTFUL_FROM = 0.9, 0.7
+"""Least chance that the readers give to a plain line's own class, and to a doubtful one's."""
+FOLDS, REPEATS = 6, 3
 FILTERS, INNER, LOST = 256, 128, 0.2
 BATCH, LR, WEIGHT_DECAY = 64, 2e-3, 0.05
 FEWEST_TOKENS = 3
@@ -40,8 +42,7 @@ SENTENCES = {
 }
 """Strength of each bank's sentences."""
 ANSWERS = {"answers_neutral": SAFE, "answers_refuse": SAFE}
-"""They are read with the others, and stay where they are: there are too few."""
-SEEN_TIMES = {"goals": 5, "sentences": 3}
+SEEN_TIMES = {"goals": 6, "sentences": 4}
 """How often a line is read in training, its slots filled anew each time."""
 SAID = 3
 """How often a line is judged, likewise."""
@@ -80,9 +81,9 @@ class Reader(nn.Module):
         return logits
 
 
-def part(log: Callable[[str], None]) -> dict[str, tuple[int, int]]:
-    """Judge every line of the banks and move it where it belongs: (plain, subtle) lines of each bank. Where a line lay
-    before doesn't count."""
+def part(log: Callable[[str], None]) -> dict[str, tuple[int, int, int]]:
+    """Judge every line of the banks and move it where it belongs: (plain, doubtful, subtle) lines of each bank. Where a
+    line lay before doesn't count."""
     goals, sentences = _lines(GOALS), _lines(SENTENCES | ANSWERS)
 
     def filled(text: str, rng: random.Random) -> str:
@@ -92,8 +93,8 @@ def part(log: Callable[[str], None]) -> dict[str, tuple[int, int]]:
         *zip(goals, chances(goals, lambda text, _: text, SEEN_TIMES["goals"], log), strict=True),
         *zip(sentences, chances(sentences, filled, SEEN_TIMES["sentences"], log), strict=True),
     ]
-    subtle = {(line.bank, line.text) for line, chance in judged if chance < PLAIN}
-    return {name: _write(name, {text for bank, text in subtle if bank == name}) for name in (*GOALS, *SENTENCES)}
+    found = {(line.bank, line.text): chance for line, chance in judged}
+    return {name: _write(name, found) for name in (*GOALS, *SENTENCES, *ANSWERS)}
 
 
 def chances(lines: Sequence[Line], say: Say, times: int, log: Callable[[str], None]) -> list[float]:
@@ -143,15 +144,18 @@ def _lines(banks: dict[str, int]) -> list[Line]:
 
 
 def _all(name: str) -> list[str]:
-    paths = (BANK / f"{name}.txt", SUBTLE / f"{name}.txt")
+    paths = (folder / f"{name}.txt" for folder in (BANK, DOUBTFUL, SUBTLE))
     return [line for path in paths if path.exists() for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
-def _write(name: str, subtle: set[str]) -> tuple[int, int]:
-    lines = _all(name)
-    parts = [line for line in lines if line not in subtle], [line for line in lines if line in subtle]
-    for folder, kept in zip((BANK, SUBTLE), parts, strict=True):
+def _write(name: str, chances: Mapping[tuple[str, str], float]) -> tuple[int, int, int]:
+    parts: tuple[list[str], list[str], list[str]] = [], [], []
+    for line in _all(name):
+        chance = chances[name, line]
+        parts[0 if chance >= PLAIN else 1 if chance >= DOUBTFUL_FROM else 2].append(line)
+    for folder, lines in zip((BANK, DOUBTFUL, SUBTLE), parts, strict=True):
         path = folder / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-    return len(parts[0]), len(parts[1])
+        path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    plain, doubtful, subtle = map(len, parts)
+    return plain, doubtful, subtle

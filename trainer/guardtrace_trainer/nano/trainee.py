@@ -8,18 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from guardtrace_trainer.nano.batches import IMAGE_TOKENS, Batch
+from guardtrace_trainer.nano.batches import IMAGE_TOKENS, NOTHING, Batch
+from guardtrace_trainer.nano.documents import LINES, SO_FAR
 from guardtrace_trainer.nano.model import HIDDEN, VISION_HIDDEN, class_vectors, control_id, make_model, vision_rotations
 from guardtrace_trainer.nano.render import UNSURE
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS
 
 LETTERS = 27
-LOST_CHANNELS = 0.1
+LINES_AT, SO_FAR_AT = 2, 3
+"""After how many layers it is known what a line is by itself, and what all is so far: later tokens see nothing of a
+token that only its last layer knows."""
+LOST_CHANNELS = 0.05
 BLUR, SWAPPED = 0.4, 0.03
 
 
 class Trainee:
-    """The network with the head that is thrown away after its warm-up."""
+    """The network with the heads that are thrown away after its warm-up."""
 
     def __init__(self, seed: int) -> None:
         self.model = make_model(seed)
@@ -28,12 +32,16 @@ class Trainee:
         self.language.config._attn_implementation = "causal"
         self.language.embed_tokens.weight.requires_grad_(False)
         self.letters = nn.Linear(VISION_HIDDEN, LETTERS)
+        self.lines, self.so_far = nn.Linear(HIDDEN, len(LINES)), nn.Linear(HIDDEN, len(SO_FAR))
         self.classes = class_vectors()
         self.rotations = vision_rotations(self.vision, torch.device("cpu"))
 
 
-def read(trainee: Trainee, batch: Batch, tokens: torch.Tensor | None, rng: random.Random | None = None) -> torch.Tensor:
-    """Hidden states [batch, length, hidden]. Right padding needs no mask: nothing looks ahead.
+def read(
+    trainee: Trainee, batch: Batch, tokens: torch.Tensor | None, rng: random.Random | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Hidden states [batch, length, hidden] before and after each layer. Right padding needs no mask: nothing looks
+    ahead.
 
     With ``rng`` some channels of every word are lost, so that the model doesn't learn the corpus's lines by heart.
     """
@@ -44,9 +52,15 @@ def read(trainee: Trainee, batch: Batch, tokens: torch.Tensor | None, rng: rando
         first = int((batch.ids[0] == control_id("<|image_pad|>")).nonzero()[0])
         embeddings = torch.cat([embeddings[:, :first], tokens, embeddings[:, first + IMAGE_TOKENS :]], 1)
     spread = batch.positions[:, None].expand(3, *batch.ids.shape)
-    states = trainee.language(inputs_embeds=embeddings, position_ids=spread, attention_mask=None, use_cache=False)
-    hidden: torch.Tensor = states.last_hidden_state
-    return hidden
+    found = trainee.language(
+        inputs_embeds=embeddings,
+        position_ids=spread,
+        attention_mask=None,
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    states: tuple[torch.Tensor, ...] = found.hidden_states
+    return states
 
 
 def simulated(trainee: Trainee, cells: torch.Tensor, rng: random.Random) -> torch.Tensor:
@@ -69,9 +83,15 @@ def disturbance(batch: Batch, rng: random.Random) -> torch.Tensor:
     return channels / (1 - LOST_CHANNELS)
 
 
-def foretelling(trainee: Trainee, batch: Batch, hidden: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Mean loss on the next tokens that are drawn to be foretold."""
-    generator = torch.Generator().manual_seed(rng.getrandbits(30))
-    wanted = (torch.rand(batch.shares.shape, generator=generator) < batch.shares)[:, 1:]
-    targets = batch.ids[:, 1:][wanted]
-    return F.cross_entropy(trainee.model.lm_head(hidden[:, :-1][wanted]), targets)
+def loss(trainee: Trainee, batch: Batch, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """On what is foretold, and on what is known of lines and of all so far: the sum of the means."""
+    told = batch.told[:, 1:]
+    total = _mean(trainee.model.lm_head(states[-1][:, :-1][told]), batch.ids[:, 1:][told])
+    for head, known, at in ((trainee.lines, batch.lines, LINES_AT), (trainee.so_far, batch.so_far, SO_FAR_AT)):
+        asked = known != NOTHING
+        total = total + _mean(head(F.rms_norm(states[at][asked], (HIDDEN,))), known[asked])
+    return total
+
+
+def _mean(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, targets, reduction="sum") / max(1, len(targets))

@@ -2,9 +2,9 @@
 again on the same kind of device.
 
 ``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``language``: the language model
-alone learns, as an instruct model, to answer: whether it helps or declines, what a picture shows, what a text gives;
-and to foretell plain traces and a reader's marks behind their sentences. Pictures are simulated, as a trained tower
-would see them. Neither ever sees an analysis or a judgment: those come from SFT, DPO and OGDPO.
+alone learns to read: what a request asks for and what a sentence gives, half-way through its layers; what a trace is so
+far, one layer on; and to answer, as an instruct model does. Pictures are simulated, as a trained tower would see them.
+Neither ever sees an analysis or a judgment: those come from SFT, DPO and OGDPO.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from torch import nn
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.muon import Muon
 from guardtrace_trainer.nano.batches import Batch, batches, vision_batch
-from guardtrace_trainer.nano.documents import anything, exchange, requests
+from guardtrace_trainer.nano.documents import anything, lines
 from guardtrace_trainer.nano.halfway import Halfway, write
 from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
-from guardtrace_trainer.nano.trainee import LETTERS, Trainee, foretelling, read, simulated
+from guardtrace_trainer.nano.trainee import LETTERS, Trainee, loss, read, simulated
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, use
 
 LAST_MERGER = "merger.mlp.2"
@@ -156,39 +156,46 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log, kept: Path
 
 
 def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log, kept: Path) -> nn.Module:
-    """Short exchanges first, then everything, then requests: among much else the one token of a reply that says whether
-    it helps isn't learned, and what was learned of it wears off. After each it is kept, and gone on from there."""
-    parts = (
-        (exchange, plan.exchange_steps, plan.language_lr),
-        (anything, plan.language_steps, plan.language_lr),
-        (requests, plan.request_steps, plan.request_lr),
-    )
-    for number, (draw, steps, lr) in enumerate(parts):
+    """What can be told without looking far first, then everything. After the first it is kept, and gone on from
+    there."""
+    learning = nn.ModuleDict({"language": trainee.language, "lines": trainee.lines, "so_far": trainee.so_far})
+    for number, (draw, steps) in enumerate(((lines, plan.line_steps), (anything, plan.language_steps))):
         learned = kept / f"{draw.__name__}.pt"
         if learned.exists():
-            trainee.language.load_state_dict(torch.load(learned, weights_only=True))
+            learning.load_state_dict(torch.load(learned, weights_only=True))
             continue
         log(f"language: {draw.__name__}")
-        _foretell(trainee, lr, partial(batches, draw, 5000 + 1000 * number + seed, steps), steps, seed, log, learned)
+        made = partial(batches, draw, 5000 + 1000 * number + seed, steps)
+        _learn(trainee, learning, plan.language_lr, made, steps, seed, log, learned)
     return trainee.language  # type: ignore[no-any-return]
 
 
-def _foretell(
-    trainee: Trainee, lr: float, made: Callable[[int], Iterable[Batch]], steps: int, seed: int, log: Log, learned: Path
+def _learn(
+    trainee: Trainee,
+    learning: nn.ModuleDict,
+    lr: float,
+    made: Callable[[int], Iterable[Batch]],
+    steps: int,
+    seed: int,
+    log: Log,
+    learned: Path,
 ) -> None:
     rng = random.Random(6000 + seed)
-    trained = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
-    matrices, others = ([p for p in trained if (p.ndim == 2) is even] for even in (True, False))
-    optimizer = Muon(matrices, others, lr, lr * 1.5)
-    halfway = Halfway(learned.with_suffix(".halfway"), {"language": trainee.language}, optimizer, rng)
+    trained = [parameter for parameter in learning.parameters() if parameter.requires_grad]
+    within = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in within if parameter.ndim == 2]
+    others = [parameter for parameter in within if parameter.ndim != 2]
+    heads = [*trainee.lines.parameters(), *trainee.so_far.parameters()]
+    optimizer = Muon(matrices, [*others, *heads], lr, lr * 1.5)
+    halfway = Halfway(learned.with_suffix(".halfway"), {"learning": learning}, optimizer, rng)
     begin, average = halfway.resume()
     for step, batch in enumerate(made(begin), begin):
         _set_rates(optimizer, _schedule(step, steps, 0.4))
         tokens = None if batch.cells is None else simulated(trainee, batch.cells, rng)
-        loss = foretelling(trainee, batch, read(trainee, batch, tokens, rng), rng)
-        _step(optimizer, loss, trained)
-        average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
+        found = loss(trainee, batch, read(trainee, batch, tokens, rng))
+        _step(optimizer, found, trained)
+        average = found.item() if average is None else 0.95 * average + 0.05 * found.item()
         if step % 50 == 0:
             log(f"language {step} of {steps}: loss {average:.3f}")
         halfway.keep(step + 1, average)
-    write(learned, trainee.language.state_dict())
+    write(learned, learning.state_dict())

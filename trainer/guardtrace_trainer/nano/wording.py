@@ -2,7 +2,8 @@
 
 Sentences are *frames*, whose slots are filled with small phrases, or *lines*, written as they stand. A sixth of the
 frames, the lines, the goals and the written questions is held out and never used in training; fillers are common to
-both sides. What is *subtle* lies apart (:mod:`guardtrace_trainer.nano.subtle`): it is held out whole.
+both sides. What isn't *plain* lies apart (:mod:`guardtrace_trainer.nano.subtle`): *doubtful* lines are learned from,
+and what is held out of them counts with the *subtle* ones, which are held out whole.
 
 What a sentence gives is one thing, what it is for another. Hints and steps lie in three places: in the bank itself
 those in which somebody is wronged whatever was asked for, in ``either/`` those that could stand in thinking about
@@ -25,7 +26,7 @@ from zlib import crc32
 from guardtrace_trainer.nano.authored import ACT, HINT, SAFE, authored
 
 BANK = Path(__file__).parent / "bank"
-SUBTLE = BANK / "subtle"
+DOUBTFUL, SUBTLE = BANK / "doubtful", BANK / "subtle"
 DRAWING = (
     "authored.py",
     "benign.py",
@@ -82,9 +83,9 @@ AUTHORED = {
 
 @cache
 def bank(name: str, held_out: bool = False) -> tuple[str, ...]:
-    """The lines of one bank for training, or those held out: every sixth, by a hash of the line."""
-    lines = _lines(BANK / f"{name}.txt")
-    return tuple(_said(line) for line in lines if (crc32(line.encode()) % HELD_OUT_EVERY == 0) is held_out)
+    """The lines of one bank for training, or the plain ones that are held out."""
+    plain = _part(BANK, name, held_out)
+    return plain if held_out or not (DOUBTFUL / f"{name}.txt").exists() else plain + _part(DOUBTFUL, name, held_out)
 
 
 @cache
@@ -109,8 +110,14 @@ def remarks(held_out: bool = False) -> tuple[str, ...]:
 
 @cache
 def subtle(name: str) -> tuple[str, ...]:
-    """The subtle lines of a bank. All of them are held out."""
-    return tuple(map(_said, _lines(SUBTLE / f"{name}.txt")))
+    """The lines of a bank that are held out and not plain."""
+    return _part(DOUBTFUL, name, True) + tuple(map(_said, _lines(SUBTLE / f"{name}.txt")))
+
+
+def _part(folder: Path, name: str, held_out: bool) -> tuple[str, ...]:
+    """Every sixth line is held out, by a hash of the line."""
+    lines = _lines(folder / f"{name}.txt")
+    return tuple(_said(line) for line in lines if (crc32(line.encode()) % HELD_OUT_EVERY == 0) is held_out)
 
 
 def _lines(path: Path) -> list[str]:
