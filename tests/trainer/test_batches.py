@@ -116,7 +116,7 @@ def test_what_is_known_stands_on_a_pieces_last_tokens():
     lengths = [len(encode(Document((piece,), None, ""), random.Random(0)).ids) for piece in pieces]
     start = len(example.ids) - sum(lengths)
     whole = slice(start + lengths[0], start + lengths[0] + lengths[1])
-    assert [at for at, line in enumerate(example.lines) if line != NOTHING][0] == start + lengths[0] - 1
+    assert next(at for at, line in enumerate(example.lines) if line != NOTHING) == start + lengths[0] - 1
     assert set(example.lines[whole]) == {HARMFUL}
     assert set(example.so_far[whole]) == {3}
     last = example.so_far[whole.stop :]
@@ -137,15 +137,15 @@ def test_a_document_stands_behind_the_auditors_own_head_and_its_image():
 def test_padding_stands_right_and_is_no_target():
     two = [example for example in documents(30) if example.drawing is None][:2]
     batch = collate(two)
-    for row, example in enumerate(two):
+    for at, example in enumerate(two):
         length = len(example.ids)
-        assert batch.ids[row, :length].tolist() == example.ids
-        assert (batch.ids[row, length:] == control_id("<|endoftext|>")).all()
+        assert batch.ids[at, :length].tolist() == example.ids
+        assert (batch.ids[at, length:] == control_id("<|endoftext|>")).all()
         for name in ("told", "lines", "so_far"):
-            assert getattr(batch, name)[row, :length].tolist() == getattr(example, name)
-        assert not batch.told[row, length:].any()
-        assert (batch.lines[row, length:] == NOTHING).all()
-        assert (batch.so_far[row, length:] == NOTHING).all()
+            assert getattr(batch, name)[at, :length].tolist() == getattr(example, name)
+        assert not batch.told[at, length:].any()
+        assert (batch.lines[at, length:] == NOTHING).all()
+        assert (batch.so_far[at, length:] == NOTHING).all()
 
 
 def test_positions_are_those_of_the_class_itself():

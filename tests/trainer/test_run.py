@@ -42,8 +42,8 @@ def small_recipe(folder: Path) -> Path:
         (r"requests: \d+", "requests: 150"),
         (r"vision_steps: \d+", "vision_steps: 2, vision_batch: 4"),
         (
-            r"exchange_steps: \d+, language_steps: \d+, request_steps: \d+",
-            "exchange_steps: 2, language_steps: 2, request_steps: 2",
+            r"line_steps: \d+, language_steps: \d+",
+            "line_steps: 2, language_steps: 2",
         ),
         (r"held_out: \d+", "held_out: 4"),
         (r"epochs: \d+|max_steps: \d+", "max_steps: 2"),

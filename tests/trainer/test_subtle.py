@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_a_line_that_its_words_belie_is_moved_and_found_again(banks: Path) -> No
     for name in (*GOALS, *SENTENCES, *ANSWERS):
         parts = [after[f"{folder}{name}.txt"] for folder in ("", "doubtful/", "subtle/")]
         assert tuple(map(len, parts)) == counts[name]
-        assert sorted(sum(parts, [])) == sorted(before[f"{name}.txt"])
+        assert sorted(itertools.chain(*parts)) == sorted(before[f"{name}.txt"])
     assert part(quiet) == counts
     assert written(banks).keys() == after.keys()
     assert {name: sorted(lines) for name, lines in written(banks).items()} == {

@@ -25,7 +25,7 @@ def warm_up(
     from guardtrace_trainer.nano.base import make_base
     from guardtrace_trainer.nano.plan import WarmUp
 
-    few = WarmUp(vision_steps=4, exchange_steps=4, language_steps=4, request_steps=4, vision_batch=8)
+    few = WarmUp(vision_steps=4, line_steps=4, language_steps=4, vision_batch=8)
     plan = few if quick else WarmUp()
     make_base(out, plan, seed, log, vocabulary=vocabulary, again=again)
     log(f"wrote {out}")
