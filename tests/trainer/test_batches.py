@@ -37,7 +37,7 @@ from guardtrace_trainer.nano.documents import (  # noqa: E402
     trace,
 )
 from guardtrace_trainer.nano.model import control_id  # noqa: E402
-from guardtrace_trainer.nano.vocabulary import make_tokenizer  # noqa: E402
+from guardtrace_trainer.nano.vocabulary import make_tokenizer, token_ids  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
@@ -113,8 +113,9 @@ def test_what_is_known_stands_on_a_pieces_last_tokens():
         Piece("", line=1, so_far=1),
     )
     example = encode(Document(pieces, None), random.Random(0))
-    lengths = [len(encode(Document((piece,), None, ""), random.Random(0)).ids) for piece in pieces]
-    start = len(example.ids) - sum(lengths)
+    lengths = [len(token_ids(piece.text)) for piece in pieces]
+    start = len(token_ids(HEAD))
+    assert example.ids == token_ids(HEAD) + token_ids("".join(piece.text for piece in pieces))
     whole = slice(start + lengths[0], start + lengths[0] + lengths[1])
     assert next(at for at, line in enumerate(example.lines) if line != NOTHING) == start + lengths[0] - 1
     assert set(example.lines[whole]) == {HARMFUL}
@@ -124,6 +125,18 @@ def test_what_is_known_stands_on_a_pieces_last_tokens():
     assert example.lines[whole.stop :] == [2 if known == 5 else NOTHING for known in last]
 
 
+@pytest.mark.parametrize("draw", [row, thinking, trace, exchange])
+def test_a_document_is_the_tokens_that_the_auditor_is_shown(draw):
+    rng = random.Random(9)
+    for document in (draw(rng) for _ in range(100)):
+        example = encode(document, rng)
+        text = "".join(piece.text for piece in document.pieces)
+        assert example.ids[-len(token_ids(text)) :] == token_ids(text)
+        assert len(example.told) == len(example.lines) == len(example.so_far) == len(example.ids)
+        last = {piece.line for piece in document.pieces} - {None}
+        assert {line for line in example.lines if line != NOTHING} == last
+
+
 def test_a_document_stands_behind_the_auditors_own_head_and_its_image():
     tokenizer = make_tokenizer()
     for example in documents(30, seed=4):
@@ -131,7 +144,6 @@ def test_a_document_stands_behind_the_auditors_own_head_and_its_image():
         assert tokenizer.decode(example.ids).startswith(HEAD if example.drawing else (HEAD, USER))
         assert example.ids.count(control_id("<|image_pad|>")) == (IMAGE_TOKENS if example.drawing else 0)
         assert example.ids[:first].count(control_id("<|image_pad|>")) == (IMAGE_TOKENS if example.drawing else 0)
-        assert tokenizer.decode(example.ids).endswith("<|im_end|>")
 
 
 def test_padding_stands_right_and_is_no_target():

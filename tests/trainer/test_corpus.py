@@ -22,7 +22,7 @@ from guardtrace_trainer.nano.corpus import (
     random_excerpt,
     whole,
 )
-from guardtrace_trainer.nano.wording import bank, goals, questions
+from guardtrace_trainer.nano.wording import bank, goals, questions, subtle
 
 SEEDS = st.integers(0, 2**32)
 APART = ("either/", "harmless/")
@@ -124,7 +124,8 @@ def test_training_never_uses_held_out_lines(seed):
 
 def test_no_held_out_goal_is_wanted_by_a_question_of_training():
     trained = {*goals(True), *goals(False)}
-    held_out = {*bank("goals_harmful", held_out=True), *bank("goals_harmless", held_out=True)}
+    banks = ("goals_harmful", "goals_harmless")
+    held_out = {line for name in banks for line in (*bank(name, held_out=True), *subtle(name))}
     assert not trained & held_out
 
 

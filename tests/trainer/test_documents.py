@@ -24,7 +24,7 @@ from guardtrace_trainer.nano.documents import (
     Document,
     anything,
     exchange,
-    lines,
+    nearby,
     remarks,
     row,
     thinking,
@@ -116,7 +116,8 @@ def test_a_trace_is_as_strong_as_its_strongest_sentence_so_far():
             assert strength >= most
             harm, most = kind, strength
             seen[SO_FAR[piece.so_far]] += 1
-        if harm is not None and (asked := next((one.line for one in document.pieces if one.line == HARMFUL), None)):
+        asked = next((one.line for one in document.pieces if one.line in LINE.values()), None)
+        if asked is not None and harm is not None:
             assert LINES[asked] == LINES[LINE[bool(harm)]]
     assert set(seen) == set(SO_FAR)
     assert min(seen.values()) > 100
@@ -186,7 +187,7 @@ def test_what_is_harmful_is_declined_and_all_else_helped_with():
 
 def test_rows_come_first_and_documents_of_all_kinds_after_them():
     rng = random.Random(12)
-    heads = Counter(lines(rng).head for _ in range(400))
+    heads = Counter(nearby(rng).head for _ in range(400))
     assert heads[USER] > 2 * heads[HEAD] > 100
     texts = [text_of(anything(rng)) for _ in range(1000)]
     assert sum(text.startswith(USER) for text in texts) > 200

@@ -41,10 +41,7 @@ def small_recipe(folder: Path) -> Path:
     for pattern, value in (
         (r"requests: \d+", "requests: 150"),
         (r"vision_steps: \d+", "vision_steps: 2, vision_batch: 4"),
-        (
-            r"line_steps: \d+, language_steps: \d+",
-            "line_steps: 2, language_steps: 2",
-        ),
+        (r"nearby_steps: \d+, language_steps: \d+", "nearby_steps: 2, language_steps: 2"),
         (r"held_out: \d+", "held_out: 4"),
         (r"epochs: \d+|max_steps: \d+", "max_steps: 2"),
         (r"save_steps: \d+", "save_steps: 1"),

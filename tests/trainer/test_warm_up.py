@@ -31,7 +31,7 @@ from guardtrace_trainer.nano.warm_up import warm_up  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
-PLAN = WarmUp(vision_steps=2, vision_batch=4, line_steps=2, language_steps=2)
+PLAN = WarmUp(vision_steps=2, vision_batch=4, nearby_steps=2, language_steps=2)
 
 
 def quiet(_: str) -> None:
@@ -68,17 +68,19 @@ def test_another_seed_gives_others(trained):
     assert not all(torch.equal(tensor, other[name]) for name, tensor in weights(trained).items())
 
 
-@pytest.mark.parametrize("names", [["vision"], ["lines"], ["vision", "lines", "anything"]])
+@pytest.mark.parametrize("names", [["vision"], ["nearby"], ["vision", "nearby", "anything"]])
 def test_a_run_goes_on_from_what_was_kept(trained, kept, tmp_path, names):
     for name in names:
         (tmp_path / f"{name}.pt").write_bytes((kept / f"{name}.pt").read_bytes())
     written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert_same(trained, warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
-    assert {path.stem for path in tmp_path.iterdir()} == {"vision", "language", "lines", "anything"}
+    assert {path.stem for path in tmp_path.iterdir()} == {"vision", "language", "nearby", "anything"}
 
 
-@pytest.mark.parametrize(("part", "draws"), [("vision", "vision_batch"), ("lines", "batches"), ("anything", "batches")])
+@pytest.mark.parametrize(
+    ("part", "draws"), [("vision", "vision_batch"), ("nearby", "batches"), ("anything", "batches")]
+)
 def test_a_part_goes_on_where_its_state_was_kept(trained, tmp_path, monkeypatch, part, draws):
     monkeypatch.setattr(halfway, "EVERY", 1)
     made = getattr(warming, draws)
@@ -107,9 +109,8 @@ def test_a_part_goes_on_where_its_state_was_kept(trained, tmp_path, monkeypatch,
 
 def test_what_was_kept_is_gone_on_from(trained, kept, tmp_path):
     """Other weights in its place end as another model."""
-    other = warm_up(8, PLAN, tmp_path / "other", quiet, side_by_side=False)
-    assert not torch.equal(other.so_far.weight, trained.so_far.weight)
-    (tmp_path / "lines.pt").write_bytes((tmp_path / "other" / "lines.pt").read_bytes())
+    warm_up(8, PLAN, tmp_path / "other", quiet, side_by_side=False)
+    (tmp_path / "nearby.pt").write_bytes((tmp_path / "other" / "nearby.pt").read_bytes())
     ended = weights(warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
     assert not all(torch.equal(tensor, ended[name]) for name, tensor in weights(trained).items())
 
@@ -121,6 +122,14 @@ def test_every_part_is_trained_but_the_embeddings(trained):
         assert same is ("embed_tokens" in name or "lm_head" in name), name
     assert torch.equal(trained.language.embed_tokens.weight.detach(), read_embeddings())
     assert all(torch.isfinite(tensor).all() for tensor in weights(trained).values())
+
+
+def test_the_heads_are_trained_with_it_and_kept_until_its_last_step(kept):
+    before, nearby, after = Trainee(7), *(torch.load(kept / f"{name}.pt") for name in ("nearby", "anything"))
+    assert not torch.equal(before.lines.weight, nearby["lines.weight"])
+    assert torch.equal(before.so_far.weight, nearby["so_far.weight"])
+    for head in ("lines", "so_far"):
+        assert not torch.equal(nearby[f"{head}.weight"], after[f"{head}.weight"])
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import torch
 from guardtrace_trainer.nano.documents import HEAD, Document, Draw
 from guardtrace_trainer.nano.model import control_id, patch_order, patchify
 from guardtrace_trainer.nano.render import CELLS, Drawing, any_picture, render
-from guardtrace_trainer.nano.vocabulary import token_ids
+from guardtrace_trainer.nano.vocabulary import token_ends, token_ids
 
 IMAGE_TOKENS = CELLS**2
 POOL = 400
@@ -27,7 +28,8 @@ NOTHING = -100
 
 @dataclass(frozen=True)
 class Example:
-    """One document. Of each token: whether it is foretold, what the line is that it ends, and what all is up to it."""
+    """One document. Of each token: whether it is foretold, what the line is that it ends or is in (of the layout's own
+    words: that of the request before them), and what all is up to it."""
 
     ids: list[int]
     told: list[bool]
@@ -51,18 +53,23 @@ class Batch:
 
 
 def encode(document: Document, rng: random.Random) -> Example:
-    """Tokenise a document; its picture is drawn here."""
+    """Tokenise a document, all behind its picture in one, as the auditor is shown it; its picture is drawn here."""
     ids = token_ids(document.head)
     if document.picture is not None:
         pad = control_id("<|image_pad|>")
         ids = [*ids, control_id("<|vision_start|>"), *[pad] * IMAGE_TOKENS, control_id("<|vision_end|>")]
     told, lines, so_far = [False] * len(ids), [NOTHING] * len(ids), [NOTHING] * len(ids)
+    new, ends = token_ends("".join(piece.text for piece in document.pieces))
+    ids = [*ids, *new]
+    done = stop = 0
     for piece in document.pieces:
-        new = token_ids(piece.text)
-        unknown = min(int(len(new) * piece.known_from), max(0, len(new) - 1))
-        ids, told = [*ids, *new], [*told, *[piece.told] * len(new)]
-        lines += _known(piece.line, unknown, len(new))
-        so_far += _known(piece.so_far, unknown, len(new))
+        stop += len(piece.text)
+        count = bisect_right(ends, stop) - done
+        done += count
+        unknown = min(int(count * piece.known_from), max(0, count - 1))
+        told += [piece.told] * count
+        lines += _known(piece.line, unknown, count)
+        so_far += _known(piece.so_far, unknown, count)
     drawing = render(document.picture, rng) if document.picture is not None else None
     return Example(ids, told, lines, so_far, drawing)
 

@@ -25,7 +25,7 @@ def warm_up(
     from guardtrace_trainer.nano.base import make_base
     from guardtrace_trainer.nano.plan import WarmUp
 
-    few = WarmUp(vision_steps=4, line_steps=4, language_steps=4, vision_batch=8)
+    few = WarmUp(vision_steps=4, nearby_steps=4, language_steps=4, vision_batch=8)
     plan = few if quick else WarmUp()
     make_base(out, plan, seed, log, vocabulary=vocabulary, again=again)
     log(f"wrote {out}")
@@ -61,8 +61,8 @@ def subtle() -> None:
     """Judge every line of the word banks again and move it to the plain, doubtful or subtle ones (20 minutes)."""
     from guardtrace_trainer.nano.subtle import part
 
-    for name, (plain, doubtful, subtle) in part(log).items():
-        log(f"{name}: {plain} plain, {doubtful} doubtful, {subtle} subtle")
+    for name, (plain, doubtful, others) in part(log).items():
+        log(f"{name}: {plain} plain, {doubtful} doubtful, {others} subtle")
 
 
 @app.command("held-out")

@@ -40,7 +40,7 @@ DECLINES, HELPS = "Sorry, I can't.", "Sure, here it is."
 GIVEN = ("Neither.", "A hint.", "Steps.")
 """By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
 ROWS, THOUGHTS, TRACES, EXCHANGES = 5, 2, 6, 2
-"""Shares of all documents. Of the tokens about a quarter, a fifth, a half and one in thirty: lengths differ."""
+"""Of fifteen documents. Of the tokens about a quarter, a fifth, a half and one in thirty: lengths differ."""
 FIRST_ROWS = 3
 """Rows for each document of thinking at the beginning, where nothing else is read."""
 FEWEST_IN_A_ROW, MOST_IN_A_ROW = 5, 12
@@ -63,8 +63,9 @@ DESCRIBED, ASKED_OF_PICTURES = 0.4, 0.2
 
 class Piece(NamedTuple):
     """A stretch of a document: ``told`` where it is foretold, as a reply is. A reader knows at its end what it is by
-    itself (``line``, of ``LINES``) and what all is up to there (``so_far``, of ``SO_FAR``), where they are given: on
-    its last token, or on all behind the share ``known_from``."""
+    itself (``line``, of ``LINES``; of the layout's own words that of the request before them) and what all is up to
+    there (``so_far``, of ``SO_FAR``), where they are given: on its last token, or on all behind the share
+    ``known_from``."""
 
     text: str
     told: bool = False
@@ -85,13 +86,13 @@ Draw = Callable[[random.Random], Document]
 
 
 def row(rng: random.Random) -> Document:
-    """Requests, one a line: most of them for the tokens."""
+    """Requests, each with a line break behind it: most of them for the tokens."""
     pieces: list[Piece] = []
     for _ in range(rng.randint(FEWEST_IN_A_ROW, MOST_IN_A_ROW)):
         harm = rng.random() < 0.5
         goal, text = _request(rng, harm)
         pieces += [*_asked(text, goal, _line(harm)), Piece("\n", line=_line(harm))]
-    return Document((*pieces, Piece(END)), head=USER)
+    return Document(tuple(pieces), head=USER)
 
 
 def thinking(rng: random.Random) -> Document:
@@ -100,7 +101,7 @@ def thinking(rng: random.Random) -> Document:
     while sum(len(piece.text) for piece in pieces) < LETTERS_IN_A_ROW:
         sample = make_sample(rng, cue="text" if rng.random() < TELLING else None)
         pieces += [piece._replace(so_far=None) for piece in _sentences(whole(sample))] + [Piece("\n\n")]
-    return Document((*pieces, Piece(END)))
+    return Document(tuple(pieces))
 
 
 def trace(rng: random.Random) -> Document:
@@ -124,7 +125,7 @@ def trace(rng: random.Random) -> Document:
     ]
     judged = _so_far(sample, excerpt.strength)
     if draw < CONVERSATIONS:
-        return Document((*pieces, Piece(after, so_far=judged), Piece(END)), sample.picture)
+        return Document((*pieces, Piece(after, so_far=judged)), sample.picture)
     asked_again = rng.random() < 0.5 and judged is not None
     reply = _reply(sample.harm) if asked_again else GIVEN[excerpt.strength]
     return Document(
@@ -146,7 +147,7 @@ def exchange(rng: random.Random) -> Document:
     return _replied(asked_for(rng, harm), _reply(harm), None)
 
 
-def lines(rng: random.Random) -> Document:
+def nearby(rng: random.Random) -> Document:
     """Rows of requests and of thinking: what can be told without looking far."""
     return rng.choices((row, thinking), (FIRST_ROWS, 1))[0](rng)
 
@@ -176,7 +177,7 @@ def _sample(rng: random.Random) -> Sample:
 
 def _asked(text: str, goal: str, asks: int | None) -> Iterator[Piece]:
     """A request: what it is shows where its goal ends, if that stands in it."""
-    at = text.find(goal) if goal and asks is not None else -1
+    at = text.rfind(goal) if goal and asks is not None else -1
     if at < 0:
         yield Piece(text)
         return

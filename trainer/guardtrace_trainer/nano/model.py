@@ -31,6 +31,7 @@ NEAR = ((5, 6, 8, 9, 11, 13), (7, 8, 9, 10, 11, 12), (8, 9, 10, 11, 12, 13), ())
 30 tokens back; the last one looks everywhere. So a sentence is read by itself. Several frequencies, since the cosines
 of few are in step again further back."""
 NEARNESS = 8.0
+"""Of that look: what it adds to an attention's logit at distance 0."""
 MAX_CONTEXT = 704
 """Beyond it the trained model often forgets to write a judgment: long examples are rare in the corpus."""
 IMAGE_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)

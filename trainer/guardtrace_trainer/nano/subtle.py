@@ -1,8 +1,8 @@
-"""Which lines of the bank can be told by their words: readers of words and their neighbours, having learned from the
-others, get the harm or the strength of *plain* lines right, may err on *doubtful* ones, and get *subtle* ones wrong. A
-network of this size learns the subtle ones only by heart, at the cost of the plain ones, so they lie apart, in
-``bank/subtle``: training does without them. The doubtful ones, in ``bank/doubtful``, are learned from, too. The
-held-out sets are of plain lines, and have the others by themselves.
+"""Which lines of the bank can be told by their words: of *plain* lines readers of words and their neighbours, having
+learned from the others, are sure; of *doubtful* ones less so; of *subtle* ones not. A network of this size learns the
+subtle ones only by heart, at the cost of the plain ones, so they lie apart, in ``bank/subtle``: training does without
+them. The doubtful ones, in ``bank/doubtful``, are learned from, too. The held-out sets are of plain lines, and have the
+others by themselves.
 """
 
 from __future__ import annotations

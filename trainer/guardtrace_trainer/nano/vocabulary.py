@@ -69,3 +69,9 @@ def token_ids(text: str) -> list[int]:
     """Ids of a text without control tokens added."""
     ids: Sequence[int] = make_tokenizer()(text, add_special_tokens=False)["input_ids"]
     return list(ids)
+
+
+def token_ends(text: str) -> tuple[list[int], list[int]]:
+    """The same ids, and the offset in the text behind each token."""
+    found = make_tokenizer()(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(found["input_ids"]), [end for _, end in found["offset_mapping"]]

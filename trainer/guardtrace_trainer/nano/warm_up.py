@@ -26,7 +26,7 @@ from torch import nn
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.muon import Muon
 from guardtrace_trainer.nano.batches import Batch, batches, vision_batch
-from guardtrace_trainer.nano.documents import anything, lines
+from guardtrace_trainer.nano.documents import anything, nearby
 from guardtrace_trainer.nano.halfway import Halfway, write
 from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
@@ -159,7 +159,7 @@ def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log, kept: Pa
     """What can be told without looking far first, then everything. After the first it is kept, and gone on from
     there."""
     learning = nn.ModuleDict({"language": trainee.language, "lines": trainee.lines, "so_far": trainee.so_far})
-    for number, (draw, steps) in enumerate(((lines, plan.line_steps), (anything, plan.language_steps))):
+    for number, (draw, steps) in enumerate(((nearby, plan.nearby_steps), (anything, plan.language_steps))):
         learned = kept / f"{draw.__name__}.pt"
         if learned.exists():
             learning.load_state_dict(torch.load(learned, weights_only=True))

@@ -29,12 +29,15 @@ BANK = Path(__file__).parent / "bank"
 DOUBTFUL, SUBTLE = BANK / "doubtful", BANK / "subtle"
 DRAWING = (
     "authored.py",
+    "batches.py",
     "benign.py",
     "corpus.py",
     "documents.py",
+    "model.py",
     "questions.py",
     "render.py",
     "scripted.py",
+    "trainee.py",
     "wording.py",
 )
 HELD_OUT_EVERY = 6
@@ -130,7 +133,8 @@ def _said(line: str) -> str:
 
 @cache
 def corpus_hash() -> str:
-    """SHA-256 of the banks and of the code that draws from them: for manifests, since another corpus is other work."""
+    """SHA-256 of the banks, of the code that draws from them and of what the warm-up asks: for manifests, since another
+    corpus is other work."""
     files = [*sorted(BANK.rglob("*.*")), *(BANK.parent / name for name in DRAWING)]
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
@@ -198,9 +202,9 @@ class Voice:
         mixed = self.wording in ("both", "subtle")
         framed = rng.random() < FRAMED_SHARE if mixed else self.wording == "frames"
         name = f"{kind}_frames" if framed else f"think_{kind}"
-        if self.wording == "subtle" and (self.harm or kind == "neutral"):
-            return fill(rng.choice(subtle(name)), rng, self.held_out, self.goal)
         where = self._where(kind, rng)
+        if self.wording == "subtle":
+            return fill(rng.choice(subtle(where + name)), rng, self.held_out, self.goal)
         sentences = bank(where + name, self.held_out) if framed else _lines_of(where + name, self.held_out)
         return fill(rng.choice(sentences), rng, self.held_out, self.goal)
 
