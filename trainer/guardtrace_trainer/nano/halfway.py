@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 EVERY = 200
-"""Steps, about two minutes."""
+"""Steps, about a minute."""
 
 
 class Halfway:

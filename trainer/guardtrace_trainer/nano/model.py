@@ -114,7 +114,7 @@ def _look_back(language: Any) -> None:
 
 
 def _look_near(language: Any) -> None:
-    """The same with slow frequencies, whose cosines fall off smoothly."""
+    """As :func:`_look_back` with slower frequencies and no distance wanted: their cosines fall off smoothly."""
     attention = language.layers[1].self_attn
     width = HIDDEN // HEADS
     queries = attention.q_proj.bias.view(HEADS, 2, width // 2)
