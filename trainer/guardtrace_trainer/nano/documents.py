@@ -40,7 +40,7 @@ DECLINES, HELPS = "Sorry, I can't.", "Sure, here it is."
 GIVEN = ("Neither.", "A hint.", "Steps.")
 """By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
 ROWS, THOUGHTS, TRACES, EXCHANGES = 5, 2, 6, 2
-"""Of fifteen documents. Of the tokens about a quarter, a fifth, a half and one in thirty: lengths differ."""
+"""Of fifteen documents. Of the tokens about 0.44, 0.16, 0.36 and 0.04: lengths differ."""
 FIRST_ROWS = 3
 """Rows for each document of thinking at the beginning, where nothing else is read."""
 FEWEST_IN_A_ROW, MOST_IN_A_ROW = 5, 12
@@ -188,10 +188,9 @@ def _asked(text: str, goal: str, asks: int | None) -> Iterator[Piece]:
 
 def _sentences(excerpt: Excerpt) -> Iterator[Piece]:
     """The thinking, sentence by sentence. Of a sentence so much gives away what all of it does."""
-    start, tells = 0, False
+    start = 0
     for end, most, own in excerpt.ends:
-        tells = tells or own > SAFE
-        so_far = _so_far(excerpt.sample, most, tells)
+        so_far = _so_far(excerpt.sample, most)
         yield Piece(excerpt.thinking[start:end], line=own, so_far=so_far, known_from=TOLD)
         start = end
     yield Piece(excerpt.thinking[start:])
@@ -201,9 +200,9 @@ def _line(harm: bool) -> int:
     return HARMFUL if harm else HARMLESS
 
 
-def _so_far(sample: Sample, most: int, tells: bool | None = None) -> int | None:
+def _so_far(sample: Sample, most: int) -> int | None:
     """What a trace is so far. Of a request that says nothing it can't be known before the text tells."""
-    if _is_vague(sample) and not (most > SAFE if tells is None else tells):
+    if _is_vague(sample) and most == SAFE:
         return None
     return len(STRENGTHS) * sample.harm + most
 

@@ -181,11 +181,9 @@ def _learn(
     learned: Path,
 ) -> None:
     rng = random.Random(6000 + seed)
-    trained = [parameter for parameter in learning.parameters() if parameter.requires_grad]
     within = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in within if parameter.ndim == 2]
-    others = [parameter for parameter in within if parameter.ndim != 2]
     heads = [*trainee.lines.parameters(), *trainee.so_far.parameters()]
+    matrices, others = ([p for p in within if (p.ndim == 2) is even] for even in (True, False))
     optimizer = Muon(matrices, [*others, *heads], lr, lr * 1.5)
     halfway = Halfway(learned.with_suffix(".halfway"), {"learning": learning}, optimizer, rng)
     begin, average = halfway.resume()
@@ -193,7 +191,7 @@ def _learn(
         _set_rates(optimizer, _schedule(step, steps, 0.4))
         tokens = None if batch.cells is None else simulated(trainee, batch.cells, rng)
         found = loss(trainee, batch, read(trainee, batch, tokens, rng))
-        _step(optimizer, found, trained)
+        _step(optimizer, found, [*within, *heads])
         average = found.item() if average is None else 0.95 * average + 0.05 * found.item()
         if step % 50 == 0:
             log(f"language {step} of {steps}: loss {average:.3f}")
