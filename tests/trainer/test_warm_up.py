@@ -31,7 +31,7 @@ from guardtrace_trainer.nano.warm_up import warm_up  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
-PLAN = WarmUp(vision_steps=2, vision_batch=4, nearby_steps=2, language_steps=2)
+PLAN = WarmUp(vision_steps=2, vision_batch=4, nearby_steps=2, language_steps=6)
 
 
 def quiet(_: str) -> None:
@@ -142,7 +142,7 @@ def folder(trained, tmp_path_factory) -> Path:
 def test_the_exported_folder_says_what_it_is(folder):
     settings = json.loads((folder / "guardtrace.json").read_text())
     assert (settings["system_prompt"], settings["max_context"]) == (SYSTEM_PROMPT, MAX_CONTEXT)
-    assert (settings["warm_up"]["seed"], settings["warm_up"]["language_steps"]) == (7, 2)
+    assert (settings["warm_up"]["seed"], settings["warm_up"]["language_steps"]) == (7, 6)
 
 
 def test_the_exported_weights_are_the_trained_ones(trained, folder):

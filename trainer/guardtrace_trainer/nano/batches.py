@@ -37,6 +37,11 @@ class Example:
     so_far: list[int]
     drawing: Drawing | None
 
+    @property
+    def by_line(self) -> bool:
+        """Whether nothing is asked of it but what each line is by itself."""
+        return not any(self.told) and all(known == NOTHING for known in self.so_far)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -108,7 +113,8 @@ def collate(examples: list[Example]) -> Batch:
 
 
 def pool(draw: Draw, seed: int, number: int) -> list[Batch]:
-    """Documents in batches of like length, with images or without."""
+    """Documents in batches of like length, with images or without; those that are read line by line, which need fewer
+    layers, by themselves."""
     rng = random.Random(f"{seed} {number}")
     examples: list[Example] = []
     while len(examples) < POOL:
@@ -116,8 +122,10 @@ def pool(draw: Draw, seed: int, number: int) -> list[Batch]:
         if len(example.ids) <= LONGEST:
             examples.append(example)
     groups: list[list[Example]] = []
-    for has_image in (False, True):
-        alike = sorted((e for e in examples if (e.drawing is not None) is has_image), key=lambda e: len(e.ids))
+    kinds: dict[tuple[bool, bool], list[Example]] = {}
+    for example in sorted(examples, key=lambda e: len(e.ids)):
+        kinds.setdefault((example.drawing is not None, example.by_line), []).append(example)
+    for alike in kinds.values():
         while alike:
             size = max(1, min(MOST_ROWS, TOKENS_PER_BATCH // len(alike[-1].ids)))
             groups.append(alike[-size:])

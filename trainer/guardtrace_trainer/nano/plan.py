@@ -13,7 +13,7 @@ class WarmUp(Settings):
     vision_steps: int = Field(1500, ge=1)
     vision_batch: int = Field(48, ge=1)
     vision_lr: float = Field(5e-3, gt=0)
-    nearby_steps: int = Field(1000, ge=1)
+    nearby_steps: int = Field(6000, ge=1)
     """Over rows of requests and of thinking, which come first."""
     language_steps: int = Field(8000, ge=1)
     """Over documents of all kinds, after them."""

@@ -10,7 +10,15 @@ from torch import nn
 
 from guardtrace_trainer.nano.batches import IMAGE_TOKENS, NOTHING, Batch
 from guardtrace_trainer.nano.documents import LINES, SO_FAR
-from guardtrace_trainer.nano.model import HIDDEN, VISION_HIDDEN, class_vectors, control_id, make_model, vision_rotations
+from guardtrace_trainer.nano.model import (
+    HIDDEN,
+    LAYERS,
+    VISION_HIDDEN,
+    class_vectors,
+    control_id,
+    make_model,
+    vision_rotations,
+)
 from guardtrace_trainer.nano.render import UNSURE
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS
 
@@ -37,29 +45,39 @@ class Trainee:
         self.rotations = vision_rotations(self.vision, torch.device("cpu"))
 
 
+def layers_asked(batch: Batch) -> int:
+    """How many layers a batch has to go through."""
+    if bool(batch.told.any()):
+        return LAYERS
+    return SO_FAR_AT if bool((batch.so_far != NOTHING).any()) else LINES_AT
+
+
 def read(
-    trainee: Trainee, batch: Batch, tokens: torch.Tensor | None, rng: random.Random | None = None
-) -> tuple[torch.Tensor, ...]:
-    """Hidden states [batch, length, hidden] before and after each layer. Right padding needs no mask: nothing looks
-    ahead.
+    trainee: Trainee,
+    batch: Batch,
+    tokens: torch.Tensor | None,
+    rng: random.Random | None = None,
+    layers: int = LAYERS,
+) -> list[torch.Tensor]:
+    """Hidden states [batch, length, hidden] before and after each of the first ``layers``; those of the last one of all
+    are behind the final norm. Right padding needs no mask: nothing looks ahead.
 
     With ``rng`` some channels of every word are lost, so that the model doesn't learn the corpus's lines by heart.
     """
-    embeddings = trainee.language.embed_tokens(batch.ids)
+    hidden = trainee.language.embed_tokens(batch.ids)
     if rng is not None:
-        embeddings = embeddings * disturbance(batch, rng)
+        hidden = hidden * disturbance(batch, rng)
     if tokens is not None:
         first = int((batch.ids[0] == control_id("<|image_pad|>")).nonzero()[0])
-        embeddings = torch.cat([embeddings[:, :first], tokens, embeddings[:, first + IMAGE_TOKENS :]], 1)
+        hidden = torch.cat([hidden[:, :first], tokens, hidden[:, first + IMAGE_TOKENS :]], 1)
     spread = batch.positions[:, None].expand(3, *batch.ids.shape)
-    found = trainee.language(
-        inputs_embeds=embeddings,
-        position_ids=spread,
-        attention_mask=None,
-        use_cache=False,
-        output_hidden_states=True,
-    )
-    states: tuple[torch.Tensor, ...] = found.hidden_states
+    rotations = trainee.language.rotary_emb(hidden, spread)
+    states = [hidden]
+    for layer in trainee.language.layers[:layers]:
+        hidden = layer(hidden, attention_mask=None, position_embeddings=rotations)
+        states.append(hidden)
+    if layers == LAYERS:
+        states[-1] = trainee.language.norm(hidden)
     return states
 
 
@@ -83,15 +101,14 @@ def disturbance(batch: Batch, rng: random.Random) -> torch.Tensor:
     return channels / (1 - LOST_CHANNELS)
 
 
-def loss(trainee: Trainee, batch: Batch, states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def loss(trainee: Trainee, batch: Batch, states: list[torch.Tensor]) -> torch.Tensor:
     """On what is foretold, and on what is known of lines and of all so far: the sum of the means."""
+    total = torch.zeros(())
     told = batch.told[:, 1:]
-    total = _mean(trainee.model.lm_head(states[-1][:, :-1][told]), batch.ids[:, 1:][told])
+    if told.any():
+        total = total + F.cross_entropy(trainee.model.lm_head(states[-1][:, :-1][told]), batch.ids[:, 1:][told])
     for head, known, at in ((trainee.lines, batch.lines, LINES_AT), (trainee.so_far, batch.so_far, SO_FAR_AT)):
         asked = known != NOTHING
-        total = total + _mean(head(F.rms_norm(states[at][asked], (HIDDEN,))), known[asked])
+        if asked.any():
+            total = total + F.cross_entropy(head(F.rms_norm(states[at][asked], (HIDDEN,))), known[asked])
     return total
-
-
-def _mean(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits, targets, reduction="sum") / max(1, len(targets))

@@ -31,7 +31,7 @@ from guardtrace_trainer.nano.halfway import Halfway, write
 from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
-from guardtrace_trainer.nano.trainee import LETTERS, Trainee, loss, read, simulated
+from guardtrace_trainer.nano.trainee import LETTERS, Trainee, layers_asked, loss, read, simulated
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, use
 
 LAST_MERGER = "merger.mlp.2"
@@ -190,7 +190,7 @@ def _learn(
     for step, batch in enumerate(made(begin), begin):
         _set_rates(optimizer, _schedule(step, steps, 0.4))
         tokens = None if batch.cells is None else simulated(trainee, batch.cells, rng)
-        found = loss(trainee, batch, read(trainee, batch, tokens, rng))
+        found = loss(trainee, batch, read(trainee, batch, tokens, rng, layers_asked(batch)))
         _step(optimizer, found, [*within, *heads])
         average = found.item() if average is None else 0.95 * average + 0.05 * found.item()
         if step % 50 == 0:
