@@ -31,6 +31,7 @@ from guardtrace_trainer.nano.documents import (  # noqa: E402
     USER,
     Document,
     Piece,
+    anything,
     exchange,
     row,
     thinking,
@@ -89,6 +90,17 @@ def test_batches_are_bounded_and_alike(first):
         assert rows * length <= TOKENS_PER_BATCH
         assert len({example.drawing is None for example in batch.examples}) == 1
         assert (batch.cells is None) == (batch.examples[0].drawing is None)
+
+
+def test_what_is_read_line_by_line_is_in_batches_by_itself(words):
+    made = pool(anything, 5, 0)
+    assert all(len({example.by_line for example in batch.examples}) == 1 for batch in made)
+    rows = [batch for batch in made if batch.examples[0].by_line]
+    assert 0 < len(rows) < len(made)
+    for batch in rows:
+        assert bool((batch.lines != NOTHING).any())
+        assert not batch.told.any()
+        assert bool((batch.so_far == NOTHING).all())
 
 
 def test_vision_batches_are_the_same_each_time(words):

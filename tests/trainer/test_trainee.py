@@ -12,7 +12,7 @@ pytest.importorskip("transformers", reason="the extra `train` isn't installed")
 from guardtrace_trainer.nano.batches import NOTHING, Batch, collate, encode  # noqa: E402
 from guardtrace_trainer.nano.documents import Document, Piece  # noqa: E402
 from guardtrace_trainer.nano.model import LAYERS  # noqa: E402
-from guardtrace_trainer.nano.trainee import Trainee, loss, read  # noqa: E402
+from guardtrace_trainer.nano.trainee import Trainee, layers_asked, loss, read  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
@@ -38,6 +38,34 @@ def test_what_is_asked_is_learned_by_the_layers_up_to_it(asked, layers):
     assert [gradient is not None and bool(gradient.any()) for gradient in moved] == [
         number < layers for number in range(LAYERS)
     ]
+
+
+@pytest.mark.parametrize("asked", ["a line", "all so far", "a reply"])
+def test_through_the_layers_that_are_asked_the_same_is_learned_as_through_all(asked):
+    trainee, batch = Trainee(1), batch_of(asked)
+    layers = layers_asked(batch)
+    assert layers == {"a line": 2, "all so far": 3, "a reply": LAYERS}[asked]
+    asked_alone, through_all = (read(trainee, batch, None, layers=count) for count in (layers, LAYERS))
+    assert len(asked_alone) == layers + 1
+    gradients = []
+    for states in (asked_alone, through_all):
+        found = loss(trainee, batch, states)
+        gradients.append(torch.autograd.grad(found, trainee.language.layers[0].mlp.up_proj.weight)[0])
+    assert torch.equal(*gradients)
+    assert bool(gradients[0].any())
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_of_the_class_itself():
+    trainee, batch = Trainee(1), batch_of("a reply")
+    own = trainee.language(
+        inputs_embeds=trainee.language.embed_tokens(batch.ids),
+        position_ids=batch.positions[:, None].expand(3, *batch.ids.shape),
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    for state, theirs in zip(read(trainee, batch, None), own.hidden_states, strict=True):
+        assert torch.allclose(state, theirs, atol=1e-6)
 
 
 @torch.no_grad()
