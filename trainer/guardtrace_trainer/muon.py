@@ -71,7 +71,6 @@ def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     x: torch.Tensor = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
-        square = x @ x.T
-        factor = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
-        x = torch.addmm(x, factor, x, beta=3.4445)
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
     return x.T if tall else x
