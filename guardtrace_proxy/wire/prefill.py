@@ -41,7 +41,10 @@ def leaves_open(prompt: str, style: ThinkingStyle) -> bool:
 
 
 def _segments(text: str, style: ThinkingStyle) -> list[Segment]:
-    style = replace(style, style="custom" if style.style == "custom" else "inline", starts_open=False)
+    own = style.style == "custom"
+    # Where no tag opens thinking, nothing but the one that closes it tells that a text began with some.
+    begins = own and style.open is None and style.close is not None and style.close in text
+    style = replace(style, style="custom" if own else "inline", starts_open=begins)
     tags = style.tag_reader(max_tags=len(text) + 1)  # a prompt may hold a long conversation, with all its blocks
     assert tags is not None
     return [*tags.feed(text), *tags.end()]

@@ -170,5 +170,5 @@ class ThinkingStyle:
             return None
         if self.style == "custom":
             assert self.close is not None
-            return TagReader((TagPair(self.open, self.close),), self.starts_open or self.open is None, max_tags)
+            return TagReader((TagPair(self.open, self.close),), self.starts_open, max_tags)
         return TagReader(KNOWN_PAIRS, self.starts_open, max_tags)

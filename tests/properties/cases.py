@@ -55,7 +55,7 @@ def draw_case(source: Source) -> Case:
         order = interleaved(draw.section("order"), beats)
         events, ending = with_ending(draw.section("ending"), manner, chunk_events(manner, order))
         settle_tokens(events)
-        settle_tags(events, dialect.starts_open or (dialect.tags is not None and dialect.tags[0] is None))
+        settle_tags(events, dialect.starts_open)
     return Case(
         policy=policy,
         style=dialect.style(),

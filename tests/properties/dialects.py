@@ -49,7 +49,7 @@ DIALECTS = (
     Dialect("kimi", (), ("◁think▷", "◁/think▷")),
     Dialect("glm", (), THINK, answer_tags=True),
     Dialect("custom", (), ("[THINK]", "[/THINK]"), "custom"),
-    Dialect("apriel", (), (None, "[BEGIN FINAL RESPONSE]"), "custom", shows_opening=False),
+    Dialect("apriel", (), (None, "[BEGIN FINAL RESPONSE]"), "custom", starts_open=True, shows_opening=False),
 )
 
 
@@ -171,7 +171,7 @@ def _inline(writing: Writing, blocks: str) -> list[Text]:
         nonlocal text, phases
         text, phases = text + more, phases + phase * len(more)
 
-    inside = writing.dialect.starts_open or opening is None
+    inside = writing.dialect.starts_open
     for number, block in enumerate(blocks):
         if block == THINKING:
             if number and opening is None:

@@ -202,12 +202,7 @@ def messages_stand_outside_thinking(history: History) -> Iterator[str]:
 def _starts_inside(history: History, index: int, content: str) -> bool:
     """Whether the client takes the first text for thinking: where it got any that is."""
     first = history.sent_channel(index, "content")
-    return bool(content) and history.case.tags is not None and _opens(history) and bool(first)
-
-
-def _opens(history: History) -> bool:
-    tags = history.case.tags
-    return history.case.starts_open or (tags is not None and tags[0] is None)
+    return bool(content) and history.case.tags is not None and history.case.starts_open and bool(first)
 
 
 def cuts_have_their_reasons(history: History) -> Iterator[str]:

@@ -15,7 +15,7 @@ from tests.wire.replies import completion, dialect, message, response
 
 FOLDER = Path(__file__).parent.parent / "recordings"
 STARTS_OPEN = ThinkingStyle(starts_open=True)
-APRIEL = ThinkingStyle("custom", close="[BEGIN FINAL RESPONSE]")
+APRIEL = ThinkingStyle("custom", starts_open=True, close="[BEGIN FINAL RESPONSE]")
 SEED = ThinkingStyle("custom", open="<seed:think>", close="</seed:think>")
 
 

@@ -203,7 +203,7 @@ def test_an_empty_finish_is_none(path: dict[str, Any]) -> None:
         ),
         (ThinkingStyle("inline", True), [{"content": "a</think>b"}], "T:a [</think>] A:b"),
         (ThinkingStyle("custom", open="(", close=")"), [{"content": "(a)<think>"}], "[(] T:a [)] A:<think>"),
-        (ThinkingStyle("custom", close="[END]"), [{"content": "a[E"}, {"content": "ND]b"}], "T:a [[END]] A:b"),
+        (ThinkingStyle("custom", True, None, "[END]"), [{"content": "a[E"}, {"content": "ND]b"}], "T:a [[END]] A:b"),
         (ThinkingStyle("custom", True, "(", ")"), [{"content": "a)b(c"}], "T:a [)] A:b [(] T:c"),
     ],
 )

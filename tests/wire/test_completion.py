@@ -48,7 +48,12 @@ def rewritten(event: Event, fates: dict[int, Fate]) -> dict[str, Any]:
         # No template stands before a prompt.
         (["q"], ThinkingStyle(starts_open=True), ["A:a [</think>] A:b"]),
         (["x <think>"], ThinkingStyle("field"), ["A:a</think>b"]),
-        (["q"], ThinkingStyle("custom", close="</think>"), ["T:a [</think>] A:b"]),
+        (
+            ["q", "x <t>"],
+            ThinkingStyle("custom", True, "<t>", "</think>"),
+            ["A:a [</think>] A:b", "T:a [</think>] A:b"],
+        ),
+        (["q", "x</think>y"], ThinkingStyle("custom", True, None, "</think>"), ["A:a [</think>] A:b"] * 2),
     ],
 )
 def test_each_prompt_says_whether_its_choices_begin_as_thinking(

@@ -73,7 +73,26 @@ def test_an_operators_own_tags() -> None:
     style = ThinkingStyle("custom", open="[T]", close="[A]")
     assert split("[T]So[A]Well,", style=style) == ("So", "Well,", False)
     assert split("[T]So", style=style) == ("So", "", True)
-    assert split("So", style=ThinkingStyle("custom", close="[A]")) == ("So", "", True)
+
+
+@pytest.mark.parametrize(
+    ("content", "continues", "expected"),
+    [
+        ("So", True, ("", "So", False)),
+        ("So", False, ("", "So", True)),
+        ("So[A]Well,", True, ("So", "Well,", False)),
+        ("So[A]", True, ("So", "", False)),
+        ("", True, ("", "", True)),
+    ],
+)
+def test_where_only_a_closing_tag_comes(content: str, continues: bool, expected: tuple[str, str, bool]) -> None:
+    style = ThinkingStyle("custom", starts_open=True, close="[A]")
+    assert split(content, style=style, continues=continues) == expected
+
+
+def test_without_an_opening_tag_no_prompt_ends_inside_a_block() -> None:
+    style = ThinkingStyle("custom", starts_open=True, close="[A]")
+    assert not any(leaves_open(prompt, style) for prompt in ("", "So", "So[A]", "So[A]Well,[A]"))
 
 
 def test_a_prompt_may_hold_a_long_conversation() -> None:

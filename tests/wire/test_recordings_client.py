@@ -78,8 +78,7 @@ def expected(said: Said, style: ThinkingStyle) -> tuple[str, str]:
     if said.reasoning:
         return said.reasoning, said.content + said.rest
     pairs = (TagPair(style.open, style.close),) if style.close is not None else KNOWN_PAIRS
-    starts_open = style.starts_open or (style.close is not None and style.open is None)
-    runs = [run for run in by_one_pattern(said.content, pairs, starts_open) if not run[2]]
+    runs = [run for run in by_one_pattern(said.content, pairs, style.starts_open) if not run[2]]
     texts = {phase: "".join(text for each, text, _ in runs if each is phase) for phase in Phase}
     return texts[Phase.THINKING], texts[Phase.ANSWERING] + said.rest
 
@@ -143,7 +142,7 @@ def outputs() -> Iterator[dict[str, Any]]:
 def style_of(model: str) -> ThinkingStyle:
     """How the model's own template and tags would be configured."""
     if "Apriel" in model:
-        return ThinkingStyle("custom", close="[BEGIN FINAL RESPONSE]")
+        return ThinkingStyle("custom", starts_open=True, close="[BEGIN FINAL RESPONSE]")
     return ThinkingStyle(starts_open="Qwen3-VL" in model or "ERNIE" in model)
 
 
