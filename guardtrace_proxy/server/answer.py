@@ -58,15 +58,17 @@ async def answer(
     settings = service.config.upstreams[tenant.upstream]
     request = _read(dialect, body, settings)
     policy = _policy_for(dialect, request, tenant.loaded.policy)
+    opening = None if request.prefill is None else opening_of(request.prefill, upstream.thinking)
+    style = upstream.thinking if opening is None else opening.style
+    if upstream.thinking.starts_open and style.starts_open:
+        _check_thinks(request, policy)
     use.prompt([text for turns in request.queries for _, text in turns])
     images = await _images(service, request)
     about = _about(service, tenant, dialect, request, len(images), forwarded, trace)
     trace.describe(of_request(about))
-    opening = None if request.prefill is None else opening_of(request.prefill, upstream.thinking)
     open_session = opener(service.auditor, request, images, about, opening)
     async with sessions_of(request, open_session, service.config.auditor.timeout_ms) as sessions:
         max_bytes = service.config.server.max_stream_bytes
-        style = upstream.thinking if opening is None else opening.style
         reply = dialect.reply(request, ReplySettings(style, max_bytes, about.request_id))
         gate = StreamGate(
             policy,
@@ -125,6 +127,23 @@ def _policy_for(dialect: Dialect[Asked], request: Asked, policy: Policy) -> Poli
     elif not dialect.has_reasoning_fields and field is not ReasoningField.STRIP:
         field = ReasoningField.AS_IS
     return policy if field is policy.reasoning_field else policy.model_copy(update={"reasoning_field": field})
+
+
+def _check_thinks(request: Request, policy: Policy) -> None:
+    """Of a reply that starts open: raises ApiError 400 where thinking is turned off and mustn't stand with the answer.
+
+    A reply without thinking has no tag to tell so. Nor has one of an upstream that thinks all the same, until it is
+    over, or never, if it is stopped at its closing tag: read as answer, it would leave.
+    """
+    if request.turned_off_by is None or policy.thinking_goes is ReasoningField.AS_IS:
+        return
+    raise ApiError(
+        400,
+        f"{request.turned_off_by}: thinking can't be turned off here: this upstream's replies are thinking up to a "
+        "closing tag, and a reply without one would be kept back as thinking.",
+        param=request.turned_off_by,
+        code="invalid_value",
+    )
 
 
 async def _images(service: Service, request: Request) -> Sequence[RequestImage]:

@@ -22,6 +22,7 @@ from guardtrace_proxy.wire.request import (
     read_object,
     refuse,
 )
+from guardtrace_proxy.wire.thinking_switches import turned_off_by
 
 MAX_MESSAGES = 4096
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
@@ -90,6 +91,7 @@ def read_request(body: bytes, allowed: Allowed = Allowed()) -> ChatRequest:
         include_usage,
         tuple(chat_fields.forced_fields(request)),
         drops_encrypted,
+        turned_off_by=turned_off_by(request),
     )
 
 

@@ -22,6 +22,7 @@ from guardtrace_proxy.wire.request import (
     refuse,
 )
 from guardtrace_proxy.wire.strings import is_encrypted
+from guardtrace_proxy.wire.thinking_switches import turned_off_by
 
 MAX_MESSAGES = 4096
 ROLES = frozenset({"user", "assistant", "system"})
@@ -86,6 +87,7 @@ def read_request(body: bytes, allowed: Allowed = Allowed()) -> MessagesRequest:
         keeps_encrypted=allowed.encrypted_reasoning,
         stops=_stops(request.get("stop_sequences")),
         omits_thinking=hides_thinking(request),
+        turned_off_by=turned_off_by(request),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NoReturn
 
 MAX_DEPTH = 64
@@ -56,7 +56,8 @@ class Allowed:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked. ``images`` are (URL, field), in order; ``n`` replies are wanted."""
+    """What was asked. ``images`` are (URL, field), in order; ``n`` replies are wanted. ``turned_off_by`` is the path of
+    the switch that turns thinking off, where one does."""
 
     model: str
     stream: bool
@@ -64,6 +65,8 @@ class Request:
     turns: Turns
     images: tuple[tuple[str, str], ...]
     prefill: Prefill | None
+    _: KW_ONLY
+    turned_off_by: str | None = None
 
     @property
     def hides_reasoning(self) -> bool:

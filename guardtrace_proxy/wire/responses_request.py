@@ -22,6 +22,7 @@ from guardtrace_proxy.wire.request import (
 from guardtrace_proxy.wire.responses_fields import ENCRYPTED, check_fields, texts_beside, wants_encrypted
 from guardtrace_proxy.wire.responses_places import ECHOED
 from guardtrace_proxy.wire.strings import is_encrypted
+from guardtrace_proxy.wire.thinking_switches import turned_off_by
 
 MAX_ITEMS = 4096
 ROLES = frozenset({"system", "developer", "user", "assistant"})
@@ -86,6 +87,7 @@ def read_request(body: bytes, allowed: Allowed = Allowed()) -> ResponsesRequest:
         keeps_encrypted=allowed.encrypted_reasoning,
         echoed=frozenset(text for key in ECHOED & request.keys() for text in _strings(request[key])),
         forced=request.get("store") is None or (wants_encrypted(request) and not allowed.encrypted_reasoning),
+        turned_off_by=turned_off_by(request),
     )
 
 
