@@ -83,6 +83,9 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 _INVISIBLE = frozenset(("Cc", "Cf", "Mn", "Me", "Cs", "Co", "Cn"))
 """Unicode categories that show nothing of their own."""
+MOST_SEEN = 16_384
+"""Characters whose looks are remembered, some 2 MiB: more than the languages of a day have. A text may hold a million,
+and whoever writes it would have this process keep them all."""
 _FILLERS = "\u115f\u1160"
 """Letters that show nothing, where they aren't folded to these."""
 
@@ -144,12 +147,14 @@ def _as_seen(unusual: re.Match[str]) -> str:
 class _Seen(dict[int, str | None]):
     """A table for ``str.translate``: what a character looks like, None where it shows nothing of its own.
 
-    Filled as characters turn up.
+    Filled as characters turn up, and begun anew behind ``MOST_SEEN`` of them.
     """
 
     def __missing__(self, code: int) -> str | None:
-        self[code] = self._look(chr(code))
-        return self[code]
+        if len(self) >= MOST_SEEN:
+            self.clear()
+        look = self[code] = self._look(chr(code))
+        return look
 
     def _look(self, character: str) -> str | None:
         if character in "\t\n\r\x0b\x0c\x1c\x1d\x1e\x85":
