@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import anyio
 import openai
 import yaml
 
@@ -28,6 +29,9 @@ DIALECTS = {
 }
 BOUNDARY = {"unit": "sentences", "first": 1, "max": 4, "max_hold_ms": 5_000}
 """A person watches: verdicts come at the ends of sentences, and the sentence that is being written is held back."""
+
+LOOK_SECONDS = 0.01
+"""Between two looks whether a reply's last verdict has come."""
 
 
 def write_config(folder: Path, upstream: str, keys: dict[str, str], preset: str, model: str) -> Path:
@@ -72,7 +76,8 @@ class Demo:
             self._keys = {name: f"gt-{secrets.token_urlsafe(16)}" for name in DIALECTS}
             upstream = stack.enter_context(served(ReplayUpstream(self._traces, self._pace)))
             config = load_config(write_config(folder, upstream, self._keys, self._policy, self._model), {})
-            proxy = stack.enter_context(served(GuardTraceApp(config, observer=self._observe)))
+            self._app = GuardTraceApp(config, observer=self._observe)
+            proxy = stack.enter_context(served(self._app))
             self._upstream = f"{upstream}/v1"
             self._proxy = f"{proxy}/v1"
             self._stack = stack.pop_all()
@@ -96,6 +101,9 @@ class Demo:
             _client(self._proxy, self._keys[trace.dialect]) as proxy,
         ):
             await compare(comparison, upstream, proxy, self._redraw)
+            # Verdicts that are only recorded come behind the reply, and belong to the timeline.
+            while self._app.service.shedding.running:  # noqa: ASYNC110 (the server has a loop of its own)
+                await anyio.sleep(LOOK_SECONDS)
         self._running = None
         return comparison
 

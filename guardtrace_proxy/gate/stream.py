@@ -1,8 +1,8 @@
 """The gate of one reply: it holds the upstream's events in their order until every choice in them may go.
 
 Sans-I/O. Feed it with ``receive``, ``end``, ``judged``, ``audit_failed`` and ``tick``; after each call carry out what
-``take`` returns, and look at ``deadline``, ``wants_reading``, ``wants_upstream`` and ``finished``. Times are seconds of
-any monotonic clock. It doesn't know whether a proxy, a model server's middleware or a replay drives it.
+``take`` returns, and look at ``deadline``, ``wants_reading``, ``wants_upstream``, ``said_all`` and ``finished``. Times
+are seconds of any monotonic clock. It doesn't know whether a proxy, a model server's middleware or a replay drives it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class StreamGate:
         self, policy: Policy, writer: Writer, *, capacity: int, max_stream_bytes: int, choices: int = 1
     ) -> None:
         self.finished = False
+        self.said_all = False
+        """Nothing more leaves; verdicts that are only recorded may be due."""
         self.wants_upstream = True
         """False as soon as nothing that the upstream could still say matters: close it at once."""
         self.run: Run | None = None
@@ -321,6 +323,7 @@ class StreamGate:
         """The end leaves behind the last verdict that text waits for; verdicts that are only recorded may follow."""
         self.finished = self._choices.are_settled
         if self.finished or self._choices.wait_for_nothing:
+            self.said_all = True
             words = self._ending.say(self.tokens_read)
             if words:
                 self._outputs.append(Release(words))

@@ -83,8 +83,11 @@ async def answer(
         kept_alive = out.kept_alive(service.drain) if request.stream else nullcontext()
         asking = _asked(upstream, dialect.path, body, forwarded, trace, about, settings)
 
-        def decided(outcome: Decided) -> None:
+        def count() -> None:
             use.reply(gate.tokens_read)
+
+        def decided(outcome: Decided) -> None:
+            count()
             record.decided(outcome)
 
         async with kept_alive, asking as source:
@@ -97,6 +100,7 @@ async def answer(
                 close_upstream=source.close,
                 on_asked=record.asked,
                 on_decided=decided,
+                on_said=count,
             )
             with record.running():
                 try:
@@ -107,7 +111,7 @@ async def answer(
                     else:
                         await send_whole(exchange, source, reply, service, record, send)
                 finally:
-                    use.reply(gate.tokens_read)
+                    count()
         if out.failure is not None:
             service.metrics.error(out.failure.status)
 

@@ -50,11 +50,13 @@ class Exchange:
         close_upstream: Callable[[], None],
         on_asked: Callable[[StartAudit], None],
         on_decided: Callable[[Decided], None],
+        on_said: Callable[[], None],
     ) -> None:
         """``sessions`` are open already, by choice; ``open_session`` opens the auditor's session of one more choice,
         which is added to them. Whoever made them closes them. ``rest`` reads what the reader still keeps back, where
         the reply is stopped.
-        ``on_asked`` is told of every audit, and then ``on_decided`` of its decision."""
+        ``on_asked`` is told of every audit, and then ``on_decided`` of its decision; ``on_said`` is called before the
+        last bytes leave, behind which audits may go on."""
         self.rejected: Reject | None = None
         """What a cut asks to be answered with in place of the reply, where that isn't streamed."""
         self._gate = gate
@@ -65,6 +67,7 @@ class Exchange:
         self._close_upstream = close_upstream
         self._on_asked = on_asked
         self._on_decided = on_decided
+        self._on_said = on_said
         self._tasks: anyio.abc.TaskGroup
         self._reading = anyio.CancelScope()
         self._is_stopped = False
@@ -89,11 +92,13 @@ class Exchange:
         self._reading.cancel()
 
     async def run(self, events: Events, send: Callable[[bytes, bool], Awaitable[None]]) -> None:
-        """Gate a reply to its end. ``send`` takes bytes and whether more follow."""
+        """Gate a reply to its end. ``send`` takes bytes and whether more follow; audits that are only recorded end
+        behind the last of them."""
         async with anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self._read, events)
             try:
                 await self._write(send)
+                await self._settle()
                 await self._read_all.wait()
             finally:
                 self._is_over = True
@@ -196,16 +201,24 @@ class Exchange:
     async def _write(self, send: Callable[[bytes, bool], Awaitable[None]]) -> None:
         is_over = False
         while not is_over:
-            if not (self._unsent or self._gate.finished):
+            if not (self._unsent or self._gate.said_all):
                 await self._news.wait()
                 self._news.clear()
                 continue
             data = b"".join(self._unsent)
             self._unsent.clear()
-            is_over = self._gate.finished
+            is_over = self._gate.said_all
+            if is_over:
+                self._on_said()
             await send(data, not is_over)
             self._unsent_bytes = sum(map(len, self._unsent))
             self._room.set()
+
+    async def _settle(self) -> None:
+        """Wait for the verdicts that are only recorded."""
+        while not self._gate.finished:
+            self._news.clear()
+            await self._news.wait()
 
     def _carry_out(self) -> None:
         """Do what the gate says, right after it was told something."""
@@ -223,7 +236,7 @@ class Exchange:
                 self._on_decided(output)
             elif isinstance(output, Reject):
                 self.rejected = output
-        if gate.finished:
+        if gate.said_all:
             self._news.set()
         if not gate.wants_upstream:
             self._reading.cancel()

@@ -75,17 +75,29 @@ async def events_of(
 async def send_whole(
     exchange: Exchange, source: Source, reply: Reply, service: Service, record: ReplyRecord, send: Send
 ) -> None:
-    """The body that the gate lets pass, or the error that a cut asks for."""
-    with service.budget.whole() as came:
-        body = await _gated(exchange, source, reply, service.config.server.max_stream_bytes, came)
+    """The body that the gate lets pass, or the error that a cut asks for, as soon as it is sure."""
+    parts: list[bytes] = []
+
+    async def keep(data: bytes, more: bool) -> None:
+        parts.append(data)
+        if more:
+            return
         rejected = exchange.rejected
         status = 200 if rejected is None else 503 if rejected.unjudged else 400
         headers = [JSON, *source.limits, *record.headers(final=True)]
-        await respond(send, status, body if rejected is None else rejected.body, headers)
+        await respond(send, status, b"".join(parts) if rejected is None else rejected.body, headers)
+
+    with service.budget.whole() as came:
+        completion = await _read_whole(source, reply, service.config.server.max_stream_bytes, came)
+
+        async def once() -> AsyncIterator[list[Event]]:
+            yield [completion]
+
+        await exchange.run(once(), keep)
 
 
-async def _gated(exchange: Exchange, source: Source, reply: Reply, limit: int, came: Callable[[int], None]) -> bytes:
-    """What the gate lets pass of a reply of at most ``limit`` bytes."""
+async def _read_whole(source: Source, reply: Reply, limit: int, came: Callable[[int], None]) -> Event:
+    """A reply of at most ``limit`` bytes; raises ApiError 502 where it can't be read."""
     try:
         completion = reply.completion(await read_bounded(source, limit, came))
     except UpstreamBroke as error:
@@ -93,14 +105,4 @@ async def _gated(exchange: Exchange, source: Source, reply: Reply, limit: int, c
         raise upstream_unreadable("a reply that broke off") from error
     if completion.kind is not EventKind.COMPLETION:
         raise upstream_unreadable(completion.detail or "a reply that can't be read")
-
-    async def once() -> AsyncIterator[list[Event]]:
-        yield [completion]
-
-    parts: list[bytes] = []
-
-    async def keep(data: bytes, more: bool) -> None:
-        parts.append(data)
-
-    await exchange.run(once(), keep)
-    return b"".join(parts)
+    return completion

@@ -187,7 +187,7 @@ def test_monitor_alters_nothing_and_records() -> None:
     driver = Driver(policy(thinking={"mode": "monitor"}, answer={"mode": "monitor"}))
     driver.receive(text(THINK), text("", finish="stop"), DONE)
     assert driver.sent == text(THINK).raw + text("", finish="stop").raw + b"DONE\n"
-    assert not driver.gate.finished
+    assert (driver.gate.said_all, driver.gate.finished) == (True, False)
     driver.answer(HARMFUL)
     assert driver.gate.finished
     decided = [output for output in driver.outputs if isinstance(output, Decided)]

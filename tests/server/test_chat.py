@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.server.running import ask, proxy
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, completion, judging, model_server, stream
+from tests.waiting import eventually
 
 SAFE = "Two and two are easily added so we get four without any doubt at all."
 
@@ -123,7 +124,7 @@ def test_monitor_changes_nothing_and_holds_nothing():
     policy = {"thinking": {"mode": "monitor"}, "answer": {"mode": "monitor"}, "expose": {"object": False}}
     with proxy(replay(frames), policy=policy) as running:
         assert running.raw(ask(stream=True)).content == b"".join(frames)
-        assert len(running.auditor.requests) > 1
+        assert eventually(lambda: len(running.auditor.requests) > 1)
 
 
 def test_nothing_leaves_before_its_verdict():

@@ -160,6 +160,7 @@ def test_what_is_under_way_shows_and_goes_when_the_client_leaves() -> None:
 def test_monitored_actions_are_told_from_those_that_were_carried_out() -> None:
     with proxy(lambda _: [completion("HARM", "fine")], config=LISTENING, policy={"extends": "monitor"}) as running:
         running.raw(ask())
+        assert eventually(lambda: running.app.service.shedding.running == 0)
         found = scrape(running.app.service)
     assert found.value("guardtrace_audits_total", level="1", enforced="false") >= 1
     assert found.value("guardtrace_audits_total", enforced="true") == 0
