@@ -39,8 +39,8 @@ SHOWS = "What does the image show?"
 DECLINES, HELPS = "Sorry, I can't.", "Sure, here it is."
 GIVEN = ("Neither.", "A hint.", "Steps.")
 """By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
-ROWS, THOUGHTS, TRACES, EXCHANGES = 5, 3, 6, 2
-"""Of sixteen documents. Of the tokens about 0.44, 0.16, 0.36 and 0.04: lengths differ."""
+ROWS, THOUGHTS, TRACES, EXCHANGES = 3, 2, 9, 2
+"""Of sixteen documents: most of what can be told line by line is known already, from the rows that come first."""
 FIRST_ROWS = 2
 """Rows for each document of thinking at the beginning, where nothing else is read."""
 FEWEST_IN_A_ROW, MOST_IN_A_ROW = 5, 12
@@ -49,10 +49,10 @@ ALONE = 0.4
 REMARKED = 0.4
 """Share of the other requests that have a remark from another one before them, and as many behind them: so a known goal
 is found in questions of any shape."""
-TELLING = 0.9
+TELLING = 0.6
 """Share of the traces in a row of thinking whose sentences are short and mostly give something."""
 LETTERS_IN_A_ROW = 500
-PICTURED, TOGETHER = 0.15, 0.68
+PICTURED, TOGETHER = 0.15, 0.5
 """Shares of the traces whose harm would stand in an image, and of those that were put together from a goal in words;
 the others are of all kinds."""
 CONVERSATIONS, LAYOUTS = 0.2, 0.55
@@ -100,7 +100,9 @@ def thinking(rng: random.Random) -> Document:
     pieces: list[Piece] = []
     while sum(len(piece.text) for piece in pieces) < LETTERS_IN_A_ROW:
         sample = make_sample(rng, cue="text" if rng.random() < TELLING else None)
-        pieces += [piece._replace(so_far=None) for piece in _sentences(whole(sample))] + [Piece("\n\n")]
+        said = _sentences(whole(sample))
+        answer = Piece(sample.answer, line=sample.answer_strength, known_from=TOLD)
+        pieces += [*(piece._replace(so_far=None) for piece in said), Piece("\n\n"), answer, Piece("\n\n")]
     return Document(tuple(pieces))
 
 
@@ -125,12 +127,11 @@ def trace(rng: random.Random) -> Document:
     ]
     judged = _so_far(sample, excerpt.strength)
     if draw < CONVERSATIONS:
-        return Document((*pieces, Piece(after, so_far=judged)), sample.picture)
+        return Document((*pieces, *_answered(after, excerpt, judged)), sample.picture)
     asked_again = rng.random() < 0.5 and judged is not None
     reply = _reply(sample.harm) if asked_again else GIVEN[excerpt.strength]
-    return Document(
-        (*pieces, Piece(f"{after}{TAIL}", so_far=judged), Piece(f"{reply}{END}", told=True)), sample.picture
-    )
+    replied = Piece(f"{reply}{END}", told=True)
+    return Document((*pieces, *_answered(f"{after}{TAIL}", excerpt, judged), replied), sample.picture)
 
 
 def exchange(rng: random.Random) -> Document:
@@ -194,6 +195,17 @@ def _sentences(excerpt: Excerpt) -> Iterator[Piece]:
         yield Piece(excerpt.thinking[start:end], line=own, so_far=so_far, known_from=TOLD)
         start = end
     yield Piece(excerpt.thinking[start:])
+
+
+def _answered(after: str, excerpt: Excerpt, judged: int | None) -> Iterator[Piece]:
+    """What stands behind the thinking, an answer in it. At its end all is known."""
+    at = after.rfind(excerpt.answer) if excerpt.answer else -1
+    if at >= 0:
+        end = at + len(excerpt.answer)
+        yield Piece(after[:at])
+        yield Piece(after[at:end], line=excerpt.sample.answer_strength, so_far=judged, known_from=TOLD)
+        after = after[end:]
+    yield Piece(after, so_far=judged)
 
 
 def _line(harm: bool) -> int:

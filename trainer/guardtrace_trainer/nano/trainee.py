@@ -26,7 +26,7 @@ LETTERS = 27
 LINES_AT, SO_FAR_AT = 2, 3
 """After how many layers it is known what a line is by itself, and what all is so far: later tokens see nothing of a
 token that only its last layer knows."""
-LOST_CHANNELS = 0.05
+LOST_CHANNELS = 0.1
 BLUR, SWAPPED = 0.4, 0.03
 
 
