@@ -103,7 +103,7 @@ async def answer(
                         with service.budget.counting(lambda: reply.unread_bytes + exchange.held_bytes):
                             await send_stream(exchange, events, source, out, record, service.drain)
                     else:
-                        await send_whole(exchange, source, reply, service, record, send)
+                        await send_whole(exchange, source, reply, dialect, service, record, send)
                 finally:
                     use.reply(gate.tokens_read)
         if out.failure is not None:

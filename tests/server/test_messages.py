@@ -100,6 +100,21 @@ def test_a_cut_with_an_error_ends_the_stream() -> None:
     assert answer.json() == failure("invalid_request_error", MESSAGE, answer)
 
 
+def test_a_cut_that_the_auditors_failure_asked_for_is_overload() -> None:
+    """It would be 503, a status that this API doesn't have."""
+    policy = {"cut_shape": "error", "messages": {"auditor_failure": "Not checked."}}
+
+    def failing(_: Any) -> list[bytes]:
+        return [http(500, "{}")]
+
+    with proxy(streaming(reply("", "fine")), failing, policy=policy) as running:
+        streamed = post(running, stream=True)
+    assert content_of(streamed.content)[-1] == failure("overloaded_error", "Not checked.", streamed)
+    with proxy(whole(reply("", "fine")), failing, policy=policy) as running:
+        answer = post(running)
+    assert (answer.status_code, answer.json()) == (529, failure("overloaded_error", "Not checked.", answer))
+
+
 def failure(type: str, message: str, answer: httpx.Response) -> dict[str, Any]:
     """The error that names the answer's request."""
     request_id = answer.headers["request-id"]
