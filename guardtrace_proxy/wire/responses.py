@@ -13,7 +13,8 @@ import msgspec
 
 from guardtrace_proxy.wire.events import Event, EventKind, Found, Phase, Span, SpanKind, malformed
 from guardtrace_proxy.wire.keys import KEY_TWICE_IN_WHOLE, has_key_twice
-from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
+from guardtrace_proxy.wire.media import WITH_MEDIA, Media
+from guardtrace_proxy.wire.named_events import EVENT_WITH_MEDIA, TOO_DEEP, NamedEventsReader, named
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.responses_places import (
@@ -66,6 +67,8 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             return self._event(EventKind.COMPLETION, body, "", response, places, _status(response))
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
+        except Media:
+            return malformed(body, f"a reply {WITH_MEDIA}")
 
     def _read(self, event: SSEEvent) -> Event:
         try:
@@ -110,6 +113,8 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             return self._event(EventKind.CHUNK, named(event, kind), kind, content, places, finish)
         except (TooDeep, RecursionError):
             return malformed(event.raw, TOO_DEEP)
+        except Media:
+            return malformed(event.raw, EVENT_WITH_MEDIA)
 
     def _event(
         self,

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.ports import free_port
-from tests.server.dialects import CASES, Case
+from tests.server.dialects import CASES, PNG, Case
 from tests.server.running import ask, proxy
 from tests.server.scripted import DONE, HEAD, SSE_HEAD, chunk, http, stream
 from tests.waiting import eventually
@@ -173,8 +173,11 @@ def test_of_a_streams_errors_the_first_alone_passes():
         {"images": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,SEEN"}}]},
         {"audio": {"id": "a", "data": "SEEN"}},
         {"content": [{"type": "output_audio", "url": " DATA:audio/wav;base64,SEEN"}]},
+        {"images": [{"b64_json": "SEEN"}]},
+        {"content": [{"type": "image", "data": "SEEN"}]},
+        {"images": [PNG + "SEEN"]},
     ],
-    ids=["image", "audio", "part"],
+    ids=["image", "audio", "part", "base64", "typed", "file"],
 )
 def test_images_and_speech_never_leave(beside, streamed):
     """Their base64 says nothing to an auditor of texts."""
