@@ -73,7 +73,7 @@ class ChoicesStream(ChoicesWriter):
     # What they share
 
     @property
-    def unread_bytes(self) -> int:
+    def kept_bytes(self) -> int:
         """Of an event that isn't complete."""
         return self._decoder.unread_bytes
 

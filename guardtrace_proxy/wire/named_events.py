@@ -31,7 +31,7 @@ class NamedEventsReader(ABC):
         """What one event says."""
 
     @property
-    def unread_bytes(self) -> int:
+    def kept_bytes(self) -> int:
         """Of an event that isn't complete."""
         return self._decoder.unread_bytes
 

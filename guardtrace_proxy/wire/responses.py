@@ -39,6 +39,8 @@ from guardtrace_proxy.wire.strings import Path, TooDeep
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
+TOO_LONG = "The upstream's reply is longer than may be kept."
+
 
 class ResponsesStream(NamedEventsReader, ResponsesWriter):
     """One reply of an upstream: reads it, and writes what a policy puts in the place of parts of it."""
@@ -50,6 +52,11 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         ResponsesWriter.__init__(self, model=model)
         self._terms = terms
         self._said = Said()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of an event that isn't complete, and of all texts: the last event says them again."""
+        return super().kept_bytes + self._said.kept_bytes
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
@@ -71,6 +78,8 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             return malformed(body, f"a reply {WITH_MEDIA}")
 
     def _read(self, event: SSEEvent) -> Event:
+        if self._said.is_full:
+            return malformed(event.raw, TOO_LONG)
         try:
             delta = decode_delta(event.data)
         except msgspec.ValidationError:
