@@ -139,7 +139,7 @@ class StreamGate:
             self._receive_parts(event, now)
             self._end(bytes)
         elif event.kind is EventKind.DONE:
-            self._end(lambda: event.raw)
+            self._end(lambda: self._last_word(event.raw))
         elif event.kind is EventKind.ERROR:
             if not self._saw_error:  # one is a bounded message, many would be a text that nobody judges
                 self._saw_error = True
@@ -219,7 +219,14 @@ class StreamGate:
     def _break_off(self, why: str) -> None:
         """What is held is still judged, and released or dropped; then an error, and never an end that looks whole."""
         self.wants_upstream = False
-        self._end(lambda: self._writer.error(why, "upstream_error", "upstream_error"))
+        self._end(lambda: self._error(why))
+
+    def _last_word(self, done: bytes) -> bytes:
+        """The upstream's end of the stream, unless a choice is left that neither it nor a cut has finished."""
+        return done if self._saw_error or self._choices.all_over else self._error(BROKEN_OFF)
+
+    def _error(self, why: str) -> bytes:
+        return self._writer.error(why, "upstream_error", "upstream_error")
 
     def _end(self, last_words: Callable[[], bytes]) -> None:
         self._ending.set(last_words)

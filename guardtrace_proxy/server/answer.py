@@ -106,10 +106,10 @@ async def answer(
                 try:
                     if request.stream:
                         events = events_of(source, reply, gate, settings.read_timeout_ms / 1000, record)
-                        with service.budget.counting(lambda: reply.unread_bytes + exchange.held_bytes):
+                        with service.budget.counting(lambda: reply.kept_bytes + exchange.held_bytes):
                             await send_stream(exchange, events, source, out, record, service.drain)
                     else:
-                        await send_whole(exchange, source, reply, service, record, send)
+                        await send_whole(exchange, source, reply, dialect, service, record, send)
                 finally:
                     count()
         if out.failure is not None:

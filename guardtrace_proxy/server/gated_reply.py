@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import structlog
 
@@ -16,6 +17,7 @@ from guardtrace_proxy.server.exchange import Events, Exchange
 from guardtrace_proxy.server.record import ReplyRecord
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, read_bounded
+from guardtrace_proxy.wire.dialects import Dialect
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.reply import Reply
 
@@ -73,7 +75,13 @@ async def events_of(
 
 
 async def send_whole(
-    exchange: Exchange, source: Source, reply: Reply, service: Service, record: ReplyRecord, send: Send
+    exchange: Exchange,
+    source: Source,
+    reply: Reply,
+    dialect: Dialect[Any],
+    service: Service,
+    record: ReplyRecord,
+    send: Send,
 ) -> None:
     """The body that the gate lets pass, or the error that a cut asks for, as soon as it is sure."""
     parts: list[bytes] = []
@@ -84,6 +92,7 @@ async def send_whole(
             return
         rejected = exchange.rejected
         status = 200 if rejected is None else 503 if rejected.unjudged else 400
+        status = dialect.statuses.get(status, status)
         headers = [JSON, *source.limits, *record.headers(final=True)]
         await respond(send, status, b"".join(parts) if rejected is None else rejected.body, headers)
 

@@ -30,7 +30,9 @@ class ServiceGauges(Collector):
         about = {"version": __version__, "auditor": auditor.name, "depth": service.config.auditor.depth}
         yield InfoMetricFamily("guardtrace", "What runs.", value=about)
         yield _gauge(
-            "held_bytes", "Bytes of request bodies, and of replies until they were sent.", service.budget.total
+            "held_bytes",
+            "Bytes of request bodies, of replies until they were sent, and of text kept.",
+            service.budget.total,
         )
         yield _gauge("held_bytes_limit", "server.max_total_bytes.", service.config.server.max_total_bytes)
         yield _gauge(

@@ -16,7 +16,8 @@ from guardtrace_proxy.wire.chat_schema import (
     unknown_of_choice,
 )
 from guardtrace_proxy.wire.events import Found, Phase, Span, SpanKind
-from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, is_label, refuse_media, strings_below
+from guardtrace_proxy.wire.media import refuse_media
+from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, is_label, strings_below
 
 TOP = ".."
 """First element of the path of a string that stands beside ``choices``."""
@@ -94,7 +95,7 @@ def _parts(value: Any, phase: Phase, path: Path) -> Iterator[Found]:
             if key in ("text", "summary"):
                 yield from _text(inner, phase, (*here, key))
             elif not (is_label(key, inner) or is_encrypted_part(part, key, inner)):
-                yield from field_strings(key, inner, here)
+                yield from field_strings(key, inner, here, part.get("type"))
 
 
 def _arguments(value: Any, path: Path) -> Iterator[Found]:
@@ -102,17 +103,18 @@ def _arguments(value: Any, path: Path) -> Iterator[Found]:
         yield Phase.ANSWERING, Span(inner_path, text, SpanKind.ARGUMENTS)
 
 
-def field_strings(key: str, value: Any, path: Path) -> Iterator[Found]:
-    """A field that no reader knows, with its name where that is no name."""
+def field_strings(key: str, value: Any, path: Path, kind: Any = None) -> Iterator[Found]:
+    """A field that no reader knows, with its name where that is no name; ``kind`` is the type of what has it. Raises
+    Media."""
     here = (*path, key)
     if not PLAIN_KEY.fullmatch(key):
         yield Phase.ANSWERING, Span(here, key, SpanKind.OTHER)
-    yield from _others(value, here)
+    yield from _others(value, here, kind)
 
 
-def _others(value: Any, path: Path) -> Iterator[Found]:
+def _others(value: Any, path: Path, kind: Any = None) -> Iterator[Found]:
+    refuse_media(path, value, kind)
     for inner_path, text in strings_below(value, path):
-        refuse_media(inner_path, text)
         yield Phase.ANSWERING, Span(inner_path, text, SpanKind.OTHER)
 
 

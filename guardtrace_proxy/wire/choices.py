@@ -14,10 +14,11 @@ from guardtrace_proxy.wire.choice import ChoiceReader, tokens_alone
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Found, MoreText, malformed
 from guardtrace_proxy.wire.keys import KEY_TWICE, KEY_TWICE_IN_WHOLE, has_key_twice
+from guardtrace_proxy.wire.media import WITH_MEDIA, Media
 from guardtrace_proxy.wire.never_said import never_said
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
-from guardtrace_proxy.wire.strings import Media, TooDeep
+from guardtrace_proxy.wire.strings import TooDeep
 from guardtrace_proxy.wire.template import Template, template_of
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
@@ -72,7 +73,7 @@ class ChoicesStream(ChoicesWriter):
     # What they share
 
     @property
-    def unread_bytes(self) -> int:
+    def kept_bytes(self) -> int:
         """Of an event that isn't complete."""
         return self._decoder.unread_bytes
 
@@ -215,7 +216,7 @@ class ChoicesStream(ChoicesWriter):
         except (TooDeep, RecursionError):
             return _unreadable(kind, raw, "that is nested too deeply")
         except Media:
-            return _unreadable(kind, raw, "with an image or audio")
+            return _unreadable(kind, raw, WITH_MEDIA)
         if beside:
             self._reader(0).follow(beside, None, None, finished=False)
             parts.append(self._reader(0).part(0, beside))

@@ -7,7 +7,7 @@ policy, the auditor, the server) is told which one it is and doesn't look inside
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -26,7 +26,7 @@ from guardtrace_proxy.wire.chat_request import ChatRequest
 from guardtrace_proxy.wire.completion import completion_reply
 from guardtrace_proxy.wire.completion_request import CompletionRequest
 from guardtrace_proxy.wire.messages import messages_reply
-from guardtrace_proxy.wire.messages_errors import messages_error
+from guardtrace_proxy.wire.messages_errors import STATUSES, messages_error
 from guardtrace_proxy.wire.messages_request import MessagesRequest
 from guardtrace_proxy.wire.reply import Reply, ReplySettings
 from guardtrace_proxy.wire.request import Allowed, Request
@@ -63,6 +63,8 @@ class Dialect(Generic[Asked]):
     page: str
     """Where the docs have its fields."""
     error: ErrorShape = openai_error
+    statuses: Mapping[int, int] = field(default_factory=dict)
+    """HTTP statuses that this API doesn't use, and those that stand for them."""
     has_reasoning_fields: bool = True
     """Whether thinking can move to another field (a policy's ``reasoning_field``); else it stays or is stripped."""
     required_headers: Collection[str] = ()
@@ -117,6 +119,7 @@ MESSAGES = Dialect[MessagesRequest](
     unfollowed=messages_fields.UNFOLLOWED,
     page="docs/messages.md",
     error=messages_error,
+    statuses=STATUSES,
     has_reasoning_fields=False,
     required_headers=("anthropic-version",),
     id_headers=("x-request-id", "request-id"),

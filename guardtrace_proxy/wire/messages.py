@@ -12,6 +12,7 @@ import msgspec
 
 from guardtrace_proxy.wire.events import Event, EventKind, Found, Span, malformed
 from guardtrace_proxy.wire.keys import KEY_TWICE_IN_WHOLE, has_key_twice
+from guardtrace_proxy.wire.media import WITH_MEDIA, Media
 from guardtrace_proxy.wire.messages_blocks import (
     DELTAS,
     Delta,
@@ -25,7 +26,7 @@ from guardtrace_proxy.wire.messages_blocks import (
 )
 from guardtrace_proxy.wire.messages_request import MessagesRequest
 from guardtrace_proxy.wire.messages_writer import MessagesWriter
-from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
+from guardtrace_proxy.wire.named_events import EVENT_WITH_MEDIA, TOO_DEEP, NamedEventsReader, named
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.sse import SSEEvent
@@ -68,6 +69,8 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
             places = list(places_of_message(message, self._terms))
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
+        except Media:
+            return malformed(body, f"a reply {WITH_MEDIA}")
         hides = hides_encrypted(message["content"], self._terms)
         part = self._reader.part(0, _found(places), _word(message.get("stop_reason")) or "end_turn")
         return MessagesEvent(
@@ -109,6 +112,8 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
             places = list(places_of(content, self._terms))
         except (TooDeep, RecursionError):
             return malformed(event.raw, TOO_DEEP)
+        except Media:
+            return malformed(event.raw, EVENT_WITH_MEDIA)
         raw = named(event, kind)
         self._read_stop = self._read_stop or kind == "message_stop"
         if kind == "message_stop" and not places:

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from guardtrace_proxy.wire.chat_schema import LABEL, Label, Name, Usage, is_of_type
 from guardtrace_proxy.wire.events import Event, Phase, SpanKind
+from guardtrace_proxy.wire.media import refuse_media
 from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, strings_below
 
 
@@ -116,7 +117,7 @@ class Terms(NamedTuple):
 
 
 def places_of(event: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
-    """Every string of an event that could be text; raises TooDeep."""
+    """Every string of an event that could be text; raises TooDeep, and Media where it is none that can be judged."""
     kind = str(event.get("type"))
     for key, value in event.items():
         if (kind, key) == ("content_block_start", "content_block") and isinstance(value, dict):
@@ -126,11 +127,11 @@ def places_of(event: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
         elif (kind, key) == ("message_start", "message") and isinstance(value, dict):
             yield from _announced(value, (key,), terms)
         elif not is_plain(key, value, OF_EVENT.get(kind, NOWHERE), terms):
-            yield from _others(key, value, ())
+            yield from _others(key, value, (), kind)
 
 
 def places_of_message(message: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
-    """Every string of a whole reply that could be text."""
+    """Every string of a whole reply that could be text; raises as ``places_of`` does."""
     content = message["content"]
     yield from _announced({key: value for key, value in message.items() if key != "content"}, (), terms)
     for index, block in enumerate(content):
@@ -186,7 +187,7 @@ def _block(block: Mapping[str, Any], where: Path, terms: Terms) -> Iterator[Plac
             if terms.keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
                 yield from _others(key, value, where)
         elif not (is_label(key, value) or (kind == "thinking" and key == "signature" and is_signature(value))):
-            yield from _others(key, value, where)
+            yield from _others(key, value, where, kind)
 
 
 def said_by(value: Any, where: Path) -> str:
@@ -206,11 +207,13 @@ def _delta(delta: Mapping[str, Any], where: Path, shaped: frozenset[str], terms:
         elif kind == "signature_delta" and key == "signature" and is_signature(value):
             continue
         elif (text is not None and key == text.key) or not is_plain(key, value, shaped, terms):
-            yield from _others(key, value, where)
+            yield from _others(key, value, where, kind)
 
 
-def _others(key: str, value: Any, where: Path) -> Iterator[Place]:
+def _others(key: str, value: Any, where: Path, kind: Any = None) -> Iterator[Place]:
+    """A field that nobody knows; ``kind`` is the type of what has it."""
     here = (*where, key)
+    refuse_media(here, value, kind)
     if not PLAIN_KEY.fullmatch(key):
         yield Place(here, key, Phase.ANSWERING, SpanKind.OTHER)
     for inner, text in strings_below(value, here):

@@ -25,6 +25,7 @@ TYPES = frozenset(BY_STATUS.values())
 BY_TYPE = {"content_filter": "invalid_request_error", "server_error": "api_error", "upstream_error": "api_error"}
 BY_CODE = {
     "overloaded": "overloaded_error",
+    "auditor_failure": "overloaded_error",
     "upstream_timeout": "timeout_error",
     "invalid_api_key": "authentication_error",
 }

@@ -11,10 +11,12 @@ import msgspec
 from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.events import Event, EventKind, MoreText, malformed
 from guardtrace_proxy.wire.keys import KEY_TWICE, has_key_twice
+from guardtrace_proxy.wire.media import WITH_MEDIA
 from guardtrace_proxy.wire.sse import EventTooLarge, SSEDecoder, SSEEvent
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 TOO_DEEP = "The upstream sent an event that is nested too deeply."
+EVENT_WITH_MEDIA = f"The upstream sent an event {WITH_MEDIA}."
 
 
 class NamedEventsReader(ABC):
@@ -29,7 +31,7 @@ class NamedEventsReader(ABC):
         """What one event says."""
 
     @property
-    def unread_bytes(self) -> int:
+    def kept_bytes(self) -> int:
         """Of an event that isn't complete."""
         return self._decoder.unread_bytes
 

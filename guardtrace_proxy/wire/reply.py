@@ -57,8 +57,8 @@ class Reply(Writer, Protocol):
     """One reply of an upstream."""
 
     @property
-    def unread_bytes(self) -> int:
-        """Of an event that isn't complete."""
+    def kept_bytes(self) -> int:
+        """Of an event that isn't complete, and of text that is kept because it may be said again."""
 
     def feed(self, data: bytes) -> Sequence[Event | MoreText]:
         """The events that are complete with ``data``, which may be cut anywhere."""

@@ -13,7 +13,8 @@ import msgspec
 
 from guardtrace_proxy.wire.events import Event, EventKind, Found, Phase, Span, SpanKind, malformed
 from guardtrace_proxy.wire.keys import KEY_TWICE_IN_WHOLE, has_key_twice
-from guardtrace_proxy.wire.named_events import TOO_DEEP, NamedEventsReader, named
+from guardtrace_proxy.wire.media import WITH_MEDIA, Media
+from guardtrace_proxy.wire.named_events import EVENT_WITH_MEDIA, TOO_DEEP, NamedEventsReader, named
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.reply import ReplySettings
 from guardtrace_proxy.wire.responses_places import (
@@ -38,6 +39,8 @@ from guardtrace_proxy.wire.strings import Path, TooDeep
 from guardtrace_proxy.wire.tags import ThinkingStyle
 from guardtrace_proxy.wire.upstream_error import bounded_error
 
+TOO_LONG = "The upstream's reply is longer than may be kept."
+
 
 class ResponsesStream(NamedEventsReader, ResponsesWriter):
     """One reply of an upstream: reads it, and writes what a policy puts in the place of parts of it."""
@@ -49,6 +52,11 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         ResponsesWriter.__init__(self, model=model)
         self._terms = terms
         self._said = Said()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of an event that isn't complete, and of all texts: the last event says them again."""
+        return super().kept_bytes + self._said.kept_bytes
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
@@ -66,8 +74,12 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             return self._event(EventKind.COMPLETION, body, "", response, places, _status(response))
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
+        except Media:
+            return malformed(body, f"a reply {WITH_MEDIA}")
 
     def _read(self, event: SSEEvent) -> Event:
+        if self._said.is_full:
+            return malformed(event.raw, TOO_LONG)
         try:
             delta = decode_delta(event.data)
         except msgspec.ValidationError:
@@ -110,6 +122,8 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             return self._event(EventKind.CHUNK, named(event, kind), kind, content, places, finish)
         except (TooDeep, RecursionError):
             return malformed(event.raw, TOO_DEEP)
+        except Media:
+            return malformed(event.raw, EVENT_WITH_MEDIA)
 
     def _event(
         self,

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from guardtrace_proxy.wire.chat_schema import Name, Padding, Short, is_of_type
 from guardtrace_proxy.wire.events import Event, Phase, SpanKind
+from guardtrace_proxy.wire.media import refuse_media
 from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, strings_below
 
 Slot = tuple[str | int, ...]
@@ -139,7 +140,7 @@ class Terms(NamedTuple):
 
 
 def places_of(event: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
-    """Every string of an event that could be text; raises TooDeep."""
+    """Every string of an event that could be text; raises TooDeep, and Media where it is none that can be judged."""
     kind = str(event.get("type"))
     text = DELTAS.get(kind) or DONES.get(kind)
     item, index = _item_of(event)
@@ -155,11 +156,11 @@ def places_of(event: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
         elif key == "response" and isinstance(value, dict):
             yield from _response(value, (key,), terms)
         elif not (_is_label(key, value) or is_logprobs(key, value) or _is_padding(key, value)):
-            yield from _others(key, value, ())
+            yield from _others(key, value, (), kind)
 
 
 def places_of_response(response: Mapping[str, Any], terms: Terms) -> Iterator[Place]:
-    """Every string of a whole reply that could be text."""
+    """Every string of a whole reply that could be text; raises as ``places_of`` does."""
     yield from _response(response, (), terms)
 
 
@@ -200,6 +201,7 @@ def _response(response: Mapping[str, Any], where: Path, terms: Terms) -> Iterato
             are_words = len(found) <= MAX_OWN_WORDS and key not in ONLY_ASKED
             for inner, text in found:
                 if not (are_words and _WORD.fullmatch(text)):
+                    refuse_media(inner, text)
                     yield Place(inner, ("other",), text, Phase.ANSWERING, SpanKind.OTHER)
         elif not is_metadata(key, value):
             yield from _others(key, value, where)
@@ -234,7 +236,7 @@ def _item(item: Mapping[str, Any], where: Path, at: Slot, terms: Terms) -> Itera
             if terms.keeps_encrypted and not (isinstance(value, str) and is_encrypted(value)):
                 yield from _others(key, value, where)
         elif not (_is_label(key, value) or is_logprobs(key, value)):
-            yield from _others(key, value, where)
+            yield from _others(key, value, where, kind)
 
 
 def _part(part: Mapping[str, Any], where: Path, item: Slot, index: int) -> Iterator[Place]:
@@ -243,17 +245,19 @@ def _part(part: Mapping[str, Any], where: Path, item: Slot, index: int) -> Itera
         if text is not None and key == text.key and isinstance(value, str):
             yield Place((*where, key), (*item, index, text.name), value, text.phase, text.kind)
         elif not (_is_label(key, value) or is_logprobs(key, value)):
-            yield from _others(key, value, where)
+            yield from _others(key, value, where, part.get("type"))
 
 
-def _others(key: str, value: Any, where: Path) -> Iterator[Place]:
+def _others(key: str, value: Any, where: Path, kind: Any = None) -> Iterator[Place]:
+    """A field that nobody knows; ``kind`` is the type of what has it."""
     here = (*where, key)
     if not PLAIN_KEY.fullmatch(key):
         yield Place(here, ("other",), key, Phase.ANSWERING, SpanKind.OTHER)
-    yield from _below(value, here)
+    yield from _below(value, here, kind)
 
 
-def _below(value: Any, where: Path) -> Iterator[Place]:
+def _below(value: Any, where: Path, kind: Any = None) -> Iterator[Place]:
+    refuse_media(where, value, kind)
     for inner, text in strings_below(value, where):
         yield Place(inner, ("other",), text, Phase.ANSWERING, SpanKind.OTHER)
 

@@ -8,6 +8,7 @@ the earlier fate as well.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from guardtrace_proxy.wire.strings import Path
 
 RECENT = 16
 """How many deltas back the tokens of a delta's logprobs may reach."""
+MAX_KEPT_BYTES = 33_554_432
+"""Of memory, for all texts of one reply: more than half a million tokens, each in an event of its own."""
 OUT_OF_ORDER = -1
 """In the place of a count: no text is due any more."""
 
@@ -54,6 +57,8 @@ class Said:
     """All texts of one reply."""
 
     def __init__(self) -> None:
+        self.kept_bytes = 0
+        """Of memory that the texts take, in as many pieces as they came."""
         self._texts: dict[Slot, _Text] = {}
         self._begun: Counter[Any] = Counter()
         """By name: how many texts were begun."""
@@ -76,6 +81,12 @@ class Said:
             known = self._texts[slot] = _Text(self._begun[slot[-1]])
             self._begun[slot[-1]] += 1
         known.add(text)
+        self.kept_bytes += sys.getsizeof(text)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more may be kept."""
+        return self.kept_bytes >= MAX_KEPT_BYTES
 
     def say_alone(self) -> Slot:
         """A slot for what nothing will say again."""
@@ -141,14 +152,17 @@ class Said:
 
     def _place_other(self, text: str, at: Path | None) -> Placed:
         if at is None:
-            slot = self._others[text] = self.say_alone()
-            return Placed(slot, True)
+            return Placed(self._keep_other(text), True)
         twin = self._others.get(text)
         if twin is not None and self._at_places.get(at) == text:
             return Placed(twin, False)
         self._at_places[at] = text
+        return Placed(self._keep_other(text), True, twin)
+
+    def _keep_other(self, text: str) -> Slot:
+        self.kept_bytes += sys.getsizeof(text)
         slot = self._others[text] = self.say_alone()
-        return Placed(slot, True, twin)
+        return slot
 
     def _same_somewhere(self, place: Place, number: int) -> Slot | None:
         """The text that says the same as one of a response, whose items some servers give another id in their last

@@ -24,15 +24,10 @@ BY_MODEL = frozenset({"arguments", "input"})
 """Of a call: all that lies in it is what the model wrote, keys and labels too."""
 SAYS = BY_MODEL | {"content", "text", "delta", "refusal", "summary", "partial_json", *THINKING_FIELDS}
 """Fields for a text: what else stands there, as a number, is shown in its place."""
-MEDIA_URL = re.compile(r"\s*data:(?:audio|image|video)/", re.IGNORECASE)
 
 
 class TooDeep(Exception):
     """Nested deeper than any reply is."""
-
-
-class Media(Exception):
-    """An image or speech: its base64 is a string, but not what whoever gets it will see or hear."""
 
 
 def strings_below(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
@@ -54,12 +49,6 @@ def strings_below(value: Any, path: Path) -> Iterator[tuple[Path, str]]:
                 yield from strings_below(inner, (*path, key))
     elif value is not None and _says(path):
         yield path, json.dumps(value)
-
-
-def refuse_media(path: Path, text: str) -> None:
-    """Raise Media where a field that nobody asked for brings such."""
-    if MEDIA_URL.match(text) or ("audio" in path and path[-1] == "data"):
-        raise Media
 
 
 def _says(path: Path) -> bool:

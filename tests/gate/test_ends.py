@@ -65,6 +65,37 @@ def test_a_reply_that_lacks_a_whole_choice_broke_off() -> None:
     assert driver.sent == text(TEN, finish="stop").raw + b"error:upstream_error\n"
 
 
+UNFINISHED = {
+    "no finish": (1, [text(TEN)]),
+    "nothing": (1, []),
+    "one of two": (2, [text(TEN, finish="stop"), text(TEN, index=1)]),
+    "one that never came": (2, [text(TEN, finish="stop")]),
+    "one that nobody asked for": (1, [text(TEN, finish="stop"), text(TEN, index=1)]),
+}
+
+
+@pytest.mark.parametrize("name", UNFINISHED)
+def test_done_finishes_no_choice(name: str) -> None:
+    """Gateways end all streams alike, also those that broke off behind them."""
+    choices, events = UNFINISHED[name]
+    driver = Driver(choices=choices)
+    driver.receive(*events, DONE)
+    driver.answer_all(SAFE)
+    assert driver.sent == b"".join(event.raw for event in events) + b"error:upstream_error\n"
+    assert driver.gate.finished
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_cut_finishes_what_the_upstream_didnt_whenever_its_done_comes(early: bool) -> None:
+    driver = Driver()
+    driver.receive(text("x" * 64))
+    if early:
+        driver.receive(DONE)
+    driver.answer_all(HARMFUL)
+    driver.receive(DONE)
+    assert driver.sent == b"0:cut:This response was stopped by policy.:content_filter\nusage:16\nDONE\n"
+
+
 def test_the_usage_stands_behind_the_last_cut_even_of_text_behind_its_finish() -> None:
     driver = Driver(policy(answer={"mode": "lag"}), choices=2)
     driver.receive(text("", Phase.ANSWERING, finish="stop"), text("late", Phase.ANSWERING))

@@ -94,7 +94,7 @@ class World:
         self.driver.answer(verdict)
 
     def finish(self, verdict: Verdict | None) -> None:
-        for index in {part.index for event in self.sent_in for part in event.parts} - self.finished:
+        for index in set(range(3)) - self.finished:
             self.step(("finish", index))
         if self.driver.gate.wants_upstream:
             self.receive(DONE)

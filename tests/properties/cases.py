@@ -168,7 +168,7 @@ def interleaved(draw: Draw, beats: dict[int, list[Part]]) -> list[list[Part]]:
 
 def with_ending(draw: Draw, manner: Manner, events: list[Sent]) -> tuple[list[Sent], str]:
     """How the stream ends, well or not."""
-    kind = draw.pick(*["well"] * 12, "truncated", "broken", "stopped", "error", "malformed")
+    kind = draw.pick(*["well"] * 12, "truncated", "broken", "stopped", "error", "malformed", "done early")
     if kind == "well":
         return events, "closed"
     at = draw.number(0, len(events) - manner.done)
@@ -179,6 +179,8 @@ def with_ending(draw: Draw, manner: Manner, events: list[Sent]) -> tuple[list[Se
         return [*events[:at], Sent("malformed", junk), *ignored], "closed"
     if kind == "error":
         return [*events[:at], manner.error(), *([manner.end()] if draw.chance(60) else [])], "closed"
+    if kind == "done early":
+        return [*events[:at], manner.end()], "closed"
     kept = events[:at]
     if at < len(events) and draw.chance(40):
         # Behind "data: {" and before the line's end: neither whole nor another event.

@@ -37,6 +37,8 @@ def unaltered_events_keep_their_bytes_and_order(history: History) -> Iterator[st
     for number, event in enumerate(history.case.events):
         if number in passed or not history.delivered(number) or event.kind not in ("chunk", "done"):
             continue
+        if event.kind == "done" and _how_it_ended(history) == "broken":
+            continue
         if not any(_may_alter(history, number, part) for part in event.parts) and not _came_too_late(history, number):
             yield f"event {number} didn't leave as it came: {event.raw!r}"
     for frame in history.frames:
@@ -295,9 +297,9 @@ def _how_it_ended(history: History) -> str:
         at = min(at for at, event in came if event.kind == "malformed")
         all_cut = len(cut_at) == case.choices and max(cut_at.values()) < at
         return "finished" if all_cut else "broken"
-    if any(event.kind == "done" for _, event in came):
-        return "finished"
     over = {part.index for _, event in came for part in event.parts if part.finish}
+    if any(event.kind == "done" for _, event in came):
+        return "finished" if len(over | set(history.cuts)) == case.choices else "broken"
     over |= {index for index, at in cut_at.items() if at < history.over_at}
     return "finished" if case.ending == "closed" and len(over) == case.choices else "broken"
 

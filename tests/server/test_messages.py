@@ -100,6 +100,57 @@ def test_a_cut_with_an_error_ends_the_stream() -> None:
     assert answer.json() == failure("invalid_request_error", MESSAGE, answer)
 
 
+def test_a_cut_that_the_auditors_failure_asked_for_is_overload() -> None:
+    """It would be 503, a status that this API doesn't have."""
+    policy = {"cut_shape": "error", "messages": {"auditor_failure": "Not checked."}}
+
+    def failing(_: Any) -> list[bytes]:
+        return [http(500, "{}")]
+
+    with proxy(streaming(reply("", "fine")), failing, policy=policy) as running:
+        streamed = post(running, stream=True)
+    assert content_of(streamed.content)[-1] == failure("overloaded_error", "Not checked.", streamed)
+    with proxy(whole(reply("", "fine")), failing, policy=policy) as running:
+        answer = post(running)
+    assert (answer.status_code, answer.json()) == (529, failure("overloaded_error", "Not checked.", answer))
+
+
+MEDIA = {
+    "block": {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "SEEN"}},
+    "result": {
+        "type": "vendor_tool_result",
+        "content": [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "SEEN"}}],
+    },
+    "url": {"type": "image", "source": {"type": "url", "url": "data:image/png;base64,SEEN"}},
+    "speech": {"type": "audio", "data": "SEEN"},
+    "file": {"type": "vendor_block", "blob": PNG + "SEEN"},
+}
+
+
+@pytest.mark.parametrize("name", MEDIA)
+def test_images_and_speech_never_leave(name: str) -> None:
+    writing = Writing().begin().text(["fine"]).other(MEDIA[name]).end()
+    with proxy(streaming(writing)) as running:
+        streamed = post(running, stream=True)
+    assert "SEEN" not in streamed.text
+    assert "message_stop" not in streamed.text
+    error = failure("api_error", "The upstream sent an event with an image or audio.", streamed)
+    assert content_of(streamed.content)[-1] == error
+    with proxy(whole(writing)) as running:
+        answer = post(running)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "api_error")
+    assert "with an image or audio" in answer.text
+
+
+def test_neither_do_pieces_of_such() -> None:
+    begun = Writing().begin().text(["fine"])
+    begun.add("content_block_delta", index=0, delta={"type": "image_delta", "data": "SEEN"})
+    with proxy(streaming(begun.end())) as running:
+        streamed = post(running, stream=True)
+    assert "SEEN" not in streamed.text
+    assert content_of(streamed.content)[-1]["type"] == "error"
+
+
 def failure(type: str, message: str, answer: httpx.Response) -> dict[str, Any]:
     """The error that names the answer's request."""
     request_id = answer.headers["request-id"]

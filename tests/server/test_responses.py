@@ -12,6 +12,7 @@ import openai
 import pytest
 from openai.types.responses import Response
 
+from tests.server.dialects import PNG
 from tests.server.running import Running, proxy
 from tests.server.scripted import HEAD, SSE_HEAD, Script, http, paced
 from tests.wire.response_events import Writing, content_of, reply, words
@@ -91,6 +92,50 @@ def test_arguments_in_codes_of_characters_are_judged_as_what_they_say() -> None:
     writing = Writing().begin().call("run", ['{"cmd": "', codes[:9], codes[9:], '"}']).end()
     with proxy(streaming(writing)) as running:
         assert received(running)[-1]["response"]["status"] == "incomplete"
+
+
+MEDIA = {
+    "call": {"type": "image_generation_call", "id": "ig_0", "status": "completed", "result": "SEEN"},
+    "part": {
+        "type": "message",
+        "id": "msg_0",
+        "role": "assistant",
+        "content": [{"type": "output_image", "image_url": "data:image/png;base64,SEEN"}],
+    },
+    "speech": {"type": "message", "id": "msg_0", "content": [{"type": "output_audio", "data": "SEEN"}]},
+    "file": {"type": "vendor_item", "id": "v_0", "blob": PNG + "SEEN"},
+}
+
+
+@pytest.mark.parametrize("name", MEDIA)
+def test_images_and_speech_never_leave(name: str) -> None:
+    begun = Writing().begin().item("message", ["fine"])
+    begun.add("response.output_item.done", output_index=1, item=MEDIA[name])
+    with proxy(streaming(begun.end())) as running:
+        found = received(running)
+    assert "SEEN" not in json.dumps(found)
+    assert (found[-1]["type"], "with an image or audio" in found[-1]["message"]) == ("error", True)
+    begun.output.append(MEDIA[name])
+    with proxy(whole(begun)) as running:
+        answer = post(running)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_unreadable")
+    assert "with an image or audio" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("type", "fields"),
+    [
+        ("response.image_generation_call.partial_image", {"item_id": "ig_0", "partial_image_b64": "SEEN"}),
+        ("response.output_audio.delta", {"item_id": "msg_0", "delta": "SEEN"}),
+    ],
+)
+def test_neither_do_pieces_of_such(type: str, fields: dict[str, str]) -> None:
+    begun = Writing().begin().item("message", ["fine"])
+    begun.add(type, output_index=1, **fields)
+    with proxy(streaming(begun.end())) as running:
+        found = received(running)
+    assert "SEEN" not in json.dumps(found)
+    assert (found[-1]["type"], "with an image or audio" in found[-1]["message"]) == ("error", True)
 
 
 def test_pieces_that_were_judged_are_judged_again_as_they_are_put_together() -> None:

@@ -21,6 +21,7 @@ from guardtrace_proxy.server.shedding import WATCH_SECONDS, Shedding
 from tests.server.running import Connection, Running, ask, connected, proxy
 from tests.server.scripted import DONE, SSE_HEAD, chunk, completion, held_up, http, stream
 from tests.waiting import eventually
+from tests.wire import response_events
 
 FINE = [completion("well then", "fine")]
 FRAMES = stream("All is quite fine with this one here.", "Four.")
@@ -104,6 +105,31 @@ def test_replies_count_while_they_come(streams):
                 refused = running.raw(ask())
             finally:
                 end.set()
+        assert (refused.status_code, "server.max_total_bytes" in refused.text) == (503, True)
+        assert eventually(lambda: is_idle(running))
+
+
+def test_the_text_of_a_response_counts_to_its_end_though_it_has_left():
+    end = threading.Event()
+    *frames, last = response_events.reply("", "word " * 2_000).frames
+
+    def paused(_: dict[str, Any]) -> Iterator[bytes]:
+        yield SSE_HEAD + b"".join(frames)
+        end.wait(30)
+        yield last
+
+    body = {"model": "thinker", "input": "Please help.", "stream": True}
+    config = {"server": {"max_total_bytes": 80_000}}
+    with proxy(paused, policy={"extends": "monitor"}, config=config) as running:
+        with httpx.stream("POST", running.url + "/v1/responses", json=body, trust_env=False, timeout=30) as reply:
+            came, data = reply.iter_bytes(), b""
+            try:
+                while frames[-1] not in data:
+                    data += next(came)
+                refused = running.raw(ask())
+            finally:
+                end.set()
+            assert data + b"".join(came) == b"".join(frames) + last
         assert (refused.status_code, "server.max_total_bytes" in refused.text) == (503, True)
         assert eventually(lambda: is_idle(running))
 

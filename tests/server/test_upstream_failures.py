@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.ports import free_port
-from tests.server.dialects import CASES, Case
+from tests.server.dialects import CASES, PNG, Case
 from tests.server.running import ask, proxy
 from tests.server.scripted import DONE, HEAD, SSE_HEAD, chunk, http, stream
 from tests.waiting import eventually
@@ -173,8 +173,11 @@ def test_of_a_streams_errors_the_first_alone_passes():
         {"images": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,SEEN"}}]},
         {"audio": {"id": "a", "data": "SEEN"}},
         {"content": [{"type": "output_audio", "url": " DATA:audio/wav;base64,SEEN"}]},
+        {"images": [{"b64_json": "SEEN"}]},
+        {"content": [{"type": "image", "data": "SEEN"}]},
+        {"images": [PNG + "SEEN"]},
     ],
-    ids=["image", "audio", "part"],
+    ids=["image", "audio", "part", "base64", "typed", "file"],
 )
 def test_images_and_speech_never_leave(beside, streamed):
     """Their base64 says nothing to an auditor of texts."""
@@ -208,6 +211,28 @@ def test_a_stream_that_breaks_off_ends_with_an_error_and_no_done():
     assert "[DONE]" not in text
     assert '"finish_reason":"stop"' not in text.replace(" ", "")
     assert "nine" in text
+
+
+ENDS = ("[DONE]", "message_stop", "response.completed", "response.incomplete")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_done_behind_a_reply_that_didnt_finish_is_not_believed(case):
+    """Gateways put it behind every stream, however that ended."""
+    frames = [frame for frame in case.frames("All is fine.", "Four it is.") if frame != DONE]
+    with proxy(replay(SSE_HEAD, *frames[: len(frames) // 2 + 1], DONE)) as running:
+        reply = running.raw(case.ask(), case.path, headers=case.headers)
+    assert "fine" in reply.text
+    assert "broke off" in reply.text.split("\n\n")[-2]
+    assert [end for end in ENDS if end in reply.text] == []
+
+
+def test_a_done_in_the_place_of_a_whole_choice_is_not_believed():
+    with proxy(replay(SSE_HEAD, *stream("fine", "Four."))) as running:
+        text = running.raw(ask(stream=True, n=2)).text
+    assert "Four" in text
+    assert "broke off" in text
+    assert "[DONE]" not in text
 
 
 def test_what_broke_off_is_judged_before_it_leaves():

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from guardtrace_proxy.wire import responses_said
+from guardtrace_proxy.wire.events import EventKind
 from guardtrace_proxy.wire.fates import Cut, Kept
 from guardtrace_proxy.wire.responses import ResponsesStream
 from tests.wire.replies import response
@@ -324,6 +326,32 @@ def test_an_id_that_two_items_share_joins_no_texts() -> None:
     found = through(stream, read(*writing.events, stream=stream), HARM)
     output = found[-1]["response"]["output"]
     assert [each["content"][0]["text"] for each in output] == ["one", "[gone]"]
+
+
+@pytest.mark.parametrize("kind", ["response.output_text.delta", "response.vendor.delta"])
+def test_the_text_that_is_kept_is_counted_and_has_a_bound(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However soon it leaves."""
+    monkeypatch.setattr(responses_said, "MAX_KEPT_BYTES", 10_000)
+    stream = response()
+    kept = stream.kept_bytes
+    for number in range(1_000):
+        (event,) = stream.feed(frame({**delta(f"piece {number} "), "type": kind}))
+        if event.kind is not EventKind.CHUNK:
+            break
+        assert stream.kept_bytes >= kept + len(f"piece {number} ")
+        kept = stream.kept_bytes
+    assert (event.kind, event.detail) == (EventKind.MALFORMED, "The upstream's reply is longer than may be kept.")
+    assert 50 < number < 500
+
+
+def test_what_says_a_text_again_is_not_counted_again() -> None:
+    stream = response()
+    writing = Writing().begin().item("message", ["a text ", "in pieces"]).end()
+    *before, last = writing.frames
+    stream.feed(b"".join(before))
+    kept = stream.kept_bytes
+    stream.feed(last)
+    assert stream.kept_bytes == kept
 
 
 def test_snapshots_of_a_long_text_that_say_something_else_are_read_in_no_time() -> None:
