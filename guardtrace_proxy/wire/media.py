@@ -10,10 +10,10 @@ from guardtrace_proxy.wire.strings import Path
 
 WITH_MEDIA = "with an image or audio"
 MEDIA_URL = re.compile(r"\s*data:(?:audio|image|video)/", re.IGNORECASE)
-NAMES_MEDIA = re.compile(r"(?:^|[._])(?:image|audio|video|speech|base64)s?(?:$|[._/])")
+NAMES_MEDIA = re.compile(r"(?:^|[._])(?:image|audio|video|speech|base64)s?(?:$|[._/])", re.IGNORECASE)
 """A type (``image_generation_call``, ``image/png``), or the name of a field."""
 SAYS_WHAT = frozenset({"type", "media_type", "mime_type", "mimeType"})
-BASE64_NAME = re.compile(r"(?:^|_)(?:b64|base64)(?:$|_)")
+BASE64_NAME = re.compile(r"b(?:ase)?64", re.IGNORECASE)
 """The name of a field for bytes, wherever it stands."""
 HOLDS_BYTES = frozenset({"data", "result", "delta"})
 """Names of fields for bytes below what is said to be media."""
@@ -51,6 +51,8 @@ def _refuse(name: str, value: Any, in_media: bool) -> None:
         if value and (_is_for_bytes(name, in_media) or MEDIA_URL.match(value) or _begins_a_file(value)):
             raise Media
     elif isinstance(value, list):
+        if _is_for_bytes(name, in_media) and any(isinstance(inner, int) for inner in value):
+            raise Media
         for inner in value:
             _refuse(name, inner, in_media)
     elif isinstance(value, dict):

@@ -20,7 +20,9 @@ from guardtrace_proxy.wire.strings import Path
 RECENT = 16
 """How many deltas back the tokens of a delta's logprobs may reach."""
 MAX_KEPT_BYTES = 33_554_432
-"""Of memory, for all texts of one reply: more than half a million tokens, each in an event of its own."""
+"""Of memory, for all texts of one reply: hundreds of thousands of tokens, each in an event of its own."""
+TEXT_BYTES = 350
+"""Of memory that a text takes beside its pieces."""
 OUT_OF_ORDER = -1
 """In the place of a count: no text is due any more."""
 
@@ -80,6 +82,7 @@ class Said:
         if known is None:
             known = self._texts[slot] = _Text(self._begun[slot[-1]])
             self._begun[slot[-1]] += 1
+            self.kept_bytes += TEXT_BYTES
         known.add(text)
         self.kept_bytes += sys.getsizeof(text)
 
@@ -146,6 +149,7 @@ class Said:
             self._slots += 1
             number, slot = self._texts[slot].number, (*slot[:-1], self._slots, slot[-1])
             self._texts[slot] = _Text(number)
+            self.kept_bytes += TEXT_BYTES
         self.say(slot, text)
         self._again[kind] += self._texts[slot].number == self._again[kind]
         return slot
@@ -160,7 +164,7 @@ class Said:
         return Placed(self._keep_other(text), True, twin)
 
     def _keep_other(self, text: str) -> Slot:
-        self.kept_bytes += sys.getsizeof(text)
+        self.kept_bytes += TEXT_BYTES + sys.getsizeof(text)
         slot = self._others[text] = self.say_alone()
         return slot
 

@@ -30,8 +30,9 @@ def turned_off_by(request: Mapping[str, Any]) -> str | None:
         if not isinstance(switches, dict):
             continue
         for key in keys:
-            # To a template null is a value like another, and false; elsewhere it is as if it weren't there.
-            counts = key in switches and (switches[key] is not None or field == "chat_template_kwargs")
+            # A template that asks whether thinking is wanted takes null for no; elsewhere it is as if it weren't there.
+            asks = field == "chat_template_kwargs" and key in ("enable_thinking", "thinking")
+            counts = key in switches and (switches[key] is not None or asks)
             if counts and _is_off(switches[key]):
                 return f"{field}.{key}"
     return None

@@ -49,6 +49,9 @@ def test_a_file_is_known_by_what_it_begins_with(name: str, prefix: str) -> None:
         (("source",), {"type": "base64", "media_type": "application/pdf", "data": "SEEN"}, "document"),
         (("inlineData",), {"mimeType": "audio/L16;rate=24000", "data": "SEEN"}, None),
         (("audio",), {"data": "SEEN"}, None),
+        (("image",), {"data": [137, 80, 78, 71]}, None),
+        (("imageBase64",), "SEEN", None),
+        (("data",), "SEEN", "IMAGE"),
         (("audio", 0, "deep"), {"er": {"data": "SEEN"}}, None),
     ],
 )
@@ -72,6 +75,8 @@ def test_a_field_is_known_by_its_name_and_its_type(path: tuple[str | int, ...], 
         (("source",), {"type": "text", "media_type": "text/plain", "data": "well then"}, "document"),
         (("url",), "https://example.com/a.png", "image"),
         (("note",), "data: image of a cat", None),
+        (("vector",), {"data": [1, 2, 3]}, None),
+        (("image",), {"size": [112, 112], "data": []}, None),
         (("note",), "imagine /9j/ and so on", None),
     ],
 )

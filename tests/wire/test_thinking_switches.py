@@ -43,6 +43,7 @@ USER = [{"role": "user", "content": "hi"}]
         ({"reasoning": {"effort": "minimal", "exclude": False, "summary": "auto"}}, None),
         ({"chat_template_kwargs": {"enable_thinking": True, "thinking": "on"}}, None),
         ({"thinking": None, "reasoning": [], "chat_template_kwargs": {}}, None),
+        ({"chat_template_kwargs": {"thinking_budget": None, "reasoning_effort": None}}, None),
     ],
 )
 def test_a_switch_that_turns_thinking_off_is_named(request_fields: dict[str, Any], path: str | None) -> None:
