@@ -341,7 +341,7 @@ def test_the_text_that_is_kept_is_counted_and_has_a_bound(kind: str, monkeypatch
         assert stream.kept_bytes >= kept + len(f"piece {number} ")
         kept = stream.kept_bytes
     assert (event.kind, event.detail) == (EventKind.MALFORMED, "The upstream's reply is longer than may be kept.")
-    assert 50 < number < 500
+    assert 20 < number < 500
 
 
 def test_what_says_a_text_again_is_not_counted_again() -> None:
