@@ -122,6 +122,23 @@ def test_a_trace_is_as_strong_as_its_strongest_sentence_so_far():
     assert min(seen.values()) > 100
 
 
+@pytest.mark.parametrize("draw", [thinking, trace])
+def test_an_answer_is_a_line_too(draw):
+    """Of the plain ones it is known how strong they are; others give what the request asks for."""
+    plain = {text for name in ("answers_neutral", "answers_refuse") for text in bank(name)}
+    rng = random.Random(13)
+    seen = Counter()
+    for document in (draw(rng) for _ in range(400)):
+        pieces = list(document.pieces)
+        for piece, after in zip(pieces, [*pieces[1:], None], strict=True):
+            if piece.text in plain:
+                assert piece.line == SAFE
+                seen["plain"] += 1
+            elif piece.line in (HINT, ACT) and after is not None and after.text.startswith(("\n\n", TAIL)):
+                seen["gives"] += 1
+    assert min(seen["plain"], seen["gives"]) > 20
+
+
 def test_traces_are_conversations_layouts_or_pasted_and_the_last_two_are_replied_to():
     rng = random.Random(9)
     seen = Counter()
