@@ -89,6 +89,7 @@ def proxy(
         auditor_server = stack.enter_context(model_server(auditor or judging(by_word)))
         folder = Path(stack.enter_context(TemporaryDirectory()))
         settings: dict[str, Any] = {
+            "server": {"max_lag_ms": 0},  # the loop is late for the others of this process
             "upstreams": {"default": {"base_url": upstream_server.url}},
             "auditor": {"base_url": auditor_server.url, "model": "guard", "depth": "annotate", "timeout_ms": 3000},
             "tenants": {"all": {"policy": "test"}},
