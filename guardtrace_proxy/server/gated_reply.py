@@ -92,6 +92,8 @@ async def send_whole(
             return
         rejected = exchange.rejected
         status = 200 if rejected is None else 503 if rejected.unjudged else 400
+        if rejected is not None:
+            service.metrics.error(status)
         status = dialect.statuses.get(status, status)
         headers = [JSON, *source.limits, *record.headers(final=True)]
         await respond(send, status, b"".join(parts) if rejected is None else rejected.body, headers)

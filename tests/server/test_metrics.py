@@ -64,6 +64,24 @@ def test_failures_and_errors_are_counted_by_what_they_are() -> None:
     assert found.value("guardtrace_auditor_probe_ok") == 0
 
 
+@pytest.mark.parametrize("status", ["400", "503"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_whole_reply_that_a_cut_makes_an_error_is_counted(case: Case, status: str) -> None:
+    def upstream(asked: dict[str, Any]) -> Iterable[bytes]:
+        return [SSE_HEAD, *case.frames("Well", "HARM")] if asked["stream"] else [case.whole("Well", "HARM")]
+
+    guard = judging(by_word) if status == "400" else lambda _: [http(500, "{}")]
+    with proxy(upstream, guard, policy={"cut_shape": "error"}, config=LISTENING) as running:
+        whole, streamed = (
+            running.raw(case.ask(stream=is_streamed), case.path, headers=case.headers) for is_streamed in (False, True)
+        )
+        found = scrape(running.app.service)
+    assert whole.status_code == (529 if (case.name, status) == ("messages", "503") else int(status))
+    assert streamed.status_code == 200
+    assert found.labels("guardtrace_errors_total") == [{"status": status}]
+    assert found.value("guardtrace_errors_total") == 1
+
+
 def test_an_upstream_that_refuses_late_is_an_error_too() -> None:
     def late(_: dict[str, Any]) -> Iterable[bytes]:
         time.sleep(0.3)
