@@ -53,7 +53,10 @@ def consequences(policy: Policy) -> Iterator[str]:
     if goes is ReasoningField.STRIP:
         yield "clients never get the thinking" + ("; a cut in it still ends the reply" if "thinking" in acts else "")
     elif goes is not ReasoningField.AS_IS:
-        yield f"clients find all thinking in {goes.value}, inline thinking as well, without its tags"
+        yield (
+            f"in chat completions clients find all thinking in {goes.value}, inline thinking too, without its tags; "
+            "in the other APIs it leaves where it came"
+        )
     seen = "without" if policy.thinking_is_unseen else "together with"
     yield f"the answer is judged {seen} the thinking"
     if thinking is not answer and thinking is not Mode.WITHHOLD:

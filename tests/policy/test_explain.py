@@ -61,6 +61,10 @@ TOGETHER = "the answer is judged together with the thinking"
 WITHOUT = "the answer is judged without the thinking"
 NEVER = "clients never get the thinking"
 RECORDED = "verdicts on the thinking are only recorded"
+MOVED = (
+    "in chat completions clients find all thinking in reasoning, inline thinking too, without its tags; in the other "
+    "APIs it leaves where it came"
+)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +83,7 @@ RECORDED = "verdicts on the thinking are only recorded"
         ({"reasoning_field": "strip"}, [f"{NEVER}; a cut in it still ends the reply", WITHOUT]),
         (
             {"reasoning_field": "reasoning"},
-            ["clients find all thinking in reasoning, inline thinking as well, without its tags", TOGETHER],
+            [MOVED, TOGETHER],
         ),
         (
             {"thinking": {"mode": "monitor"}},
