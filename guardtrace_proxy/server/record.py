@@ -51,7 +51,7 @@ class ReplyRecord:
         self._failures = 0
         self._tokens = 0
         self._action = Action.PASS
-        self._level = 0.0
+        self._level: float | None = None
         self._came = self._left = False
 
     def moved(self) -> None:
@@ -81,7 +81,7 @@ class ReplyRecord:
         if decision is not None and decided.enforced:
             self._action = max(self._action, decision.action, key=lambda action: action.severity)
         if verdict is not None:
-            self._level = max(self._level, verdict.level.value)
+            self._level = max(self._level or 0.0, verdict.level.value)
             self._escalated += verdict.escalated
         asked, sent = self._under_way.pop(decided.choice)
         seconds = time.monotonic() - sent
@@ -135,7 +135,7 @@ class ReplyRecord:
             action=None if decision is None else decision.action.value,
             enforced=decided.enforced,
             failure=decided.failure,
-            audit_ms=None if verdict is None else round(verdict.milliseconds, 1),
+            auditor_ms=None if verdict is None else round(verdict.milliseconds, 1),
             held_ms=round(decided.held_ms, 1),
         )
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+import structlog
 
 from guardtrace_proxy.auditor.breaker import Circuit
 from guardtrace_proxy.auditor.prompt import Query, Trace
@@ -118,6 +119,15 @@ def test_a_whole_reply_fails_closed_too():
     assert UNCHECKED in reply.text
     assert "Four" not in reply.text
     assert reply.headers["x-guardtrace-failed-audits"] != "0"
+
+
+@pytest.mark.parametrize(("guard", "verdict"), [(BAD["no judgment"], None), (judging(by_word), 0.0)])
+def test_what_nobody_judged_isnt_safe_in_the_log(guard, verdict):
+    with structlog.testing.capture_logs() as logged, proxy(replay, guard) as running:
+        running.raw(ask(stream=True))
+    (reply,) = (line for line in logged if line["event"] == "reply")
+    assert reply["verdict"] == verdict
+    assert (reply["failed_audits"] > 0) == (verdict is None)
 
 
 def test_an_error_says_whether_a_verdict_or_the_auditors_failure_asked_for_it():

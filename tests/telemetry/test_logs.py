@@ -154,7 +154,9 @@ def test_no_user_text_is_logged_whatever_happens(tmp_path, format):
         # The verdict stands beside the log's own level, in audits and in replies.
         replies = [event for event in events if event["event"] == "reply"]
         assert {(1.0, "cut", "info", "acme")} <= {(e["verdict"], e["action"], e["level"], e["tenant"]) for e in replies}
-        assert {event["verdict"] for event in events if event["event"] == "audit"} == {None, 0.0, 0.5, 1.0}
+        audits = [event for event in events if event["event"] == "audit"]
+        assert {event["verdict"] for event in audits} == {None, 0.0, 0.5, 1.0}
+        assert all((event["auditor_ms"] is None) == (event["failure"] is not None) for event in audits)
 
 
 def shown(capsys: pytest.CaptureFixture[str], format: Any, level: str = "debug") -> str:
