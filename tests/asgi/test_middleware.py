@@ -322,7 +322,10 @@ def test_mounted_with_settings_that_cannot_be_used_it_serves_nothing():
             reply = httpx.post(url + "/llm/v1/chat/completions", json=ask(), trust_env=False)
             assert (reply.status_code, reply.json()["error"]["code"]) == (500, "guard_not_started")
             assert httpx.post(url + "/llm/v1/embeddings", trust_env=False).status_code == 500
-    assert model.paths == []
+        assert model.paths == []
+        # The server's own probe passes all the same; the guard's tells.
+        assert httpx.get(url + "/llm/readyz", trust_env=False).status_code == 500
+        assert httpx.get(url + "/llm/health", trust_env=False).status_code == 200
 
 
 def test_an_app_that_fails_to_start_is_told_as_without_the_guard():
