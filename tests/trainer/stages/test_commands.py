@@ -50,6 +50,7 @@ def test_defaults_reproduce_the_paper_where_it_says_something():
         ("sft: {bare_share: 1.0}", r"sft\.bare_share: .*less than 1"),
         ("sft: {report_to: [all]}", r"sft\.report_to: .*name the trackers"),
         ("sft: {lora: {rank: 8}, freeze_embeddings: true}", "frozen anyway"),
+        ("sft: {lora: {rank: 8}, freeze_layers: 1}", "adapters go into all layers"),
         ("dpo: {}", "has no section sft"),
         ("sft: {epochs: 1, epochs: 2}", "occurs twice"),
         ("[1]", "expected keys and values"),

@@ -198,6 +198,19 @@ def test_what_is_frozen_stays_as_it_was(small, corpus, tmp_path, settings, left_
         assert any(part in name for name in moved) is (part not in left_alone), part
 
 
+def test_the_first_layers_stay_as_they_were(small, corpus, tmp_path):
+    def run(count: int) -> Path:
+        few = SftSettings(max_steps=2, batch_size=4, learning_rate=1e-2, freeze_layers=count)
+        return run_sft(
+            few, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path / str(count), seed=0, log=nothing
+        )
+
+    moved = changed(small, run(1))
+    assert {int(name.split("layers.")[1].split(".")[0]) for name in moved if "model.layers" in name} == {1}
+    with pytest.raises(StageError, match="freeze_layers: the base has 2 layers"):
+        run(2)
+
+
 def test_adapters_are_merged_into_a_whole_checkpoint(small, corpus, tmp_path):
     few = SftSettings(max_steps=2, batch_size=4, learning_rate=1e-2, lora=Lora(rank=4, alpha=8))
     out = run_sft(few, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=0, log=nothing)

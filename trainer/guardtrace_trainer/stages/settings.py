@@ -29,7 +29,8 @@ class Tuning(BaseModel):
 
     Trained are all weights (or, with ``lora``, adapters in all linear layers) of the language model; of the vision
     tower and the merger behind it unless ``freeze_vision``; and the token embeddings, which are also the output layer
-    where the two are tied, unless ``freeze_embeddings`` (never with ``lora``).
+    where the two are tied, unless ``freeze_embeddings`` (never with ``lora``). Of the language model, the first
+    ``freeze_layers`` layers stay as they are: what a base knows there, it keeps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,6 +59,7 @@ class Tuning(BaseModel):
     lora: Lora | None = None
     freeze_vision: bool = True
     freeze_embeddings: bool = False
+    freeze_layers: int = Field(0, ge=0)
     max_length: int | None = Field(None, ge=64)
     """Tokens of prompt, images and reply together. None: the checkpoint's own context, or 8192."""
     long_traces: Literal["refuse", "drop_middle"] = "refuse"
@@ -90,6 +92,8 @@ class Tuning(BaseModel):
     def _fits_together(self) -> Tuning:
         if self.lora is not None and self.freeze_embeddings:
             raise ValueError("freeze_embeddings: with lora the embeddings are frozen anyway; leave it out")
+        if self.lora is not None and self.freeze_layers:
+            raise ValueError("freeze_layers: adapters go into all layers; leave it out, or train without lora")
         if self.lora is not None and self.optimizer == "muon":
             raise ValueError("optimizer: muon steps whole matrices, never adapters; take an adamw with lora")
         return self

@@ -145,12 +145,17 @@ def lora_config(lora: Lora, *, vision: bool) -> LoraConfig:
 
 
 def set_trainable(network: Qwen2_5_VLForConditionalGeneration, settings: Tuning) -> None:
-    """What is trained: see :class:`Tuning`. With adapters the base stays frozen, and TRL adds them."""
+    """What is trained: see :class:`Tuning`. With adapters the base stays frozen, and TRL adds them. StageError where no
+    layer would be left."""
+    layers = network.model.language_model.layers
+    if settings.freeze_layers >= len(layers):
+        raise StageError(f"freeze_layers: the base has {len(layers)} layers, of which at least one has to be trained")
     network.requires_grad_(settings.lora is None)
     if settings.freeze_vision:
         network.model.visual.requires_grad_(False)
     if settings.freeze_embeddings:
         network.get_input_embeddings().requires_grad_(False)
+    layers[: settings.freeze_layers].requires_grad_(False)
 
 
 def sft_trainer(
