@@ -33,11 +33,21 @@ class _Ours:
     args: Any
     model: Any
     is_fsdp_enabled: bool
+    _order: LikeLengths
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LikeLengths:
         args = self.args
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return LikeLengths(self.lengths, rows, args.seed)
+        self._order = LikeLengths(self.lengths, rows, args.seed)
+        return self._order
+
+    def get_train_dataloader(self) -> Any:
+        """The loader of a resumed training is wrapped once more, and with several processes the trainer's word of the
+        epoch doesn't get through to the sampler any longer (transformers 5.24, accelerate 1.15): this takes it there.
+        """
+        loader = super().get_train_dataloader()  # type: ignore[misc, unused-ignore]
+        loader.batch_sampler.set_epoch = self._order.set_epoch
+        return loader
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Muon is ours: transformers has none."""
