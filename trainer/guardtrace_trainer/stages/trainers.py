@@ -212,6 +212,8 @@ def dpo_trainer(
             beta=settings.beta,
             loss_type=["sigmoid", "sft"] if both else ["sigmoid"],
             loss_weights=[1.0, settings.sft_weight] if both else None,
+            # TRL's default is to set every dropout to 0; a Qwen2.5-VL has no such modules but those of its adapters
+            disable_dropout=settings.lora is None or not settings.lora.dropout,
             **arguments(settings, folder, seed),
         ),
         data_collator=PairCollator(examples, images, pack=not on_gpu()),
