@@ -16,6 +16,7 @@ from guardtrace_proxy.auditor.calibration import read_calibration
 from guardtrace_proxy.policy.loading import load_policy
 from guardtrace_trainer.cli import app as whole
 from guardtrace_trainer.evaluation.streaming_commands import app
+from tests.trainer.evaluation.serving import Served, auditor_says
 
 DATA = Path(__file__).parents[2] / "data"
 HANDWRITTEN = ["--data", str(DATA / "handwritten"), "--half", "dev", "--depth", "label"]
@@ -63,6 +64,41 @@ def test_evaluate_streaming_is_the_same_evaluation(words: None, tmp_path: Path) 
     refused = CliRunner().invoke(whole, ["evaluate", "--streaming", *command])
     assert refused.exit_code == 1
     assert "with --out a folder" in refused.output
+
+
+@pytest.mark.parametrize("option", [["--request", '{"a": 1}'], ["--analyses"]])
+def test_evaluate_streaming_refuses_what_it_has_no_use_for(option: list[str], tmp_path: Path) -> None:
+    command = ["evaluate", "--streaming", *HANDWRITTEN, "--auditor", "builtin:nano", "--out", str(tmp_path)]
+    refused = CliRunner().invoke(whole, [*command, *option])
+    assert refused.exit_code == 1
+    assert f"--streaming: takes no {option[0]}" in refused.output
+    assert not list(tmp_path.iterdir())
+
+
+GRID = ["--first", "16", "--growth", "1", "--max", "64", "--threshold", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "report"),
+    [
+        (["stream-evaluate"], ["--limit", "1"], "streaming.html"),
+        (["evaluate", "--streaming"], ["--limit", "1"], "streaming.html"),
+        (["sweep"], ["--limit", "8", *GRID], "sweep.html"),
+    ],
+)
+def test_a_prompt_is_the_auditors(command: list[str], more: list[str], report: str, tmp_path: Path) -> None:
+    prompt = tmp_path / "own-prompt.txt"
+    prompt.write_text("Judge by my rules.", "utf-8")
+    with Served(auditor_says(lambda text: "0")) as served:
+        who = ["--auditor", "m", "--base-url", served.url, "--prompt", str(prompt)]
+        out = tmp_path / "out"
+        options = [*HANDWRITTEN, *who, *more, "--depth", "annotate", "--out", str(out)]
+        said = CliRunner().invoke(whole, [*command, *options])
+    assert said.exit_code == 0, said.output
+    assert {str(body["messages"][0]["content"]) for body in served.bodies if body["max_tokens"] > 1} == {
+        "Judge by my rules."
+    }
+    assert "own-prompt.txt" in (out / report).read_text("utf-8")
 
 
 def test_a_sweep_writes_what_the_proxy_reads(words: None, tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ class StreamSettings(BaseModel):
             "auditor": who.auditor,
             "backend": who.served_by,
             "depth": depth,
+            "prompt": None if who.prompt is None else who.prompt.name,
             "data": [path.name for path in data],
             "half": who.half,
             "policy": self.policy_name,
