@@ -186,10 +186,9 @@ class Runner:
             from guardtrace_trainer.nano import experts
 
             experts.vote(corpus, self.recipe.seed)
-        elif settings.reviews:
+        else:
             files = [self._path(file) for file in settings.reviews]
-            items, earlier = review.read_items(corpus), review.read_reviews(corpus)
-            review.keep_reviews(corpus, forms.read_forms(files, items, earlier, replace=True))
+            review.take_copies(corpus, forms.read_forms(files, review.read_items(corpus), []))
         tally, _ = review.decide(corpus, reject=settings.reject, pick=Pick(self.recipe.seed))
         if tally.waiting:
             form = self.recipe.folder / "review.csv"
