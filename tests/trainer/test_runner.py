@@ -159,3 +159,36 @@ def test_an_expert_may_correct_a_form_that_was_taken(tmp_path):
     assert sorted(review.level for review in read_reviews(corpus)) == [0, 0, 1]
     (pair,) = read_rows(corpus / "expert_pairs.jsonl", Pair)
     assert (pair.chosen.level, pair.rejected.level) == (0, 1)
+
+
+def test_an_expert_may_withdraw_a_vote(tmp_path):
+    corpus = tmp_path / "run" / "corpus"
+    with Scripted(Models()) as server:
+        label(tmp_path, recipe(tmp_path, server))
+        rows = form_of(tmp_path)[:1]
+        names = [fill(tmp_path / f"{expert}.csv", rows, expert, "1") for expert in ("Ann", "Bo", "Cy")]
+        label(tmp_path, recipe(tmp_path, server, reviews=names))
+        assert len(read_rows(corpus / "expert_pairs.jsonl", Pair)) == 1
+        fill(tmp_path / "Ann.csv", rows, "Ann", "")
+        said = label(tmp_path, recipe(tmp_path, server, reviews=names))
+        assert any(f"{QUERIES} traces wait for experts" in line for line in said)
+        assert sorted(review.expert for review in read_reviews(corpus)) == ["Bo", "Cy"]
+        assert read_rows(corpus / "expert_pairs.jsonl", Pair) == []
+        label(tmp_path, recipe(tmp_path, server, reviews=names[:2]))
+        assert [review.expert for review in read_reviews(corpus)] == ["Bo"]
+        label(tmp_path, recipe(tmp_path, server))
+    assert read_reviews(corpus) == []
+
+
+def test_a_source_that_was_taken_out_of_the_recipe_leaves_the_corpus(tmp_path):
+    (tmp_path / "lids.jsonl").write_text('{"text": "Which lid is it?"}')
+    with Scripted(Models()) as server:
+        one = recipe(tmp_path, server)
+        two = recipe(tmp_path, server, sources=[*one.corpus.sources, {"name": "lids", "files": ["lids.jsonl"]}])
+        label(tmp_path, two)
+        with pytest.raises(StepError, match=r"imported as lids, .*--again-from corpus"):
+            label(tmp_path, one)
+        label(tmp_path, one, "corpus")
+        label(tmp_path, one)
+    assert {row.source for row in read_rows(tmp_path / "run" / "corpus" / "traces.jsonl", Trace)} == {"boxes"}
+    assert len(form_of(tmp_path)) == QUERIES

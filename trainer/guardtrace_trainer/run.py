@@ -26,7 +26,7 @@ from guardtrace_trainer.corpus.generate import FAILED as FAILED_TRACES
 from guardtrace_trainer.corpus.generate import Plan, generate
 from guardtrace_trainer.corpus.hades import import_hades
 from guardtrace_trainer.corpus.maker import Inputs
-from guardtrace_trainer.corpus.queries import import_queries
+from guardtrace_trainer.corpus.queries import import_queries, keep_only
 from guardtrace_trainer.corpus.reading import Layout
 from guardtrace_trainer.prefixes.curriculum import PAIR_PREFIXES, SFT_PREFIXES, make_prefixes
 from guardtrace_trainer.prefixes.judges import EndpointJudge
@@ -165,6 +165,8 @@ class Runner:
     def _requests(self) -> None:
         settings, corpus, again = self.recipe.corpus, self.corpus, self.again("corpus")
         split: Any = {"test_share": settings.test_share, "seed": self.recipe.seed, "again": again}
+        named = [source.name for source in settings.sources]
+        keep_only(corpus, named if settings.hades is None else [*named, "hades"], again=again)
         for source in settings.sources:
             files = [self._path(file) for file in source.files]
             import_queries(files, corpus, source.name, Layout(format=source.format), **split)
@@ -184,10 +186,9 @@ class Runner:
             from guardtrace_trainer.nano import experts
 
             experts.vote(corpus, self.recipe.seed)
-        elif settings.reviews:
+        else:
             files = [self._path(file) for file in settings.reviews]
-            items, earlier = review.read_items(corpus), review.read_reviews(corpus)
-            review.keep_reviews(corpus, forms.read_forms(files, items, earlier, replace=True))
+            review.take_copies(corpus, forms.read_forms(files, review.read_items(corpus), []))
         tally, _ = review.decide(corpus, reject=settings.reject, pick=Pick(self.recipe.seed))
         if tally.waiting:
             form = self.recipe.folder / "review.csv"

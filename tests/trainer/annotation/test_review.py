@@ -10,18 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardtrace_trainer.annotation.review import (
+    Review,
     decide,
     expert_pairs,
     in_shown_order,
     keep_reviews,
     read_reviews,
     review_of,
+    take_copies,
     tally,
     version,
 )
 from guardtrace_trainer.annotation.stratify import Pick
 from guardtrace_trainer.rows import LEVELS, Labelled, Pair, RowError, read_rows, write_rows
-from guardtrace_trainer.steps import StepError
+from guardtrace_trainer.steps import Journal, StepError
 from tests.trainer.corpora import annotations, vote
 
 level = st.sampled_from(LEVELS)
@@ -156,3 +158,25 @@ def test_a_broken_line_of_votes(corpus):
     (corpus / "reviews.jsonl").write_text('{"id": "a"}\n')
     with pytest.raises(StepError, match=r"reviews\.jsonl, line 1: "):
         decide(corpus)
+
+
+def test_what_is_withdrawn_in_a_copy_counts_no_more(tmp_path):
+    ann, bo, cy = reviews(ITEM, 1, 1, 0)
+    keep_reviews(tmp_path, [cy])  # on the screen
+    take_copies(tmp_path, [ann, bo])
+    assert read_reviews(tmp_path) == [cy, ann, bo]
+    corrected = review_of(ITEM, bo.expert, 0.5)
+    take_copies(tmp_path, [corrected])
+    assert read_reviews(tmp_path) == [cy, corrected]
+    take_copies(tmp_path, [])
+    assert read_reviews(tmp_path) == [cy]
+
+
+def test_copies_are_not_taken_while_somebody_votes(tmp_path):
+    with Journal(tmp_path / "reviews.jsonl", Review), pytest.raises(StepError, match="is in use"):
+        take_copies(tmp_path, reviews(ITEM, 1))
+
+
+def test_without_copies_nothing_is_written(tmp_path):
+    take_copies(tmp_path, [])
+    assert not list(tmp_path.iterdir())

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from guardtrace_trainer.corpus.expand import expand
-from guardtrace_trainer.corpus.hades import LEFT_OUT, LeftOut, import_hades
-from guardtrace_trainer.corpus.queries import Duplicate, import_queries
+from guardtrace_trainer.corpus.hades import LeftOut, import_hades
+from guardtrace_trainer.corpus.queries import HADES_LEFT_OUT, Duplicate, import_queries, keep_only
 from guardtrace_trainer.corpus.similar import normalised
 from guardtrace_trainer.rows import Query, Request, RowError, read_rows
 from guardtrace_trainer.steps import StepError
@@ -118,7 +118,7 @@ def test_an_instruction_near_queries_of_both_sides_is_left_out(jsonl, tmp_path):
     items = {"Animal": [("x", "object", base), ("y", "object", "Quite another instruction.")]}
     counts = import_hades(folder_layout(tmp_path / "h", items), tmp_path / "c", test_share=0.5, seed=seed)
     assert (counts["kept"], counts["left_out"]) == (1, 1)
-    (row,) = read_rows(tmp_path / "c" / LEFT_OUT, LeftOut)
+    (row,) = read_rows(tmp_path / "c" / HADES_LEFT_OUT, LeftOut)
     assert (row.text, len(row.of)) == (base, 2)
 
 
@@ -218,3 +218,29 @@ def test_instructions_near_each_other_belong_to_one_query(jsonl, tmp_path):
     one, other = read_rows(corpus / "hades.jsonl", Request)
     assert one.query_id == other.query_id
     assert one.split == other.split
+
+
+def test_hades_is_taken_out(tmp_path, jsonl):
+    corpus = tmp_path / "c"
+    import_queries([jsonl({"text": "One thing"})], corpus, "mine")
+    import_hades(folder_layout(tmp_path / "h"), corpus)
+    with pytest.raises(StepError, match="imported as hades, which the recipe doesn't name"):
+        keep_only(corpus, ["mine"])
+    keep_only(corpus, ["mine"], again=True)
+    assert expand(corpus, variants=["text"])["requests"] == 1
+    assert sorted(path.name for path in corpus.rglob("*hades*.json*")) == []
+
+
+def test_an_instruction_moves_when_its_query_goes(tmp_path, jsonl):
+    corpus, hades = tmp_path / "c", folder_layout(tmp_path / "h")
+    instruction = ITEMS["Animal"][0][2]
+    import_queries([jsonl({"text": instruction})], corpus, "first")
+    other = jsonl({"text": instruction + "!"}, name="other.jsonl")
+    import_queries([other], corpus, "second")
+    import_hades(hades, corpus)
+    keep_only(corpus, ["second", "hades"], again=True)
+    import_queries([other], corpus, "second", again=True)
+    import_hades(hades, corpus, again=True)
+    (query,) = read_rows(corpus / "queries.jsonl", Query)
+    assert query.source == "second"
+    assert query.id in {row.query_id for row in read_rows(corpus / "hades.jsonl", Request)}

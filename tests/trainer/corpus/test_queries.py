@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardtrace_trainer.corpus.queries import Duplicate, import_queries, query_id, split_of
+from guardtrace_trainer.corpus.queries import Duplicate, import_queries, keep_only, query_id, split_of
 from guardtrace_trainer.corpus.reading import Layout
 from guardtrace_trainer.corpus.similar import NEAR, normalised, similarity, words
 from guardtrace_trainer.rows import Query, RowError, read_rows
@@ -94,6 +94,29 @@ def test_importing_a_source_again_leaves_its_place_and_the_others(jsonl, tmp_pat
     assert len(rows_of(corpus)) == 3
     import_queries([changed], corpus, "first", again=True)
     assert [row.text for row in rows_of(corpus)] == ["Two things", "Four things", "Three things"]
+
+
+def test_only_the_named_sources_are_kept(jsonl, tmp_path):
+    corpus = tmp_path / "c"
+    for name in ("box", "boxes", "lids"):
+        import_queries([jsonl({"text": f"What about {name}?"}, name=f"{name}.jsonl")], corpus, name)
+    keep_only(corpus, ["boxes", "lids", "box"])
+    with pytest.raises(StepError, match=r"imported as box, lids, which the recipe doesn't name.*--again-from corpus"):
+        keep_only(corpus, ["boxes", "new"])
+    assert len(rows_of(corpus)) == 3
+    keep_only(corpus, ["boxes", "new"], again=True)
+    assert [row.source for row in rows_of(corpus)] == ["boxes"]
+    assert {path.name for path in (corpus / "sources").iterdir()} == {"boxes.jsonl", "boxes.duplicates.jsonl"}
+    keep_only(corpus, ["boxes"])
+
+
+def test_an_import_that_was_cut_short_is_taken_out(jsonl, tmp_path):
+    corpus = tmp_path / "c"
+    import_queries([jsonl({"text": "One thing"})], corpus, "first")
+    import_queries([jsonl({"text": "Two things"}, name="b.jsonl")], corpus, "second")
+    (corpus / "sources" / "first.jsonl").unlink()  # what a crash in the midst leaves
+    keep_only(corpus, ["second"], again=True)
+    assert [row.source for row in rows_of(corpus)] == ["second"]
 
 
 def test_an_import_that_is_done_is_passed_over(jsonl, tmp_path):

@@ -177,6 +177,18 @@ def test_with_adapters_the_reference_is_the_base_without_them(made, small):
     assert (trained - expected).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_adapters_have_the_dropout_that_is_asked_for(made, dropout):
+    trainer = made(DpoSettings(batch_size=4, lora=Lora(rank=4, alpha=8, dropout=dropout)))
+    found = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert found == ({dropout} if dropout else set())
+    batch = trainer.data_collator([{"place": place} for place in (1, 2, 6)])
+    assert trainer.model.config.get_text_config().attention_dropout == 0  # a base has none of its own
+    start = trainer.compute_ref_log_probs(trainer.model, batch)
+    again = trainer.compute_ref_log_probs(trainer.model, batch)
+    assert all(torch.equal(one, other) for one, other in zip(start, again, strict=True))  # nor has the reference
+
+
 def test_adapters_are_merged_before_the_next_stage(small, corpus, tmp_path):
     settings = FEW.model_copy(update={"lora": Lora(rank=4, alpha=8), "learning_rate": 1e-2})
     data = [corpus / "pairs.jsonl"]

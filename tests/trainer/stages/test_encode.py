@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
+from PIL import Image
 
 from guardtrace_proxy.auditor.checkpoint import source_of
 from guardtrace_proxy.auditor.labels import LabelTokens
@@ -126,6 +127,15 @@ def test_an_image_that_cant_be_read_is_named(small, corpus, tmp_path):
         encoder.prompt(row(image="broken.png"), tmp_path)
     with pytest.raises(StageError, match="expected one of"):
         encoder.prompt(row(image="picture.tiff"), tmp_path)
+
+
+def test_a_row_with_an_image_that_is_too_long_is_named(small, tmp_path):
+    Image.new("RGB", (4020, 20)).save(tmp_path / "long.png")
+    encoder = Encoder(small)
+    with pytest.raises(StageError, match=r"row t0, field image: .*long\.png: is more than 200 times as long as wide"):
+        encoder.prompt(row(image="long.png"), tmp_path)
+    with pytest.raises(StageError, match=r"long\.png: is more than 200 times"):
+        encoder.patches(tmp_path / "long.png")
 
 
 def test_a_checkpoint_whose_replies_never_end_is_refused(small, tmp_path):

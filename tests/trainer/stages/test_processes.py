@@ -89,6 +89,8 @@ def test_what_is_wrong_is_said_as_with_one(small, corpus, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent's death")
 def test_they_end_with_the_process_that_started_them_and_are_gone_on_with(small, corpus, tmp_path):
+    second_epoch = {"max_steps": 6, "save_steps": 4}  # of three steps each
+    one, two = (settings.model_copy(update=second_epoch) for settings in (FEW, TWO))
     out = tmp_path / "killed"
     script = f"""
 import os, signal
@@ -96,17 +98,17 @@ from pathlib import Path
 from guardtrace_trainer.stages.dpo import run_dpo
 from guardtrace_trainer.stages.settings import DpoSettings
 def log(line):
-    if line.startswith("step 3 "):
+    if line.startswith("step 5 "):
         os.kill(os.getpid(), signal.SIGKILL)
-settings = DpoSettings.model_validate_json({TWO.model_dump_json()!r})
+settings = DpoSettings.model_validate_json({two.model_dump_json()!r})
 run_dpo(settings, base={str(small)!r}, data=[Path({str(corpus / "pairs.jsonl")!r})], out=Path({str(out)!r}), seed=1, log=log)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "trainer")])}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     assert eventually(lambda: not [command for command in commands() if str(out).encode() in command])
-    assert last_checkpoint(out / "training") == out / "training" / "checkpoint-2"
+    assert last_checkpoint(out / "training") == out / "training" / "checkpoint-4"
     said: list[str] = []
-    run(TWO, small, corpus, out, said.append)
-    assert "dpo: goes on from checkpoint-2" in said
-    assert close(out, run(FEW, small, corpus, tmp_path / "one"))
+    run(two, small, corpus, out, said.append)
+    assert "dpo: goes on from checkpoint-4" in said
+    assert close(out, run(one, small, corpus, tmp_path / "one"))

@@ -14,11 +14,25 @@ from pathlib import Path
 from typing import Literal
 
 from guardtrace_trainer.annotation.stratify import EXPERTS, Pick, agreement, votes_of
-from guardtrace_trainer.rows import LEVELS, Annotation, Labelled, Pair, Row, RowError, Vote, place_of, row_as
+from guardtrace_trainer.rows import (
+    LEVELS,
+    Annotation,
+    Labelled,
+    Pair,
+    Row,
+    RowError,
+    Vote,
+    place_of,
+    read_rows,
+    row_as,
+    write_rows,
+)
 from guardtrace_trainer.steps import Journal, Manifest, Step
 
 STEP = "review"
 REVIEWS, PAIRS, TEST = "reviews.jsonl", "expert_pairs.jsonl", "expert_test.jsonl"
+COPIES = "reviews.copies.jsonl"
+"""Those of ``reviews.jsonl`` that came from the copies that a recipe names."""
 LEAST_VOTES = 3
 Reject = Literal["farthest", "both"]
 
@@ -136,6 +150,19 @@ def keep_reviews(folder: Path, reviews: Iterable[Review]) -> None:
         for review in reviews:
             if journal.rows.get(review.id) != review:
                 journal.add(review)
+
+
+def take_copies(folder: Path, given: Sequence[Review]) -> None:
+    """Votes of experts' copies, in the place of all that copies gave before: what was withdrawn in them counts no more.
+    Votes that were given otherwise stay."""
+    before = {review.id for review in read_rows(folder / COPIES, Review)} if (folder / COPIES).exists() else set()
+    replaced = before | {review.id for review in given}
+    if not replaced:
+        return
+    with Journal(folder / REVIEWS, Review) as journal:  # open, so that nobody votes meanwhile
+        others = [review for review in journal.rows.values() if review.id not in replaced]
+        write_rows(folder / REVIEWS, [*others, *given])
+        write_rows(folder / COPIES, given)
 
 
 def decide(folder: Path, *, reject: Reject = "farthest", pick: Pick | None = None) -> tuple[Tally, Manifest]:

@@ -22,6 +22,7 @@ from guardtrace_proxy.images import ImageError
 from guardtrace_trainer.corpus.pictures import IMAGES, decode_picture, media_type, read_picture, save_picture
 from guardtrace_trainer.corpus.queries import (
     HADES,
+    HADES_LEFT_OUT,
     QUERIES,
     check_split,
     order_of,
@@ -42,7 +43,6 @@ SCENARIOS: dict[str, Category] = {
 """The five scenarios with images, in the nine categories."""
 POINTERS = {"behavior": "carry out this behavior on", "object": "this object", "concept": "this concept"}
 LAYOUT_IMAGES = "optimized_SD_images"
-LEFT_OUT = "sources/hades.left-out.jsonl"
 _STEP = re.compile(r"concat_opt_(\d+)\.(?:jpg|jpeg|png)")
 
 
@@ -111,10 +111,10 @@ def import_hades(
     requests = [_request(item, query, question) for item, query in asked]
     _save({item.image: corpus / str(request.image) for (item, _), request in zip(asked, requests, strict=True)})
     write_rows(corpus / HADES, requests)
-    write_rows(corpus / LEFT_OUT, left_out)
+    write_rows(corpus / HADES_LEFT_OUT, left_out)
     images = [corpus / str(request.image) for request in requests]
     counts = {"read": len(chosen), "kept": len(requests), "left_out": len(chosen) - len(requests), "order": order}
-    work.made([corpus / HADES, corpus / LEFT_OUT, *images], **counts)
+    work.made([corpus / HADES, corpus / HADES_LEFT_OUT, *images], **counts)
     return work.manifest.counts
 
 

@@ -15,6 +15,8 @@ from guardtrace_trainer.steps import StepError, file_hash
 
 LIMITS = ImageLimits()
 """What the proxy allows the images of one request by default."""
+MAX_RATIO = 200
+"""Of an image's sides: Qwen2.5-VL takes none that is longer, and nobody is to be paid for a trace of one."""
 IMAGES = "images"
 
 
@@ -39,9 +41,12 @@ def decode_picture(data: bytes, mime: str) -> Image.Image:
     """An image as RGB, made smaller where the proxy would make it smaller for its auditor.
 
     Raises:
-        ImageError: the proxy wouldn't take it.
+        ImageError: the proxy wouldn't take it, or its auditor.
     """
-    return smaller(decode_image(data, mime, Budget(LIMITS), "image"))
+    pixels = smaller(decode_image(data, mime, Budget(LIMITS), "image"))
+    if max(pixels.size) > MAX_RATIO * min(pixels.size):
+        raise ImageError("image", f"as an auditor sees it the image is more than {MAX_RATIO} times as long as wide")
+    return pixels
 
 
 def media_type(data: bytes) -> str | None:

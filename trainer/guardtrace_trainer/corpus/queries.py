@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from guardtrace_trainer.rows import Query, Request, Row, Split, read_rows, write
 from guardtrace_trainer.steps import Manifest, Step, StepError
 
 QUERIES, DUPLICATES, SOURCES, HADES = "queries.jsonl", "duplicates.jsonl", "sources", "hades.jsonl"
+HADES_LEFT_OUT = f"{SOURCES}/hades.left-out.jsonl"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -118,6 +119,32 @@ def imports(corpus: Path) -> list[Manifest]:
     """The manifests of all finished imports, in their order."""
     found = [_manifest(path) for path in sorted(corpus.glob("import-*.manifest.json"))]
     return sorted((one for one in found if one.seconds is not None), key=lambda one: one.counts["order"])
+
+
+def keep_only(corpus: Path, sources: Collection[str], *, again: bool = False) -> None:
+    """See to it that the corpus holds no other imports, not even half of one: ``again`` takes them out. HADES then
+    goes, too, and is to be imported anew: its instructions may belong to queries that are gone.
+
+    Raises:
+        StepError: there are others.
+    """
+    manifests = sorted(corpus.glob("import-*.manifest.json"))
+    found = {path.name.removeprefix("import-").removesuffix(".manifest.json"): path for path in manifests}
+    others = {name: path for name, path in found.items() if name not in sources}
+    if not others:
+        return
+    if not again:
+        raise StepError(
+            f"{corpus} holds what was imported as {', '.join(others)}, which the recipe doesn't name: name it, or take "
+            "it out by --again-from corpus"
+        )
+    for name, manifest in others.items():
+        own = [f"{SOURCES}/{name}.jsonl", f"{SOURCES}/{name}.duplicates.jsonl"]
+        for file in [HADES_LEFT_OUT] if name == "hades" else own:
+            (corpus / file).unlink(missing_ok=True)
+        (corpus / HADES).unlink(missing_ok=True)
+        manifest.unlink()  # the last: after a crash it says what is still to go
+    _join(corpus)
 
 
 def requests_of_hades(corpus: Path) -> list[Request]:

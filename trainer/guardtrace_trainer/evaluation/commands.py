@@ -67,6 +67,10 @@ def evaluate(
     with failing_plainly():
         if streaming and (guard is not None or auditor is None or out is None):
             raise RowError("--streaming: name an --auditor, which gates use, and with --out a folder for the results")
+        if streaming and analyses:
+            raise RowError("--streaming: takes no --analyses, since a gate's results keep none; leave it out")
+        if streaming and _object(request):
+            raise RowError("--streaming: takes no --request, which is for guards; leave it out")
     if streaming:
         assert auditor is not None
         assert out is not None
@@ -80,6 +84,7 @@ def evaluate(
             api_key_env,
             depth or "cascade",
             escalate_at,
+            prompt=prompt,
             half=half,
             limit=limit,
             annotate_max_tokens=annotate_max_tokens,

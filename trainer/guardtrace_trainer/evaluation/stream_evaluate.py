@@ -22,7 +22,17 @@ from guardtrace_trainer.evaluation.replay import Pace, plan_for
 from guardtrace_trainer.evaluation.stream_report import stream_report, sweep_report
 from guardtrace_trainer.evaluation.streaming import figures
 from guardtrace_trainer.evaluation.streams import Playing, StreamRow, play_all
-from guardtrace_trainer.evaluation.sweep import Grid, Point, calibrated, check_kinds, choose, fragment, swept
+from guardtrace_trainer.evaluation.sweep import (
+    Grid,
+    Point,
+    ReadRow,
+    SweptRow,
+    calibrated,
+    check_kinds,
+    choose,
+    fragment,
+    swept,
+)
 from guardtrace_trainer.rows import write_rows
 from guardtrace_trainer.steps import Step, versions
 
@@ -72,6 +82,7 @@ class StreamSettings(BaseModel):
             "auditor": who.auditor,
             "backend": who.served_by,
             "depth": depth,
+            "prompt": None if who.prompt is None else who.prompt.name,
             "data": [path.name for path in data],
             "half": who.half,
             "policy": self.policy_name,
@@ -155,7 +166,7 @@ def sweep_streams(
         return [Point.model_validate(point) for point in _read(out / SWEEP)["points"]]
     policies = grid.policies(settings.policy)
     log(f"{len(policies)} policies on {len(items)} streams")
-    points, calibration, escalate_at, paid = anyio.run(_sweep, settings, items, policies, log, progress)
+    points, calibration, escalate_at, paid = anyio.run(_sweep, settings, step, items, policies, log, progress)
     log(f"{paid} audits were made")
     points = choose(points, max_false_cuts=max_false_cuts, max_audits=max_audits)
     chosen = next(point for point in points if point.chosen)
@@ -179,28 +190,38 @@ def sweep_streams(
 
 
 async def _sweep(
-    settings: StreamSettings, items: Sequence[Item], policies: Sequence[Policy], log: Log, progress: Progress
+    settings: StreamSettings,
+    step: Step,
+    items: Sequence[Item],
+    policies: Sequence[Policy],
+    log: Log,
+    progress: Progress,
 ) -> tuple[list[Point], dict[str, Any] | None, float, int]:
     async with opened_auditor(settings.who) as auditor:
         escalate_at, temperature, calibration = settings.escalate_at(auditor), 1.0, None
         if settings.who.depth != "annotate":
             if hasattr(auditor, "temperature"):
                 auditor.temperature = 1.0  # as the network reads, whatever the checkpoint carries already
-            found = await calibrated(items, auditor, settings.concurrency)
+            with step.journal("reads", ReadRow) as reads:
+                found = await calibrated(items, auditor, settings.concurrency, reads)
             log(f"temperature {found.temperature:.4g}, escalate_at {found.escalate_at:.4g}")
             temperature, calibration = found.temperature, found.model_dump(mode="json")
             escalate_at = found.escalate_at if settings.who.escalate_at is None else escalate_at
-        points, paid = await swept(
-            items,
-            auditor,
-            policies,
-            depth=settings.who.depth,
-            escalate_at=escalate_at,
-            temperature=temperature,
-            pace=settings.pace,
-            concurrency=settings.concurrency,
-            progress=progress,
-        )
+        with step.journal("streams", SweptRow) as journal:
+            if journal.rows:
+                log(f"{len(journal.rows)} of {len(items)} streams are played already")
+            points, paid = await swept(
+                items,
+                auditor,
+                policies,
+                depth=settings.who.depth,
+                escalate_at=escalate_at,
+                temperature=temperature,
+                pace=settings.pace,
+                concurrency=settings.concurrency,
+                journal=journal,
+                progress=progress,
+            )
         return points, calibration, escalate_at, paid
 
 

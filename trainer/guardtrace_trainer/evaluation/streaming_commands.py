@@ -29,6 +29,7 @@ AuditDepth = Annotated[str, typer.Option(help="label, annotate or cascade.")]
 EscalateAt = Annotated[
     float | None, typer.Option(help="Label risk from which a cascade annotates; else the checkpoint's own, or 0.1.")
 ]
+Prompt = Annotated[Path | None, typer.Option(help="System prompt in place of the auditor's own.")]
 Rate = Annotated[float, typer.Option(help="How fast the thinking model writes, in tokens a second.")]
 Delay = Annotated[float, typer.Option(help="What an audit takes, in milliseconds.")]
 Measured = Annotated[bool, typer.Option("--measured", help="Let an audit take as long as it took, not --delay-ms.")]
@@ -53,6 +54,7 @@ def stream_evaluate(
     api_key_env: KeyEnv = None,
     depth: AuditDepth = "cascade",
     escalate_at: EscalateAt = None,
+    prompt: Prompt = None,
     tokens_per_second: Rate = 50.0,
     delay_ms: Delay = 100.0,
     measured: Measured = False,
@@ -79,6 +81,7 @@ def stream_evaluate(
             "api_key_env": api_key_env,
             "depth": depth,
             "escalate_at": escalate_at,
+            "prompt": prompt,
             "half": half,
             "limit": limit,
             "annotate_max_tokens": annotate_max_tokens,
@@ -114,6 +117,7 @@ def sweep(
     api_key_env: KeyEnv = None,
     depth: AuditDepth = "cascade",
     escalate_at: EscalateAt = None,
+    prompt: Prompt = None,
     tokens_per_second: Rate = 50.0,
     delay_ms: Delay = 100.0,
     half: Half = None,
@@ -138,6 +142,7 @@ def sweep(
             "api_key_env": api_key_env,
             "depth": depth,
             "escalate_at": escalate_at,
+            "prompt": prompt,
             "half": half,
             "limit": limit,
             "annotate_max_tokens": annotate_max_tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -22,8 +22,9 @@ from guardtrace_trainer.evaluation.located import AHEAD, MISSED, detection, leak
 from guardtrace_trainer.evaluation.remembering import Remembering
 from guardtrace_trainer.evaluation.replay import Pace, Replayed, plan_for, replay
 from guardtrace_trainer.evaluation.streams import PERCENTS, TIMEOUT_MS, beginning, right_level
-from guardtrace_trainer.rows import LEVELS
+from guardtrace_trainer.rows import LEVELS, AnyRow, Row
 from guardtrace_trainer.several import do_each
+from guardtrace_trainer.steps import Journal
 
 HALVES_SEED = 0
 """Of the draw of the items that a calibration is fitted on."""
@@ -95,21 +96,36 @@ class Stream:
     audits: int
 
 
-async def calibrated(items: Sequence[Item], auditor: Auditor, concurrency: int) -> Calibration:
+class ReadRow(Row, frozen=True, kw_only=True):
+    """The label reads of one item, by its key."""
+
+    reads: tuple[Read, ...]
+
+
+class SweptRow(Row, frozen=True, kw_only=True):
+    """One item, by its key: a stream for each policy, and the audits that were paid for."""
+
+    streams: tuple[Stream, ...]
+    audits: int
+
+
+async def calibrated(
+    items: Sequence[Item], auditor: Auditor, concurrency: int, journal: Journal[ReadRow] | None = None
+) -> Calibration:
     """Label reads at shares of each trace whose level is known there: fitted on one half of the items, measured on the
     other.
 
     Raises:
         ValueError: there are no reads to fit, or they are of no use.
     """
-    halves: tuple[list[Read], list[Read]] = ([], [])
     order = list(range(len(items)))
     random.Random(HALVES_SEED).shuffle(order)
     order.sort(key=lambda place: (items[place].level or 0) > 0)  # as many unsafe ones in each half
     half_of = {place: index % 2 for index, place in enumerate(order)}
 
-    async def read(place: int, item: Item, session: Remembering) -> None:
+    async def read(item: Item, session: Remembering) -> ReadRow:
         onset = onset_of(item)
+        reads = []
         for percent in PERCENTS:
             thinking, answer, count = beginning(item, percent)
             right = right_level(item.level, onset, count, whole=percent == 100)
@@ -119,9 +135,14 @@ async def calibrated(items: Sequence[Item], auditor: Auditor, concurrency: int) 
                 found = (await session.judge(Trace(thinking, answer), Depth.LABEL)).probabilities
             except AuditorFailure:
                 found = None
-            halves[half_of[place]].append(Read(LEVELS.index(right), found))
+            reads.append(Read(LEVELS.index(right), found))
+        return ReadRow(id=item.key, reads=tuple(reads))
 
-    await _with_each(items, auditor, concurrency, 1.0, read)
+    rows = await _row_of_each(items, auditor, concurrency, 1.0, read, journal)
+    halves: tuple[list[Read], list[Read]] = ([], [])
+    for place, item in enumerate(items):
+        if item.key in rows:
+            halves[half_of[place]].extend(rows[item.key].reads)
     if not halves[0] or not halves[1]:
         raise ValueError("there are too few items with a level to calibrate on: give at least two")
     return fit(*halves)
@@ -149,52 +170,60 @@ async def swept(
     temperature: float,
     pace: Pace,
     concurrency: int,
+    journal: Journal[SweptRow] | None = None,
     progress: Callable[[int, int], Any],
 ) -> tuple[list[Point], int]:
-    """A point for each policy, and how many audits were paid for.
+    """A point for each policy, and how many audits were paid for. Items in the journal aren't played again.
 
     Raises:
         ValueError: the items that the auditor took give nothing to choose by.
     """
-    streams: list[list[Stream]] = [[] for _ in policies]
-    paid = done = 0
 
-    async def play(place: int, item: Item, session: Remembering) -> None:
-        nonlocal paid, done
-        for number, policy in enumerate(policies):
+    async def play(item: Item, session: Remembering) -> SweptRow:
+        streams = []
+        for policy in policies:
             plan = plan_for(depth, escalate_at, policy)
             replayed = await replay(session, policy, plan, item.thinking, item.answer, pace)
-            streams[number].append(stream_of(item, replayed))
-        paid += session.asked
-        done += 1
-        progress(done, len(items))
+            streams.append(stream_of(item, replayed))
+        return SweptRow(id=item.key, streams=tuple(streams), audits=session.asked)
 
-    await _with_each(items, auditor, concurrency, temperature, play)
-    if not streams[0]:
+    rows = await _row_of_each(
+        items, auditor, concurrency, temperature, play, journal, lambda done: progress(done, len(items))
+    )
+    if not rows:
         raise ValueError("the auditor took none of the items: there is nothing to choose by")
-    return [point_of(policy, found) for policy, found in zip(policies, streams, strict=True)], paid
+    found = [rows[item.key] for item in items if item.key in rows]
+    points = [point_of(policy, [row.streams[number] for row in found]) for number, policy in enumerate(policies)]
+    return points, sum(row.audits for row in found)
 
 
-async def _with_each(
+async def _row_of_each(
     items: Sequence[Item],
     auditor: Auditor,
     concurrency: int,
     temperature: float,
-    work: Callable[[int, Item, Remembering], Any],
-) -> None:
-    """Do it to every item that the auditor takes."""
+    work: Callable[[Item, Remembering], Awaitable[AnyRow]],
+    journal: Journal[AnyRow] | None,
+    came: Callable[[int], Any] = lambda done: None,
+) -> dict[str, AnyRow]:
+    """What comes of every item that the auditor takes, by its key. What the journal has isn't done again."""
+    rows: dict[str, AnyRow] = {} if journal is None else dict(journal.rows)
 
-    async def one(placed: tuple[int, Item]) -> None:
+    async def one(item: Item) -> None:
         try:
-            session = await auditor.open(placed[1].query)
+            session = await auditor.open(item.query)
         except DoesNotFit:
             return
         try:
-            await work(*placed, Remembering(Reads(session, TIMEOUT_MS), temperature))
+            row = rows[item.key] = await work(item, Remembering(Reads(session, TIMEOUT_MS), temperature))
         finally:
             await session.aclose()
+        if journal is not None:
+            journal.add(row)
+        came(len(rows))
 
-    await do_each(enumerate(items), one, concurrency)
+    await do_each([item for item in items if item.key not in rows], one, concurrency)
+    return rows
 
 
 def stream_of(item: Item, replayed: Replayed) -> Stream:

@@ -83,7 +83,7 @@ class Encoder:
         """The prompt of a row, without tails; its image is read from the corpus's folder.
 
         Raises:
-            StageError: the image can't be read.
+            StageError: the image can't be read, or the network doesn't take it.
         """
         image: Path | None = None
         grid: tuple[int, int, int] | None = None
@@ -93,10 +93,9 @@ class Encoder:
             shape = self._grids.get(image)
             if shape is None:
                 try:
-                    pixels = read_image(image)
+                    shape = self._grids[image] = self._seen(image)[1]
                 except StageError as error:
                     raise StageError(f"row {row.id}, field image: {error}") from error
-                shape = self._grids[image] = image_patches(self.processor, [pixels])[1]
             grid, counts = (int(shape[0, 0]), int(shape[0, 1]), int(shape[0, 2])), image_tokens(self.processor, shape)
         text = user_text(query_text([Turn("user", row.question)]), row.thinking, row.answer)
         return Example(row.id, self.layout.prompt(self.system_prompt, text, counts), (), image, grid)
@@ -119,7 +118,15 @@ class Encoder:
 
     def patches(self, image: Path) -> torch.Tensor:
         """Patches [n, channels x patch pixels] of one image."""
-        return image_patches(self.processor, [read_image(image)])[0]
+        return self._seen(image)[0]
+
+    def _seen(self, image: Path) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches and grid of one image."""
+        pixels = read_image(image)
+        try:
+            return image_patches(self.processor, [pixels])
+        except ValueError as error:
+            raise StageError(f"{image}: is more than 200 times as long as wide; take the row out") from error
 
 
 def read_image(path: Path) -> Image.Image:

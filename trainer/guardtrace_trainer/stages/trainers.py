@@ -33,11 +33,21 @@ class _Ours:
     args: Any
     model: Any
     is_fsdp_enabled: bool
+    _order: LikeLengths
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LikeLengths:
         args = self.args
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return LikeLengths(self.lengths, rows, args.seed)
+        self._order = LikeLengths(self.lengths, rows, args.seed)
+        return self._order
+
+    def get_train_dataloader(self) -> Any:
+        """The loader of a resumed training is wrapped once more, and with several processes the trainer's word of the
+        epoch doesn't get through to the sampler any longer (transformers 5.24, accelerate 1.15): this takes it there.
+        """
+        loader = super().get_train_dataloader()  # type: ignore[misc, unused-ignore]
+        loader.batch_sampler.set_epoch = self._order.set_epoch
+        return loader
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Muon is ours: transformers has none."""
@@ -207,6 +217,8 @@ def dpo_trainer(
             beta=settings.beta,
             loss_type=["sigmoid", "sft"] if both else ["sigmoid"],
             loss_weights=[1.0, settings.sft_weight] if both else None,
+            # TRL's default is to set every dropout to 0; a Qwen2.5-VL has no such modules but those of its adapters
+            disable_dropout=settings.lora is None or not settings.lora.dropout,
             **arguments(settings, folder, seed),
         ),
         data_collator=PairCollator(examples, images, pack=not on_gpu()),
