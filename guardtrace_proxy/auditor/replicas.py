@@ -116,16 +116,11 @@ class ReplicatedAuditor:
         return sorted(wanted, key=lambda replica: not replica.is_ready)
 
     def measures(self) -> dict[str, float]:
-        """How many there are, how many are left out, and the sum of what each knows of itself."""
-        replicas = list(self._replicas.values())
-        found: dict[str, float] = {
-            "replicas": len(replicas),
-            "replicas_left_out": sum(not replica.is_ready for replica in replicas),
-        }
-        for replica in replicas:
-            if isinstance(replica.auditor, Measured):
-                for name, value in replica.auditor.measures().items():
-                    found[name] = found.get(name, 0) + value
+        """How many servers there are, how many are left out, and the sum of what each knows of itself."""
+        found: dict[str, float] = {}
+        for replica in self._replicas.values():
+            for name, value in _measures(replica).items():
+                found[name] = found.get(name, 0) + value
         return found
 
     @property
@@ -136,6 +131,16 @@ class ReplicatedAuditor:
     async def aclose(self) -> None:
         for replica in self._replicas.values():
             await replica.auditor.aclose()
+
+
+def _measures(replica: Replica) -> dict[str, float]:
+    """One server, or several that are one here, of which all are left out with it."""
+    found: dict[str, float] = {"replicas": 1, "replicas_left_out": 0}
+    if isinstance(replica.auditor, Measured):
+        found |= replica.auditor.measures()
+    if not replica.is_ready:
+        found["replicas_left_out"] = found["replicas"]
+    return found
 
 
 @dataclass(eq=False)
