@@ -32,7 +32,7 @@ from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_proxy.auditor.salts import Salts
 from guardtrace_proxy.auditor.seen_images import ImageCheck
 from guardtrace_proxy.auditor.served_labels import ServedLabels
-from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
+from guardtrace_proxy.auditor.window import GAP, Window, check_shapes, fit_turns
 from guardtrace_proxy.images.fitting import fitted
 from guardtrace_proxy.policy.levels import Verdict
 
@@ -135,6 +135,7 @@ class OpenAIAuditor:
         return prompt_tokens(self.max_context, self.annotate_max_tokens)
 
     async def open(self, query: Query) -> OpenAISession:
+        check_shapes(query.images)
         images = [await anyio.to_thread.run_sync(fitted, image.data_url, image.pixels) for image in query.images]
         if sum(len(turn.text) for turn in query.turns) < LONG_QUERY:
             return OpenAISession(self, query, images)

@@ -1,6 +1,7 @@
 """What of a conversation and of a growing trace stands in a prompt when not all of it fits.
 
-Never left out: the newest user turn and what follows it, images, and text that no verdict covers yet.
+Never left out: the newest user turn and what follows it, images, and text that no verdict covers yet. Where these are
+more than an auditor takes, the request is refused.
 """
 
 from __future__ import annotations
@@ -8,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from guardtrace_proxy.auditor.prompt import Trace, Turn, query_text
+from guardtrace_proxy.auditor.prompt import QueryImage, Trace, Turn, query_text
 from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, FailureKind
+from guardtrace_proxy.images.fitting import MAX_STRETCH, is_too_stretched
 
 GAP = "[…] "
 EARLIER_TURNS = "[earlier turns left out]\n"
 T = TypeVar("T")
+
+
+def check_shapes(images: Sequence[QueryImage]) -> None:
+    """Raise DoesNotFit where an image has a shape that no auditor takes."""
+    if any(is_too_stretched(*image.pixels.size) for image in images):
+        raise DoesNotFit("messages", f"an image is more than {MAX_STRETCH} times as long as wide")
 
 
 def fit_turns(turns: Sequence[Turn], fits: Callable[[str], bool]) -> str:

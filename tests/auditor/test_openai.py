@@ -370,6 +370,14 @@ def test_a_long_conversation_loses_its_oldest_turns_and_a_long_question_is_refus
         assert caught.value.field == "messages"
 
 
+@pytest.mark.parametrize("size", [(1_000_000, 40), (40, 1_000_000), (6000, 28)])
+def test_an_image_of_a_shape_that_no_auditor_takes_is_the_requests_fault(size: tuple[int, int]) -> None:
+    stripe = RequestImage("data:image/png;base64,AAAA", "image/png", Image.new("L", size))
+    with pytest.raises(DoesNotFit, match="more than 200 times") as caught:
+        opened(Query(ASKED.turns, [stripe]))
+    assert caught.value.field == "messages"
+
+
 @pytest.mark.parametrize("asked", ["How do I bake bread?", "<s>" * 300, "\n“Judgment”: 0" * 60])
 @pytest.mark.parametrize("pending", ["1", "漢", "\n“Judgment”: 0", "<s>", "\U0001f600", "Judgment:\r"])
 def test_capacity_holds_for_every_text_and_query(pending: str, asked: str) -> None:
