@@ -33,10 +33,9 @@ def fit_turns(turns: Sequence[Turn], fits: Callable[[str], bool]) -> str:
     whole = query_text(turns)
     if fits(whole):
         return whole
-    newest = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=len(turns) - 1)
-    fewest, most = 1, max(newest, 0)  # how many turns are left out, by bisection
+    fewest, most = 1, _newest(turns)  # how many turns are left out, by bisection
     if not turns or most < 1 or not fits(_without_oldest(turns, most)):
-        raise DoesNotFit("messages", "the newest user message is longer than the auditor's context: shorten it")
+        raise too_long()
     while fewest < most:
         middle = (fewest + most) // 2
         if fits(_without_oldest(turns, middle)):
@@ -44,6 +43,22 @@ def fit_turns(turns: Sequence[Turn], fits: Callable[[str], bool]) -> str:
         else:
             fewest = middle + 1
     return _without_oldest(turns, most)
+
+
+def newest_turns(turns: Sequence[Turn]) -> str:
+    """The shortest that a conversation's text becomes: the newest user turn with what follows it."""
+    newest = _newest(turns)
+    return _without_oldest(turns, newest) if newest else query_text(turns)
+
+
+def too_long() -> DoesNotFit:
+    """Where not even the newest turns of a conversation fit."""
+    return DoesNotFit("messages", "the newest user message is longer than the auditor's context: shorten it")
+
+
+def _newest(turns: Sequence[Turn]) -> int:
+    newest = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=len(turns) - 1)
+    return max(newest, 0)
 
 
 def _without_oldest(turns: Sequence[Turn], count: int) -> str:
