@@ -4,8 +4,8 @@
   ``context``, ``labels``, ``calibration``, ``reply`` with ``quotations``, ``cascade``, ``published``, ``salts``,
   ``selftest``.
 - Before an auditor of any backend: ``breaker``, and ``replicas`` with ``health``.
-- Behind a server, without torch: ``openai`` with ``guard_server``, ``abilities``, ``served_labels``, ``seen_images``;
-  ``selftest_served``.
+- Behind a server, without torch: ``openai`` with ``guard_server``, ``abilities``, ``served_prompt``, ``served_labels``,
+  ``seen_images``; ``selftest_served``.
 - In this process, with the extra ``local``: ``transformers`` with ``worker``, ``inference``, ``packed``, ``reading``,
   ``kept``; ``checkpoint`` with ``foreign``, ``processor``, ``layout`` with ``growing``, ``selftest_checkpoint``.
 - On vLLM's engine, with the extra ``vllm``: ``vllm``, with ``processor``, ``layout`` and ``checkpoint`` from above.

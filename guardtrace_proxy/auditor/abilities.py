@@ -5,6 +5,7 @@ A server is taken for vLLM if ``/tokenize`` beside its ``/v1`` answers for chats
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,14 @@ async def learn(server: GuardServer, model: str) -> Abilities:
     except (_CantDo, AuditorSettingsError) as error:
         return Abilities(is_vllm=True, max_context=tokens.max_model_len, lacking=str(error))
     return Abilities(True, takes_priority, tokens.max_model_len, labels)
+
+
+async def count_tokens(server: GuardServer, model: str, messages: Sequence[Any]) -> int | None:
+    """Tokens of a chat's prompt as a vLLM counts them; None where it doesn't answer so."""
+    try:
+        return len((await _tokenize(server, model, {"messages": messages})).tokens)
+    except (_CantDo, AuditorFailure):
+        return None
 
 
 async def _find_labels(server: GuardServer, model: str) -> ServedLabels:

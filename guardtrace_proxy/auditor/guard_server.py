@@ -31,6 +31,10 @@ LOOK_AT = {
 """The settings of the auditor that most often lead to a status."""
 
 
+class BadRequest(AuditorFailure):
+    """HTTP 400: the server takes what it is sent for wrong. Often it is too long; it may be the client's doing."""
+
+
 class Token(msgspec.Struct):
     """A token with its log probability; ``token`` is ``token_id:N`` where that was asked for."""
 
@@ -175,7 +179,8 @@ def refusal(status: int) -> AuditorFailure:
     """What an HTTP status other than 200 means."""
     kind = FailureKind.OVERLOADED if status in (429, 503) else FailureKind.REFUSED
     look_at = LOOK_AT.get(status)
-    return AuditorFailure(
+    failure = BadRequest if status == 400 else AuditorFailure
+    return failure(
         kind, f"the auditor's server answered with HTTP status {status}" + (f": look at {look_at}" if look_at else "")
     )
 

@@ -14,7 +14,8 @@ log = structlog.get_logger("guardtrace")
 FALLS_AT_ONCE = frozenset((FailureKind.UNREACHABLE, FailureKind.TIMEOUT, FailureKind.OVERLOADED))
 """The replica's own trouble. ``TIMEOUT`` is one of connecting; that of an audit is the caller's."""
 FALLS_IF_ANOTHER_ANSWERS = frozenset((FailureKind.REFUSED, FailureKind.BROKEN, FailureKind.UNSEEN))
-"""May be the question's doing, or its images', so that a request could take out one replica after the other."""
+"""May be the question's doing, or its images', so that a request could take out one replica after the other. Of copies
+alone: a fallback may answer what the first rightly refuses."""
 MOVES_ON = FALLS_AT_ONCE | FALLS_IF_ANOTHER_ANSWERS
 """Not the others. ``UNREADABLE`` and ``UNSURE`` are what the model says: asking its copies until one says something
 else would not be judging. ``OUTGROWN`` is the text's doing; ``CANCELLED`` means that all of it was closed."""

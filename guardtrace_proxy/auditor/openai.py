@@ -5,9 +5,9 @@ Nothing is retried here, and a server that is down is found out by the first aud
 
 from __future__ import annotations
 
-import string
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -15,24 +15,23 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from guardtrace_proxy.auditor.abilities import FIRST, LATER, Abilities, learn
-from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT, LEAST_CONTEXT, check_context, prompt_tokens, query_tokens
-from guardtrace_proxy.auditor.guard_server import Completion, GuardServer
+from guardtrace_proxy.auditor.abilities import FIRST, LATER, Abilities, count_tokens, learn
+from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT, LEAST_CONTEXT, check_context, prompt_tokens
+from guardtrace_proxy.auditor.guard_server import BadRequest, Completion, GuardServer
 from guardtrace_proxy.auditor.labels import likeliest
-from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
+from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace
 from guardtrace_proxy.auditor.protocol import (
     AuditorFailure,
     AuditorSettingsError,
     Depth,
-    DoesNotFit,
     FailureKind,
 )
-from guardtrace_proxy.auditor.quoting import defuse_control_tokens
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_proxy.auditor.salts import Salts
 from guardtrace_proxy.auditor.seen_images import ImageCheck
 from guardtrace_proxy.auditor.served_labels import ServedLabels
-from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
+from guardtrace_proxy.auditor.served_prompt import ServedPrompt, likely_tokens
+from guardtrace_proxy.auditor.window import check_shapes
 from guardtrace_proxy.images.fitting import fitted
 from guardtrace_proxy.policy.levels import Verdict
 
@@ -40,14 +39,15 @@ log = structlog.get_logger("guardtrace")
 
 LONG_QUERY = 100_000
 """Characters from which on a query is fitted in a thread: it takes milliseconds."""
-BYTES_GROWN_BY_QUOTING = 2
-"""Quoting of labels and breaking up of control tokens make a text at most twice as long."""
 START_SECONDS = 5.0
 """How long the start waits to be told what the server can do."""
 RELEARN_SECONDS = 10.0
 """A server that refuses an audit is asked again what it can do, but not more often than this."""
+COUNT_SECONDS = 2.0
+"""How long an opening waits for the server to count a long query."""
 
-_LETTERS = (string.ascii_letters + " ").encode()
+Asked = tuple[list[Any], int]
+"""The messages of an audit, and how many tokens its reply may have."""
 
 
 class OpenAIAuditor:
@@ -111,7 +111,7 @@ class OpenAIAuditor:
         """What was found may have been a server that was still starting, or a gateway's word for one that was away."""
         assert self._abilities is not None
         lacks = self._abilities.labels is None if self._reads_labels else self._was_vllm and not self._abilities.is_vllm
-        return lacks and time.monotonic() - self._learned_at >= RELEARN_SECONDS
+        return lacks and not self._learned_lately()
 
     def _learned(self, found: Abilities) -> None:
         if self._was_vllm and not found.is_vllm:
@@ -135,13 +135,26 @@ class OpenAIAuditor:
         return prompt_tokens(self.max_context, self.annotate_max_tokens)
 
     async def open(self, query: Query) -> OpenAISession:
+        check_shapes(query.images)
         images = [await anyio.to_thread.run_sync(fitted, image.data_url, image.pixels) for image in query.images]
         if sum(len(turn.text) for turn in query.turns) < LONG_QUERY:
-            return OpenAISession(self, query, images)
-        return await anyio.to_thread.run_sync(OpenAISession, self, query, images)
+            session = OpenAISession(self, query, images)
+        else:
+            session = await anyio.to_thread.run_sync(OpenAISession, self, query, images)
+        await session.measure()
+        return session
+
+    async def count(self, messages: Sequence[Any]) -> int | None:
+        """Tokens of a prompt as the server counts them, None where it can't be asked."""
+        if self._abilities is None or not self._abilities.is_vllm:
+            return None
+        with anyio.move_on_after(COUNT_SECONDS):
+            return await count_tokens(self._server, self.name, messages)
+        return None
 
     async def ask(self, fields: dict[str, Any], salt: str, priority: int, images: int) -> Completion:
-        """Ask once.
+        """Ask once. A server that refuses it may be another one now, which the next audit finds out; but not where it
+        calls the request bad: nobody is to wait for what a client can bring about.
 
         Raises:
             AuditorFailure: there is no reply, or ``images`` images went in and the server doesn't count them.
@@ -150,14 +163,26 @@ class OpenAIAuditor:
         try:
             completion = await self._server.complete({"model": self.name, **fields, **extras})
         except AuditorFailure as failure:
-            asked_lately = time.monotonic() - self._learned_at < RELEARN_SECONDS
-            if failure.kind is FailureKind.REFUSED and extras and not asked_lately:
-                self._abilities = None  # it may be another server now
+            is_request = isinstance(failure, BadRequest)
+            if failure.kind is FailureKind.REFUSED and extras and not is_request and not self._learned_lately():
+                self._abilities = None
             raise
         if images:
             await self._image_check.check(images, completion.usage)
             self._warn_of_images()
         return completion
+
+    async def look_again(self) -> None:
+        """After a bad request that wasn't too long: what the server takes may have changed. Meanwhile the others go on
+        by what is known."""
+        if self._learned_lately() or self._asking.locked():
+            return
+        async with self._asking:
+            with suppress(AuditorFailure):
+                self._learned(await learn(self._server, self.name))
+
+    def _learned_lately(self) -> bool:
+        return time.monotonic() - self._learned_at < RELEARN_SECONDS
 
     def _warn_of_images(self) -> None:
         warning = f"the auditor's server doesn't count prompt tokens: whether {self.name} sees images isn't checked"
@@ -183,39 +208,66 @@ class OpenAISession:
         self._salt = auditor.salt(query.tenant)
         self._system = _raw({"role": "system", "content": auditor.system_prompt})
         self._images = [_raw({"type": "image_url", "image_url": {"url": url}}) for url, _ in images]
-        self._fixed_tokens = _tokens(auditor.system_prompt) + sum(tokens for _, tokens in images)
-        limit = query_tokens(auditor.prompt_tokens)
-        if self._fixed_tokens > limit:
-            raise DoesNotFit("messages", "the images are more than the auditor's context takes: send fewer")
-        self._query = fit_turns(query.turns, lambda text: self._size(self._text(text, GAP, GAP)) <= limit)
-        room = auditor.prompt_tokens - self._size(self._text(self._query, GAP, GAP))
-        self.capacity = max(1, room // BYTES_GROWN_BY_QUOTING)
-        self._window = Window()
+        system, seen = likely_tokens(auditor.system_prompt), sum(tokens for _, tokens in images)
+        self._prompt = ServedPrompt(query.turns, auditor.prompt_tokens, system, seen)
+        self.capacity = self._prompt.capacity
+
+    async def measure(self) -> None:
+        """Have the server count a query that may be too long; before the first audit. Raises DoesNotFit."""
+
+        async def count(text: str) -> int | None:
+            return await self._auditor.count([self._system, {"role": "user", "content": text}])
+
+        await self._prompt.measure(count)
+        self.capacity = self._prompt.capacity
 
     async def judge(self, trace: Trace, depth: Depth) -> Verdict:
         began = time.perf_counter()
-        text = self._window.place(trace, self._build)
         audit = self._label if depth is Depth.LABEL else self._annotate
-        return await audit([self._system, self._user(text)], began)
+        asked = self._asked(trace)
+        try:
+            return await audit(*asked, began)
+        except BadRequest:
+            shorter = self._asked_shorter(trace, asked)
+            if shorter is None:
+                await self._auditor.look_again()
+                raise
+        return await audit(*shorter, began)
 
-    async def _label(self, messages: list[Any], began: float) -> Verdict:
+    def _asked(self, trace: Trace) -> Asked:
+        """What fits. Where texts are dense, a reply has no more tokens than are kept for it."""
+        auditor = self._auditor
+        text = self._prompt.place(trace, auditor.prompt_tokens)
+        written = auditor.max_context - auditor.prompt_tokens if self._prompt.is_dense else auditor.annotate_max_tokens
+        return [self._system, self._user(text)], written
+
+    def _asked_shorter(self, trace: Trace, refused: Asked) -> Asked | None:
+        """What certainly fits, as all that follows will, or None where that is just what was refused."""
+        was_dense, self._prompt.is_dense = self._prompt.is_dense, True
+        asked = self._asked(trace)
+        if asked != refused:
+            return asked
+        self._prompt.is_dense = was_dense
+        return None
+
+    async def _label(self, messages: list[Any], _: int, began: float) -> Verdict:
         labels = await self._auditor.labels()
         probabilities = await labels.read(lambda fields: self._ask(fields, FIRST), messages)
         return Verdict(likeliest(probabilities), probabilities, depth=Depth.LABEL.value, milliseconds=_since(began))
 
-    async def _annotate(self, messages: list[Any], began: float) -> Verdict:
+    async def _annotate(self, messages: list[Any], written: int, began: float) -> Verdict:
         fields = {
             "messages": messages,
             "temperature": 0,
-            "max_tokens": self._auditor.annotate_max_tokens,
+            "max_tokens": written,
             "stream": False,
         }
         completion = await self._ask(fields, LATER)
-        written = completion.choices[0].message.content if completion.choices else None
-        if not written:
+        text = completion.choices[0].message.content if completion.choices else None
+        if not text:
             raise AuditorFailure(FailureKind.UNREADABLE, "the auditor's server answered without any text")
         try:
-            reply = parse_reply(written, truncated=completion.choices[0].finish_reason not in ("stop", None))
+            reply = parse_reply(text, truncated=completion.choices[0].finish_reason not in ("stop", None))
         except UnreadableReply as error:
             raise AuditorFailure(FailureKind.UNREADABLE, str(error)) from error
         return Verdict(reply.level, analysis=reply.analysis, depth=Depth.ANNOTATE.value, milliseconds=_since(began))
@@ -226,27 +278,10 @@ class OpenAISession:
     async def aclose(self) -> None:
         self._images = []
 
-    def _build(self, thinking: str, answer: str) -> str | None:
-        text = self._text(self._query, thinking, answer)
-        return text if self._size(text) <= self._auditor.prompt_tokens else None
-
-    def _text(self, query: str, thinking: str, answer: str) -> str:
-        return defuse_control_tokens(user_text(query, thinking, answer))
-
-    def _size(self, text: str) -> int:
-        return self._fixed_tokens + _tokens(text)
-
     def _user(self, text: str) -> dict[str, Any]:
         if not self._images:
             return {"role": "user", "content": text}
         return {"role": "user", "content": [*self._images, {"type": "text", "text": text}]}
-
-
-def _tokens(text: str) -> int:
-    """At most so many tokens: words run to three letters a token, anything else to one a byte."""
-    data = text.encode("utf-8", "surrogatepass")
-    others = len(data.translate(None, delete=_LETTERS))
-    return others + (len(data) - others) // 3 + 1
 
 
 def _raw(value: Any) -> msgspec.Raw:

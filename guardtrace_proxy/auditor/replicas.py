@@ -14,8 +14,9 @@ Silence: a replica that takes connections and never answers would use up the cal
 it has passed without a reply of that replica, to this audit or any other, the next one is asked as well, and the first
 verdict counts. The silent one isn't given up until then, so a slow audit loses nothing.
 
-An auditor with a fallback is such a pair too, but for two things: all streams belong to the first (``in_order``), and
-go back to it as soon as it answers again, since the second may be another model.
+An auditor with a fallback is such a pair too, but for three things, since the second may be another model: all streams
+belong to the first (``in_order``), go back to it as soon as it answers again, and what the second answers says nothing
+about a first that refused it.
 """
 
 from __future__ import annotations
@@ -115,16 +116,11 @@ class ReplicatedAuditor:
         return sorted(wanted, key=lambda replica: not replica.is_ready)
 
     def measures(self) -> dict[str, float]:
-        """How many there are, how many are left out, and the sum of what each knows of itself."""
-        replicas = list(self._replicas.values())
-        found: dict[str, float] = {
-            "replicas": len(replicas),
-            "replicas_left_out": sum(not replica.is_ready for replica in replicas),
-        }
-        for replica in replicas:
-            if isinstance(replica.auditor, Measured):
-                for name, value in replica.auditor.measures().items():
-                    found[name] = found.get(name, 0) + value
+        """How many servers there are, how many are left out, and the sum of what each knows of itself."""
+        found: dict[str, float] = {}
+        for replica in self._replicas.values():
+            for name, value in _measures(replica).items():
+                found[name] = found.get(name, 0) + value
         return found
 
     @property
@@ -135,6 +131,16 @@ class ReplicatedAuditor:
     async def aclose(self) -> None:
         for replica in self._replicas.values():
             await replica.auditor.aclose()
+
+
+def _measures(replica: Replica) -> dict[str, float]:
+    """One server, or several that are one here, of which all are left out with it."""
+    found: dict[str, float] = {"replicas": 1, "replicas_left_out": 0}
+    if isinstance(replica.auditor, Measured):
+        found |= replica.auditor.measures()
+    if not replica.is_ready:
+        found["replicas_left_out"] = found["replicas"]
+    return found
 
 
 @dataclass(eq=False)
@@ -260,13 +266,13 @@ class ReplicatedSession:
             await self._news.wait()
 
     def _settle(self, attempts: Sequence[Attempt]) -> None:
-        """Who fell, seen from the end: it was silent, or refused what another then answered."""
-        was_answered = any(attempt.verdict is not None for attempt in attempts)
+        """Who fell, seen from the end: it was silent, or refused what a copy of it then answered."""
+        copy_answered = not self._auditor.in_order and any(attempt.verdict is not None for attempt in attempts)
         now = self._auditor.clock()
         for attempt in attempts:
             if not attempt.is_over and attempt.patience_left(now) <= 0:
                 attempt.replica.fell("silent")
-            elif was_answered and attempt.failure is not None and attempt.failure.kind in FALLS_IF_ANOTHER_ANSWERS:
+            elif copy_answered and attempt.failure is not None and attempt.failure.kind in FALLS_IF_ANOTHER_ANSWERS:
                 attempt.replica.fell(attempt.failure.kind.value)
 
     async def _stay_at(self, replica: Replica) -> None:

@@ -1,8 +1,8 @@
 """Reading a guard's reply: ``“Analysis”: …`` then ``“Judgment”: 0 | 0.5 | 1``, in every spelling that was seen.
 
 The last line decides, or else the first: an analysis in between may quote whatever it judges, judgments too. Inside a
-line a judgment in quotation marks is a quoted one. A reply without one of the three judgments in these places is
-unreadable, and never counts as 0.
+line a judgment in quotation marks is a quoted one, and a line behind a ``>`` is copied text. A reply without one of the
+three judgments in these places is unreadable, and never counts as 0; nor does one that was cut off, whatever it says.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _BEGINS_KEY = re.compile(rf"(?:{_ENDS_SENTENCE}|(?<!\\)[{_QUOTES}],\s*[{_QUOTES}
 _OPENS_JSON = re.compile(r"[\s`]*(?:json\s*)?\{", re.IGNORECASE)
 _ANALYSIS = re.compile(rf"analysis{_MARKS}[:：]{_MARKS}", re.IGNORECASE)
 _DECORATED = re.compile(_DECORATION)
+_COPIED = re.compile(rf"[\s{_QUOTES}*_#{{\[(\\-]*(?<!-)>")
+"""How a line of Markdown's quotations begins, and one that was quoted for the prompt; an arrow (``->``) is none."""
 _NUMBER = re.compile(r"0\.50*|[01](?:\.0+)?", re.ASCII)
 _AFTER_NUMBER = re.compile(rf"[\s{_QUOTES}*_\\}}\])]*(?:$|[.,;(–—][^\d½¼¾¹²³]*$)")
 _CLOSING = "\"'“”„‟«»‘’‚‛`´＂＇「」『』*_\\}]) \t\r\n"
@@ -54,11 +56,19 @@ def parse_reply(text: str, *, truncated: bool = False) -> GuardReply:
     """Read a guard's reply by its last line, where a judgment may stand behind other sentences, or else by its first.
 
     ``truncated`` says that the reply stopped at its length limit: then a number that ends it may be the
-    beginning of a longer one, and a judgment inside a line may be quoted from what was judged.
+    beginning of a longer one, and a judgment may be quoted from what was judged. So it may warn, and never clears.
 
     Raises:
-        UnreadableReply: it neither ends nor begins with a judgment, or with one that isn't exactly 0, 0.5 or 1.
+        UnreadableReply: it neither ends nor begins with a judgment, or with one that isn't exactly 0, 0.5 or 1; or it
+            was cut off and says 0.
     """
+    reply = _read(text, truncated)
+    if truncated and reply.level is Level.SAFE:
+        raise UnreadableReply("the auditor's reply was cut off, and a judgment of 0 in it may be a quoted one")
+    return reply
+
+
+def _read(text: str, truncated: bool) -> GuardReply:
     text = text.lstrip("\ufeff \t\r\n")
     answer = _without_thoughts(text)
     if not truncated and (fields := _json_object(text) or _json_object(answer)) is not None:
@@ -69,7 +79,7 @@ def parse_reply(text: str, *, truncated: bool = False) -> GuardReply:
     judged_first = label is None
     if label is None and answer == text and start:  # thoughts have no first line that counts
         end = text.index("\n")
-        label = _BEGINS_LINE.match(text, 0, end)
+        label = _last_label(text, 0, end, own_line=True)
     if label is None:
         raise UnreadableReply("the auditor's reply neither ends nor begins with a judgment")
     if truncated and "\n" not in answer[end:]:
@@ -94,13 +104,22 @@ def judgment_place(
 
 def _last_label(text: str, start: int, end: int, *, own_line: bool) -> re.Match[str] | None:
     """The judgment's label in a line: it begins the line, or (not if ``own_line``) the last sentence that has one, if
-    that isn't quoted."""
+    that isn't quoted. A line that is copied text has none."""
+    if _is_copied(text, start, end):
+        return None
     begins_line = _BEGINS_LINE.match(text, start, end)
     if begins_line or own_line:
         return begins_line
     inside = _BEGINS_KEY if _OPENS_JSON.match(text) or _OPENS_JSON.match(text, start) else _BEGINS_SENTENCE
     label = max(inside.finditer(text, start, end), key=re.Match.end, default=None)
     return None if label is None or _is_quoted(text, start, label) else label
+
+
+def _is_copied(text: str, start: int, end: int) -> bool:
+    """Whether a line stands behind a ``>``, in a reply that doesn't as a whole."""
+    if _COPIED.match(text, start, end) is None:
+        return False
+    return not all(_COPIED.match(line) for line in text.split("\n") if line.strip())
 
 
 def _is_quoted(text: str, start: int, label: re.Match[str]) -> bool:

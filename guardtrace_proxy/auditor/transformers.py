@@ -31,7 +31,7 @@ from guardtrace_proxy.auditor.protocol import (
 )
 from guardtrace_proxy.auditor.reading import Reading
 from guardtrace_proxy.auditor.reply import GuardReply, UnreadableReply, judgment_place, parse_reply
-from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
+from guardtrace_proxy.auditor.window import GAP, Window, check_shapes, fit_turns
 from guardtrace_proxy.auditor.worker import Audit, Worker
 from guardtrace_proxy.policy.levels import Probabilities, Verdict
 
@@ -181,11 +181,9 @@ class TransformersSession:
     def _prepare_images(self, query: Query) -> tuple[torch.Tensor, torch.Tensor] | None:
         if not query.images:
             return None
+        check_shapes(query.images)
         inference = self._auditor.inference
-        try:
-            pixels, grid = inference.image_grid([image.pixels for image in query.images])
-        except ValueError as error:
-            raise DoesNotFit("messages", "an image is more than 200 times as long as wide") from error
+        pixels, grid = inference.image_grid([image.pixels for image in query.images])
         if sum(inference.token_counts(grid)) > self._auditor.prompt_tokens // 2:
             raise DoesNotFit("messages", "the images are more than the auditor's context takes: send fewer")
         return pixels, grid

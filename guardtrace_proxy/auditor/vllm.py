@@ -37,7 +37,7 @@ from guardtrace_proxy.auditor.protocol import (
 )
 from guardtrace_proxy.auditor.reply import GuardReply, UnreadableReply, judgment_place, parse_reply
 from guardtrace_proxy.auditor.salts import Salts
-from guardtrace_proxy.auditor.window import GAP, Window, fit_turns
+from guardtrace_proxy.auditor.window import GAP, Window, check_shapes, fit_turns
 from guardtrace_proxy.images.fitting import smaller
 from guardtrace_proxy.policy.levels import Probabilities, Verdict
 
@@ -126,13 +126,11 @@ class VllmAuditor:
     def image_tokens(self, image: Image.Image) -> int:
         """Tokens that the model makes of it."""
         made = self.processor.image_processor
-        try:
-            patches = made.get_number_of_image_patches(image.height, image.width, {})
-        except ValueError as error:
-            raise DoesNotFit("messages", "an image is more than 200 times as long as wide") from error
+        patches = made.get_number_of_image_patches(image.height, image.width, {})
         return int(patches) // int(made.merge_size) ** 2
 
     async def open(self, query: Query) -> VllmSession:
+        check_shapes(query.images)
         images = [await anyio.to_thread.run_sync(smaller, image.pixels) for image in query.images]
         return await anyio.to_thread.run_sync(VllmSession, self, query, images)
 

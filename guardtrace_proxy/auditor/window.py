@@ -1,6 +1,7 @@
 """What of a conversation and of a growing trace stands in a prompt when not all of it fits.
 
-Never left out: the newest user turn and what follows it, images, and text that no verdict covers yet.
+Never left out: the newest user turn and what follows it, images, and text that no verdict covers yet. Where these are
+more than an auditor takes, the request is refused.
 """
 
 from __future__ import annotations
@@ -8,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from guardtrace_proxy.auditor.prompt import Trace, Turn, query_text
+from guardtrace_proxy.auditor.prompt import QueryImage, Trace, Turn, query_text
 from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, FailureKind
+from guardtrace_proxy.images.fitting import MAX_STRETCH, is_too_stretched
 
 GAP = "[…] "
 EARLIER_TURNS = "[earlier turns left out]\n"
 T = TypeVar("T")
+
+
+def check_shapes(images: Sequence[QueryImage]) -> None:
+    """Raise DoesNotFit where an image has a shape that no auditor takes."""
+    if any(is_too_stretched(*image.pixels.size) for image in images):
+        raise DoesNotFit("messages", f"an image is more than {MAX_STRETCH} times as long as wide")
 
 
 def fit_turns(turns: Sequence[Turn], fits: Callable[[str], bool]) -> str:
@@ -25,10 +33,9 @@ def fit_turns(turns: Sequence[Turn], fits: Callable[[str], bool]) -> str:
     whole = query_text(turns)
     if fits(whole):
         return whole
-    newest = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=len(turns) - 1)
-    fewest, most = 1, max(newest, 0)  # how many turns are left out, by bisection
+    fewest, most = 1, _newest(turns)  # how many turns are left out, by bisection
     if not turns or most < 1 or not fits(_without_oldest(turns, most)):
-        raise DoesNotFit("messages", "the newest user message is longer than the auditor's context: shorten it")
+        raise too_long()
     while fewest < most:
         middle = (fewest + most) // 2
         if fits(_without_oldest(turns, middle)):
@@ -36,6 +43,22 @@ def fit_turns(turns: Sequence[Turn], fits: Callable[[str], bool]) -> str:
         else:
             fewest = middle + 1
     return _without_oldest(turns, most)
+
+
+def newest_turns(turns: Sequence[Turn]) -> str:
+    """The shortest that a conversation's text becomes: the newest user turn with what follows it."""
+    newest = _newest(turns)
+    return _without_oldest(turns, newest) if newest else query_text(turns)
+
+
+def too_long() -> DoesNotFit:
+    """Where not even the newest turns of a conversation fit."""
+    return DoesNotFit("messages", "the newest user message is longer than the auditor's context: shorten it")
+
+
+def _newest(turns: Sequence[Turn]) -> int:
+    newest = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=len(turns) - 1)
+    return max(newest, 0)
 
 
 def _without_oldest(turns: Sequence[Turn], count: int) -> str:

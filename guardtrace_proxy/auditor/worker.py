@@ -147,6 +147,8 @@ class Worker:
         try:
             results = self._forward([task.piece for task in tasks])
         except Exception:
+            results = None
+        if results is None:  # outside the handler: the exception's frames keep what the pass made
             self._one_by_one(tasks)
             return
         for task, logits in zip(tasks, results, strict=True):
@@ -156,13 +158,19 @@ class Worker:
         """After a pass that broke: memory is freed, and whoever breaks again breaks alone."""
         self._make_room()
         for task in tasks:
-            try:
-                [logits] = self._forward([task.piece])
-            except Exception as error:
+            read = self._read_alone(task)
+            if isinstance(read, AuditorError):
                 task.audit.close()
-                self._fail(task, _failure(error))
+                self._fail(task, read)
             else:
-                self._go_on(task, logits)
+                self._go_on(task, read)
+
+    def _read_alone(self, task: Task) -> torch.Tensor | AuditorError:
+        try:
+            [logits] = self._forward([task.piece])
+        except Exception as error:
+            return _failure(error)
+        return logits
 
     def _go_on(self, task: Task, logits: torch.Tensor | None) -> None:
         try:
@@ -182,9 +190,11 @@ class Worker:
 
 
 def _failure(error: Exception) -> AuditorError:
-    """What the audit's caller sees: never the text of an exception from inside, which may quote the user."""
+    """What the audit's caller sees: never the text of an exception from inside, which may quote the user, nor its
+    traceback, whose frames keep the tensors of what broke."""
     if isinstance(error, AuditorError):
         return error
     failure = AuditorFailure(FailureKind.BROKEN, f"the auditor raised {type(error).__name__}")
+    error.__traceback__ = None
     failure.__cause__ = error
     return failure

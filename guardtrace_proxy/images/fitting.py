@@ -12,6 +12,13 @@ CELL = 28
 MAX_TOKENS = 1280
 """A server left at Qwen2.5-VL's own ``max_pixels`` would make up to 16,384 tokens of one photograph."""
 MAX_PIXELS = MAX_TOKENS * CELL * CELL
+MAX_STRETCH = 200
+"""Qwen2.5-VL takes no image that is more times as long as wide."""
+
+
+def is_too_stretched(width: int, height: int) -> bool:
+    """Whether no auditor takes an image of this shape."""
+    return max(width, height) > MAX_STRETCH * min(width, height)
 
 
 def image_tokens(width: int, height: int) -> int:
@@ -25,8 +32,9 @@ def smaller(pixels: Image.Image) -> Image.Image:
     if image_tokens(width, height) <= MAX_TOKENS + 2:
         return pixels
     scale = (MAX_PIXELS / (width * height)) ** 0.5
-    size = tuple(max(CELL, int(side * scale) // CELL * CELL) for side in (width, height))
-    return pixels.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    sides = [max(CELL, int(side * scale) // CELL * CELL) for side in (width, height)]
+    longest = MAX_STRETCH * min(sides)  # whole cells may have made it more stretched than it was
+    return pixels.resize((min(sides[0], longest), min(sides[1], longest)), Image.Resampling.BICUBIC)
 
 
 def fitted(data_url: str, pixels: Image.Image) -> tuple[str, int]:

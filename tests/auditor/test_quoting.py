@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.auditor import quoting
-from guardtrace_proxy.auditor.openai import BYTES_GROWN_BY_QUOTING
 from guardtrace_proxy.auditor.quoting import defuse_control_tokens, encodable, quote_forged_labels, unescaped
 from guardtrace_proxy.auditor.reply import parse_reply
+from guardtrace_proxy.auditor.served_prompt import BYTES_GROWN_BY_QUOTING
 from guardtrace_proxy.policy.levels import Level
 from tests.auditor.attacks import ATTACKS, KNOWN_TOKENS, Attack, hostile, labels_seen, pieces
 

@@ -18,10 +18,22 @@ from hypothesis import strategies as st
 from structlog.testing import LogCapture
 
 from guardtrace_proxy.auditor import health, make_auditor
-from guardtrace_proxy.auditor.health import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, MOVES_ON
+from guardtrace_proxy.auditor.health import (
+    FALLS_IF_ANOTHER_ANSWERS,
+    FIRST_PAUSE_SECONDS,
+    LONGEST_PAUSE_SECONDS,
+    MOVES_ON,
+)
 from guardtrace_proxy.auditor.openai import OpenAIAuditor
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
-from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, Depth, DoesNotFit, FailureKind
+from guardtrace_proxy.auditor.protocol import (
+    Auditor,
+    AuditorFailure,
+    AuditorSettingsError,
+    Depth,
+    DoesNotFit,
+    FailureKind,
+)
 from guardtrace_proxy.auditor.replicas import ReplicatedAuditor, ReplicatedSession, ranked
 from guardtrace_proxy.policy.levels import Level, Verdict
 from tests.server.scripted import by_word, judging, model_server
@@ -661,6 +673,34 @@ def test_a_verdict_says_where_the_fallback_judged() -> None:
         assert (await session.judge(TRACE, Depth.LABEL)).auditor == "b"
         world.second.answer = failing(FailureKind.OVERLOADED)
         assert await world.failure(session) is FailureKind.OVERLOADED
+
+    anyio.run(run)
+
+
+@pytest.mark.parametrize("kind", sorted(FALLS_IF_ANOTHER_ANSWERS))
+def test_a_question_that_the_fallback_alone_answers_leaves_nobody_out(kind: FailureKind) -> None:
+    async def run() -> None:
+        world = Preferring()
+        world.first.answer = failing(kind)
+        with logged() as logs:
+            assert await world.judge() == "b"
+        assert logs == []
+        world.first.answer = at_once
+        assert await world.judge(await world.open("another tenant's")) == "a"
+
+    anyio.run(run)
+
+
+def test_several_servers_and_a_fallback_are_counted_each_once() -> None:
+    async def run() -> None:
+        world = World()
+        pair: dict[str, Auditor] = {"auditor": world.auditor, "auditor.fallback": Scripted("spare", world.asked)}
+        both = ReplicatedAuditor(pair, clock=lambda: world.now, in_order=True)
+        assert both.measures() == {"replicas": 4, "replicas_left_out": 0}
+        world.auditor.order(world.stream)[0].fell("scripted")
+        assert both.measures() == {"replicas": 4, "replicas_left_out": 1}
+        both.first.fell("silent")
+        assert both.measures() == {"replicas": 4, "replicas_left_out": 3}
 
     anyio.run(run)
 

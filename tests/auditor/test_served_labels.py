@@ -13,7 +13,7 @@ from PIL import Image
 
 from guardtrace_proxy.auditor.openai import OpenAIAuditor
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
-from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, Depth, FailureKind
+from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, Depth, DoesNotFit, FailureKind
 from guardtrace_proxy.images import RequestImage
 from guardtrace_proxy.policy.levels import Level, Verdict
 from tests.auditor.vllm_like import END, VllmLike, serving
@@ -232,15 +232,101 @@ def test_a_server_that_refuses_what_it_took_before_is_asked_again_but_not_at_onc
     async def run() -> int:
         async with started(server) as auditor:
             session = await auditor.open(ASKED)
+            before = server.tokenized
             server.takes_priority = False  # restarted without --scheduling-policy priority
             with pytest.raises(AuditorFailure):
                 await session.judge(TRACE, Depth.ANNOTATE)
-            before = server.tokenized
             with suppress(AuditorFailure):
                 assert (await session.judge(TRACE, Depth.ANNOTATE)).level is Level.HARMFUL
             return server.tokenized - before
 
     assert (anyio.run(run) > 0) is asked_again
+
+
+@pytest.mark.parametrize("depth", list(Depth))
+def test_a_request_that_is_too_long_has_nobody_wait_for_what_is_known(
+    depth: Depth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guardtrace_proxy.auditor.openai.RELEARN_SECONDS", 0.0)
+    server = VllmLike()
+
+    async def run() -> None:
+        async with started(server, depth=depth.value, system_prompt="Judge.") as auditor:
+            known, tokenized = auditor._abilities, server.tokenized
+            session = await auditor.open(ASKED)
+            for _ in range(2):
+                await session.judge(Trace("x" * 9000, judged_thinking=9000), depth)
+            assert auditor._abilities is known
+            assert (server.tokenized, len(server.requests)) == (tokenized, 3)
+
+    anyio.run(run)
+
+
+def test_while_a_server_that_calls_a_request_bad_is_looked_at_again_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("guardtrace_proxy.auditor.openai.RELEARN_SECONDS", 0.0)
+    server = VllmLike()
+
+    async def run() -> None:
+        async with started(server) as auditor, anyio.create_task_group() as group:
+            session, other = await auditor.open(ASKED), await auditor.open(ASKED)
+            looks = anyio.Event()
+
+            async def hanging(*_: object) -> None:
+                looks.set()
+                await anyio.sleep_forever()
+
+            monkeypatch.setattr("guardtrace_proxy.auditor.openai.learn", hanging)
+            server.status = 400
+            group.start_soon(session.judge, TRACE, Depth.LABEL)
+            await looks.wait()
+            server.status = 200
+            with anyio.fail_after(5):
+                assert (await other.judge(TRACE, Depth.LABEL)).level is Level.SAFE
+            group.cancel_scope.cancel()
+
+    anyio.run(run)
+
+
+@pytest.mark.parametrize("asked", ["x" * 4000, "é" * 500 + "x" * 2000])
+def test_a_long_question_is_counted_by_the_server_and_refused_where_it_doesnt_fit(asked: str) -> None:
+    server = VllmLike()
+
+    async def run() -> None:
+        async with started(server, system_prompt="Judge.") as auditor:
+            before = server.tokenized
+            query = Query([Turn("user", asked)])
+            if len(asked) > 3000:
+                with pytest.raises(DoesNotFit):
+                    await auditor.open(query)
+            else:
+                assert (await (await auditor.open(query)).judge(TRACE, Depth.LABEL)).level is Level.SAFE
+            assert server.tokenized == before + 1
+
+    anyio.run(run)
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_long_question_that_the_server_doesnt_count_passes_by_the_estimate(
+    away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guardtrace_proxy.auditor.openai.COUNT_SECONDS", 0.05)
+
+    async def hanging(*_: object) -> int:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def run() -> None:
+        server = VllmLike()
+        async with started(server, system_prompt="Judge.") as auditor:
+            server.is_away = away
+            if not away:
+                monkeypatch.setattr("guardtrace_proxy.auditor.openai.count_tokens", hanging)
+            with anyio.fail_after(5):
+                assert await auditor.open(Query([Turn("user", "x" * 4000)]))
+
+    anyio.run(run)
 
 
 @pytest.mark.parametrize("depth", list(Depth))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, wait
 
@@ -204,6 +205,36 @@ def test_whoever_breaks_breaks_alone_and_memory_is_freed_first(freed: list[str])
     assert "bread" not in str(caught.value)
     assert device.passes == [[1, 12, 13, 14], [1], [12], [13], [14]]
     assert freed == ["room"]
+    worker.close()
+
+
+def test_what_a_broken_pass_made_is_gone_before_memory_is_freed_and_while_its_failure_is_kept() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def count() -> None:
+        alive.append(sum(made_by_pass() is not None for made_by_pass in made))
+
+    def forward(pieces: Sequence[Piece]) -> list[torch.Tensor]:
+        count()
+        held = torch.zeros(len(pieces))
+        made.append(weakref.ref(held))
+        raise RuntimeError("out of memory")
+
+    worker = Worker(forward, 100, lambda: True, count)
+    gate = threading.Event()
+
+    def starting() -> Audit[int]:
+        assert gate.wait(10)
+        return (yield from audit(1))
+
+    futures = [worker.submit(starting()), worker.submit(audit(2))]
+    gate.set()
+    failures = [future.exception(10) for future in futures]
+    count()
+    assert [type(failure.__cause__) for failure in failures if failure is not None] == [RuntimeError] * 2
+    assert len(made) == 3  # both together, then each
+    assert alive == [0, 0, 0, 0, 0]
     worker.close()
 
 

@@ -28,6 +28,7 @@ class VllmLike:
     drops_images: bool = False
     counts_images: bool = True
     counts_tokens: bool = True
+    context: int = 4096
     status: int = 200
     is_away: bool = False
     """A gateway answers in its place."""
@@ -53,7 +54,7 @@ class VllmLike:
         if self.is_away:
             return web.json_response({"error": {"message": "no such route"}}, status=404)
         ids = self.tokens(json.loads(await request.read()))
-        return web.json_response({"count": len(ids), "max_model_len": 4096, "tokens": ids})
+        return web.json_response({"count": len(ids), "max_model_len": self.context, "tokens": ids})
 
     async def chat(self, request: web.Request) -> web.Response:
         body = json.loads(await request.read())
@@ -64,6 +65,8 @@ class VllmLike:
             return web.json_response({"error": {"message": "no"}}, status=self.status)
         if body.get("priority") and not self.takes_priority:
             return web.json_response({"error": {"message": "not priority scheduling"}}, status=400)
+        if len(self.tokens(body)) + body["max_tokens"] > self.context:
+            return web.json_response({"error": {"message": "longer than the maximum context length"}}, status=400)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "message": {"content": "“Judgment”: 1"}}
         if body.get("logprobs"):
             choice["logprobs"] = {"content": self.positions(body)}

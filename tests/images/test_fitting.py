@@ -5,12 +5,20 @@ from __future__ import annotations
 import io
 from base64 import b64decode, b64encode
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from guardtrace_proxy.images.data_urls import RequestImage
-from guardtrace_proxy.images.fitting import MAX_TOKENS, fitted, image_tokens
+from guardtrace_proxy.images.fitting import (
+    CELL,
+    MAX_STRETCH,
+    MAX_TOKENS,
+    fitted,
+    image_tokens,
+    is_too_stretched,
+    smaller,
+)
 
 
 def request_image(width: int, height: int) -> RequestImage:
@@ -35,3 +43,21 @@ def test_no_image_takes_more_than_its_share_and_its_shape_stays(width, height):
     if url != image.data_url:
         assert 0.9 < (sent.width / sent.height) / (width / height) < 1.12 or min(sent.size) <= 140
         assert abs(sent.getpixel((0, 0))[2] - 199) < 4
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 300), st.integers(1, MAX_STRETCH), st.booleans())
+@example(100, MAX_STRETCH - 1, False)
+@example(100, MAX_STRETCH - 1, True)
+def test_a_copy_is_never_too_stretched_where_the_image_wasnt(width, times, upright):
+    size = (width, width * times) if upright else (width * times, width)
+    assert not is_too_stretched(*size)
+    copy = smaller(Image.new("L", size))
+    assert not is_too_stretched(*copy.size)
+    assert copy.size == size or all(side % CELL == 0 for side in copy.size)
+
+
+def test_what_is_too_stretched():
+    assert is_too_stretched(201, 1)
+    assert is_too_stretched(28, 28 * 200 + 1)
+    assert not is_too_stretched(200, 1)

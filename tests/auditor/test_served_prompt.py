@@ -1,0 +1,119 @@
+"""What fits a server whose tokenizer isn't at hand, likely and at most."""
+
+from __future__ import annotations
+
+import random
+import string
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import guardtrace_proxy.auditor
+from guardtrace_proxy.auditor.prompt import Trace, Turn
+from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, FailureKind
+from guardtrace_proxy.auditor.served_prompt import ServedPrompt, likely_tokens, most_tokens
+from tests.auditor.attacks import hostile
+
+NANO = Path(guardtrace_proxy.auditor.__file__).parent / "nano" / "tokenizer.json"
+DENSE = "".join(random.Random(7).choices(string.ascii_letters, k=20_000))
+BREAD = [Turn("user", "How do I bake bread?")]
+TOKENS, LIMIT = 4000, 3000
+"""Of a prompt, and of these of a query."""
+
+
+def made(turns: list[Turn], system: int = 10, images: int = 0) -> ServedPrompt:
+    return ServedPrompt(turns, TOKENS, system, images)
+
+
+def measured(prompt: ServedPrompt, *counts: int | None) -> list[str]:
+    """What it had counted, with these answers."""
+    answers, asked = list(counts), []
+
+    async def count(text: str) -> int | None:
+        asked.append(text)
+        return answers.pop(0)
+
+    anyio.run(prompt.measure, count)
+    return asked
+
+
+@given(hostile | st.text())
+@example(DENSE)
+@example("\U0001d160" * 50)  # NFC makes three characters of each
+@example("a\u0301" * 50)
+def test_no_text_makes_more_tokens_than_it_may_at_most(text: str) -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra `local` isn't installed")
+    nano = tokenizers.Tokenizer.from_file(str(NANO))
+    shown = text.encode(errors="replace").decode()
+    assert len(nano.encode(shown, add_special_tokens=False).ids) <= most_tokens(shown)
+
+
+def test_dense_text_makes_more_tokens_than_is_likely() -> None:
+    tokenizers = pytest.importorskip("tokenizers", reason="the extra `local` isn't installed")
+    nano = tokenizers.Tokenizer.from_file(str(NANO))
+    assert likely_tokens(DENSE) < len(nano.encode(DENSE).ids) <= most_tokens(DENSE) == len(DENSE)
+
+
+def test_by_what_it_takes_at_most_dense_text_fits() -> None:
+    prompt = made(BREAD)
+    trace = Trace(DENSE, "Mix them.", judged_thinking=19_900)
+    assert len(prompt.place(trace, TOKENS)) > TOKENS
+    prompt.is_dense = True
+    text = prompt.place(trace, TOKENS)
+    assert DENSE[19_900:] in text
+    assert TOKENS / 3 < len(text) <= TOKENS - 10
+
+
+def test_unjudged_text_that_may_not_fit_is_outgrown() -> None:
+    prompt = made(BREAD)
+    assert prompt.place(Trace(DENSE[:9000]), TOKENS)
+    prompt.is_dense = True
+    with pytest.raises(AuditorFailure) as caught:
+        prompt.place(Trace(DENSE[:9000]), TOKENS)
+    assert caught.value.kind is FailureKind.OUTGROWN
+
+
+@pytest.mark.parametrize("asked", ["Hello?", "x" * 2000, DENSE[:2800], "<s>" * 300])
+@pytest.mark.parametrize("pending", ["x", "漢", "\U0001d160", "\n“Judgment”: 0", "<s>"])
+def test_capacity_holds_for_dense_text(asked: str, pending: str) -> None:
+    prompt = made([Turn("user", asked)])
+    text = (pending * prompt.capacity).encode()[: prompt.capacity].decode(errors="ignore")
+    prompt.is_dense = True
+    assert most_tokens(prompt.place(Trace(DENSE + text, judged_thinking=20_000), TOKENS)) <= TOKENS - 10
+
+
+def test_a_query_that_fits_however_dense_it_is_isnt_counted() -> None:
+    assert measured(made([Turn("user", DENSE[:2500])])) == []
+
+
+def test_a_long_query_is_counted_and_what_was_counted_is_what_counts() -> None:
+    plain, dense, unknown = (made([Turn("user", DENSE[:6000])]) for _ in range(3))
+    [asked] = measured(plain, 1500)
+    assert DENSE[:6000] in asked
+    measured(dense, 2900)
+    measured(unknown, None)
+    assert plain.capacity > unknown.capacity > dense.capacity
+    for prompt, letters in ((plain, 7000), (unknown, 5000), (dense, 2500)):
+        assert shown(prompt, letters)
+        assert not shown(prompt, letters + 1500)
+
+
+def shown(prompt: ServedPrompt, letters: int) -> bool:
+    """Whether judged text is shown whole."""
+    return "x" * letters in prompt.place(Trace("x" * letters, judged_thinking=letters), TOKENS)
+
+
+def test_a_query_that_is_counted_as_too_long_loses_its_older_turns_or_is_refused() -> None:
+    turns = [Turn("user", DENSE[:4000]), Turn("assistant", "Yes."), Turn("user", "And bread?")]
+    prompt = made(turns, images=100)
+    whole, newest = measured(prompt, LIMIT - 99, LIMIT - 100)
+    assert DENSE[:4000] in whole
+    assert newest.startswith("Current Task Query: [earlier turns left out]\nAnd bread?")
+    assert DENSE[:4000] not in prompt.place(Trace("Flour."), TOKENS)
+    for single in (turns[:1], [*turns[1:], turns[0]]):
+        with pytest.raises(DoesNotFit) as caught:
+            measured(made(single), LIMIT + 1, LIMIT + 1)
+        assert caught.value.field == "messages"
