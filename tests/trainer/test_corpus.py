@@ -166,8 +166,9 @@ def test_a_vague_request_names_no_goal_and_the_thinking_tells(seed):
     assert any(text in sample.question for text in bank("vague", held_out=True))
     where = "" if sample.harm else "harmless/"
     telling = [line for kind in ("safe", "hint", "act") for line in bank(f"{where}think_{kind}", held_out=True)]
-    beginnings = tuple(line.split("{")[0] or "{" for line in telling)
-    assert any(text.startswith(beginnings) for text in (*(text for text, _ in sample.sentences), sample.answer))
+    shapes = [re.sub(r"\\{\w+\\}", ".+", re.escape(line)) for line in telling]
+    said = [*(text for text, _ in sample.sentences), sample.answer]
+    assert any(re.match(shape, text, re.IGNORECASE) for shape in shapes for text in said)
 
 
 def test_all_labels_and_cues_are_well_represented():
