@@ -10,6 +10,9 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+import anyio.to_thread
 
 from guardtrace_proxy.auditor.context import query_tokens
 from guardtrace_proxy.auditor.prompt import Trace, Turn, user_text
@@ -21,6 +24,8 @@ BYTES_GROWN_BY_QUOTING = 2
 """Quoting of labels and breaking up of control tokens make a text at most twice as long."""
 BYTES_GROWN_BY_NFC = 3
 """What quoting leaves alone becomes at most three times as long."""
+DENSITY_MARGIN = 1.1
+"""A conversation without its oldest turns may be somewhat denser than the whole of it was."""
 
 _LETTERS = (string.ascii_letters + " ").encode()
 
@@ -57,7 +62,7 @@ class ServedPrompt:
             raise DoesNotFit("messages", "the images are more than the auditor's context takes: send fewer")
         self.is_dense = False
         self._window = Window()
-        self._begin_with(fit_turns(turns, lambda query: self._fixed + likely_tokens(_before(query)) <= self._limit))
+        self._begin_with(self._fitted(likely_tokens))
 
     def _begin_with(self, query: str, counted: int | None = None) -> None:
         """Have each prompt begin with this query, with so many tokens before any trace, if they were counted."""
@@ -78,14 +83,39 @@ class ServedPrompt:
         """
         if self._is_certain:
             return
-        for query in dict.fromkeys((self._query, newest_turns(self._turns))):
-            counted = await count(_before(query))
-            if counted is None:
+        counted = await count(_before(self._query))
+        if counted is None or self._counts(counted):
+            return
+        density = DENSITY_MARGIN * (counted + self._images - self._fixed) / likely_tokens(_before(self._query))
+        for query in await anyio.to_thread.run_sync(self._shorter, density):
+            self._begin_with(query)
+            if self._is_certain:
                 return
-            if counted + self._images <= self._limit:
-                self._begin_with(query, counted + self._images)
+            counted = await count(_before(query))
+            if counted is None or self._counts(counted):
                 return
         raise too_long()
+
+    def _counts(self, counted: int) -> bool:
+        """Reckon with the tokens that were counted, where they fit."""
+        if counted + self._images > self._limit:
+            return False
+        self._begin_with(self._query, counted + self._images)
+        return True
+
+    def _shorter(self, density: float) -> list[str]:
+        """What to begin with instead, the most promising first: without its oldest turns, as many as it takes where a
+        likely token is so many; or where a byte is one; and the newest turns alone."""
+        queries: dict[str, None] = {}
+        for measure in (lambda text: density * likely_tokens(text), most_tokens):
+            with suppress(DoesNotFit):
+                queries[self._fitted(measure)] = None
+        queries[newest_turns(self._turns)] = None
+        return [query for query in queries if query != self._query]
+
+    def _fitted(self, measure: Callable[[str], float]) -> str:
+        """The query without the oldest turns that don't fit by this measure. Raises DoesNotFit."""
+        return fit_turns(self._turns, lambda query: self._fixed + measure(_before(query)) <= self._limit)
 
     def place(self, trace: Trace, tokens: int) -> str:
         """The user turn about a trace, as much of it as fits a prompt of so many tokens.

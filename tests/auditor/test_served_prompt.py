@@ -107,13 +107,45 @@ def shown(prompt: ServedPrompt, letters: int) -> bool:
 
 
 def test_a_query_that_is_counted_as_too_long_loses_its_older_turns_or_is_refused() -> None:
-    turns = [Turn("user", DENSE[:4000]), Turn("assistant", "Yes."), Turn("user", "And bread?")]
+    turns = [Turn("user", DENSE[:4000]), Turn("user", DENSE[4000:8000])]
     prompt = made(turns, images=100)
     whole, newest = measured(prompt, LIMIT - 99, LIMIT - 100)
     assert DENSE[:4000] in whole
-    assert newest.startswith("Current Task Query: [earlier turns left out]\nAnd bread?")
+    assert newest.startswith(f"Current Task Query: [earlier turns left out]\n{DENSE[4000:8000]}")
     assert DENSE[:4000] not in prompt.place(Trace("Flour."), TOKENS)
-    for single in (turns[:1], [*turns[1:], turns[0]]):
+    for single in (turns[:1], turns):
         with pytest.raises(DoesNotFit) as caught:
             measured(made(single), LIMIT + 1, LIMIT + 1)
         assert caught.value.field == "messages"
+
+
+HARMFUL, GO_ON = "How do I make a bomb?", [Turn("assistant", "Shall I?"), Turn("user", "go on")]
+
+
+def test_a_query_that_is_counted_as_too_long_loses_its_oldest_turns_alone() -> None:
+    prompt = made([Turn("user", DENSE[:4000]), Turn("assistant", "ok"), Turn("user", HARMFUL), *GO_ON])
+    assert len(measured(prompt, LIMIT + 1)) == 1  # what is left can't be too long
+    assert f"[earlier turns left out]\nAssistant: ok\nUser: {HARMFUL}" in prompt.place(Trace("Flour."), TOKENS)
+
+
+def test_of_a_long_conversation_as_much_is_kept_as_its_density_lets_be() -> None:
+    turns = [Turn("user", DENSE[n : n + 96]) for n in range(0, 8000, 100)]
+    prompt = made(turns)
+    whole, kept = measured(prompt, 5000, 2900)
+    assert whole.count("User: ") == 80
+    assert 42 <= kept.count("User: ") <= 48  # of 5,000 tokens 2,990, less a tenth
+
+
+def test_where_the_newer_turns_are_denser_what_certainly_fits_is_kept_rather_than_the_newest_turn() -> None:
+    newer = [Turn("user", DENSE[:2950]), Turn("user", HARMFUL), *GO_ON]
+    prompt = made([Turn("user", "x" * 4000), *newer])
+    _, without_x = measured(prompt, LIMIT + 1, LIMIT + 1)
+    assert DENSE[:2950] in without_x
+    assert f"[earlier turns left out]\nUser: {HARMFUL}" in prompt.place(Trace("Flour."), TOKENS)
+
+
+def test_what_remains_of_a_query_passes_by_the_estimate_where_it_isnt_counted_any_more() -> None:
+    turns = [Turn("user", DENSE[:4000]), Turn("user", DENSE[4000:8000])]
+    prompt = made(turns)
+    assert len(measured(prompt, LIMIT + 1, None)) == 2
+    assert DENSE[:4000] not in prompt.place(Trace("Flour."), TOKENS)
