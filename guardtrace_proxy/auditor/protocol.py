@@ -76,7 +76,8 @@ class Session(Protocol):
     """One query under audit. Its calls must not overlap."""
 
     capacity: int
-    """UTF-8 bytes of text that no verdict covers yet, which one audit always takes."""
+    """UTF-8 bytes of text that no verdict covers yet, which one audit takes; more may be OUTGROWN. Without a tokenizer
+    at hand, text that is dense and grows by quoting may be so too."""
 
     async def judge(self, trace: Trace, depth: Depth) -> Verdict:
         """Judge the whole partial trace. Cancelling the call frees what it holds.

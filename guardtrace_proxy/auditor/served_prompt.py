@@ -22,8 +22,8 @@ from guardtrace_proxy.auditor.window import GAP, Window, fit_turns, newest_turns
 
 BYTES_GROWN_BY_QUOTING = 2
 """Quoting of labels and breaking up of control tokens make a text at most twice as long."""
-BYTES_GROWN_BY_NFC = 3
-"""What quoting leaves alone becomes at most three times as long."""
+LEAST_OF_ROOM = 4
+"""However long a query is, one audit takes a quarter of the room beside it: a context of few tokens has little more."""
 DENSITY_MARGIN = 1.1
 """A conversation without its oldest turns may be somewhat denser than the whole of it was."""
 
@@ -49,7 +49,12 @@ def most_tokens(text: str) -> int:
 
 class ServedPrompt:
     """The user turns about one query. ``tokens`` are those that a prompt may have, of which ``system`` go to the system
-    prompt and ``images`` to the images. ``is_dense``: texts are measured by what they take at most."""
+    prompt and ``images`` to the images. ``is_dense``: texts are measured by what they take at most.
+
+    ``capacity``: bytes of unjudged text that likely fit whatever quoting makes of them, so the server is always asked.
+    Where it refuses, they fit by what they take at most too, if quoting and NFC leave them alone. Text that grows, or a
+    context of a few hundred tokens, may be outgrown then: the audit fails, and there is no verdict.
+    """
 
     def __init__(self, turns: Sequence[Turn], tokens: int, system: int, images: int) -> None:
         """Raises DoesNotFit."""
@@ -72,7 +77,14 @@ class ServedPrompt:
         self._is_certain = counted is not None or most <= self._limit
         self._beside = self._fixed if counted is None else counted - likely
         self._before = most if counted is None and self._is_certain else self._beside + likely
-        self.capacity = max(1, (self._tokens - self._most(GAP, GAP)) // max(BYTES_GROWN_BY_QUOTING, BYTES_GROWN_BY_NFC))
+        self.capacity = self._takes(self._tokens - self._beside - likely)
+
+    def _takes(self, room: int) -> int:
+        """The capacity, where so many tokens are likely to be left beside the query. It never grows with the query, so
+        one that isn't certain has no more than the longest that is."""
+        before = self._before if self._is_certain else self._limit
+        dense = self._tokens - before - most_tokens(_text("", GAP, GAP))
+        return max(1, min(room // BYTES_GROWN_BY_QUOTING, max(dense, room // LEAST_OF_ROOM)))
 
     async def measure(self, count: Count) -> None:
         """Have a query counted that may be too long: then without its older turns, where it is. What can't be counted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
@@ -76,13 +77,31 @@ def test_unjudged_text_that_may_not_fit_is_outgrown() -> None:
     assert caught.value.kind is FailureKind.OUTGROWN
 
 
-@pytest.mark.parametrize("asked", ["Hello?", "x" * 2000, DENSE[:2800], "<s>" * 300])
+@pytest.mark.parametrize("asked", ["Hello?", "x" * 2000, DENSE[:2800], DENSE[:6000], "<s>" * 300])
 @pytest.mark.parametrize("pending", ["x", "漢", "\U0001d160", "\n“Judgment”: 0", "<s>"])
-def test_capacity_holds_for_dense_text(asked: str, pending: str) -> None:
+def test_capacity_holds_for_dense_text_and_what_grows_is_outgrown_at_worst(asked: str, pending: str) -> None:
     prompt = made([Turn("user", asked)])
     text = (pending * prompt.capacity).encode()[: prompt.capacity].decode(errors="ignore")
+    trace = Trace(DENSE + text, judged_thinking=20_000)
+    assert prompt.place(trace, TOKENS)
     prompt.is_dense = True
-    assert most_tokens(prompt.place(Trace(DENSE + text, judged_thinking=20_000), TOKENS)) <= TOKENS - 10
+    try:
+        assert most_tokens(prompt.place(trace, TOKENS)) <= TOKENS - 10 or len(asked) > LIMIT
+    except AuditorFailure as failure:
+        assert failure.kind is FailureKind.OUTGROWN
+        assert pending not in "x漢"
+
+
+@pytest.mark.parametrize("tokens", [224, 896, 4000, 7168])
+def test_capacity_shrinks_with_the_room_beside_the_query_and_never_jumps(tokens: int) -> None:
+    taken = []
+    for letters in range(0, 9 * tokens // 4 - 200, 8):
+        prompt = ServedPrompt([Turn("user", DENSE[:letters])], tokens, 10, 0)
+        taken.append(prompt.capacity)
+        room = tokens - 10 - likely_tokens(prompt.place(Trace(""), tokens))
+        assert room / 4 - 9 <= prompt.capacity <= room / 2
+    assert all(0 <= shorter - longer <= 12 for shorter, longer in pairwise(taken))
+    assert taken[-1] >= tokens / 16
 
 
 def test_a_query_that_fits_however_dense_it_is_isnt_counted() -> None:
