@@ -20,12 +20,7 @@ from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT, LEAST_CONTEXT, che
 from guardtrace_proxy.auditor.guard_server import BadRequest, Completion, GuardServer
 from guardtrace_proxy.auditor.labels import likeliest
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace
-from guardtrace_proxy.auditor.protocol import (
-    AuditorFailure,
-    AuditorSettingsError,
-    Depth,
-    FailureKind,
-)
+from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsError, Depth, FailureKind
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_proxy.auditor.salts import Salts
 from guardtrace_proxy.auditor.seen_images import ImageCheck
@@ -228,11 +223,22 @@ class OpenAISession:
         try:
             return await audit(*asked, began)
         except BadRequest:
-            shorter = self._asked_shorter(trace, asked)
+            shorter = self._asked_shorter(trace, asked, depth)
             if shorter is None:
-                await self._auditor.look_again()
+                await self._look_again()
                 raise
-        return await audit(*shorter, began)
+        try:
+            verdict = await audit(*shorter, began)
+        except BadRequest:
+            await self._look_again()
+            raise
+        self._prompt.is_dense = True
+        return verdict
+
+    async def _look_again(self) -> None:
+        """After a refusal of what fits by all that its texts may take."""
+        if self._prompt.is_certain:
+            await self._auditor.look_again()
 
     def _asked(self, trace: Trace) -> Asked:
         """What fits. Where texts are dense, a reply has no more tokens than are kept for it."""
@@ -241,14 +247,15 @@ class OpenAISession:
         written = auditor.max_context - auditor.prompt_tokens if self._prompt.is_dense else auditor.annotate_max_tokens
         return [self._system, self._user(text)], written
 
-    def _asked_shorter(self, trace: Trace, refused: Asked) -> Asked | None:
-        """What certainly fits, as all that follows will, or None where that is just what was refused."""
+    def _asked_shorter(self, trace: Trace, refused: Asked, depth: Depth) -> Asked | None:
+        """What fits however dense it is, or None where that was refused; a label read has no reply to be shortened."""
         was_dense, self._prompt.is_dense = self._prompt.is_dense, True
-        asked = self._asked(trace)
-        if asked != refused:
-            return asked
-        self._prompt.is_dense = was_dense
-        return None
+        try:
+            asked = self._asked(trace)
+        finally:
+            self._prompt.is_dense = was_dense
+        is_same = asked[0] == refused[0] if depth is Depth.LABEL else asked == refused
+        return None if is_same else asked
 
     async def _label(self, messages: list[Any], _: int, began: float) -> Verdict:
         labels = await self._auditor.labels()

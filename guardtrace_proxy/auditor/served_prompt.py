@@ -50,6 +50,7 @@ def most_tokens(text: str) -> int:
 class ServedPrompt:
     """The user turns about one query. ``tokens`` are those that a prompt may have, of which ``system`` go to the system
     prompt and ``images`` to the images. ``is_dense``: texts are measured by what they take at most.
+    ``is_certain``: the query can't be too long, so what fits when it is dense is no more than the server takes.
 
     ``capacity``: bytes of unjudged text that likely fit whatever quoting makes of them, so the server is always asked.
     Where it refuses, they fit by what they take at most too, if quoting and NFC leave them alone. Text that grows, or a
@@ -74,15 +75,15 @@ class ServedPrompt:
         before = _before(query)
         likely, most = likely_tokens(before), self._fixed + most_tokens(before)
         self._query = query
-        self._is_certain = counted is not None or most <= self._limit
+        self.is_certain = counted is not None or most <= self._limit
         self._beside = self._fixed if counted is None else counted - likely
-        self._before = most if counted is None and self._is_certain else self._beside + likely
+        self._before = most if counted is None and self.is_certain else self._beside + likely
         self.capacity = self._takes(self._tokens - self._beside - likely)
 
     def _takes(self, room: int) -> int:
         """The capacity, where so many tokens are likely to be left beside the query. It never grows with the query, so
         one that isn't certain has no more than the longest that is."""
-        before = self._before if self._is_certain else self._limit
+        before = self._before if self.is_certain else self._limit
         dense = self._tokens - before - most_tokens(_text("", GAP, GAP))
         return max(1, min(room // BYTES_GROWN_BY_QUOTING, max(dense, room // LEAST_OF_ROOM)))
 
@@ -93,7 +94,7 @@ class ServedPrompt:
         Raises:
             DoesNotFit: the newest user turn with what follows it is too long by itself.
         """
-        if self._is_certain:
+        if self.is_certain:
             return
         counted = await count(_before(self._query))
         if counted is None or self._counts(counted):
@@ -101,7 +102,7 @@ class ServedPrompt:
         density = DENSITY_MARGIN * (counted + self._images - self._fixed) / likely_tokens(_before(self._query))
         for query in await anyio.to_thread.run_sync(self._shorter, density):
             self._begin_with(query)
-            if self._is_certain:
+            if self.is_certain:
                 return
             counted = await count(_before(query))
             if counted is None or self._counts(counted):

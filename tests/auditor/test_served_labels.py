@@ -262,6 +262,30 @@ def test_a_request_that_is_too_long_has_nobody_wait_for_what_is_known(
     anyio.run(run)
 
 
+@pytest.mark.parametrize(("depth", "asked"), [(Depth.LABEL, 1), (Depth.ANNOTATE, 2)])
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_refusal_of_what_cant_be_too_long_has_the_server_looked_at_again(
+    depth: Depth, asked: int, counted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guardtrace_proxy.auditor.openai.RELEARN_SECONDS", 0.0)
+    server = VllmLike()
+
+    async def run() -> None:
+        settings = {"depth": depth.value, "annotate_max_tokens": 2048, "system_prompt": "Judge."}
+        async with started(server, **settings) as auditor:
+            server.is_away = True
+            session = await auditor.open(ASKED if counted else Query([Turn("user", "x" * 4000)]))
+            server.is_away, server.status = False, 400
+            before = server.tokenized
+            with pytest.raises(AuditorFailure):
+                await session.judge(TRACE, depth)
+            assert [str(body).count("Current Task Query") for body in server.requests].count(1) == asked
+            assert (server.tokenized > before) is counted
+            assert not session._prompt.is_dense
+
+    anyio.run(run)
+
+
 def test_while_a_server_that_calls_a_request_bad_is_looked_at_again_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
