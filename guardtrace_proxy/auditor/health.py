@@ -21,6 +21,8 @@ MOVES_ON = FALLS_AT_ONCE | FALLS_IF_ANOTHER_ANSWERS
 else would not be judging. ``OUTGROWN`` is the text's doing; ``CANCELLED`` means that all of it was closed."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 """How long a replica is left out, at least half of it (jitter); doubled each time that it is tried in vain."""
+QUIET_SECONDS = 10.0
+"""Between two lines of the log that say what one that isn't left out refuses."""
 
 
 class Replica:
@@ -33,7 +35,7 @@ class Replica:
         """When it last replied to anything."""
         self._clock = clock
         self._pause = 0.0
-        self._fell_at = self._out_until = float("-inf")
+        self._fell_at = self._out_until = self._quiet_until = float("-inf")
 
     @property
     def is_ready(self) -> bool:
@@ -58,6 +60,12 @@ class Replica:
             self._fell_at = self._clock()
             self._leave_out(FIRST_PAUSE_SECONDS)
             log.warning("auditor replica left out", replica=self.name, why=why)
+
+    def refused(self, why: str) -> None:
+        """Its fallback answered what it failed at. It isn't left out, but whoever trusts it more must know."""
+        if self._clock() >= self._quiet_until:
+            self._quiet_until = self._clock() + QUIET_SECONDS
+            log.warning("auditor fallback answers what the auditor refuses", replica=self.name, why=why)
 
     def _leave_out(self, pause: float) -> None:
         self._pause = pause

@@ -15,8 +15,8 @@ it has passed without a reply of that replica, to this audit or any other, the n
 verdict counts. The silent one isn't given up until then, so a slow audit loses nothing.
 
 An auditor with a fallback is such a pair too, but for three things, since the second may be another model: all streams
-belong to the first (``in_order``), go back to it as soon as it answers again, and what the second answers says nothing
-about a first that refused it.
+belong to the first (``in_order``), go back to it as soon as it answers again, and what the second answers doesn't leave
+out a first that refused it.
 """
 
 from __future__ import annotations
@@ -267,16 +267,18 @@ class ReplicatedSession:
 
     def _settle(self, attempts: Sequence[Attempt]) -> None:
         """Who fell, seen from the end: it was silent, or refused what a copy of it then answered."""
-        copy_answered = not self._auditor.in_order and any(attempt.verdict is not None for attempt in attempts)
+        is_answered = any(attempt.verdict is not None for attempt in attempts)
         now = self._auditor.clock()
         for attempt in attempts:
             if not attempt.is_over and attempt.patience_left(now) <= 0:
                 attempt.replica.fell("silent")
-            elif copy_answered and attempt.failure is not None and attempt.failure.kind in FALLS_IF_ANOTHER_ANSWERS:
-                attempt.replica.fell(attempt.failure.kind.value)
+            elif is_answered and attempt.failure is not None and attempt.failure.kind in FALLS_IF_ANOTHER_ANSWERS:
+                say = attempt.replica.refused if self._auditor.in_order else attempt.replica.fell
+                say(attempt.failure.kind.value)
 
     async def _stay_at(self, replica: Replica) -> None:
-        """What other replicas hold for this stream isn't needed any more."""
+        """What others hold for this stream isn't needed any more, but for a first one that it goes back to."""
         self._at = replica
-        for other in [each for each in self._sessions if each is not replica]:
+        wanted = (replica, self._auditor.first) if self._auditor.in_order else (replica,)
+        for other in [each for each in self._sessions if each not in wanted]:
             await self._sessions.pop(other).aclose()

@@ -23,6 +23,7 @@ from guardtrace_proxy.auditor.health import (
     FIRST_PAUSE_SECONDS,
     LONGEST_PAUSE_SECONDS,
     MOVES_ON,
+    QUIET_SECONDS,
 )
 from guardtrace_proxy.auditor.openai import OpenAIAuditor
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
@@ -683,10 +684,29 @@ def test_a_question_that_the_fallback_alone_answers_leaves_nobody_out(kind: Fail
         world = Preferring()
         world.first.answer = failing(kind)
         with logged() as logs:
-            assert await world.judge() == "b"
-        assert logs == []
+            for _ in range(3):
+                assert await world.judge() == "b"
+                world.now += QUIET_SECONDS / 2
+        assert [(entry["replica"], entry["why"], entry["log_level"]) for entry in logs] == [("a", kind, "warning")] * 2
         world.first.answer = at_once
         assert await world.judge(await world.open("another tenant's")) == "a"
+
+    anyio.run(run)
+
+
+def test_a_first_that_keeps_refusing_keeps_its_session() -> None:
+    async def run() -> None:
+        world = Preferring()
+        session = await world.open()
+        world.first.answer = failing(FailureKind.REFUSED)
+        for _ in range(3):
+            assert await world.judge(session) == "b"
+        assert [(each.opened, each.closed) for each in (world.first, world.second)] == [(1, 0), (1, 0)]
+        world.first.answer = at_once
+        assert await world.judge(session) == "a"
+        assert world.second.closed == 1
+        await session.aclose()
+        assert (world.first.opened, world.first.closed) == (1, 1)
 
     anyio.run(run)
 
