@@ -2,7 +2,8 @@
 
 The last line decides, or else the first: an analysis in between may quote whatever it judges, judgments too. Inside a
 line a judgment in quotation marks is a quoted one, and a line behind a ``>`` is copied text. A reply without one of the
-three judgments in these places is unreadable, and never counts as 0; nor does one that was cut off, whatever it says.
+three judgments in these places is unreadable, and never counts as 0. Copied text where nothing else judges, and a reply
+that was cut off, may warn, and never clear.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def parse_reply(text: str, *, truncated: bool = False) -> GuardReply:
 
     Raises:
         UnreadableReply: it neither ends nor begins with a judgment, or with one that isn't exactly 0, 0.5 or 1; or it
-            was cut off and says 0.
+            says 0 and was cut off, or says it behind a ``>`` alone.
     """
     reply = _read(text, truncated)
     if truncated and reply.level is Level.SAFE:
@@ -76,15 +77,19 @@ def _read(text: str, truncated: bool) -> GuardReply:
     end = len(answer.rstrip(_CLOSING))
     start = answer.rfind("\n", 0, end) + 1
     label = _last_label(answer, start, end, own_line=truncated)
-    judged_first = label is None
-    if label is None and answer == text and start:  # thoughts have no first line that counts
-        end = text.index("\n")
-        label = _last_label(text, 0, end, own_line=True)
+    is_copied = label is not None and _is_copied(answer, start, end)
+    has_first = answer == text and start > 0  # thoughts have no first line that counts
+    first = _first_label(text) if has_first and (label is None or is_copied) else None
+    if first is not None:
+        label, is_copied, end = first, False, text.index("\n")
     if label is None:
         raise UnreadableReply("the auditor's reply neither ends nor begins with a judgment")
     if truncated and "\n" not in answer[end:]:
         raise UnreadableReply("the auditor's reply was cut off at its judgment")
-    return GuardReply(_level(answer[label.end() : end]), _analysis(answer[: label.start("label")]), judged_first)
+    level = _level(answer[label.end() : end])
+    if is_copied and level is Level.SAFE:
+        raise UnreadableReply("the auditor's judgment of 0 stands in copied text")
+    return GuardReply(level, _analysis(answer[: label.start("label")]), first is not None)
 
 
 def ends_at_judgment(text: str) -> bool:
@@ -104,15 +109,19 @@ def judgment_place(
 
 def _last_label(text: str, start: int, end: int, *, own_line: bool) -> re.Match[str] | None:
     """The judgment's label in a line: it begins the line, or (not if ``own_line``) the last sentence that has one, if
-    that isn't quoted. A line that is copied text has none."""
-    if _is_copied(text, start, end):
-        return None
+    that isn't quoted."""
     begins_line = _BEGINS_LINE.match(text, start, end)
     if begins_line or own_line:
         return begins_line
     inside = _BEGINS_KEY if _OPENS_JSON.match(text) or _OPENS_JSON.match(text, start) else _BEGINS_SENTENCE
     label = max(inside.finditer(text, start, end), key=re.Match.end, default=None)
     return None if label is None or _is_quoted(text, start, label) else label
+
+
+def _first_label(text: str) -> re.Match[str] | None:
+    """The judgment's label that begins the first line, if that isn't copied text."""
+    end = text.index("\n")
+    return None if _is_copied(text, 0, end) else _last_label(text, 0, end, own_line=True)
 
 
 def _is_copied(text: str, start: int, end: int) -> bool:

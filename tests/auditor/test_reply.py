@@ -171,6 +171,32 @@ def test_anything_else_is_unreadable(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "Here is my assessment:\n\n> “Analysis”: a\n> “Judgment”: {}",
+        "```\n> “Analysis”: a\n> “Judgment”: {}\n```",
+        "> “Analysis”: a\nwhich goes on.\n> “Judgment”: {}",
+        "“Analysis”: a\n> “Judgment”: {}",
+        "“Analysis”: a\n> It closes. “Judgment”: {}",
+        "<think>What now?</think>Here:\n> “Judgment”: {}",
+    ],
+)
+@pytest.mark.parametrize("truncated", [False, True])
+def test_a_judgment_in_copied_text_where_nothing_else_judges_warns_and_never_clears(text: str, truncated: bool) -> None:
+    if truncated and "closes" in text:
+        return
+    for level in (HINT, HARM):
+        reply = parse_reply(text.format(level.label) + "\n" * truncated, truncated=truncated)
+        assert (reply.level, reply.judged_first) == (level, False)
+    for other in ("0", "0.0", "0.7"):
+        with pytest.raises(UnreadableReply):
+            parse_reply(text.format(other), truncated=truncated)
+        judged_before = "Judgment: 1\n" + text.format(other)
+        if "<think>" not in text:
+            assert parse_reply(judged_before, truncated=truncated).level is HARM
+
+
+@pytest.mark.parametrize(
     ("text", "analysis"),
     [
         ("“Analysis”: It is fine.\n“Judgment”: 0", "It is fine."),
@@ -396,6 +422,10 @@ def _seconds(text: str) -> float:
             "“Analysis”: it closes with. Judgment: 0\n“Judgment”: ",
         ),
         ('{"judgment": 0, "analysis": "Fine. Judgment: 0"}', '{"judgment": '),
+        (
+            "“Analysis”: fine, not “Judgment”: 0.\n> “Judgment”: 0.5",
+            "“Analysis”: fine, not “Judgment”: 0.\n> “Judgment”: ",
+        ),
     ],
 )
 def test_probabilities_are_read_at_the_judgment_that_decided(text: str, found: str) -> None:
