@@ -27,6 +27,39 @@ def test_an_empty_file_has_no_keys(tmp_path):
     assert read_yaml(write(tmp_path, "# nothing\n")).content == {}
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0500",
+        "-0500",
+        "00",
+        "0_1",
+        "1:00",
+        "1:00:00",
+        "-1:30",
+        "1:00.5",
+        "0x1F",
+        "0b11",
+        "!!int '0500'",
+        "!!int '1:00'",
+    ],
+)
+def test_a_number_that_yaml_reads_as_another_one_is_refused(tmp_path: Path, value: str) -> None:
+    with pytest.raises(BadYaml) as caught:
+        read_yaml(write(tmp_path, f"a:\n  b: [{value}]\n"))
+    assert "file.yaml:2: a.b.0: write numbers in decimal, without a leading zero or colons" in str(caught.value)
+
+
+def test_decimal_numbers_are_what_they_seem(tmp_path: Path) -> None:
+    text = (
+        "a: [0, -0, 500, +500, -500, 33_554_432, 0.5, 1_000.5, 1.0e+3, !!int '500', 10]\nb: ['0500', '1:00', 0 500]\n"
+    )
+    assert read_yaml(write(tmp_path, text)).content == {
+        "a": [0, 0, 500, 500, -500, 33_554_432, 0.5, 1000.5, 1000.0, 500, 10],
+        "b": ["0500", "1:00", "0 500"],
+    }
+
+
 def bomb() -> str:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 8)]
