@@ -20,6 +20,8 @@ MAX_NODES = 20_000
 """Nodes after aliases are followed: a file of aliases to aliases is refused."""
 
 PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+MISFITS = (yaml.YAMLError, ValueError, LookupError, AttributeError)
+"""What PyYAML raises over a value, the last two where it isn't what its tag says."""
 WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 
 
@@ -101,7 +103,7 @@ class _Reader:
             raise self._bad(node, key, "write numbers in decimal, without a leading zero or colons")
         try:
             value = self._loader.construct_object(node, deep=True)
-        except (yaml.YAMLError, ValueError):
+        except MISFITS:
             raise self._bad(node, key, "a value that can't be read") from None
         if isinstance(value, float) and not math.isfinite(value):
             raise self._bad(node, key, f"{node.value} is no number that can be used")
