@@ -42,6 +42,11 @@ class Replica:
         """Not left out."""
         return self._clock() >= self._out_until
 
+    @property
+    def is_down(self) -> bool:
+        """It fell and hasn't answered since. After a pause it is ready and still down, until somebody has tried it."""
+        return self._pause > 0
+
     def asked(self) -> None:
         """Where its pause was over, the next one begins: until it has answered, nobody else tries it."""
         if self._pause and self.is_ready:

@@ -129,7 +129,7 @@ MEASURES = {
     "kv_bytes_limit": "auditor.kv_cache_bytes.",
     "kv_dropped_total": "Replies whose keys and values went to make room, and are read again.",
     "replicas": "Servers of the auditor and its fallback, where there are several.",
-    "replicas_left_out": "Of these, how many aren't asked since they fell.",
+    "replicas_left_out": "Of these, how many fell and haven't answered since.",
 }
 """What an auditor may know of itself, by the names that metrics have for it."""
 

@@ -116,7 +116,7 @@ class ReplicatedAuditor:
         return sorted(wanted, key=lambda replica: not replica.is_ready)
 
     def measures(self) -> dict[str, float]:
-        """How many servers there are, how many are left out, and the sum of what each knows of itself."""
+        """How many servers there are, how many are down, and the sum of what each knows of itself."""
         found: dict[str, float] = {}
         for replica in self._replicas.values():
             for name, value in _measures(replica).items():
@@ -134,11 +134,11 @@ class ReplicatedAuditor:
 
 
 def _measures(replica: Replica) -> dict[str, float]:
-    """One server, or several that are one here, of which all are left out with it."""
+    """One server, or several that are one here, of which all are down with it."""
     found: dict[str, float] = {"replicas": 1, "replicas_left_out": 0}
     if isinstance(replica.auditor, Measured):
         found |= replica.auditor.measures()
-    if not replica.is_ready:
+    if replica.is_down:
         found["replicas_left_out"] = found["replicas"]
     return found
 

@@ -38,7 +38,8 @@ def demo(
 ) -> None:
     """Replay traces with and without the proxy, side by side.
 
-    Exit status 1 if anything leaked: tokens from the first unsafe character on that reached the client.
+    Exit status 1 if anything leaked: tokens from the first unsafe character on that reached the client. Else 2 if a
+    trace was refused or broke off, so that it shows nothing: standard error says why.
     """
     configure_logging("console", "error")
     console = Console(quiet=as_json)
@@ -62,7 +63,10 @@ def demo(
     else:
         print_summary(console, comparisons)
     sys.stdout.flush()
-    raise typer.Exit(1 if total else 0)
+    errors = [line for comparison in comparisons for line in comparison.errors]
+    for line in errors:
+        typer.secho(line, fg=typer.colors.RED, err=True)
+    raise typer.Exit(1 if total else 2 if errors else 0)
 
 
 async def _play_all(running: Demo, traces: list[DemoTrace], console: Console) -> list[Comparison]:

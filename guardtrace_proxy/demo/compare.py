@@ -73,6 +73,16 @@ class Comparison:
         thinking = leaked(trace.thinking, trace.thinking_onset, _without_messages(got.reasoning))
         return thinking + leaked(trace.answer, trace.answer_onset, _without_messages(got.content))
 
+    @property
+    def errors(self) -> list[str]:
+        """What ended a side before its time, a line each: what leaked says nothing then."""
+        sides = {"without": self.without.error, "through": self.through.error}
+        return [
+            f"{self.trace.name}: {side} the proxy it ended with an error: {' '.join(error.split())}"
+            for side, error in sides.items()
+            if error is not None
+        ]
+
     def summary(self) -> dict[str, Any]:
         """The row of the last table, as JSON has it."""
         return {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from guardtrace_proxy.policy.schema import Action, CutShape, Mode, OnAuditorFailure, Policy
 
 STRICTNESS = [Mode.MONITOR, Mode.LAG, Mode.HOLD, Mode.WITHHOLD]
 PHASES = {"thinking": "thinking", "answer": "answering"}
 """The phases by their section of a policy."""
+LEVELS = ("potentially_harmful", "harmful")
 
 
 def doubts(policy: Policy) -> Iterator[str]:
@@ -27,6 +28,19 @@ def doubts(policy: Policy) -> Iterator[str]:
             yield f"{name}: mode is monitor, so redact and cut are only recorded"
         if rules.mode is Mode.LAG and Action.REDACT in (actions.harmful, actions.potentially_harmful):
             yield f"{name}: mode is lag, so redact can't take back what has left before its verdict"
+
+
+def outvoted(policy: Policy, distances: Mapping[str, int]) -> Iterator[tuple[str, str, str]]:
+    """Actions of a file that a phase doesn't follow, since a file that it extends says another one for that phase: the
+    section, the key that decides and the one that doesn't. ``distances``: how far down the chain each key was set."""
+    for name, phase in PHASES.items():
+        if policy.phase(phase).mode is Mode.WITHHOLD:
+            continue
+        for level in LEVELS:
+            own, general = f"{name}.actions.{level}", f"actions.{level}"
+            differs = getattr(policy.phase(phase).actions, level) is not getattr(policy.actions, level)
+            if differs and general in distances and distances[general] < distances[own]:
+                yield name, own, general
 
 
 def without_effect(policy: Policy, written: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -53,7 +67,7 @@ def _of_modes(policy: Policy) -> Iterator[tuple[str, str]]:
         if settings.mode is not Mode.LAG:
             yield f"{name}.max_lag", f"in mode {settings.mode.value}"
     if policy.thinking.mode is Mode.WITHHOLD:
-        for level in ("potentially_harmful", "harmful"):
+        for level in LEVELS:
             yield f"thinking.actions.{level}", "in mode withhold: verdicts on what nobody sees are only recorded"
         yield "reasoning_field", "where thinking is withheld"
 
@@ -69,7 +83,7 @@ def _of_boundary(policy: Policy) -> Iterator[tuple[str, str]]:
 
 def _of_actions(policy: Policy) -> Iterator[tuple[str, str]]:
     counting = [policy.thinking, policy.answer] if policy.thinking.mode is not Mode.WITHHOLD else [policy.answer]
-    for level in ("potentially_harmful", "harmful"):
+    for level in LEVELS:
         if all(getattr(settings.actions, level) is not None for settings in counting):
             yield f"actions.{level}", "where the phases have their own"
     actions = _actions(policy, acting(policy))

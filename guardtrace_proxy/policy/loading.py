@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from guardtrace_proxy.policy.doubts import doubts, without_effect
+from guardtrace_proxy.policy.doubts import doubts, outvoted, without_effect
 from guardtrace_proxy.policy.errors import PolicyError, Problem
 from guardtrace_proxy.policy.schema import Policy
 from guardtrace_proxy.policy.yaml_file import BadYaml, YamlFile, problems_of, read_yaml
@@ -48,10 +48,11 @@ def load_policy(path: Path) -> LoadedPolicy:
     chain = _chain(path)
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for file in reversed(chain):
+    distances: dict[str, int] = {}
+    for distance, file in reversed([*enumerate(chain)]):
         _merge(merged, file.content)
         for key in _leaves(file.content):
-            origins[key] = _origin(file, key)
+            origins[key], distances[key] = _origin(file, key), distance
     merged.setdefault("version", None)
     try:
         policy = Policy.model_validate(merged)
@@ -60,7 +61,11 @@ def load_policy(path: Path) -> LoadedPolicy:
     # What a preset says beside the values of a file that extends it is nobody's mistake.
     written = {key for file in chain if not _is_preset(file.path) for key in _leaves(file.content)}
     idle = (f"{key} has no effect {why} ({origins[key]})" for key, why in without_effect(policy, written))
-    warnings = (*doubts(policy), *idle)
+    decided = (
+        f"{own} ({origins[own]}) decides for {section}, not {general} ({origins[general]})"
+        for section, own, general in outvoted(policy, distances)
+    )
+    warnings = (*doubts(policy), *decided, *idle)
     effective = policy.model_dump(mode="json")
     for key in _leaves(effective):
         origins.setdefault(key, "default")

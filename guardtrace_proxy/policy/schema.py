@@ -70,6 +70,10 @@ class Unit(str, Enum):
     SENTENCES = "sentences"
 
 
+MOST = 2**30 - 1
+"""The highest whole number: floats count with it, and the kernel takes twice so many milliseconds."""
+
+
 class Settings(BaseModel):
     """The base of all sections: unknown keys are errors, types aren't bent, values never change."""
 
@@ -84,10 +88,10 @@ class Boundary(Settings):
     """When a chunk is full. Sizes are in ``unit``; ``max_hold_ms`` bounds how long a token waits for its chunk."""
 
     unit: Unit = Field(Unit.TOKENS, strict=False)
-    first: int = Field(16, ge=1)
+    first: int = Field(16, ge=1, le=MOST)
     growth: float = Field(2.0, ge=1)
-    max: int = Field(128, ge=1)
-    max_hold_ms: int = Field(500, ge=1)
+    max: int = Field(128, ge=1, le=MOST)
+    max_hold_ms: int = Field(500, ge=1, le=MOST)
 
 
 class Thresholds(Settings):
@@ -120,7 +124,7 @@ class PhaseSettings(Settings):
     """How thinking or answer is guarded. ``max_lag`` is in tokens, for mode ``lag``."""
 
     mode: Mode = Field(Mode.HOLD, strict=False)
-    max_lag: int = Field(64, ge=1)
+    max_lag: int = Field(64, ge=1, le=MOST)
     actions: PhaseActions = PhaseActions()
 
 
@@ -148,7 +152,7 @@ class Messages(Settings):
 class DecisionSettings(Settings):
     """How many hits in a row it takes."""
 
-    confirmations: int = Field(1, ge=1)
+    confirmations: int = Field(1, ge=1, le=MOST)
 
 
 class RedactionSettings(Settings):
@@ -186,7 +190,7 @@ class Policy(Settings):
     cut_shape: CutShape = Field(CutShape.CONTENT_FILTER, strict=False)
     reasoning_field: ReasoningField = Field(ReasoningField.AS_IS, strict=False)
     on_auditor_failure: OnAuditorFailure = Field(OnAuditorFailure.CUT, strict=False)
-    hold_limit_ms: int = Field(30_000, ge=0)
+    hold_limit_ms: int = Field(30_000, ge=0, le=MOST)
     decision: DecisionSettings = DecisionSettings()
     redaction: RedactionSettings = RedactionSettings()
     expose: Expose = Expose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +20,9 @@ MAX_NODES = 20_000
 """Nodes after aliases are followed: a file of aliases to aliases is refused."""
 
 PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+MISFITS = (yaml.YAMLError, ValueError, LookupError, AttributeError)
+"""What PyYAML raises over a value, the last two where it isn't what its tag says."""
+WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,11 @@ class _Reader:
             return self._mapping(node, key, depth)
         if isinstance(node, yaml.SequenceNode):
             return [self.read(child, f"{key}.{index}", depth + 1) for index, child in enumerate(node.value)]
+        if _is_another_number(node):
+            raise self._bad(node, key, "write numbers in decimal, without a leading zero or colons")
         try:
             value = self._loader.construct_object(node, deep=True)
-        except (yaml.YAMLError, ValueError):
+        except MISFITS:
             raise self._bad(node, key, "a value that can't be read") from None
         if isinstance(value, float) and not math.isfinite(value):
             raise self._bad(node, key, f"{node.value} is no number that can be used")
@@ -120,6 +126,13 @@ class _Reader:
 
     def _bad(self, node: yaml.Node, key: str, message: str) -> BadYaml:
         return BadYaml(Problem(str(self._path), node.start_mark.line + 1, key, message))
+
+
+def _is_another_number(node: yaml.Node) -> bool:
+    """To YAML 1.1 ``0500`` is 320 and ``1:00`` is 60: nobody who writes that means it."""
+    if node.tag == "tag:yaml.org,2002:int":
+        return WHOLE.fullmatch(node.value) is None
+    return node.tag == "tag:yaml.org,2002:float" and ":" in node.value
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], file: YamlFile) -> list[Problem]:

@@ -14,13 +14,14 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from yarl import URL
 
 from guardtrace_proxy.images import UrlPattern
-from guardtrace_proxy.policy.schema import Settings
+from guardtrace_proxy.policy.schema import MOST, Settings
 from guardtrace_proxy.wire.dialects import BY_ROUTE, DIALECTS
 from guardtrace_proxy.wire.tags import ThinkingStyle
 
 KEY_HASH = re.compile(r"sha256:[0-9a-fA-F]{64}", re.ASCII)
-Milliseconds = Annotated[int, Field(ge=1)]
-Bytes = Annotated[int, Field(ge=1024)]
+Milliseconds = Annotated[int, Field(ge=1, le=MOST)]
+MOST_BYTES = 2**50
+Bytes = Annotated[int, Field(ge=1024, le=MOST_BYTES)]
 
 
 def _check_url(value: str) -> str:
@@ -61,11 +62,11 @@ class ServerSettings(Settings):
     max_body_bytes: Bytes = 33_554_432
     max_stream_bytes: Bytes = 8_388_608
     max_total_bytes: Bytes = 1_073_741_824
-    max_concurrent: int = Field(4096, ge=1)
-    max_lag_ms: int = Field(1000, ge=0)
+    max_concurrent: int = Field(4096, ge=1, le=MOST)
+    max_lag_ms: int = Field(1000, ge=0, le=MOST)
     client_timeout_ms: Milliseconds = 60_000
-    drain_ms: int = Field(30_000, ge=0)
-    keepalive_ms: int = Field(15_000, ge=0)
+    drain_ms: int = Field(30_000, ge=0, le=MOST)
+    keepalive_ms: int = Field(15_000, ge=0, le=MOST)
     passthrough: list[str] = []
 
 
@@ -136,7 +137,7 @@ class GuardSettings(Settings):
     api_key_env: str | None = None
     model: str = Field("DloadingX/GuardTrace-VL-3B", min_length=1)
     annotate_max_tokens: int = Field(512, ge=8, le=8192)
-    max_context: int = Field(8192, ge=512)
+    max_context: int = Field(8192, ge=512, le=MOST)
     kv_cache_bytes: Bytes | None = None
 
     @field_validator("base_url", mode="before")
@@ -159,7 +160,7 @@ class AuditorSettings(GuardSettings):
     escalate_at: float | None = Field(None, gt=0, le=1)
     timeout_ms: Milliseconds = 5000
     annotate_timeout_ms: Milliseconds | None = None
-    breaker_failures: int | None = Field(5, ge=1)
+    breaker_failures: int | None = Field(5, ge=1, le=MOST)
     fallback: GuardSettings | None = None
 
     @property
@@ -174,9 +175,9 @@ class AuditorSettings(GuardSettings):
 class LimitSettings(Settings):
     """What one tenant may ask for, in each process; None: as much as it likes."""
 
-    concurrent: int | None = Field(None, ge=1)
-    requests_per_minute: int | None = Field(None, ge=1)
-    tokens_per_minute: int | None = Field(None, ge=1)
+    concurrent: int | None = Field(None, ge=1, le=MOST)
+    requests_per_minute: int | None = Field(None, ge=1, le=MOST)
+    tokens_per_minute: int | None = Field(None, ge=1, le=MOST)
 
 
 class TenantSettings(Settings):
@@ -205,9 +206,9 @@ class ImageSettings(Settings):
     """Limits on a request's images, all of them together, and where they may be fetched from."""
 
     allow_urls: list[Annotated[str, AfterValidator(_check_pattern)]] = []
-    max_count: int = Field(8, ge=0)
+    max_count: int = Field(8, ge=0, le=MOST)
     max_bytes: Bytes = 20_971_520
-    max_pixels: int = Field(40_000_000, ge=784)
+    max_pixels: int = Field(40_000_000, ge=784, le=MOST)
     timeout_ms: Milliseconds = 3000
 
 
@@ -223,9 +224,9 @@ class AuditLogSettings(Settings):
 
     path: str | None = Field(None, min_length=1)
     evidence: Literal["none", "redacted", "full"] = "none"
-    max_bytes: int = Field(104_857_600, ge=1_048_576)
+    max_bytes: int = Field(104_857_600, ge=1_048_576, le=MOST_BYTES)
     keep: int = Field(10, ge=1, le=1000)
-    queue_bytes: int = Field(16_777_216, ge=65_536)
+    queue_bytes: int = Field(16_777_216, ge=65_536, le=MOST_BYTES)
 
 
 class MetricsSettings(Settings):

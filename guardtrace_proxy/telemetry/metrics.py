@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+AUDIT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+FIRST_TEXT_SECONDS = (*AUDIT_SECONDS, 300.0, 600.0)
+"""To the default of ``upstreams.*.read_timeout_ms``."""
 
 
 class Metrics:
@@ -60,28 +62,28 @@ class Metrics:
             "guardtrace_audit_seconds",
             "From asking for an audit to its outcome, waiting for the auditor included.",
             ["depth"],
-            buckets=SECONDS,
+            buckets=AUDIT_SECONDS,
             registry=registry,
         )
         self._hold_seconds = Histogram(
             "guardtrace_hold_seconds",
             "How long the oldest text of a chunk was held, until its verdict.",
             ["phase"],
-            buckets=SECONDS,
+            buckets=AUDIT_SECONDS,
             registry=registry,
         )
         self._upstream_first_seconds = Histogram(
             "guardtrace_upstream_first_text_seconds",
             "Of streams: from asking the upstream to its first text.",
             ["upstream"],
-            buckets=SECONDS,
+            buckets=FIRST_TEXT_SECONDS,
             registry=registry,
         )
         self._client_first_seconds = Histogram(
             "guardtrace_client_first_text_seconds",
             "Of streams: from asking the upstream to the first text that left for the client.",
             ["upstream"],
-            buckets=SECONDS,
+            buckets=FIRST_TEXT_SECONDS,
             registry=registry,
         )
         self._reloads = Counter(

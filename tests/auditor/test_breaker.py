@@ -128,6 +128,18 @@ def test_the_pause_doubles_and_is_bounded():
         assert pause / 2 - 0.1 <= waited <= pause + 0.1
 
 
+@given(st.lists(st.tuples(st.sampled_from([TROUBLE, FailureKind.REFUSED, FailureKind.OUTGROWN]), st.floats(0, 90))))
+def test_it_is_closed_at_no_moment_of_an_outage(history):
+    world = World().opened()
+    for kind, passed in history:
+        with suppress(AuditorFailure), world.breaker.audit("one"):
+            assert world.breaker.circuit is not Circuit.CLOSED
+            raise AuditorFailure(kind, "scripted")
+        assert world.breaker.circuit is not Circuit.CLOSED
+        world.now += passed
+        assert world.breaker.circuit is not Circuit.CLOSED
+
+
 def test_a_try_that_was_given_up_leaves_the_next_one_to_try():
     class Left(BaseException):
         pass

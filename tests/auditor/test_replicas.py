@@ -725,6 +725,25 @@ def test_several_servers_and_a_fallback_are_counted_each_once() -> None:
     anyio.run(run)
 
 
+def test_one_that_fell_counts_as_left_out_until_it_answers_and_not_just_for_its_pause() -> None:
+    """Where few streams come, nobody asks it for long after its pause: an alert on it has to see it all the while."""
+
+    async def run() -> None:
+        world = World()
+        world.first.answer = failing(FailureKind.UNREACHABLE)
+        assert world.auditor.measures()["replicas_left_out"] == 0
+        for _ in range(3):
+            await world.judge()
+            for passed in (0, LONGEST_PAUSE_SECONDS, 10 * LONGEST_PAUSE_SECONDS):
+                world.now += passed
+                assert world.auditor.measures()["replicas_left_out"] == 1
+        world.first.answer = at_once
+        assert await world.judge() == world.first.name
+        assert world.auditor.measures()["replicas_left_out"] == 0
+
+    anyio.run(run)
+
+
 def test_a_fallback_that_takes_less_fails_the_audit_rather_than_the_request() -> None:
     async def run() -> None:
         world = Preferring()

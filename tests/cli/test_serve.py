@@ -171,6 +171,15 @@ serve._listen = and_so_does_another
     assert "Unclosed" not in said.stderr
 
 
+def test_a_client_may_take_as_long_as_the_settings_let_it(tmp_path, auditor):
+    """Twice that is what the kernel is told."""
+    config = write_config(tmp_path, "http://a/v1", auditor, server={"client_timeout_ms": 2**30 - 1})
+    with serving(config) as running:
+        assert running.stop() == 0
+    config = write_config(tmp_path, "http://a/v1", auditor, server={"client_timeout_ms": 2**30})
+    assert_told(run("serve", "--config", config, "--port", "0"), "server.client_timeout_ms: input should be less than")
+
+
 @pytest.mark.parametrize("arguments", [["--host", "127.0..1"], ["--metrics-port", "0"]])
 def test_an_address_that_is_none_is_told(tmp_path, auditor, arguments):
     config = write_config(tmp_path, "http://a/v1", auditor, metrics={"port": 1, "host": "127.0..1"})

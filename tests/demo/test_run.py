@@ -9,7 +9,7 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from guardtrace_proxy.auditor.protocol import AuditorSettingsError
+from guardtrace_proxy.auditor.protocol import AuditorSettingsError, DoesNotFit
 from guardtrace_proxy.cli import demo as command
 from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.demo.compare import Comparison
@@ -114,6 +114,35 @@ def test_the_command_ends_with_status_1_if_anything_leaked(tmp_path):
     said = CliRunner().invoke(app, arguments)
     assert said.exit_code == 1
     assert json.loads(said.stdout)["leaked_tokens"] > 5
+
+
+@pytest.mark.parametrize("arguments", [["--json"], []])
+def test_the_command_ends_with_status_2_if_a_trace_was_refused(tmp_path, monkeypatch, arguments):
+    async def refuse(*_):
+        raise DoesNotFit("messages", "the question is more than the auditor takes")
+
+    monkeypatch.setattr(WordAuditor, "open", refuse)
+    said = CliRunner().invoke(app, ["demo", "--traces", write(tmp_path, BENIGN), "--pace", "0", *arguments])
+    assert said.exit_code == 2
+    (line,) = said.stderr.splitlines()
+    assert line.startswith("benign: through the proxy it ended with an error: Error code: 400")
+    assert "more than the auditor takes" in line
+
+
+def test_a_leak_counts_for_more_than_a_trace_that_broke_off(tmp_path, monkeypatch):
+    whole = command.Demo.play
+
+    async def play_and_break_off(*arguments):
+        comparison = await whole(*arguments)
+        comparison.without.error = "broken\noff"
+        return comparison
+
+    monkeypatch.setattr(command.Demo, "play", play_and_break_off)
+    for policy, status in (("monitor", 1), ("balanced", 2)):
+        arguments = ["--traces", write(tmp_path, HARMFUL), "--pace", "0", "--policy", policy, "--json"]
+        said = CliRunner().invoke(app, ["demo", *arguments])
+        assert said.exit_code == status
+        assert said.stderr == "harmful: without the proxy it ended with an error: broken off\n"
 
 
 def test_the_command_shows_a_table(tmp_path):

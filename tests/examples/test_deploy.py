@@ -20,6 +20,7 @@ import yaml
 from typer.testing import CliRunner
 
 from guardtrace_proxy import __version__
+from guardtrace_proxy.auditor.breaker import Circuit
 from guardtrace_proxy.auditor.published import prompt_path
 from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.cli.serve import LAST_SECONDS
@@ -392,6 +393,14 @@ def test_a_rule_says_how_long_how_bad_where_and_what_to_read(rule: dict[str, Any
     assert all(group == shown for group in groups)
     assert shown in ({"instance"}, {"tenant"})
     assert len(groups) == len(re.findall(r"\b(?:sum|max|avg)\b", rule["expr"]))
+
+
+def test_the_alert_of_a_given_up_auditor_holds_in_every_state_of_an_outage() -> None:
+    """The circuit is half open between two pauses, which mustn't begin ``for`` anew."""
+    (rule,) = [rule for rule in RULES if rule["alert"] == "GuardTraceAuditorGivenUp"]
+    (found,) = re.findall(r"^guardtrace_auditor_circuit\{state=\"(\w+)\"\} == ([01])$", rule["expr"])
+    state, value = Circuit(found[0]), int(found[1])
+    assert {now for now in Circuit if int(now is state) == value} == {Circuit.OPEN, Circuit.HALF_OPEN}
 
 
 def test_rules_have_names_of_their_own() -> None:

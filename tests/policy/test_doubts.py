@@ -90,6 +90,47 @@ def test_what_a_base_of_ones_own_says_is_told_where_it_stands(tmp_path: Path) ->
     assert said == ["hold_limit_ms has no effect without on_auditor_failure: hold (base.yaml:4)"]
 
 
+FLAGS_THINKING = "extends: balanced\nthinking: {actions: {harmful: flag}}"
+
+
+def test_an_action_that_a_phases_own_from_a_base_outvotes_is_told_with_both_places(tmp_path: Path) -> None:
+    said = warnings_of(tmp_path, "extends: base\nactions: {harmful: redact}", base=FLAGS_THINKING)
+    assert "thinking.actions.harmful (base.yaml:3) decides for thinking, not actions.harmful (acme.yaml:3)" in said
+
+
+def test_each_phase_and_level_that_a_base_decides_is_told(tmp_path: Path) -> None:
+    base = "answer: {actions: {harmful: flag, potentially_harmful: flag}}\nthinking: {actions: {harmful: flag}}"
+    said = warnings_of(tmp_path, "extends: middle\nactions: {harmful: cut}", middle="extends: base", base=base)
+    assert [each for each in said if "decides" in each] == [
+        "thinking.actions.harmful (base.yaml:3) decides for thinking, not actions.harmful (acme.yaml:3)",
+        "answer.actions.harmful (base.yaml:2) decides for answer, not actions.harmful (acme.yaml:3)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("base", "text"),
+    [
+        (FLAGS_THINKING, "thresholds: {harmful: 0.4}"),
+        (f"{FLAGS_THINKING}\nactions: {{harmful: cut}}", "thresholds: {harmful: 0.4}"),
+        (FLAGS_THINKING, "actions: {potentially_harmful: flag}"),
+        (FLAGS_THINKING, "actions: {harmful: flag}"),
+        (FLAGS_THINKING, "actions: {harmful: redact}\nthinking: {actions: {harmful: flag}}"),
+        (FLAGS_THINKING, "actions: {harmful: redact}\nthinking: {actions: {harmful: null}}"),
+        ("extends: balanced\nactions: {harmful: redact}", "thinking: {actions: {harmful: cut}}"),
+    ],
+    ids=["unsaid", "in the base alone", "another level", "the same", "said again", "taken back", "the phase is nearer"],
+)
+def test_a_phases_own_action_that_surprises_nobody_is_no_doubt(tmp_path: Path, base: str, text: str) -> None:
+    assert not any("decides" in each for each in warnings_of(tmp_path, f"extends: base\n{text}", base=base))
+
+
+def test_what_decides_for_thinking_that_is_withheld_is_no_doubt(tmp_path: Path) -> None:
+    said = warnings_of(
+        tmp_path, "extends: base\nthinking: {mode: withhold}\nactions: {harmful: cut}", base=FLAGS_THINKING
+    )
+    assert not any("decides" in each for each in said)
+
+
 def test_growth_of_one_says_the_same_as_first_and_max_alike(tmp_path: Path) -> None:
     assert warnings_of(tmp_path, "boundary: {first: 4, growth: 1.0, max: 4}") == []
 

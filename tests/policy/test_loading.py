@@ -113,6 +113,25 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path, text, said):
     assert said in refusal(write(tmp_path, "acme", text))
 
 
+NUMBERS = {
+    "hold_limit_ms": "hold_limit_ms: N",
+    "boundary.first": "boundary: {first: N, max: N}",
+    "boundary.max": "boundary: {max: N}",
+    "boundary.max_hold_ms": "boundary: {max_hold_ms: N}",
+    "answer.max_lag": "answer: {mode: lag, max_lag: N}",
+    "decision.confirmations": "decision: {confirmations: N}",
+}
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_a_number_that_serving_couldnt_count_with_is_refused(tmp_path: Path, key: str) -> None:
+    most = 2**30 - 1
+    load_policy(write(tmp_path, "acme", f"version: 1\n{NUMBERS[key].replace('N', str(most))}\n"))
+    for value in (most + 1, 10**400):
+        text = refusal(write(tmp_path, "acme", f"version: 1\n{NUMBERS[key].replace('N', str(value))}\n"))
+        assert f"{key}: input should be less than or equal to {most}" in text
+
+
 def test_a_problem_is_placed_in_the_file_that_holds_the_key(tmp_path):
     write(tmp_path, "base", "version: 1\n\n\nhold_limit_ms: -1\n")
     text = refusal(write(tmp_path, "acme", "version: 1\nextends: base\n"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,42 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path, name):
     problems = refusal(tmp_path, LEAST + text + "\n")
     assert len(problems) == 1
     assert problems[0].startswith(said)
+
+
+def test_every_whole_number_has_a_highest_value() -> None:
+    """Beyond what a float or the kernel takes, a number would pass the checks and break serving."""
+    unbounded = [str(each) for each in whole_numbers(ConfigFile.model_json_schema()) if "maximum" not in each]
+    assert unbounded == []
+
+
+def whole_numbers(schema: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(schema, dict) and schema.get("type") == "integer":
+        yield schema
+    inner = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    for each in inner:
+        yield from whole_numbers(each)
+
+
+@pytest.mark.parametrize(
+    ("key", "most"),
+    [
+        ("server.client_timeout_ms", 2**30 - 1),
+        ("server.keepalive_ms", 2**30 - 1),
+        ("server.max_total_bytes", 2**50),
+        ("auditor.timeout_ms", 2**30 - 1),
+        ("images.max_pixels", 2**30 - 1),
+    ],
+)
+def test_the_highest_value_is_taken_and_the_next_one_refused(tmp_path: Path, key: str, most: int) -> None:
+    section, name = key.split(".")
+    loaded: dict[str, Any] = yaml.safe_load(LEAST)
+    for value in (most, most + 1, 10**400):
+        text = yaml.safe_dump({**loaded, section: {**loaded.get(section, {}), name: value}})
+        if value == most:
+            load(tmp_path, text)
+        else:
+            (problem,) = refusal(tmp_path, text)
+            assert f" {key}: input should be less than or equal to {most}" in problem
 
 
 URL = "auditor.base_url: expected an http:// or https:// URL with a host and a valid port"
