@@ -9,14 +9,12 @@ from pathlib import Path
 from PIL import Image
 
 from guardtrace_proxy.images import Budget, ImageError, ImageLimits, decode_image
-from guardtrace_proxy.images.fitting import smaller
+from guardtrace_proxy.images.fitting import MAX_STRETCH, is_too_stretched, smaller
 from guardtrace_trainer.endpoints import MIME
 from guardtrace_trainer.steps import StepError, file_hash
 
 LIMITS = ImageLimits()
 """What the proxy allows the images of one request by default."""
-MAX_RATIO = 200
-"""Of an image's sides: Qwen2.5-VL takes none that is longer, and nobody is to be paid for a trace of one."""
 IMAGES = "images"
 
 
@@ -43,10 +41,10 @@ def decode_picture(data: bytes, mime: str) -> Image.Image:
     Raises:
         ImageError: the proxy wouldn't take it, or its auditor.
     """
-    pixels = smaller(decode_image(data, mime, Budget(LIMITS), "image"))
-    if max(pixels.size) > MAX_RATIO * min(pixels.size):
-        raise ImageError("image", f"as an auditor sees it the image is more than {MAX_RATIO} times as long as wide")
-    return pixels
+    pixels = decode_image(data, mime, Budget(LIMITS), "image")
+    if is_too_stretched(*pixels.size):  # before anybody is paid for a trace of it
+        raise ImageError("image", f"it is more than {MAX_STRETCH} times as long as wide")
+    return smaller(pixels)
 
 
 def media_type(data: bytes) -> str | None:
