@@ -1,6 +1,7 @@
 """The auditor behind any OpenAI-compatible server, at its best behind vLLM's.
 
-Nothing is retried here, and a server that is down is found out by the first audit.
+Nothing is retried here but a prompt that may have been too long, and a server that is down is found out by the first
+audit.
 """
 
 from __future__ import annotations

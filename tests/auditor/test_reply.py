@@ -177,14 +177,11 @@ def test_anything_else_is_unreadable(text: str) -> None:
         "```\n> “Analysis”: a\n> “Judgment”: {}\n```",
         "> “Analysis”: a\nwhich goes on.\n> “Judgment”: {}",
         "“Analysis”: a\n> “Judgment”: {}",
-        "“Analysis”: a\n> It closes. “Judgment”: {}",
         "<think>What now?</think>Here:\n> “Judgment”: {}",
     ],
 )
 @pytest.mark.parametrize("truncated", [False, True])
 def test_a_judgment_in_copied_text_where_nothing_else_judges_warns_and_never_clears(text: str, truncated: bool) -> None:
-    if truncated and "closes" in text:
-        return
     for level in (HINT, HARM):
         reply = parse_reply(text.format(level.label) + "\n" * truncated, truncated=truncated)
         assert (reply.level, reply.judged_first) == (level, False)
@@ -194,6 +191,17 @@ def test_a_judgment_in_copied_text_where_nothing_else_judges_warns_and_never_cle
         judged_before = "Judgment: 1\n" + text.format(other)
         if "<think>" not in text:
             assert parse_reply(judged_before, truncated=truncated).level is HARM
+
+
+def test_a_judgment_inside_a_copied_line_warns_in_a_whole_reply_alone() -> None:
+    text = "“Analysis”: a\n> It closes. “Judgment”: "
+    for level in (HINT, HARM):
+        reply = parse_reply(text + level.label)
+        assert (reply.level, reply.judged_first) == (level, False)
+    for other, truncated in (("0", False), ("0.0", False), ("0.7", False), ("1\n", True)):
+        with pytest.raises(UnreadableReply):
+            parse_reply(text + other, truncated=truncated)
+        assert parse_reply(f"Judgment: 1\n{text}{other}").level is HARM
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from guardtrace_proxy.auditor.layout import Layout
 from guardtrace_proxy.auditor.processor import image_patches, image_tokens, load_processor
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Turn, query_text, user_text
 from guardtrace_proxy.images import Budget, ImageError, ImageLimits, decode_image
+from guardtrace_proxy.images.fitting import MAX_STRETCH, is_too_stretched
 from guardtrace_trainer.endpoints import MIME
 from guardtrace_trainer.rows import Annotation, Trace
 from guardtrace_trainer.stages.settings import StageError
@@ -123,10 +124,9 @@ class Encoder:
     def _seen(self, image: Path) -> tuple[torch.Tensor, torch.Tensor]:
         """Patches and grid of one image."""
         pixels = read_image(image)
-        try:
-            return image_patches(self.processor, [pixels])
-        except ValueError as error:
-            raise StageError(f"{image}: is more than 200 times as long as wide; take the row out") from error
+        if is_too_stretched(*pixels.size):
+            raise StageError(f"{image}: is more than {MAX_STRETCH} times as long as wide; take the row out")
+        return image_patches(self.processor, [pixels])
 
 
 def read_image(path: Path) -> Image.Image:
