@@ -209,9 +209,10 @@ def check_segments(events: list[Event]) -> None:
 
 def check_strings(events: list[Event], dialect: Dialect) -> None:
     """Every string that could be text is in a span of its event; or, where events repeat each other, said before it
-    leaves."""
+    leaves, with what the event itself adds to it or without."""
     said: dict[Any, str] = {}
     for event in events:
+        before = list(said.values())
         found = {span.text for part in event.parts for span in part.spans}
         for span in (span for part in event.parts for span in part.spans):
             said[span.path] = said.get(span.path, "") + span.text
@@ -222,7 +223,8 @@ def check_strings(events: list[Event], dialect: Dialect) -> None:
             continue
         content = once(event.raw if is_whole else blocks(event.raw, dialect.named)[0].data)
         for text in (dialect.texts_of_whole if is_whole else dialect.texts)(content):
-            assert is_said(text, found) or (dialect.repeats and is_said(text, said.values())), f"{text!r} is in no span"
+            repeated = dialect.repeats and is_said(text, [*before, *said.values()])
+            assert repeated or is_said(text, found), f"{text!r} is in no span"
 
 
 def once(data: bytes) -> Any:

@@ -56,6 +56,13 @@ def test_a_repetition_that_says_something_else_is_noticed(monkeypatch: pytest.Mo
         check(HEADERS["responses"] + said + again)
 
 
+def test_an_event_may_say_again_what_it_goes_on_with() -> None:
+    said = b'data: {"type": "response.output_text.delta", "delta": "x"}\n\n'
+    content = b'"content": [{"type": "output_text", "text": "x"}]'
+    whole = b'"response": {"output": [{"type": "message", "id": "", ' + content + b"}]}"
+    check(HEADERS["responses"] + said + said.replace(b'"x"', b'"y", ' + whole))
+
+
 @pytest.mark.parametrize("dialect", NAMES)
 def test_bytes_that_change_are_noticed(dialect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Event, "raw", property(lambda event: b"data: {}\n\n"))
