@@ -60,6 +60,17 @@ def test_a_seed_gives_the_same_requests(corpus, tmp_path):
     assert requests(tmp_path) != requests(corpus)
 
 
+def test_harmless_requests_whose_traces_tell_something_can_be_fewer(corpus, tmp_path):
+    def telling(folder: Path, harm: bool) -> list[str]:
+        made = ((row.id, sample_of(3, int(row.id.rpartition("-")[2]))) for row in requests(folder))
+        kept = ((id, sample) for id, sample in made if sample.cue == "text" and sample.harm == harm)
+        return [id for id, sample in kept if whole(sample).strength > 0]
+
+    expand(tmp_path, count=60, seed=3, telling_harmless=0.2)
+    assert 0 < len(telling(tmp_path, harm=False)) < 0.5 * len(telling(corpus, harm=False))
+    assert set(telling(corpus, harm=True)) < set(telling(tmp_path, harm=True))
+
+
 def test_the_thinker_writes_the_traces_and_the_judges_judge_them(corpus, port):
     async def talk() -> None:
         async with Client(endpoint("thinker", port)) as thinker, Client(endpoint(JUDGES[0], port)) as judge:

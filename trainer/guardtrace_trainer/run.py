@@ -111,7 +111,8 @@ class Runner:
         from guardtrace_trainer.nano import expansion, serving
 
         again = self.again("corpus")
-        expansion.expand(self.corpus, count=nano.requests, seed=self.recipe.seed, again=again)
+        share = nano.telling_harmless
+        expansion.expand(self.corpus, count=nano.requests, seed=self.recipe.seed, telling_harmless=share, again=again)
         return serving.parties(self.corpus, seed=self.recipe.seed, port=nano.port)
 
     def _label(self) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from guardtrace_trainer.nano import render
-from guardtrace_trainer.nano.corpus import Sample, make_sample
+from guardtrace_trainer.nano.authored import SAFE
+from guardtrace_trainer.nano.corpus import Sample, make_sample, whole
 from guardtrace_trainer.nano.scripted import Truth
 from guardtrace_trainer.nano.wording import corpus_hash
 from guardtrace_trainer.rows import Query, Request, Variant, read_rows
@@ -24,19 +25,26 @@ def sample_of(seed: int, number: int) -> Sample:
     return make_sample(random.Random(f"trace {seed} {number}"))
 
 
-def expand(folder: Path, *, count: int, seed: int, again: bool = False) -> None:
-    """Write ``queries.jsonl``, ``requests.jsonl`` and ``images/``: ``count`` requests, no two alike."""
+def expand(folder: Path, *, count: int, seed: int, telling_harmless: float = 1.0, again: bool = False) -> None:
+    """Write ``queries.jsonl``, ``requests.jsonl`` and ``images/``: ``count`` requests, no two alike, and
+    ``telling_harmless`` of the harmless ones in words whose traces give something."""
     step = Step(
         folder,
         "expand",
-        settings={"source": SOURCE, "count": count, "seed": seed, "corpus": corpus_hash()},
+        settings={
+            "source": SOURCE,
+            "count": count,
+            "seed": seed,
+            "telling_harmless": telling_harmless,
+            "corpus": corpus_hash(),
+        },
         again=again,
     )
     if step.done:
         return
     images = folder / "images"
     images.mkdir(exist_ok=True)
-    requests = list(_requests(folder, count, seed))
+    requests = list(_requests(folder, count, seed, telling_harmless))
     queries = [
         Query(id=request.query_id, text=request.query, source=SOURCE, split=request.split) for request in requests
     ]
@@ -47,17 +55,26 @@ def expand(folder: Path, *, count: int, seed: int, again: bool = False) -> None:
     step.finish({"queries.jsonl": queries, "requests.jsonl": requests}, requests=len(requests), variants=variants)
 
 
-def _requests(folder: Path, count: int, seed: int) -> Iterator[Request]:
+def _requests(folder: Path, count: int, seed: int, telling_harmless: float) -> Iterator[Request]:
     seen: set[str] = set()
     number = made = 0
     while made < count:
         sample = sample_of(seed, number)
         alike = sample.picture is None and sample.question in seen
-        if not alike:
+        left_out = _is_telling_harmless(sample) and _share(seed, number) >= telling_harmless
+        if not alike and not left_out:
             seen.add(sample.question)
             made += 1
             yield _request(folder, sample, seed, number)
         number += 1
+
+
+def _is_telling_harmless(sample: Sample) -> bool:
+    return sample.cue == "text" and not sample.harm and whole(sample).strength > SAFE
+
+
+def _share(seed: int, number: int) -> float:
+    return random.Random(f"kept {seed} {number}").random()
 
 
 def _request(folder: Path, sample: Sample, seed: int, number: int) -> Request:
