@@ -122,6 +122,8 @@ def _doubts(settings: Config) -> Iterator[str]:
         yield "tenants: there are none, so every request is refused with 401"
     for name in settings.tenants_without_key:
         yield f"tenants.{name}: no key, and not anonymous_tenant: nobody is served as it"
+    for name in settings.tenants_with_a_known_key:
+        yield f"tenants.{name}: one of its keys is printed in the examples: make another (`guardtrace keys new`)"
 
 
 def _why(error: BaseException) -> str:

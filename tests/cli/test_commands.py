@@ -285,7 +285,8 @@ def test_check_config_says_what_would_be_served(tmp_path, monkeypatch):
     auditor = {"base_url": "http://127.0.0.1:3/v1", "api_key_env": "A_KEY", "depth": "annotate"}
     tenants = {"all": {"policy": "loose"}, "acme": {"policy": "test", "upstream": "other"}}
     config = write_config(tmp_path, "", "", upstreams=upstreams, auditor=auditor, tenants=tenants)
-    (tmp_path / "policies" / "loose.yaml").write_text("version: 1\nthinking: {mode: monitor}\n")
+    loose = "version: 1\nthinking: {mode: monitor}\nthresholds: {harmful: 0.4}\n"
+    (tmp_path / "policies" / "loose.yaml").write_text(loose)
     monkeypatch.chdir(tmp_path)
     said = call("check", "config")
     assert said.exit_code == 0
@@ -301,6 +302,7 @@ def test_check_config_says_what_would_be_served(tmp_path, monkeypatch):
     assert all(line.startswith("warning: ") for line in warnings)
     assert any("policy loose: thinking is guarded less than the answer" in line for line in warnings)
     assert any("so its published scores don't hold" in line for line in warnings)
+    assert any(line.startswith("warning: policy loose: thresholds.harmful has no effect") for line in warnings)
     assert "warning: tenants.acme: no key, and not anonymous_tenant: nobody is served as it" in warnings
     assert call("check", "config", config).stdout == said.stdout
 

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.demo.serving import served
 from guardtrace_proxy.server.app import GuardTraceApp
-from guardtrace_proxy.server.config import Config, load_config
+from guardtrace_proxy.server.config import EXAMPLE_KEYS, Config, load_config
 from guardtrace_proxy.server.tenants import Tenants
 from tests.clients.driving import NODE_MODULES, lacking, node_program
 from tests.server.scripted import DONE, SSE_HEAD, Script, by_word, chunk, http, judging, model_server, stream
@@ -82,6 +84,21 @@ def test_the_printed_keys_belong_to_their_tenants() -> None:
         assert tenant is not None
         assert tenant.name == key.split("-")[2]
         assert hashlib.sha256(key.encode()).hexdigest() in (EXAMPLES / "guardtrace.yaml").read_text("utf-8")
+
+
+def test_whoever_keeps_a_printed_key_is_warned(config: Config, tmp_path: Path) -> None:
+    assert config.tenants_with_a_known_key == list(config.tenants)
+    printed = KEY.findall((EXAMPLES / "README.md").read_text("utf-8"))
+    assert {f"sha256:{hashlib.sha256(key.encode()).hexdigest()}" for key in printed} == EXAMPLE_KEYS
+    said = CliRunner().invoke(app, ["check", "config", str(EXAMPLES / "guardtrace.yaml")])
+    for name in ("acme", "research"):
+        assert f"warning: tenants.{name}: one of its keys is printed in the examples" in said.output
+
+
+def test_no_other_page_has_a_printed_key() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text("utf-8")
+        assert not [key for key in EXAMPLE_KEYS if key in text], page.name
 
 
 @pytest.mark.parametrize("script", ["client_python.py", "client_javascript.mjs", "client_curl.sh"])
