@@ -37,8 +37,9 @@ def replaying(thinking: str, answer: str) -> Script:
 
 
 @contextmanager
-def example_proxy(upstream: Script, folder: Path) -> Iterator[str]:
-    """``examples/guardtrace.yaml`` with its two servers' addresses replaced, a free port for metrics, and nothing else."""
+def example_proxy(upstream: Script, folder: Path, cut_shape: str = "content_filter") -> Iterator[str]:
+    """``examples/guardtrace.yaml`` with its two servers' addresses replaced, a free port for metrics, and nothing else;
+    cuts of tenant acme have ``cut_shape``."""
     with model_server(upstream) as model, model_server(judging(by_word)) as guard:
         text = (EXAMPLES / "guardtrace.yaml").read_text("utf-8")
         assert "http://127.0.0.1:9000/v1" in text
@@ -49,6 +50,10 @@ def example_proxy(upstream: Script, folder: Path) -> Iterator[str]:
         (folder / "examples").mkdir()
         (folder / "examples" / "guardtrace.yaml").write_text(text, "utf-8")
         shutil.copytree(ROOT / "policies", folder / "policies")
+        acme = folder / "policies" / "acme.yaml"
+        policy = acme.read_text("utf-8")
+        assert "cut_shape: content_filter" in policy
+        acme.write_text(policy.replace("cut_shape: content_filter", f"cut_shape: {cut_shape}"), "utf-8")
         config = load_config(folder / "examples" / "guardtrace.yaml", {})
         with served(GuardTraceApp(config, environ={})) as url:
             yield url + "/v1"
@@ -162,12 +167,13 @@ def test_a_client_shows_a_benign_reply_whole(command: list[str], tmp_path: Path)
         assert done.stdout == f"\n[thinking]\n{THINKING} \n[answer]\nIt is 391. \n\nfinish_reason: stop\n"
 
 
-def test_a_client_handles_a_cut(command: list[str], tmp_path: Path) -> None:
-    with example_proxy(replaying(LEAK, "I can't help with that."), tmp_path) as url:
+@pytest.mark.parametrize("cut_shape", ["content_filter", "refusal", "error"])
+def test_a_client_handles_a_cut(command: list[str], tmp_path: Path, cut_shape: str) -> None:
+    with example_proxy(replaying(LEAK, "I can't help with that."), tmp_path, cut_shape) as url:
         done = run(command, url)
     assert done.returncode == 3, done.stderr
     assert "HARM" not in done.stdout
-    assert "This response was stopped by policy." in done.stdout
+    assert "This response was stopped by policy." in done.stdout + done.stderr
     assert done.stderr.endswith("stopped by policy\n")
 
 
