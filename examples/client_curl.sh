@@ -20,7 +20,8 @@ curl --silent --show-error --no-buffer "$base/chat/completions" \
   -d "{\"model\": \"$model\", \"stream\": true, \"messages\": [{\"role\": \"user\", \"content\": \"$escaped\"}]}" |
   tee "$events"
 
-if grep -q '"finish_reason": *"content_filter"' "$events"; then
+# A cut is a finish_reason, or with the policy's `cut_shape: error` an error event.
+if grep -q -e '"finish_reason": *"content_filter"' -e '"code": *"content_filter"' "$events"; then
   echo "stopped by policy" >&2
   exit 3
 fi

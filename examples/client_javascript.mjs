@@ -49,6 +49,8 @@ try {
 } catch (error) {
   // Refusals before the reply (a wrong key, a body that isn't audited), and a stream that broke off.
   if (!(error instanceof OpenAI.APIError)) throw error;
+  const isCut = error.code === "content_filter"; // under a policy with `cut_shape: error`
   console.error(`${error.constructor.name}: ${error.message}`);
-  process.exitCode = 1;
+  if (isCut) console.error("stopped by policy");
+  process.exitCode = isCut ? 3 : 1;
 }

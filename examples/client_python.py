@@ -70,5 +70,8 @@ if __name__ == "__main__":
         sys.exit(main())
     except APIError as error:
         # Refusals before the reply (a wrong key, a body that isn't audited), and a stream that broke off.
+        is_cut = error.code == "content_filter"  # under a policy with `cut_shape: error`
         print(f"{type(error).__name__}: {error.message}", file=sys.stderr)
-        sys.exit(1)
+        if is_cut:
+            print("stopped by policy", file=sys.stderr)
+        sys.exit(3 if is_cut else 1)

@@ -39,7 +39,7 @@ def upstream(
     config: Annotated[Path, typer.Option(help="The settings.", exists=True, dir_okay=False)] = Path("guardtrace.yaml"),
     model: Annotated[str | None, typer.Option(help="The model to ask; the first of /models without it.")] = None,
 ) -> None:
-    """Send one small request and print where the reasoning is, whether it starts open, and the config line to write."""
+    """Send one small request and print where the reasoning is, whether it starts open, and a line for the settings."""
     try:
         settings = load_config(config, os.environ)
     except ConfigError as error:
@@ -122,6 +122,8 @@ def _doubts(settings: Config) -> Iterator[str]:
         yield "tenants: there are none, so every request is refused with 401"
     for name in settings.tenants_without_key:
         yield f"tenants.{name}: no key, and not anonymous_tenant: nobody is served as it"
+    for name in settings.tenants_with_a_known_key:
+        yield f"tenants.{name}: one of its keys is printed in the examples: make another (`guardtrace keys new`)"
 
 
 def _why(error: BaseException) -> str:
@@ -142,4 +144,5 @@ def _print(name: str, finding: Finding) -> None:
     typer.echo(f"usage:            {finding.usage}")
     for note in finding.notes:
         typer.secho(f"note: {note}", fg=typer.colors.YELLOW)
-    typer.echo(f"\nconfig line:\nupstreams: {{{name}: {{base_url: ..., thinking: {finding.config}}}}}")
+    typer.echo(f"\nwrite below upstreams.{name}, in place of its own `thinking` if it has one:")
+    typer.echo(f"    thinking: {finding.config}")

@@ -24,12 +24,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """An effective policy. ``origins`` says of each dotted key which file and line it came from, or ``default``."""
+    """An effective policy. ``origins`` says of each dotted key which file and line it came from, or ``default``;
+    ``written`` are those that stand in somebody's file rather than in a preset."""
 
     policy: Policy
     origins: dict[str, str]
     sha256: str
     warnings: tuple[str, ...]
+    written: frozenset[str]
 
 
 def find_policy(name: str, folder: Path) -> Path | None:
@@ -59,7 +61,7 @@ def load_policy(path: Path) -> LoadedPolicy:
     except ValidationError as error:
         raise PolicyError([_at_origin(problem, chain) for problem in problems_of(error, Policy, chain[0])]) from None
     # What a preset says beside the values of a file that extends it is nobody's mistake.
-    written = {key for file in chain if not _is_preset(file.path) for key in _leaves(file.content)}
+    written = frozenset(key for file in chain if not _is_preset(file.path) for key in _leaves(file.content))
     idle = (f"{key} has no effect {why} ({origins[key]})" for key, why in without_effect(policy, written))
     decided = (
         f"{own} ({origins[own]}) decides for {section}, not {general} ({origins[general]})"
@@ -70,7 +72,7 @@ def load_policy(path: Path) -> LoadedPolicy:
     for key in _leaves(effective):
         origins.setdefault(key, "default")
     digest = hashlib.sha256(json.dumps(effective, sort_keys=True).encode()).hexdigest()
-    return LoadedPolicy(policy, origins, digest, warnings)
+    return LoadedPolicy(policy, origins, digest, warnings, written)
 
 
 def _chain(path: Path) -> list[YamlFile]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from typing import TypeVar
 
 import structlog
 
 from guardtrace_proxy.gate import Decided, StreamGate
-from guardtrace_proxy.images import FetchError, ImageError, ImageLimits, RequestImage, is_remote, resolve_images
+from guardtrace_proxy.images import FetchError, HeldImages, ImageError, ImageLimits, is_remote, resolve_images
 from guardtrace_proxy.policy.schema import Policy, ReasoningField
 from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import Send
@@ -67,53 +67,54 @@ async def answer(
     about = _about(service, tenant, dialect, request, len(images), forwarded, trace)
     trace.describe(of_request(about))
     open_session = opener(service.auditor, request, images, about, opening)
-    async with sessions_of(request, open_session, service.config.auditor.timeout_ms) as sessions:
-        max_bytes = service.config.server.max_stream_bytes
-        reply = dialect.reply(request, ReplySettings(style, max_bytes, about.request_id))
-        gate = StreamGate(
-            policy,
-            reply,
-            capacity=min(session.capacity for session in sessions.values()),
-            max_stream_bytes=max_bytes,
-            choices=request.choices,
-        )
-        record = ReplyRecord(about, policy, gate, service, trace)
-        out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
-        body = _for_upstream(service, tenant, dialect, request, images, body)
-        kept_alive = out.kept_alive(service.drain) if request.stream else nullcontext()
-        asking = _asked(upstream, dialect.path, body, forwarded, trace, about, settings)
-
-        def count() -> None:
-            use.reply(gate.tokens_read)
-
-        def decided(outcome: Decided) -> None:
-            count()
-            record.decided(outcome)
-
-        async with kept_alive, asking as source:
-            exchange = Exchange(
-                gate,
-                service.plan_for(policy),
-                sessions,
-                open_session=open_session,
-                rest=reply.end,
-                close_upstream=source.close,
-                on_asked=record.asked,
-                on_decided=decided,
-                on_said=count,
+    with service.budget.counting(lambda: images.held_bytes):
+        async with sessions_of(request, open_session, service.config.auditor.timeout_ms) as sessions:
+            max_bytes = service.config.server.max_stream_bytes
+            reply = dialect.reply(request, ReplySettings(style, max_bytes, about.request_id))
+            gate = StreamGate(
+                policy,
+                reply,
+                capacity=min(session.capacity for session in sessions.values()),
+                max_stream_bytes=max_bytes,
+                choices=request.choices,
             )
-            with record.running():
-                try:
-                    if request.stream:
-                        events = events_of(source, reply, gate, settings.read_timeout_ms / 1000, record)
-                        with service.budget.counting(lambda: reply.kept_bytes + exchange.held_bytes):
-                            await send_stream(exchange, events, source, out, record, service.drain)
-                    else:
-                        await send_whole(exchange, source, reply, dialect, service, record, send)
-                finally:
-                    count()
-        if out.failure is not None:
-            service.metrics.error(out.failure.status)
+            record = ReplyRecord(about, policy, gate, service, trace)
+            out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
+            body = _for_upstream(service, tenant, dialect, request, images, body)
+            kept_alive = out.kept_alive(service.drain) if request.stream else nullcontext()
+            asking = _asked(upstream, dialect.path, body, forwarded, trace, about, settings)
+
+            def count() -> None:
+                use.reply(gate.tokens_read)
+
+            def decided(outcome: Decided) -> None:
+                count()
+                record.decided(outcome)
+
+            async with kept_alive, asking as source:
+                exchange = Exchange(
+                    gate,
+                    service.plan_for(policy),
+                    sessions,
+                    open_session=open_session,
+                    rest=reply.end,
+                    close_upstream=source.close,
+                    on_asked=record.asked,
+                    on_decided=decided,
+                    on_said=count,
+                )
+                with record.running():
+                    try:
+                        if request.stream:
+                            events = events_of(source, reply, gate, settings.read_timeout_ms / 1000, record)
+                            with service.budget.counting(lambda: reply.kept_bytes + exchange.held_bytes):
+                                await send_stream(exchange, events, source, out, record, service.drain)
+                        else:
+                            await send_whole(exchange, source, reply, dialect, service, record, send)
+                    finally:
+                        count()
+            if out.failure is not None:
+                service.metrics.error(out.failure.status)
 
 
 def _read(dialect: Dialect[Asked], body: bytes, settings: ModelSettings) -> Asked:
@@ -150,7 +151,7 @@ def _check_thinks(request: Request, policy: Policy) -> None:
     )
 
 
-async def _images(service: Service, request: Request) -> Sequence[RequestImage]:
+async def _images(service: Service, request: Request) -> HeldImages:
     settings = service.config.images
     limits = ImageLimits(settings.max_count, settings.max_bytes, settings.max_pixels)
     try:
@@ -194,11 +195,11 @@ def _for_upstream(
     tenant: Tenant,
     dialect: Dialect[Asked],
     request: Asked,
-    images: Sequence[RequestImage],
+    images: HeldImages,
     body: bytes,
 ) -> bytes:
     """The body that is sent on: with the very images that the auditor sees, and the tenant's salt if asked for."""
-    urls = [image.data_url for image in images] if any(is_remote(url) for url, _ in request.images) else None
+    urls = images.data_urls if any(is_remote(url) for url, _ in request.images) else None
     body = dialect.body_for_upstream(body, request, urls)
     if service.config.upstreams[tenant.upstream].cache_salt == "tenant":
         return with_cache_salt(body, tenant.name, service.cache_salts)

@@ -107,6 +107,8 @@ class GuardTraceApp:
         """Tenants and policies of ``config`` for all requests from now on."""
         for name in config.tenants_without_key:
             log.warning("tenant without a key, so nobody is served as it", tenant=name)
+        for name in config.tenants_with_a_known_key:
+            log.warning("tenant with a key that anybody knows", tenant=name)
         for name, loaded in config.policies.items():
             for warning in loaded.warnings:
                 log.warning("policy", policy=name, warning=warning)

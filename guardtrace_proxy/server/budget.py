@@ -1,5 +1,5 @@
-"""How many bytes are in memory for all requests together (``server.max_total_bytes``): their bodies, and their replies
-from when they come until they were sent, and what a reply keeps to its end."""
+"""How many bytes are in memory for all requests together (``server.max_total_bytes``): their bodies and images, their
+replies from when they come until they were sent, and what a reply keeps to its end."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,14 @@ from guardtrace_proxy.server.settings import (
     TracingSettings,
     UpstreamSettings,
 )
+
+EXAMPLE_KEYS = frozenset(
+    (
+        "sha256:509e83faa6425f2d51b3fe6d454bcd91c01cbc9d328d32afa427ff3dc54058b1",
+        "sha256:700f079c51a623beb6a9a08957d44c45117be4be4e2050ad3bf6dbd4e265cb7c",
+    )
+)
+"""Hashes of the keys that examples/README.md prints."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,11 @@ class Config:
     def tenants_without_key(self) -> list[str]:
         """Those that nobody can be."""
         return [name for name, each in self.tenants.items() if not each.keys and name != self.anonymous_tenant]
+
+    @property
+    def tenants_with_a_known_key(self) -> list[str]:
+        """Those that anybody can be."""
+        return [name for name, each in self.tenants.items() if EXAMPLE_KEYS & {key.lower() for key in each.keys}]
 
 
 F = TypeVar("F", bound=SettingsFile)
@@ -109,7 +122,9 @@ def config_of(
             )
             continue
         try:
-            policies[tenant.policy] = load_policy(found)
+            loaded = load_policy(found)
+            idle = _idle_thresholds(settings.auditor, loaded)
+            policies[tenant.policy] = replace(loaded, warnings=(*loaded.warnings, *idle))
         except PolicyError as error:
             problems += error.problems
     problems += _late_escalation(settings.auditor, policies, file)
@@ -193,6 +208,16 @@ def _late_escalation(
                 f"is above {least:g}, the lower threshold of policy {name}, which would then act on label reads alone; "
                 "lower it, or leave it out",
             )
+
+
+def _idle_thresholds(auditor: AuditorSettings, loaded: LoadedPolicy) -> Iterator[str]:
+    """Warnings of thresholds that somebody wrote where no audit gives probabilities."""
+    if auditor.depth != "annotate" or any(guard.backend != "openai" for guard in auditor.guards.values()):
+        return
+    for key in ("thresholds.potentially_harmful", "thresholds.harmful"):
+        if key in loaded.written:
+            why = "beside auditor.depth: annotate over HTTP, whose verdicts are certain of their level"
+            yield f"{key} has no effect {why} ({loaded.origins[key]})"
 
 
 def _audit_log(audit_log: AuditLogSettings, file: YamlFile) -> Iterator[Problem]:

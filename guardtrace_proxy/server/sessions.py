@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -11,7 +11,7 @@ import anyio
 from guardtrace_proxy.auditor.cascade import within
 from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, DoesNotFit, Session
-from guardtrace_proxy.images import RequestImage
+from guardtrace_proxy.images import HeldImages
 from guardtrace_proxy.server.about import About, of_choice
 from guardtrace_proxy.server.continued import ContinuedSession
 from guardtrace_proxy.server.errors import ApiError
@@ -24,16 +24,19 @@ OpenSession = Callable[[int], Awaitable[Session]]
 
 
 def opener(
-    auditor: Auditor, request: Request, images: Sequence[RequestImage], about: About, opening: Opening | None
+    auditor: Auditor, request: Request, images: HeldImages, about: About, opening: Opening | None
 ) -> OpenSession:
-    """Opens sessions of this request's choices; ``opening`` is how its ``prefill`` begins the reply."""
-    queries = [
-        Query([Turn(*turn) for turn in turns], images, stream=about.request_id, tenant=about.tenant)
-        for turns in request.queries
-    ]
+    """Opens sessions of this request's choices; ``opening`` is how its ``prefill`` begins the reply. With the last of
+    those that were asked for it lets the images go."""
+    unopened = set(range(request.choices))
 
     async def open_session(choice: int) -> Session:
-        session = await auditor.open(of_choice(queries, choice, request.n))
+        turns = [Turn(*turn) for turn in of_choice(request.queries, choice, request.n)]
+        query = Query(turns, await images.decoded(), stream=about.request_id, tenant=about.tenant)
+        session = await auditor.open(query)
+        unopened.discard(choice)
+        if not unopened:
+            images.let_go()
         if request.prefill is None or opening is None:
             return session
         try:

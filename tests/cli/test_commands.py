@@ -20,6 +20,7 @@ from guardtrace_proxy import __version__
 from guardtrace_proxy.auditor import published
 from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.policy.loading import PRESETS
+from guardtrace_proxy.server.config import load_config
 from tests.cli.serving import ENVIRON, GUARDTRACE, run, write_config
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, http, judging, model_server
 from tests.tls import private_authority
@@ -230,7 +231,7 @@ def thinker(body: dict[str, Any]) -> Iterable[bytes]:
     return [SSE_HEAD, chunk({"content": "Let me count."}), chunk({"content": "</think>3"}), chunk({}, "stop"), DONE]
 
 
-def test_check_upstream_prints_the_config_line_to_write(tmp_path):
+def test_check_upstream_prints_a_line_that_can_be_pasted(tmp_path):
     with model_server(thinker) as server:
         config = write_config(tmp_path, server.url, "http://127.0.0.1:9/v1")
         said = call("check", "upstream", "default", "--config", config)
@@ -239,8 +240,13 @@ def test_check_upstream_prints_the_config_line_to_write(tmp_path):
     assert "reasoning:        inline, <think> … </think>\n" in said.stdout
     assert "starts open:      yes\n" in said.stdout
     assert "usage:            none\n" in said.stdout
-    line = yaml.safe_load(said.stdout.partition("config line:\n")[2])
-    assert line["upstreams"]["default"]["thinking"] == {"style": "inline", "starts_open": True}
+    told, line = said.stdout.splitlines()[-2:]
+    assert told == "write below upstreams.default, in place of its own `thinking` if it has one:"
+    pasted = tmp_path / "pasted.yaml"
+    settings = f"upstreams:\n  default:\n    base_url: http://a/v1\n{line}\nauditor: {{base_url: http://b/v1}}\ntenants: {{}}\n"
+    pasted.write_text(settings)
+    thinking = load_config(pasted, {}).upstreams["default"].thinking
+    assert (thinking.style, thinking.starts_open) == ("inline", True)
 
 
 def test_check_upstream_that_cant_be_asked(tmp_path):
@@ -279,7 +285,8 @@ def test_check_config_says_what_would_be_served(tmp_path, monkeypatch):
     auditor = {"base_url": "http://127.0.0.1:3/v1", "api_key_env": "A_KEY", "depth": "annotate"}
     tenants = {"all": {"policy": "loose"}, "acme": {"policy": "test", "upstream": "other"}}
     config = write_config(tmp_path, "", "", upstreams=upstreams, auditor=auditor, tenants=tenants)
-    (tmp_path / "policies" / "loose.yaml").write_text("version: 1\nthinking: {mode: monitor}\n")
+    loose = "version: 1\nthinking: {mode: monitor}\nthresholds: {harmful: 0.4}\n"
+    (tmp_path / "policies" / "loose.yaml").write_text(loose)
     monkeypatch.chdir(tmp_path)
     said = call("check", "config")
     assert said.exit_code == 0
@@ -295,6 +302,7 @@ def test_check_config_says_what_would_be_served(tmp_path, monkeypatch):
     assert all(line.startswith("warning: ") for line in warnings)
     assert any("policy loose: thinking is guarded less than the answer" in line for line in warnings)
     assert any("so its published scores don't hold" in line for line in warnings)
+    assert any(line.startswith("warning: policy loose: thresholds.harmful has no effect") for line in warnings)
     assert "warning: tenants.acme: no key, and not anonymous_tenant: nobody is served as it" in warnings
     assert call("check", "config", config).stdout == said.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import socket
@@ -104,6 +105,15 @@ def test_a_tenant_that_nobody_can_be_is_told(tmp_path, auditor):
     with serving(write_config(tmp_path, "http://127.0.0.1:9/v1", auditor, tenants=tenants)) as running:
         lines = [json.loads(line) for line in running.log.read_text("utf-8").splitlines()]
     told = [(x["level"], x["tenant"]) for x in lines if x["event"] == "tenant without a key, so nobody is served as it"]
+    assert told == [("warning", "acme")]
+
+
+def test_a_tenant_that_anybody_can_be_is_told(tmp_path, auditor):
+    known = "sha256:" + hashlib.sha256(b"gt-example-acme-0dxHqoAGQukUtd_cVPUpQYdx4nuF0q_3PsoAoXII7VM").hexdigest()
+    tenants = {"all": {"policy": "test"}, "acme": {"policy": "test", "keys": [known.upper().replace("SHA", "sha")]}}
+    with serving(write_config(tmp_path, "http://127.0.0.1:9/v1", auditor, tenants=tenants)) as running:
+        lines = [json.loads(line) for line in running.log.read_text("utf-8").splitlines()]
+    told = [(x["level"], x["tenant"]) for x in lines if x["event"] == "tenant with a key that anybody knows"]
     assert told == [("warning", "acme")]
 
 

@@ -81,18 +81,17 @@ class Mount:
         self.folder = folder
         self.settings = folder / "guardtrace.yaml"
         self._versions = 0
-        (volume,) = POD["spec"]["volumes"]
-        self._items = {each["path"]: each["key"] for each in volume["configMap"]["items"]}
         folder.mkdir()
-        for top in {Path(path).parts[0] for path in self._items}:
-            (folder / top).symlink_to(Path("..data") / top)
 
     def fill(self, data: dict[str, str]) -> None:
         self._versions += 1
         version = self.folder / f"..{self._versions}"
-        for path, key in self._items.items():
-            (version / path).parent.mkdir(parents=True, exist_ok=True)
-            (version / path).write_text(data[key], "utf-8")
+        version.mkdir()
+        for key, text in data.items():
+            (version / key).write_text(text, "utf-8")
+            link = self.folder / key
+            if not link.is_symlink():
+                link.symlink_to(Path("..data") / key)
         new = self.folder / "..new"
         new.symlink_to(version.name)
         new.replace(self.folder / "..data")
@@ -129,18 +128,36 @@ def test_the_config_map_has_no_key_that_anybody_knows(config: Config) -> None:
 def test_all_of_the_config_map_is_mounted_where_the_image_looks() -> None:
     (volume,), (mount,) = POD["spec"]["volumes"], PROXY["volumeMounts"]
     assert volume["name"] == mount["name"]
-    assert volume["configMap"]["name"] == manifest("ConfigMap")["metadata"]["name"]
-    assert {each["key"] for each in volume["configMap"]["items"]} == manifest("ConfigMap")["data"].keys()
+    assert volume["configMap"] == {
+        "name": manifest("ConfigMap")["metadata"]["name"]
+    }  # no items: a new key is there, too
     assert "subPath" not in mount
     assert f"{mount['mountPath']}/guardtrace.yaml" in ENTRYPOINT
 
 
 def test_policies_of_the_config_map_are_its_own(config: Config, mount: Mount) -> None:
-    shown = CliRunner(env={"COLUMNS": "200"}).invoke(
-        app, ["policy", "explain", str(mount.folder / "policies" / "acme.yaml")]
-    )
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["policy", "explain", str(mount.folder / "acme.yaml")])
     assert shown.exit_code == 0
-    assert set(config.policies) == {"acme"} == {path.stem for path in (mount.folder / "policies").iterdir()}
+    assert (
+        set(config.policies) == {"acme"} == {Path(key).stem for key in manifest("ConfigMap")["data"]} - {"guardtrace"}
+    )
+
+
+def test_one_more_policy_is_one_more_key(mount: Mount) -> None:
+    data = manifest("ConfigMap")["data"]
+    settings = data["guardtrace.yaml"].replace("policy: acme", "policy: other")
+    other = {"guardtrace.yaml": settings, "other.yaml": "version: 1\nextends: acme\n"}
+    mount.fill({**data, **other})
+    assert set(load_config(mount.settings, ENVIRON).policies) == {"other"}
+
+
+def test_metrics_are_kept_from_all_but_prometheus() -> None:
+    spec = manifest("NetworkPolicy")["spec"]
+    assert spec["policyTypes"] == ["Ingress"]
+    open_to_all = {port["port"] for rule in spec["ingress"] if "from" not in rule for port in rule["ports"]}
+    kept = {port["port"] for rule in spec["ingress"] if rule.get("from") for port in rule["ports"]}
+    assert (open_to_all, kept) == ({"http"}, {"metrics"})
+    assert open_to_all | kept == set(PORTS)
 
 
 def test_ports_are_those_of_the_settings(config: Config) -> None:
@@ -169,6 +186,7 @@ def test_what_selects_pods_selects_these() -> None:
         manifest("Deployment")["spec"]["selector"]["matchLabels"],
         manifest("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
         manifest("Service")["spec"]["selector"],
+        manifest("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
         spread["labelSelector"]["matchLabels"],
     ]
     assert all(selector and selector.items() <= labels for selector in selectors)
@@ -227,6 +245,59 @@ def test_the_entry_point_serves_the_config_map(mount: Mount, monkeypatch: pytest
             assert running.stop() == 0
             lines = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
             assert "cut" in [line["action"] for line in lines if line.get("kind") == "decision"]
+
+
+# The settings' folder, as examples/README.md makes it
+
+
+README = (ROOT / "examples" / "README.md").read_text("utf-8")
+
+
+def commands(start: str) -> list[str]:
+    """Those of README's block with a line that begins so, each on one line."""
+    (block,) = [text for text in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if f"\n{start}" in f"\n{text}"]
+    return block.replace("\\\n", " ").splitlines()
+
+
+@pytest.fixture(name="settings")
+def made(tmp_path: Path) -> Path:
+    """Its lines, in a checkout."""
+    for name in ("examples", "policies"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("node_modules"))
+    lines = "\n".join(commands("mkdir settings"))
+    subprocess.run(["sh", "-e", "-c", lines], cwd=tmp_path, check=True, timeout=60)
+    return tmp_path / "settings"
+
+
+def test_the_settings_folder_is_whole_by_itself(settings: Path, tmp_path: Path) -> None:
+    alone = settings.rename(tmp_path / "alone")
+    shutil.rmtree(tmp_path / "policies")
+    config = load_config(alone / "guardtrace.yaml", {})
+    assert config.policies_dir == alone / "policies"
+    assert set(config.policies) == {"acme", "research"}
+
+
+def test_the_container_is_run_as_it_is_built(settings: Path) -> None:
+    """The image has the published prompt, takes the folder, and is told last where to listen."""
+    build, run = map(shlex.split, commands("docker build"))
+    given = {word.partition("=")[0] for word in build if word.startswith("PROMPT_")}
+    assert (
+        given
+        == {"PROMPT_COMMIT", "PROMPT_SHA256"}
+        <= {value.rstrip("=") for name, value in instructions() if name == "ARG"}
+    )
+    image = build[build.index("--tag") + 1]
+    assert image == PROXY["image"]
+    assert f"target={Path(ENTRYPOINT[ENTRYPOINT.index('--config') + 1]).parent}," in " ".join(run)
+    assert (
+        int(run[run.index("--stop-timeout") + 1]) >= ServerSettings().drain_ms / 1000 + TO_END_SECONDS + SPARE_SECONDS
+    )
+    more = run[run.index(image) + 1 :]
+    options = [word for word in ENTRYPOINT[2:] if word != "--config" and not word.endswith(".yaml")]
+    with serving(settings / "guardtrace.yaml", *options, *more, "--metrics-port", "0") as running:
+        lines = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
+    (told,) = [line for line in lines if line["event"] == "serving"]
+    assert (told["host"], told["metrics_host"]) == ("127.0.0.1", "127.0.0.1")
 
 
 # The image
@@ -309,14 +380,14 @@ def test_the_units_commands_are_the_programs() -> None:
     assert tell == "/bin/kill -HUP $MAINPID"
 
 
-def test_the_units_command_checks_settings(tmp_path: Path) -> None:
+def test_the_units_command_checks_settings(settings: Path) -> None:
     (before,) = unit()["ExecStartPre"]
     words = shlex.split(before)[1:]
-    shutil.copytree(ROOT / "policies", tmp_path / "policies")
-    right = (ROOT / "examples" / "guardtrace.yaml").read_text("utf-8").replace("../policies", "policies")
+    file = settings / "guardtrace.yaml"
+    right = file.read_text("utf-8")
     for text, is_right in ((right, True), (right + "\nunheard_of: 1\n", False)):
-        (tmp_path / "guardtrace.yaml").write_text(text, "utf-8")
-        done = CliRunner().invoke(app, [word.replace("/etc/guardtrace", str(tmp_path)) for word in words])
+        file.write_text(text, "utf-8")
+        done = CliRunner().invoke(app, [word.replace("/etc/guardtrace", str(settings)) for word in words])
         assert (done.exit_code == 0) == is_right, done.output
 
 

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.demo.serving import served
 from guardtrace_proxy.server.app import GuardTraceApp
-from guardtrace_proxy.server.config import Config, load_config
+from guardtrace_proxy.server.config import EXAMPLE_KEYS, Config, load_config
 from guardtrace_proxy.server.tenants import Tenants
 from tests.clients.driving import NODE_MODULES, lacking, node_program
 from tests.server.scripted import DONE, SSE_HEAD, Script, by_word, chunk, http, judging, model_server, stream
@@ -35,8 +37,9 @@ def replaying(thinking: str, answer: str) -> Script:
 
 
 @contextmanager
-def example_proxy(upstream: Script, folder: Path) -> Iterator[str]:
-    """``examples/guardtrace.yaml`` with its two servers' addresses replaced, a free port for metrics, and nothing else."""
+def example_proxy(upstream: Script, folder: Path, cut_shape: str = "content_filter") -> Iterator[str]:
+    """``examples/guardtrace.yaml`` with its two servers' addresses replaced, a free port for metrics, and nothing else;
+    cuts of tenant acme have ``cut_shape``."""
     with model_server(upstream) as model, model_server(judging(by_word)) as guard:
         text = (EXAMPLES / "guardtrace.yaml").read_text("utf-8")
         assert "http://127.0.0.1:9000/v1" in text
@@ -47,6 +50,10 @@ def example_proxy(upstream: Script, folder: Path) -> Iterator[str]:
         (folder / "examples").mkdir()
         (folder / "examples" / "guardtrace.yaml").write_text(text, "utf-8")
         shutil.copytree(ROOT / "policies", folder / "policies")
+        acme = folder / "policies" / "acme.yaml"
+        policy = acme.read_text("utf-8")
+        assert "cut_shape: content_filter" in policy
+        acme.write_text(policy.replace("cut_shape: content_filter", f"cut_shape: {cut_shape}"), "utf-8")
         config = load_config(folder / "examples" / "guardtrace.yaml", {})
         with served(GuardTraceApp(config, environ={})) as url:
             yield url + "/v1"
@@ -82,6 +89,21 @@ def test_the_printed_keys_belong_to_their_tenants() -> None:
         assert tenant is not None
         assert tenant.name == key.split("-")[2]
         assert hashlib.sha256(key.encode()).hexdigest() in (EXAMPLES / "guardtrace.yaml").read_text("utf-8")
+
+
+def test_whoever_keeps_a_printed_key_is_warned(config: Config, tmp_path: Path) -> None:
+    assert config.tenants_with_a_known_key == list(config.tenants)
+    printed = KEY.findall((EXAMPLES / "README.md").read_text("utf-8"))
+    assert {f"sha256:{hashlib.sha256(key.encode()).hexdigest()}" for key in printed} == EXAMPLE_KEYS
+    said = CliRunner().invoke(app, ["check", "config", str(EXAMPLES / "guardtrace.yaml")])
+    for name in ("acme", "research"):
+        assert f"warning: tenants.{name}: one of its keys is printed in the examples" in said.output
+
+
+def test_no_other_page_has_a_printed_key() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text("utf-8")
+        assert not [key for key in EXAMPLE_KEYS if key in text], page.name
 
 
 @pytest.mark.parametrize("script", ["client_python.py", "client_javascript.mjs", "client_curl.sh"])
@@ -145,12 +167,13 @@ def test_a_client_shows_a_benign_reply_whole(command: list[str], tmp_path: Path)
         assert done.stdout == f"\n[thinking]\n{THINKING} \n[answer]\nIt is 391. \n\nfinish_reason: stop\n"
 
 
-def test_a_client_handles_a_cut(command: list[str], tmp_path: Path) -> None:
-    with example_proxy(replaying(LEAK, "I can't help with that."), tmp_path) as url:
+@pytest.mark.parametrize("cut_shape", ["content_filter", "refusal", "error"])
+def test_a_client_handles_a_cut(command: list[str], tmp_path: Path, cut_shape: str) -> None:
+    with example_proxy(replaying(LEAK, "I can't help with that."), tmp_path, cut_shape) as url:
         done = run(command, url)
     assert done.returncode == 3, done.stderr
     assert "HARM" not in done.stdout
-    assert "This response was stopped by policy." in done.stdout
+    assert "This response was stopped by policy." in done.stdout + done.stderr
     assert done.stderr.endswith("stopped by policy\n")
 
 

@@ -434,7 +434,7 @@ def resolved(urls: list[str], server: ImageServer, limits: ImageLimits) -> list[
         await fetcher.start()
         try:
             images = [(url, f"images[{index}]") for index, url in enumerate(urls)]
-            return [found.data_url for found in await resolve_images(images, limits, fetcher)]
+            return (await resolve_images(images, limits, fetcher)).data_urls
         finally:
             await fetcher.aclose()
 

@@ -293,6 +293,30 @@ def test_every_policy_that_would_be_escalated_too_late_is_named_at_its_line(tmp_
     assert load(tmp_path, text.replace("0.4", "0.2")).auditor.escalate_at == 0.2
 
 
+@pytest.mark.parametrize(
+    ("auditor", "is_idle"),
+    [
+        ("{base_url: 'http://a/v1', depth: annotate}", True),
+        ("{base_url: 'http://a/v1', depth: annotate, fallback: {base_url: 'http://b/v1'}}", True),
+        ("{base_url: 'http://a/v1', depth: annotate, fallback: {backend: transformers}}", False),
+        ("{backend: transformers, depth: annotate}", False),
+        ("{base_url: 'http://a/v1', depth: label}", False),
+        ("{base_url: 'http://a/v1'}", False),
+    ],
+)
+def test_thresholds_beside_an_auditor_without_probabilities_are_warned_of(tmp_path, auditor, is_idle):
+    """Those of a preset aren't: nobody wrote them."""
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("version: 1\nextends: strict\nthresholds: {harmful: 0.2}\n")
+    tenants = "tenants: {a: {policy: mine}, b: {policy: strict}}\n"
+    config = load(tmp_path, UPSTREAMS + tenants + f"auditor: {auditor}\n")
+    said = [warning for warning in config.policies["mine"].warnings if "thresholds.harmful has no effect" in warning]
+    assert bool(said) == is_idle
+    assert all(f"({folder / 'mine.yaml'}:3)" in warning for warning in said)
+    assert not any("thresholds" in warning for warning in config.policies["strict"].warnings)
+
+
 OTHERS = {
     "no upstream": ("upstreams: {}", "1: upstreams: expected at least one upstream"),
     "upstream without URL": ("upstreams: {default: {}}", "1: upstreams.default.base_url: required, but missing"),

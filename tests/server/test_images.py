@@ -5,15 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from PIL import Image
 
-from guardtrace_proxy.images import AllowList, ImageFetcher
+from guardtrace_proxy.images import AllowList, ImageFetcher, decode_image
+from guardtrace_proxy.images.held import BYTES_A_PIXEL
 from tests.images.serving import (
     LOOPBACK,
     ImageServer,
@@ -26,7 +31,8 @@ from tests.images.serving import (
     reply,
 )
 from tests.server.running import Running, proxy
-from tests.server.scripted import SSE_HEAD, stream
+from tests.server.scripted import DONE, SSE_HEAD, Script, by_word, chunk, judging, model_server, stream
+from tests.waiting import eventually
 
 PNG = picture(size=(40, 30))
 FRAMES = stream("A small picture.", "Blue.")
@@ -247,3 +253,103 @@ def test_images_that_do_not_fit_the_auditor_are_refused(both: tuple[Running, Ima
     with pytest.raises(openai.BadRequestError) as caught:
         running.client.chat.completions.create(**asking(*[f"data:image/png;base64,{data}"] * 10))
     assert caught.value.code == "does_not_fit_auditor"
+
+
+# How long decoded images stay
+
+LARGE = (1000, 1000)
+LARGE_BYTES = BYTES_A_PIXEL * 1000 * 1000
+LARGE_URL = f"data:image/png;base64,{base64.b64encode(picture(size=LARGE)).decode()}"
+
+
+@dataclass
+class Paused:
+    """A reply of which only ``early`` choices begin before ``end``."""
+
+    end: threading.Event = field(default_factory=threading.Event)
+
+    def upstream(self, choices: int, early: int) -> Script:
+        def script(_: dict[str, Any]) -> Iterator[bytes]:
+            yield SSE_HEAD
+            for index in range(choices):
+                if index == early:
+                    self.end.wait(30)
+                for word in "All of this is quite fine and there is more of it".split():
+                    yield chunk({"content": word + " "}, index=index)
+            self.end.wait(30)
+            for index in range(choices):
+                yield chunk({}, "stop", index=index)
+            yield DONE
+
+        return script
+
+
+@contextmanager
+def streaming(body: dict[str, Any], choices: int = 1, early: int | None = None, **options: Any) -> Iterator[Running]:
+    """The reply runs, and some of it was judged."""
+    paused = Paused()
+    with proxy(paused.upstream(choices, early or choices), **options) as running:
+        url = running.url + "/v1/chat/completions"
+        with httpx.stream("POST", url, json=body, trust_env=False, timeout=30) as reply:
+            came = reply.iter_bytes()
+            data = b""
+            try:
+                while b"fine" not in data:
+                    data += next(came)
+                yield running
+            finally:
+                paused.end.set()
+            assert b"[DONE]" in data + b"".join(came)
+        assert eventually(lambda: running.app.service.budget.total == 0)
+
+
+def held(running: Running) -> int:
+    return running.app.service.budget.total
+
+
+def test_pixels_are_gone_while_the_reply_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[weakref.ref[Image.Image]] = []
+
+    def spying(*given: Any) -> Image.Image:
+        pixels = decode_image(*given)
+        decoded.append(weakref.ref(pixels))
+        return pixels
+
+    monkeypatch.setattr("guardtrace_proxy.images.data_urls.decode_image", spying)
+    with streaming(asking(LARGE_URL)) as running:
+        assert eventually(lambda: [pixels() for pixels in decoded] == [None])
+        assert 0 < held(running) < LARGE_BYTES
+    assert images_of(running.auditor.bodies[-1])
+
+
+def test_pixels_that_an_auditor_with_a_fallback_may_need_again_count() -> None:
+    with model_server(judging(by_word)) as second:
+        fallback = {"auditor": {"fallback": {"base_url": second.url}}}
+        with streaming(asking(LARGE_URL), config=fallback) as running:
+            assert held(running) >= LARGE_BYTES
+
+
+def test_pixels_count_until_the_last_choice_has_its_session() -> None:
+    with streaming({**asking(LARGE_URL), "n": 2}, choices=2, early=1) as running:
+        assert held(running) >= LARGE_BYTES
+    with streaming({**asking(LARGE_URL), "n": 2}, choices=2) as running:
+        assert eventually(lambda: held(running) < LARGE_BYTES)
+
+
+def test_a_choice_that_nobody_asked_for_is_judged_with_the_image() -> None:
+    """By then the pixels were let go."""
+    with streaming(asking(LARGE_URL), choices=2) as running:
+        assert eventually(lambda: held(running) < LARGE_BYTES)
+        assert eventually(lambda: len(running.auditor.bodies) > 1)
+    assert all(images_of(body) for body in running.auditor.bodies if "What is this?" in str(body))
+
+
+def test_what_was_fetched_counts_to_the_end() -> None:
+    names = Names(images_test=[LOOPBACK])
+    with image_server(lambda path: [REPLIES[path]]) as server:
+        fetcher = ImageFetcher(AllowList([server.url("/")]), 30_000, resolver=names, may_connect=is_test_server)
+        settings = {"images": {"allow_urls": [server.url("/")]}}
+        body = asking(server.url("/photograph"))
+        with streaming(body, config=settings, image_fetcher=fetcher) as running:
+            size = len(base64.b64encode(picture("JPEG", (3000, 2000))))
+            assert eventually(lambda: size <= held(running) < BYTES_A_PIXEL * 3000 * 2000)
