@@ -63,8 +63,8 @@ def test_a_seed_gives_the_same_requests(corpus, tmp_path):
 def test_harmless_requests_whose_traces_tell_something_can_be_fewer(corpus, tmp_path):
     def telling(folder: Path, harm: bool) -> list[str]:
         made = ((row.id, sample_of(3, int(row.id.rpartition("-")[2]))) for row in requests(folder))
-        kept = ((id, sample) for id, sample in made if sample.cue == "text" and sample.harm == harm)
-        return [id for id, sample in kept if whole(sample).strength > 0]
+        kept = ((name, sample) for name, sample in made if sample.cue == "text" and sample.harm == harm)
+        return [name for name, sample in kept if whole(sample).strength > 0]
 
     expand(tmp_path, count=60, seed=3, telling_harmless=0.2)
     assert 0 < len(telling(tmp_path, harm=False)) < 0.5 * len(telling(corpus, harm=False))
