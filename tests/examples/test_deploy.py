@@ -370,11 +370,14 @@ DOCUMENTED = re.findall(
 
 def essence(expression: str) -> list[str]:
     """Metrics, label values, times and thresholds in their order: all but how it is grouped."""
-    return re.findall(r"guardtrace_\w+|\w+=\"\w+\"|\[\w+\]|[<>=]=? [\d.]+|rate|increase|quantile\([\d.]+", expression)
+    return re.findall(
+        r"guardtrace_\w+|\bup\b|\w+=~?\"[^\"]+\"|\[\w+\]|[<>=]=? [\d.]+|rate|increase|absent|\bor\b|quantile\([\d.]+",
+        expression,
+    )
 
 
 def test_every_documented_alert_is_a_rule() -> None:
-    assert len(DOCUMENTED) == len(RULES) == 9
+    assert len(DOCUMENTED) == len(RULES) == 14
     for (when, expression), rule in zip(DOCUMENTED, RULES, strict=True):
         assert f": {when}" in rule["annotations"]["summary"]
         assert essence(rule["expr"]) == essence(expression), when
@@ -391,7 +394,8 @@ def test_a_rule_says_how_long_how_bad_where_and_what_to_read(rule: dict[str, Any
     shown = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
     groups = [set(found.split(", ")) - {"le"} for found in re.findall(r"by \(([^)]+)\)", rule["expr"])]
     assert all(group == shown for group in groups)
-    assert shown in ({"instance"}, {"tenant"})
+    assert shown in ({"instance"}, {"tenant"}, {"job"})
+    assert ("job" in shown) is rule["expr"].startswith("absent(")  # what is absent has no instance
     assert len(groups) == len(re.findall(r"\b(?:sum|max|avg)\b", rule["expr"]))
 
 
@@ -401,6 +405,18 @@ def test_the_alert_of_a_given_up_auditor_holds_in_every_state_of_an_outage() -> 
     (found,) = re.findall(r"^guardtrace_auditor_circuit\{state=\"(\w+)\"\} == ([01])$", rule["expr"])
     state, value = Circuit(found[0]), int(found[1])
     assert {now for now in Circuit if int(now is state) == value} == {Circuit.OPEN, Circuit.HALF_OPEN}
+
+
+SHARES = [rule for rule in RULES if "replies_total" in rule["expr"]]
+
+
+@pytest.mark.parametrize("rule", SHARES, ids=[rule["alert"] for rule in SHARES])
+def test_a_share_is_of_what_is_counted_alike(rule: dict[str, Any]) -> None:
+    """Above and below the line are the same groups and the same time, and all that is counted above is below, too."""
+    above, below = rule["expr"].split("/")
+    assert set(re.findall(r"by \(\w+\)|\[\w+\]", above)) == set(re.findall(r"by \(\w+\)|\[\w+\]", below))
+    assert set(re.findall(r"guardtrace_\w+", above)) <= set(re.findall(r"guardtrace_\w+", below))
+    assert "{" not in below
 
 
 def test_rules_have_names_of_their_own() -> None:
