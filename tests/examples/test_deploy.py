@@ -26,11 +26,12 @@ from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.cli.serve import LAST_SECONDS
 from guardtrace_proxy.cli.workers import DID_NOT_START
 from guardtrace_proxy.server.config import Config, load_config
-from guardtrace_proxy.server.service import CLOSE_SECONDS
+from guardtrace_proxy.server.service import CLOSE_SECONDS, PROBE_AGAIN_SECONDS
 from guardtrace_proxy.server.settings import ServerSettings
 from tests.cli import serving as cli_serving
 from tests.cli.serving import serving
 from tests.docs.test_docs import anchors
+from tests.ports import free_port
 from tests.server.scripted import SSE_HEAD, by_word, judging, model_server, stream
 from tests.waiting import eventually
 
@@ -196,6 +197,31 @@ def test_the_image_is_this_version() -> None:
     assert f"guardtrace-proxy:{__version__} " in (DEPLOY / "Dockerfile").read_text("utf-8")
 
 
+def test_a_rollout_with_an_auditor_that_doesnt_answer_stops_at_one_pod(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readiness alone would let it replace every pod that serves well."""
+    for name, value in ENVIRON.items():
+        monkeypatch.setitem(cli_serving.ENVIRON, name, value)
+    data = manifest("ConfigMap")["data"]
+    wrong = data["guardtrace.yaml"].replace("guardtrace-auditor:9001", f"127.0.0.1:{free_port()}")
+    mount.fill({**data, "guardtrace.yaml": wrong})
+    options = [word for word in ENTRYPOINT[2:] if word != "--config" and not word.endswith(".yaml")]
+    with serving(mount.settings, *options, "--metrics-port", "0") as running:
+        status = {
+            kind: httpx.get(running.url + PROXY[f"{kind}Probe"]["httpGet"]["path"], trust_env=False).status_code
+            for kind in ("startup", "readiness", "liveness")
+        }
+    assert status == {"startup": 503, "readiness": 200, "liveness": 200}
+    strategy = manifest("Deployment")["spec"]["strategy"]["rollingUpdate"]
+    assert strategy == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_a_pod_has_time_for_several_tries_of_the_audit() -> None:
+    probe = PROXY["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 10 * PROBE_AGAIN_SECONDS
+
+
 def test_the_entry_point_serves_the_config_map(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its probes are answered, a key that is put into the ConfigMap counts, decisions go to standard output, SIGTERM ends it."""
     for name, value in ENVIRON.items():
@@ -209,10 +235,10 @@ def test_the_entry_point_serves_the_config_map(mount: Mount, monkeypatch: pytest
         mount.fill({**data, "guardtrace.yaml": settings})
         options = [word for word in ENTRYPOINT[2:] if word != "--config" and not word.endswith(".yaml")]
         with serving(mount.settings, *options, "--metrics-port", "0") as running:
-            for probe in (PROXY["readinessProbe"], PROXY["livenessProbe"]):
+            for probe in (PROXY[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")):
                 assert probe["httpGet"]["port"] == "http"
-                answer = httpx.get(running.url + probe["httpGet"]["path"], trust_env=False)
-                assert answer.status_code == 200
+                url = running.url + probe["httpGet"]["path"]
+                assert eventually(lambda url=url: httpx.get(url, trust_env=False).status_code == 200)
             mount.fill({**data, "guardtrace.yaml": settings.replace(NOBODYS, hashlib.sha256(key.encode()).hexdigest())})
             assert eventually(lambda: "settings reloaded" in running.log.read_text())
             asked = {"model": "m", "messages": [{"role": "user", "content": "Please help."}], "stream": True}
