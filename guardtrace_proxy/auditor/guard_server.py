@@ -29,6 +29,9 @@ LOOK_AT = {
     404: "base_url, which usually ends in /v1, and at model, its name on that server",
 }
 """The settings of the auditor that most often lead to a status."""
+OVERLOADED = frozenset((429, 502, 503, 504))
+"""The server's own trouble, or what a balancer says of one that is gone or silent: no request's doing. A 504 comes as
+late as a timeout, so each stream would wait for it again."""
 
 
 class BadRequest(AuditorFailure):
@@ -177,7 +180,7 @@ def completion_of(reply: bytes) -> Completion:
 
 def refusal(status: int) -> AuditorFailure:
     """What an HTTP status other than 200 means."""
-    kind = FailureKind.OVERLOADED if status in (429, 503) else FailureKind.REFUSED
+    kind = FailureKind.OVERLOADED if status in OVERLOADED else FailureKind.REFUSED
     look_at = LOOK_AT.get(status)
     failure = BadRequest if status == 400 else AuditorFailure
     return failure(

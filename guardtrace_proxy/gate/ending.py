@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 from guardtrace_proxy.wire.events import Event, EventKind
 from guardtrace_proxy.wire.reply import Writer
+
+
+class End(str, Enum):
+    """How a reply ended, as its client can tell. The values are what metrics, logs and traces carry."""
+
+    WHOLE = "whole"
+    """By the upstream's own end, or a cut's."""
+    BROKEN_OFF = "broken_off"
+    """With an error event: the upstream's own, or one for what it did, for a bound, or since the reply was stopped."""
 
 
 class Ending:
@@ -14,6 +24,8 @@ class Ending:
 
     def __init__(self, writer: Writer, *, marks_estimates: bool) -> None:
         self.is_known = False
+        self.is_error = False
+        """Whether the last words that were said are an error of ours; a cut's isn't one."""
         self.usage: dict[str, Any] | None = None
         """What the upstream said last that it used, in its own words."""
         self._writer = writer
@@ -38,6 +50,11 @@ class Ending:
         """Nothing more comes; ``words`` writes the end of the stream, the upstream's or ours."""
         self.is_known = True
         self._words = words
+
+    def error(self, why: str) -> bytes:
+        """Last words for a reply that broke off. To be written when they are said, since a cut may take their place."""
+        self.is_error = True
+        return self._writer.error(why, "upstream_error", "upstream_error")
 
     def say(self, tokens_read: int) -> bytes:
         """The last words, once: whatever ran ahead of the last verdict, they leave behind it."""

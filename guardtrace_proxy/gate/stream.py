@@ -1,8 +1,9 @@
 """The gate of one reply: it holds the upstream's events in their order until every choice in them may go.
 
 Sans-I/O. Feed it with ``receive``, ``end``, ``judged``, ``audit_failed`` and ``tick``; after each call carry out what
-``take`` returns, and look at ``deadline``, ``wants_reading``, ``wants_upstream``, ``said_all`` and ``finished``. Times
-are seconds of any monotonic clock. It doesn't know whether a proxy, a model server's middleware or a replay drives it.
+``take`` returns, and look at ``deadline``, ``wants_reading``, ``wants_upstream``, ``said_all``, ``ended`` and
+``finished``. Times are seconds of any monotonic clock. It doesn't know whether a proxy, a model server's middleware or
+a replay drives it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from guardtrace_proxy.gate.choice import Choice
 from guardtrace_proxy.gate.choices import Choices
-from guardtrace_proxy.gate.ending import Ending
+from guardtrace_proxy.gate.ending import End, Ending
 from guardtrace_proxy.gate.notes import Marks, cut_of
 from guardtrace_proxy.gate.outputs import Decided, Output, Release
 from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue
@@ -43,6 +44,8 @@ class StreamGate:
         self.finished = False
         self.said_all = False
         """Nothing more leaves; verdicts that are only recorded may be due."""
+        self.ended: End | None = None
+        """How, from when it has said all."""
         self.wants_upstream = True
         """False as soon as nothing that the upstream could still say matters: close it at once."""
         self.run: Run | None = None
@@ -219,14 +222,11 @@ class StreamGate:
     def _break_off(self, why: str) -> None:
         """What is held is still judged, and released or dropped; then an error, and never an end that looks whole."""
         self.wants_upstream = False
-        self._end(lambda: self._error(why))
+        self._end(lambda: self._ending.error(why))
 
     def _last_word(self, done: bytes) -> bytes:
         """The upstream's end of the stream, unless a choice is left that neither it nor a cut has finished."""
-        return done if self._saw_error or self._choices.all_over else self._error(BROKEN_OFF)
-
-    def _error(self, why: str) -> bytes:
-        return self._writer.error(why, "upstream_error", "upstream_error")
+        return done if self._saw_error or self._choices.all_over else self._ending.error(BROKEN_OFF)
 
     def _end(self, last_words: Callable[[], bytes]) -> None:
         self._ending.set(last_words)
@@ -287,6 +287,7 @@ class StreamGate:
     def _drop_held(self) -> None:
         """Release what is clear and forget the rest: the whole stream stops here."""
         self._outputs.append(Release(self._queue.pop_clear()))
+        self._lost_error |= self._queue.drop_error()
         self._queue.clear()
         self._choices.stop()
         self.wants_upstream = False
@@ -334,3 +335,5 @@ class StreamGate:
             words = self._ending.say(self.tokens_read)
             if words:
                 self._outputs.append(Release(words))
+            is_error = self._ending.is_error or (self._saw_error and not self._lost_error)
+            self.ended = End.BROKEN_OFF if is_error else End.WHOLE

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("guardtrace")
 
 CLOSE = (b"connection", b"close")
+PROBE_REQUIRED = b"probe=required"
+"""The only query of ``/readyz``."""
 
 
 class GuardTraceApp:
@@ -178,7 +180,7 @@ class GuardTraceApp:
         if reads and path == "/healthz":
             await respond_json(send, 200, {"status": "ok"})
         elif reads and path == "/readyz":
-            await self._ready(send)
+            await self._ready(scope, send)
         elif reads and path == "/v1/models":
             await self._models(scope, receive, send, forwarded)
         elif method == "POST" and path in BY_ROUTE:
@@ -289,9 +291,11 @@ class GuardTraceApp:
             raise unauthorized()
         return tenant
 
-    async def _ready(self, send: Send) -> None:
+    async def _ready(self, scope: Scope, send: Send) -> None:
         service = self.service
-        ready = service.probed is not None
+        # A rollout waits for an answer of the auditor's: that one was tried is enough to serve, not to replace those
+        # that serve well.
+        ready = service.probed == "ok" if _requires_probe(scope) else service.probed is not None
         auditor = {
             "name": service.auditor.name,
             "probe": service.probed,
@@ -301,3 +305,17 @@ class GuardTraceApp:
         status = "ready" if ready else "starting"
         content = {"status": status, "running": service.shedding.running, "auditor": auditor}
         await respond_json(send, 200 if ready else 503, content)
+
+
+def _requires_probe(scope: Scope) -> bool:
+    """Whether ``/readyz`` was asked with ``?probe=required``; raises ApiError 400 for any other query, since a misspelt
+    one would let every process through."""
+    query = scope.get("query_string", b"")
+    if query not in (b"", PROBE_REQUIRED):
+        raise ApiError(
+            400,
+            "probe: /readyz takes no query but ?probe=required, by which it is ready once the auditor has answered.",
+            param="probe",
+            code="invalid_value",
+        )
+    return bool(query)

@@ -37,6 +37,8 @@ async def send_stream(
     async def write(data: bytes, more: bool) -> None:
         await out.write(data, more)
         record.moved()
+        if not more:
+            record.taken()
 
     with drain.may_stop(exchange.stop):
         await exchange.run(events, write)
@@ -97,6 +99,7 @@ async def send_whole(
         status = dialect.statuses.get(status, status)
         headers = [JSON, *source.limits, *record.headers(final=True)]
         await respond(send, status, b"".join(parts) if rejected is None else rejected.body, headers)
+        record.taken()
 
     with service.budget.whole() as came:
         completion = await _read_whole(source, reply, service.config.server.max_stream_bytes, came)

@@ -5,20 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 
 import structlog
 
-from guardtrace_proxy.gate import Decided, StartAudit, StreamGate
+from guardtrace_proxy.gate import Decided, End, StartAudit, StreamGate
 from guardtrace_proxy.policy.schema import Action, Policy
 from guardtrace_proxy.records.lines import encoded
 from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import Headers
 from guardtrace_proxy.server.audit_line import audit_line
+from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.span_attributes import of_audit, of_usage
 from guardtrace_proxy.telemetry.tracing import RequestTrace
 
 log = structlog.get_logger("guardtrace")
+
+LEFT = "left"
+"""In place of an ``End``: the reply wasn't said to its end, or its client didn't take it."""
+
+
+class Reason(str, Enum):
+    """Why the most severe action was carried out. The values are what metrics, logs and traces carry."""
+
+    NONE = "none"
+    """Nothing beyond pass was done."""
+    AUDITOR_FAILURE = "auditor_failure"
+    """With pass: text left unaudited, since the policy says so."""
+    VERDICT = "verdict"
+    """Where a failure led to the same action, a verdict counts."""
 
 
 class ReplyRecord:
@@ -51,8 +67,10 @@ class ReplyRecord:
         self._failures = 0
         self._tokens = 0
         self._action = Action.PASS
+        self._reason = Reason.NONE
         self._level: float | None = None
         self._came = self._left = False
+        self._is_taken = self._is_refused = False
 
     def moved(self) -> None:
         """Something of a stream has come or left: the first text is timed on either side."""
@@ -62,6 +80,10 @@ class ReplyRecord:
         if not self._left and self._gate.has_released:
             self._left = True
             self._metrics.first_text_left(self._about.upstream, time.monotonic() - self._began)
+
+    def taken(self) -> None:
+        """Its client has taken the last of it."""
+        self._is_taken = True
 
     def asked(self, asked: StartAudit) -> None:
         """An audit begins."""
@@ -79,7 +101,7 @@ class ReplyRecord:
         if decided.failure is not None:
             self._failures += 1
         if decision is not None and decided.enforced:
-            self._action = max(self._action, decision.action, key=lambda action: action.severity)
+            self._acted(decision.action, Reason.AUDITOR_FAILURE if verdict is None else Reason.VERDICT)
         if verdict is not None:
             self._level = max(self._level or 0.0, verdict.level.value)
             self._escalated += verdict.escalated
@@ -91,6 +113,11 @@ class ReplyRecord:
             line = audit_line(self._about, self._audits, asked, decided, seconds * 1000, self._evidence)
             self._audit_log.record(encoded(line))
         self._log_audit(decided)
+
+    def _acted(self, action: Action, reason: Reason) -> None:
+        before = self._action.severity, self._reason is Reason.VERDICT
+        if action is not Action.PASS and (action.severity, reason is Reason.VERDICT) > before:
+            self._action, self._reason = action, reason
 
     def _count(self, decided: Decided, seconds: float) -> None:
         verdict, decision = decided.verdict, decided.decision
@@ -159,26 +186,41 @@ class ReplyRecord:
         self._metrics.reply_began()
         try:
             yield
+        except ApiError:
+            self._is_refused = True
+            raise
         finally:
             self._close()
 
+    @property
+    def _end(self) -> str:
+        if self._is_refused:  # an error takes the place of a reply that broke off before anything of it has left
+            return End.BROKEN_OFF.value
+        ended = self._gate.ended
+        return LEFT if ended is None or not self._is_taken else ended.value
+
+    @property
+    def _why(self) -> Reason:
+        is_unaudited = any(choice.unaudited for choice in self._gate.choices)
+        return Reason.AUDITOR_FAILURE if self._action is Action.PASS and is_unaudited else self._reason
+
     def _close(self) -> None:
         about, gate = self._about, self._gate
+        action, reason, end = self._action.value, self._why.value, self._end
         self._metrics.audits_dropped(len(self._under_way))
         self._trace.audits_dropped()
-        self._trace.describe({"guardtrace.action": self._action.value, "guardtrace.finished": gate.finished})
+        self._trace.describe({"guardtrace.action": action, "guardtrace.reason": reason, "guardtrace.end": end})
         self._trace.generated(of_usage(gate.usage))
-        self._metrics.reply_ended(
-            tenant=about.tenant, route=about.route, action=self._action.value, finished=gate.finished
-        )
+        self._metrics.reply_ended(tenant=about.tenant, route=about.route, action=action, reason=reason, end=end)
         self._log.info(
             "reply",
-            action=self._action.value,
+            action=action,
+            reason=reason,
             verdict=self._level,
             audits=self._audits,
             escalated=self._escalated,
             failed_audits=self._failures,
             tokens=self._tokens,
-            finished=gate.finished,
+            end=end,
             milliseconds=round((time.monotonic() - self._began) * 1000),
         )

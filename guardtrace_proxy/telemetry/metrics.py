@@ -23,8 +23,8 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._replies = Counter(
             "guardtrace_replies",
-            "Replies by their most severe action that was carried out; finished is false where the client left first.",
-            ["tenant", "route", "action", "finished"],
+            "Replies by their most severe action that was carried out, why it was, and how they ended.",
+            ["tenant", "route", "action", "reason", "end"],
             registry=registry,
         )
         self._running = Gauge("guardtrace_replies_running", "Replies under way.", registry=registry)
@@ -98,9 +98,9 @@ class Metrics:
     def reply_began(self) -> None:
         self._running.inc()
 
-    def reply_ended(self, *, tenant: str, route: str, action: str, finished: bool) -> None:
+    def reply_ended(self, *, tenant: str, route: str, action: str, reason: str, end: str) -> None:
         self._running.dec()
-        self._replies.labels(tenant, route, action, _word(finished)).inc()
+        self._replies.labels(tenant, route, action, reason, end).inc()
 
     def error(self, status: int) -> None:
         self._errors.labels(str(status)).inc()

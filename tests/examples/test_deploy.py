@@ -26,11 +26,12 @@ from guardtrace_proxy.cli.app import app
 from guardtrace_proxy.cli.serve import LAST_SECONDS
 from guardtrace_proxy.cli.workers import DID_NOT_START
 from guardtrace_proxy.server.config import Config, load_config
-from guardtrace_proxy.server.service import CLOSE_SECONDS
+from guardtrace_proxy.server.service import CLOSE_SECONDS, PROBE_AGAIN_SECONDS
 from guardtrace_proxy.server.settings import ServerSettings
 from tests.cli import serving as cli_serving
 from tests.cli.serving import serving
 from tests.docs.test_docs import anchors
+from tests.ports import free_port
 from tests.server.scripted import SSE_HEAD, by_word, judging, model_server, stream
 from tests.waiting import eventually
 
@@ -214,6 +215,31 @@ def test_the_image_is_this_version() -> None:
     assert f"guardtrace-proxy:{__version__} " in (DEPLOY / "Dockerfile").read_text("utf-8")
 
 
+def test_a_rollout_with_an_auditor_that_doesnt_answer_stops_at_one_pod(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readiness alone would let it replace every pod that serves well."""
+    for name, value in ENVIRON.items():
+        monkeypatch.setitem(cli_serving.ENVIRON, name, value)
+    data = manifest("ConfigMap")["data"]
+    wrong = data["guardtrace.yaml"].replace("guardtrace-auditor:9001", f"127.0.0.1:{free_port()}")
+    mount.fill({**data, "guardtrace.yaml": wrong})
+    options = [word for word in ENTRYPOINT[2:] if word != "--config" and not word.endswith(".yaml")]
+    with serving(mount.settings, *options, "--metrics-port", "0") as running:
+        status = {
+            kind: httpx.get(running.url + PROXY[f"{kind}Probe"]["httpGet"]["path"], trust_env=False).status_code
+            for kind in ("startup", "readiness", "liveness")
+        }
+    assert status == {"startup": 503, "readiness": 200, "liveness": 200}
+    strategy = manifest("Deployment")["spec"]["strategy"]["rollingUpdate"]
+    assert strategy == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_a_pod_has_time_for_several_tries_of_the_audit() -> None:
+    probe = PROXY["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 10 * PROBE_AGAIN_SECONDS
+
+
 def test_the_entry_point_serves_the_config_map(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its probes are answered, a key that is put into the ConfigMap counts, decisions go to standard output, SIGTERM ends it."""
     for name, value in ENVIRON.items():
@@ -227,10 +253,10 @@ def test_the_entry_point_serves_the_config_map(mount: Mount, monkeypatch: pytest
         mount.fill({**data, "guardtrace.yaml": settings})
         options = [word for word in ENTRYPOINT[2:] if word != "--config" and not word.endswith(".yaml")]
         with serving(mount.settings, *options, "--metrics-port", "0") as running:
-            for probe in (PROXY["readinessProbe"], PROXY["livenessProbe"]):
+            for probe in (PROXY[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")):
                 assert probe["httpGet"]["port"] == "http"
-                answer = httpx.get(running.url + probe["httpGet"]["path"], trust_env=False)
-                assert answer.status_code == 200
+                url = running.url + probe["httpGet"]["path"]
+                assert eventually(lambda url=url: httpx.get(url, trust_env=False).status_code == 200)
             mount.fill({**data, "guardtrace.yaml": settings.replace(NOBODYS, hashlib.sha256(key.encode()).hexdigest())})
             assert eventually(lambda: "settings reloaded" in running.log.read_text())
             asked = {"model": "m", "messages": [{"role": "user", "content": "Please help."}], "stream": True}
@@ -441,11 +467,14 @@ DOCUMENTED = re.findall(
 
 def essence(expression: str) -> list[str]:
     """Metrics, label values, times and thresholds in their order: all but how it is grouped."""
-    return re.findall(r"guardtrace_\w+|\w+=\"\w+\"|\[\w+\]|[<>=]=? [\d.]+|rate|increase|quantile\([\d.]+", expression)
+    return re.findall(
+        r"guardtrace_\w+|\bup\b|\w+=~?\"[^\"]+\"|\[\w+\]|[<>=]=? [\d.]+|rate|increase|absent|\bor\b|quantile\([\d.]+",
+        expression,
+    )
 
 
 def test_every_documented_alert_is_a_rule() -> None:
-    assert len(DOCUMENTED) == len(RULES) == 9
+    assert len(DOCUMENTED) == len(RULES) == 14
     for (when, expression), rule in zip(DOCUMENTED, RULES, strict=True):
         assert f": {when}" in rule["annotations"]["summary"]
         assert essence(rule["expr"]) == essence(expression), when
@@ -462,7 +491,8 @@ def test_a_rule_says_how_long_how_bad_where_and_what_to_read(rule: dict[str, Any
     shown = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
     groups = [set(found.split(", ")) - {"le"} for found in re.findall(r"by \(([^)]+)\)", rule["expr"])]
     assert all(group == shown for group in groups)
-    assert shown in ({"instance"}, {"tenant"})
+    assert shown in ({"instance"}, {"tenant"}, {"job"})
+    assert ("job" in shown) is rule["expr"].startswith("absent(")  # what is absent has no instance
     assert len(groups) == len(re.findall(r"\b(?:sum|max|avg)\b", rule["expr"]))
 
 
@@ -472,6 +502,18 @@ def test_the_alert_of_a_given_up_auditor_holds_in_every_state_of_an_outage() -> 
     (found,) = re.findall(r"^guardtrace_auditor_circuit\{state=\"(\w+)\"\} == ([01])$", rule["expr"])
     state, value = Circuit(found[0]), int(found[1])
     assert {now for now in Circuit if int(now is state) == value} == {Circuit.OPEN, Circuit.HALF_OPEN}
+
+
+SHARES = [rule for rule in RULES if "replies_total" in rule["expr"]]
+
+
+@pytest.mark.parametrize("rule", SHARES, ids=[rule["alert"] for rule in SHARES])
+def test_a_share_is_of_what_is_counted_alike(rule: dict[str, Any]) -> None:
+    """Above and below the line are the same groups and the same time, and all that is counted above is below, too."""
+    above, below = rule["expr"].split("/")
+    assert set(re.findall(r"by \(\w+\)|\[\w+\]", above)) == set(re.findall(r"by \(\w+\)|\[\w+\]", below))
+    assert set(re.findall(r"guardtrace_\w+", above)) <= set(re.findall(r"guardtrace_\w+", below))
+    assert "{" not in below
 
 
 def test_rules_have_names_of_their_own() -> None:

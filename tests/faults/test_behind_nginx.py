@@ -227,7 +227,7 @@ def test_a_restart_costs_no_reply(tmp_path):
         assert "ended replies that still ran" not in running.first.log.read_text()
         lines = [*running.lines(running.first).values(), *running.lines(running.second).values()]
         assert len(lines) == len(running.outcomes)
-        assert all(line["finished"] for line in lines)
+        assert all(line["end"] == "whole" for line in lines)
         assert all(seen.values()), seen
 
 

@@ -92,8 +92,8 @@ def test_killed_in_mid_stream(running):
     process.wait(10)
     assert eventually(lambda: given_up(running) == before + 1, SETTLE_SECONDS)
     assert watch.logs("client left")
-    assert watch.logs("reply", finished=False)
-    assert watch.counts("replies_total", finished="false")
+    assert watch.logs("reply", end="left")
+    assert watch.counts("replies_total", end="left")
 
 
 def test_stopped_in_mid_stream(running):
@@ -105,7 +105,7 @@ def test_stopped_in_mid_stream(running):
         assert eventually(lambda: given_up(running) == before + 1, SETTLE_SECONDS)
         assert running.settles()
         assert watch.logs("client takes nothing")
-        assert watch.counts("replies_total", finished="false")
+        assert watch.counts("replies_total", end="left")
     finally:
         process.kill()
         process.wait(10)
@@ -169,7 +169,7 @@ def test_half_closed_behind_its_request(running):
         client.shutdown(socket.SHUT_WR)
         assert eventually(lambda: given_up(running) == before + 1, SETTLE_SECONDS)
     assert watch.logs("client left")
-    assert watch.counts("replies_total", finished="false")
+    assert watch.counts("replies_total", end="left")
 
 
 def test_half_closed_in_its_body(running):

@@ -41,6 +41,8 @@ def test_killed_in_mid_stream(running):
         running.upstream.kill()
         assert broke_off(rest())
     assert watch.logs("upstream broke off")
+    assert watch.logs("reply", end="broken_off")
+    assert watch.counts("replies_total", end="broken_off")
 
 
 def test_down_then_back(running):
@@ -63,6 +65,7 @@ def test_stopped_in_mid_stream(running):
     assert broke_off(reply)
     assert reply.seconds >= READ_TIMEOUT_MS / 1000
     assert watch.logs("upstream broke off")
+    assert watch.counts("replies_total", end="broken_off")
 
 
 def test_stopped_before_its_head(running):
@@ -86,6 +89,7 @@ def test_hangs_in_mid_stream(running):
     watch = running.watch()
     assert broke_off(running.ask("hang-in-mid"))
     assert watch.logs("upstream broke off")
+    assert watch.counts("replies_total", end="broken_off")
 
 
 def test_sends_comments_alone(running):
@@ -93,6 +97,7 @@ def test_sends_comments_alone(running):
     reply = running.ask("comments-for-ever")
     assert broke_off(reply)
     assert watch.logs("upstream broke off")
+    assert watch.counts("replies_total", end="broken_off")
     assert reply.seconds >= READ_TIMEOUT_MS / 1000
 
 
@@ -105,6 +110,7 @@ def test_writes_what_cant_be_read_or_breaks_off(running, model):
     watch = running.watch()
     assert broke_off(running.ask(model))
     assert model == "garbage-event" or watch.logs("upstream broke off")
+    assert watch.counts("replies_total", end="broken_off")
 
 
 def test_garbage_in_place_of_http(running):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from guardtrace_proxy.gate import End
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment
 from tests.gate.plain import DONE, HARMFUL, SAFE, Driver, inline, policy, text
 
@@ -143,3 +144,58 @@ def test_neither_does_it_in_a_choice_that_goes_on_behind_the_last_cut() -> None:
     driver.tick(1)
     driver.answer_all(SAFE)
     assert driver.gate.finished
+
+
+# How a reply ended, for records
+
+LAG = policy(thinking={"mode": "lag"})
+ERROR_SHAPE = policy(cut_shape="error")
+KINDS = {
+    "its own end": (End.WHOLE, policy(), SAFE, [text(TEN, finish="stop"), DONE]),
+    "a finish without DONE": (End.WHOLE, policy(), SAFE, [text(TEN, finish="stop")]),
+    "a cut": (End.WHOLE, policy(), HARMFUL, [text(TEN), DONE]),
+    "a failed audit's cut": (End.WHOLE, policy(), None, [text(TEN, finish="stop"), DONE]),
+    "a cut as an error": (End.WHOLE, ERROR_SHAPE, HARMFUL, [text(TEN), DONE]),
+    "no end": (End.BROKEN_OFF, policy(), SAFE, [text(TEN)]),
+    "a DONE alone": (End.BROKEN_OFF, policy(), SAFE, [text(TEN), DONE]),
+    "what can't be read": (End.BROKEN_OFF, policy(), SAFE, [text(TEN), Event(EventKind.MALFORMED, b"{")]),
+    "its own error": (End.BROKEN_OFF, policy(), SAFE, [text(TEN), ERROR, DONE]),
+    "its own error behind its finish": (End.BROKEN_OFF, policy(), SAFE, [text(TEN, finish="stop"), ERROR]),
+    "its own error ahead of a cut": (End.BROKEN_OFF, LAG, HARMFUL, [text(TEN), ERROR, DONE]),
+    "an error that a cut takes away": (End.WHOLE, policy(), HARMFUL, [text(TEN), ERROR, DONE]),
+    "an error that a cut's error takes away": (End.WHOLE, ERROR_SHAPE, HARMFUL, [text(TEN), ERROR, DONE]),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_gate_says_how_a_reply_ended(name: str) -> None:
+    kind, rules, verdict, events = KINDS[name]
+    driver = Driver(rules)
+    driver.receive(*events)
+    driver.end()
+    driver.answer_all(verdict)
+    assert (driver.gate.finished, driver.gate.ended) == (True, kind)
+    seen = {line for line in driver.sent.splitlines() if line in (b"error:503", b"error:upstream_error")}
+    assert bool(seen) is (kind is End.BROKEN_OFF)
+
+
+def test_it_says_so_once_all_is_said_and_no_sooner() -> None:
+    driver = Driver(policy(thinking={"mode": "monitor"}, answer={"mode": "monitor"}))
+    driver.receive(text(TEN), text("", finish="stop"))
+    assert driver.gate.ended is None
+    driver.end()
+    assert (driver.gate.said_all, driver.gate.finished, driver.gate.ended) == (True, False, End.WHOLE)
+
+
+def test_what_was_stopped_broke_off_and_so_did_what_had_to_be_given_up() -> None:
+    driver = Driver()
+    driver.receive(text(TEN))
+    driver.end("stopped")
+    driver.answer_all(SAFE)
+    assert driver.gate.ended is End.BROKEN_OFF
+    driver = Driver(limit=30)
+    driver.receive(text(TEN), AHEAD)
+    driver.answer_all(SAFE)
+    driver.receive(*[AHEAD] * 9)
+    assert driver.sent.endswith(b"error:upstream_error\n")
+    assert driver.gate.ended is End.BROKEN_OFF

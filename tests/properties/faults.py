@@ -11,6 +11,7 @@ import pytest
 
 from guardtrace_proxy.gate import choice, choices, notes, stream, whole
 from guardtrace_proxy.gate.clearance import Clearance
+from guardtrace_proxy.gate.ending import Ending
 from guardtrace_proxy.gate.overlay import Overlay
 from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue
 from guardtrace_proxy.gate.tape import Tape
@@ -211,6 +212,13 @@ FAULTS = [
     ),
     Fault("[DONE] is lost", "streams_end_as_they_should", ChatStream, "done", instead(lambda self: b"")),
     Fault("a broken stream is quiet", "streams_end_as_they_should", ChatStream, "error", instead(lambda *_: b"")),
+    Fault(
+        "what broke off counts as whole",
+        "an_end_is_told_as_it_is_seen",
+        Ending,
+        "error",
+        instead(lambda self, why: self._writer.error(why, "upstream_error", "upstream_error")),
+    ),
     Fault(
         "a note is no chunk",
         "every_frame_can_be_read",

@@ -263,6 +263,17 @@ def streams_end_as_they_should(history: History) -> Iterator[str]:
         yield "the upstream's error is lost"
 
 
+def an_end_is_told_as_it_is_seen(history: History) -> Iterator[str]:
+    """Records count a reply as broken off where its client sees an error that is no cut's."""
+    told = history.log.ended
+    if told is None:
+        return
+    errors = [frame.content["error"].get("code") for frame in history.frames if frame.kind == "error"]
+    seen = "broken_off" if set(errors) - set(CUT_CODES) else "whole"
+    if told != seen:
+        yield f"a reply that is {seen} is told as {told}"
+
+
 def _is_over_by_a_cut(history: History) -> bool:
     """Whether nothing is due any more but closing frames."""
     finished = {index for index in range(history.case.choices) for _, part in history.parts_of(index) if part.finish}
@@ -368,6 +379,7 @@ PROMISES = (
     messages_stand_outside_thinking,
     cuts_have_their_reasons,
     streams_end_as_they_should,
+    an_end_is_told_as_it_is_seen,
     usage_is_counted_after_a_cut,
     whole_replies_are_whole,
 )

@@ -38,6 +38,8 @@ class Answer:
 class Log:
     entries: list[Entry] = field(default_factory=list)
     finished: bool = False
+    ended: str | None = None
+    """What the gate says of its end; None where no gate was asked."""
     held_at_end: int = 0
     most_held: int = 0
     largest_piece: int = 0
@@ -84,6 +86,7 @@ class World:
         except Exception as error:
             self.log.raised = error
         self.log.finished = self.gate.finished
+        self.log.ended = self.gate.ended and self.gate.ended.value
         self.log.held_at_end = self.gate.held_bytes
         return self.log
 

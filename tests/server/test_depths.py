@@ -177,6 +177,40 @@ def test_an_auditor_that_comes_up_after_the_proxy_is_found(monkeypatch):
         assert eventually(lambda: probed(running) == "ok")
 
 
+def ready(running: Running, query: str = "") -> httpx.Response:
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        return client.get(f"{running.url}/readyz{query}")
+
+
+def test_a_rollout_may_wait_until_the_auditor_has_answered(monkeypatch):
+    """One with a wrong address or key is ready all the same: what happens then is each policy's business."""
+    monkeypatch.setattr("guardtrace_proxy.server.service.PROBE_AGAIN_SECONDS", 0.01)
+    late = TwoTiers(broken={Depth.LABEL: FailureKind.UNREADABLE})
+    with proxy(lambda _: [], config={"auditor": {"depth": "cascade"}}, own_auditor=late) as running:
+        assert probed(running) == "no label today"
+        plain, required = ready(running), ready(running, "?probe=required")
+        assert (plain.status_code, required.status_code) == (200, 503)
+        assert plain.json()["status"] == "ready"
+        assert required.json() == {**plain.json(), "status": "starting"}
+        late.broken.clear()
+        assert eventually(lambda: ready(running, "?probe=required").status_code == 200)
+        late.broken[Depth.LABEL] = FailureKind.UNREADABLE  # an outage that comes later takes nobody out
+        assert ready(running, "?probe=required").json() == ready(running).json()
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["?probe", "?probe=", "?probe=require", "?probe=required&probe=required", "?verbose", "?probe=required&x=1"],
+)
+def test_any_other_query_is_refused_so_that_a_misspelt_one_lets_nothing_through(query):
+    with proxy(lambda _: [], own_auditor=TwoTiers()) as running:
+        reply = ready(running, query)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"], error["code"]) == (400, "invalid_request_error", "invalid_value")
+    assert error["param"] == "probe"
+    assert "?probe=required" in error["message"]
+
+
 def test_the_log_says_what_decided_and_how_often_it_escalated():
     with structlog.testing.capture_logs() as logged:
         play(TwoTiers(), "All is quite fine, and then there is a HINT of something in here.")

@@ -75,6 +75,12 @@ def post(running: Serving, **more: Any) -> Callable[[], httpx.Response]:
     )
 
 
+def lines(running: Serving, event: str) -> list[dict[str, Any]]:
+    """Of the log."""
+    found = [json.loads(line) for line in running.log.read_text().splitlines() if line.startswith("{")]
+    return [line for line in found if line["event"] == event]
+
+
 def test_a_stream_that_still_runs_is_broken_off_in_order(tmp_path):
     upstream = Hung(SSE_HEAD, BEGINNING, chunk({"content": "nine ten"}))
     with hung(tmp_path, upstream) as running:
@@ -88,6 +94,7 @@ def test_a_stream_that_still_runs_is_broken_off_in_order(tmp_path):
     said = "".join(event["choices"][0]["delta"].get("content", "") for event in events[:-1])
     assert said == "one two three four five six seven eight nine ten"
     assert '"event": "ended replies that still ran"' in running.log.read_text()
+    assert [line["end"] for line in lines(running, "reply")] == ["broken_off"]
 
 
 def test_tokens_that_ran_ahead_of_their_text_are_judged_too(tmp_path):
@@ -201,3 +208,4 @@ def test_a_client_that_takes_nothing_doesnt_keep_the_process_alive(tmp_path):
             began = time.monotonic()
             assert running.stop() == 0
             assert time.monotonic() - began < LAST_SECONDS + 8
+    assert [line["end"] for line in lines(running, "reply")] == ["left"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import pytest
 
 from guardtrace_proxy.auditor.health import FIRST_PAUSE_SECONDS
 from tests.server.running import Running, ask, proxy
@@ -87,6 +88,25 @@ def test_with_both_out_it_fails_closed_and_the_breaker_opens_until_one_is_back()
         assert circuit(running) == "half_open"
         assert running.raw(ask(stream=True)).content == b"".join(BENIGN[1:])
         assert circuit(running) == "closed"
+
+
+@pytest.mark.parametrize("status", [502, 504])
+def test_what_a_balancer_says_late_opens_the_breaker_so_that_nobody_waits_for_it_again(status: int):
+    asked: list[Any] = []
+
+    def late(request: dict[str, Any]) -> Iterator[bytes]:
+        asked.append(request)
+        time.sleep(0.5)
+        yield http(status, "<html>sorry</html>", "text/html")
+
+    with proxy(lambda _: BENIGN, late, config={"auditor": {"breaker_failures": 2}}) as running:
+        running.app.service.breaker._clock = lambda: 100.0  # its pause doesn't end
+        for expected in ("closed", "open"):
+            assert UNCHECKED in running.raw(ask(stream=True)).text
+            assert circuit(running) == expected
+        before = len(asked)
+        assert UNCHECKED in running.raw(ask(stream=True)).text
+        assert len(asked) == before
 
 
 def test_while_the_breaker_is_open_replies_are_cut_without_waiting_for_the_timeout():

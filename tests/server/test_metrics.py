@@ -20,7 +20,7 @@ from tests.cli.serving import serving, write_config
 from tests.ports import free_port
 from tests.server.dialects import CASES, Case
 from tests.server.running import ask, proxy
-from tests.server.scripted import SSE_HEAD, by_word, completion, http, judging, model_server
+from tests.server.scripted import DONE, HEAD, SSE_HEAD, by_word, chunk, completion, http, judging, model_server
 from tests.server.sites import answers
 from tests.telemetry.scraping import LISTENING, Scrape, scrape, url_of
 from tests.waiting import eventually
@@ -37,7 +37,7 @@ def test_every_dialect_is_counted_and_no_text(case: Case) -> None:
     route = f"/v1{case.path}"
     assert found.value("guardtrace_replies_total") == 1
     assert found.labels("guardtrace_replies_total") == [
-        {"tenant": "all", "route": route, "action": "cut", "finished": "true"}
+        {"tenant": "all", "route": route, "action": "cut", "reason": "verdict", "end": "whole"}
     ]
     assert found.value("guardtrace_audits_total", level="1", action="cut", enforced="true", depth="annotate") == 1
     assert found.value("guardtrace_audits_total", level="0", action="pass", phase="thinking") >= 1
@@ -58,10 +58,80 @@ def test_failures_and_errors_are_counted_by_what_they_are() -> None:
         found = scrape(running.app.service)
     assert found.value("guardtrace_audit_failures_total", kind="refused", tenant="all") == 1
     assert found.value("guardtrace_audit_seconds_count", depth="failed") == 1
-    assert found.value("guardtrace_replies_total", action="cut") == 1
+    assert found.value("guardtrace_replies_total", action="cut", reason="auditor_failure", end="whole") == 1
     assert found.value("guardtrace_errors_total", status="400") == 1
     assert found.value("guardtrace_errors_total", status="401") == 1
     assert found.value("guardtrace_auditor_probe_ok") == 0
+
+
+UPSTREAMS_ERROR = b'data: {"error": {"message": "out of memory", "code": 500}}\n\n'
+BREAKS = {
+    "connection": [
+        HEAD + b"Content-Type: text/event-stream\r\nContent-Length: 9000\r\n\r\n",
+        chunk({"content": "fine "}),
+    ],
+    "no finish": [SSE_HEAD, chunk({"content": "fine "})],
+    "DONE alone": [SSE_HEAD, chunk({"content": "fine "}), DONE],
+    "malformed": [SSE_HEAD, chunk({"content": "fine "}), b"data: {nope}\n\n"],
+    "its own error": [SSE_HEAD, chunk({"content": "fine "}), UPSTREAMS_ERROR, DONE],
+    "no stream": [completion("Well", "fine")],
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_stream_that_the_upstream_breaks_off_is_told_from_a_good_one(name: str) -> None:
+    with proxy(lambda _: BREAKS[name], config=LISTENING) as running:
+        reply = running.raw(ask(stream=True))
+        assert '"error"' in reply.text
+        assert eventually(lambda: running.app.service.shedding.running == 0)
+        found = scrape(running.app.service)
+    [labels] = found.labels("guardtrace_replies_total")
+    assert (labels["action"], labels["reason"], labels["end"]) == ("pass", "none", "broken_off")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_dialect_tells_a_broken_end_from_a_whole_one(case: Case) -> None:
+    frames = [frame for frame in case.frames("All is fine.", "Four it is.") if frame != DONE]
+    with proxy(lambda _: [SSE_HEAD, *frames[: len(frames) // 2 + 1]], config=LISTENING) as broken:
+        broken.raw(case.ask(), case.path, headers=case.headers)
+        assert eventually(lambda: broken.app.service.shedding.running == 0)
+        assert [each["end"] for each in scrape(broken.app.service).labels("guardtrace_replies_total")] == ["broken_off"]
+    with proxy(case.script("All is fine.", "Four it is."), config=LISTENING) as fine:
+        fine.raw(case.ask(), case.path, headers=case.headers)
+        assert eventually(lambda: fine.app.service.shedding.running == 0)
+        [labels] = scrape(fine.app.service).labels("guardtrace_replies_total")
+    assert (labels["action"], labels["reason"], labels["end"]) == ("pass", "none", "whole")
+
+
+@pytest.mark.parametrize("sent", [http(200, '{"choices": "odd"}'), http(200, "{}")[:-1]], ids=["unreadable", "short"])
+def test_so_is_a_whole_reply_that_became_an_error(sent: bytes) -> None:
+    with proxy(lambda _: [sent], config=LISTENING) as running:
+        assert running.raw(ask()).status_code == 502
+        found = scrape(running.app.service)
+    assert [each["end"] for each in found.labels("guardtrace_replies_total")] == ["broken_off"]
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("fails", ["all", "first"])
+def test_what_leaves_unaudited_is_told_from_what_passed(fails: str, streamed: bool) -> None:
+    """A verdict's cut counts for more than the failure before it."""
+    asked: list[str] = []
+
+    def guard(request: dict[str, Any]) -> Iterable[bytes]:
+        if "Please help" in (text := json.dumps(request)):
+            asked.append(text)
+        return [http(500, "{}")] if fails == "all" or len(asked) == 1 else judging(by_word)(request)
+
+    def upstream(request: dict[str, Any]) -> Iterable[bytes]:
+        return CASES[0].script(THINKING, "fine HARM")(request) if streamed else [completion(THINKING, "fine HARM")]
+
+    with proxy(upstream, guard, policy={"on_auditor_failure": "release"}, config=LISTENING) as running:
+        running.raw(ask(stream=streamed))
+        found = scrape(running.app.service)
+    assert len(asked) > 1
+    [labels] = found.labels("guardtrace_replies_total")
+    expected = ("pass", "auditor_failure") if fails == "all" else ("cut", "verdict")
+    assert (labels["action"], labels["reason"], labels["end"]) == (*expected, "whole")
 
 
 @pytest.mark.parametrize("status", ["400", "503"])
@@ -172,7 +242,7 @@ def test_what_is_under_way_shows_and_goes_when_the_client_leaves() -> None:
         found = scrape(running.app.service)
         judged.set()
     assert found.value("guardtrace_audits_running") == found.value("guardtrace_held_bytes") == 0
-    assert found.labels("guardtrace_replies_total")[0]["finished"] == "false"
+    assert found.labels("guardtrace_replies_total")[0]["end"] == "left"
 
 
 def test_monitored_actions_are_told_from_those_that_were_carried_out() -> None:
@@ -182,7 +252,7 @@ def test_monitored_actions_are_told_from_those_that_were_carried_out() -> None:
         found = scrape(running.app.service)
     assert found.value("guardtrace_audits_total", level="1", enforced="false") >= 1
     assert found.value("guardtrace_audits_total", enforced="true") == 0
-    assert found.value("guardtrace_replies_total", action="pass") == 1
+    assert found.value("guardtrace_replies_total", action="pass", reason="none", end="whole") == 1
 
 
 def test_many_clients_make_no_more_series() -> None:

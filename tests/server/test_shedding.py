@@ -20,6 +20,7 @@ from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.shedding import WATCH_SECONDS, Shedding
 from tests.server.running import Connection, Running, ask, connected, proxy
 from tests.server.scripted import DONE, SSE_HEAD, chunk, completion, held_up, http, stream
+from tests.telemetry.scraping import LISTENING, scrape
 from tests.waiting import eventually
 from tests.wire import response_events
 
@@ -138,6 +139,7 @@ def test_the_text_of_a_response_counts_to_its_end_though_it_has_left():
 def unread(**server: Any) -> Iterator[tuple[Running, Connection]]:
     """A whole reply of 10 MB for a tenant that may have one at once, and its client, which has read the head."""
     settings = {
+        **LISTENING,
         "server": {"max_stream_bytes": 2**24, **server},
         "tenants": {"all": {"policy": "test", "limits": {"concurrent": 1}}},
     }
@@ -162,6 +164,9 @@ def test_a_whole_reply_that_its_client_doesnt_read_ends_at_the_clients_time():
     with unread(client_timeout_ms=300) as (running, _):
         assert eventually(lambda: is_idle(running))
         assert eventually(lambda: running.app.service.limits.running("all") == 0)
+        # All of it was judged and sent, but not taken.
+        [labels] = scrape(running.app.service).labels("guardtrace_replies_total")
+    assert (labels["action"], labels["end"]) == ("pass", "left")
 
 
 def test_a_client_that_stops_in_its_body_is_told_and_let_go():

@@ -90,7 +90,7 @@ def test_a_request_its_upstream_and_its_audits_are_one_trace(case: Case) -> None
         "all",
         "test",
     )
-    assert (told["guardtrace.action"], told["guardtrace.finished"]) == ("cut", True)
+    assert [told[f"guardtrace.{what}"] for what in ("action", "reason", "end")] == ["cut", "verdict", "whole"]
     last = attributes(audits[-1])
     assert (last["gen_ai.evaluation.score.label"], last["gen_ai.evaluation.score.value"]) == ("1", 1.0)
     assert (last["guardtrace.action"], last["guardtrace.phase"], last["guardtrace.depth"]) == (
@@ -194,7 +194,8 @@ def test_what_a_client_leaves_behind_ends() -> None:
             assert asked.wait(30)
         request = spans.request()
         judged.set()
-    assert attributes(request)["guardtrace.finished"] is False
+    told = attributes(request)
+    assert [told[f"guardtrace.{what}"] for what in ("action", "reason", "end")] == ["pass", "none", "left"]
     assert [attributes(span)["guardtrace.dropped"] for span in spans.of(SpanKind.INTERNAL)] == [True]
 
 

@@ -13,6 +13,11 @@ import yaml
 
 pytest.importorskip("torch", reason="the embedded auditor, which knows more of itself, needs the extra `local`")
 
+from guardtrace_proxy.auditor.breaker import Circuit
+from guardtrace_proxy.auditor.protocol import Depth
+from guardtrace_proxy.gate import End
+from guardtrace_proxy.policy.schema import Action
+from guardtrace_proxy.server.record import LEFT, Reason
 from tests.ports import free_port
 from tests.server.dialects import CASES
 from tests.server.running import ask, proxy
@@ -23,10 +28,24 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "telemetry.md").read_text("utf-8")
 DASHBOARD = json.loads((ROOT / "examples" / "grafana-dashboard.json").read_text("utf-8"))
 RULES = yaml.safe_load((ROOT / "examples" / "deploy" / "prometheus-alerts.yml").read_text("utf-8"))
-NAME = re.compile(r"\b(?:guardtrace|process)_\w+")
+NAME = re.compile(r"\b(?:guardtrace|process)_\w+|\bup(?=\{)")
 ROW = re.compile(r"^\| `(guardtrace_\w+)` \| (\w+) \|([^|]*)\|", re.MULTILINE)
 PARTS = {"histogram": ("_bucket", "_count", "_sum"), "counter": ("_total",), "gauge": ("",)}
 OF_PROMETHEUS = {"instance", "job", "le"}
+TRUTH = {"true", "false"}
+WORDS: dict[str, set[str]] = {
+    "action": {action.value for action in Action},
+    "depth": {"failed", *(depth.value for depth in Depth)},
+    "end": {LEFT, *(end.value for end in End)},
+    "enforced": TRUTH,
+    "job": {"guardtrace"},
+    "outcome": {"used", "refused"},
+    "reason": {reason.value for reason in Reason},
+    "state": {state.value for state in Circuit},
+    "status": {"5.."},
+    "tenant": {"$tenant"},
+}
+"""What a label that is asked for may be."""
 NANO = {"backend": "transformers", "base_url": None, "model": "builtin:nano", "depth": "cascade", "escalate_at": 1e-9}
 
 
@@ -77,20 +96,23 @@ def expressions(panels: list[dict[str, Any]] = DASHBOARD["panels"]) -> Iterator[
 def test_the_page_the_dashboard_and_the_rules_ask_for_what_there_is(real: dict[str, tuple[str, set[str]]]) -> None:
     samples = {
         name + part: labels | OF_PROMETHEUS for name, (kind, labels) in real.items() for part in parts_of(kind, name)
-    }
+    } | {"up": OF_PROMETHEUS}
     variables = [each["query"]["query"] for each in DASHBOARD["templating"]["list"] if each["type"] == "query"]
-    alerts = re.findall(r"\| `([^`]*guardtrace_[^`]*[ (][^`]*)` \|$", PAGE, re.MULTILINE)
+    alerts = re.findall(r"^\| [^|]+ \| `(.+[ (].+)` \|$", PAGE, re.MULTILINE)
     rules = [rule["expr"] for group in RULES["groups"] for rule in group["rules"]]
     asked = [*expressions(), *variables, *alerts, *rules]
     assert len(asked) > 50
-    assert len(alerts) == len(rules) == 9
+    assert len(alerts) == len(rules) == 14
     for expression in asked:
         names = NAME.findall(expression)
         assert names, expression
         assert set(names) <= samples.keys(), expression
         known = set().union(*(samples[name] for name in names))
         by = [label for group in re.findall(r"(?:by|on) \(([^)]*)\)", expression) for label in group.split(", ")]
-        assert {*by, *re.findall(r"(\w+)=~?\"", expression)} <= known, expression
+        values = re.findall(r"(\w+)=~?\"([^\"]+)\"", expression)
+        assert {*by, *(label for label, _ in values)} <= known, expression
+        for label, value in values:
+            assert set(value.split("|")) <= WORDS[label], expression
 
 
 def parts_of(kind: str, name: str) -> tuple[str, ...]:
