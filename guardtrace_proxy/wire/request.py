@@ -13,6 +13,12 @@ MAX_VALUES = 524_288
 """In objects and lists, an empty one counting for one: hundreds of thousands of parts, or a number for each word of a
 vocabulary. Read in half a second at most, while nobody else is served."""
 
+REPLY_NAMES = frozenset({"request_id", "rid"})
+"""Fields by which model servers find replies, those of other clients too: SGLang stops every one whose name begins with
+that of a client that left, and all begin with an empty one."""
+FOR_OPERATORS = {"priority": "it may put this request before everybody else's"}
+"""Fields that the operator alone can let pass, and why."""
+
 TOO_DEEP = f"The body is nested deeper than {MAX_DEPTH} levels."
 
 Turns = tuple[tuple[str, str], ...]
@@ -115,15 +121,12 @@ def check_known(
     """Refuse the fields that can't be followed, with their reasons, and those that nobody knows; ``allowed`` are the
     operator's own, which pass."""
     for field, why in unfollowed.items():
-        if request.get(field) is not None and not _is_off(request[field]):
+        if request.get(field) is not None and (field in REPLY_NAMES or not _is_off(request[field])):
             refuse(field, f"not supported, since {why}")
     for field, value in request.items():
         if field not in known and field not in allowed and value is not None:
-            refuse(
-                field[:64],
-                "not known here, and it may change what the model reads: leave it out, or have the operator list it "
-                "in the upstream's allow_fields",
-            )
+            why = FOR_OPERATORS.get(field, "not known here, and it may change what the model reads")
+            refuse(field[:64], f"{why}: leave it out, or have the operator list it in the upstream's allow_fields")
 
 
 def read_boolean(fields: Mapping[str, Any], key: str, path: str | None = None) -> bool:
