@@ -17,7 +17,7 @@ from guardtrace_proxy.server.cache_salt import with_cache_salt
 from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.event_stream import EventStream
 from guardtrace_proxy.server.exchange import Exchange
-from guardtrace_proxy.server.forwarded import trace_id_of
+from guardtrace_proxy.server.forwarded import trace_id_of, with_own_id
 from guardtrace_proxy.server.gated_reply import events_of, send_stream, send_whole
 from guardtrace_proxy.server.limits import Use
 from guardtrace_proxy.server.record import ReplyRecord
@@ -218,5 +218,5 @@ async def _asked(
 ) -> AsyncIterator[Source]:
     """The upstream's reply, which is a part of the trace."""
     with trace.generation(*of_generation(about, settings)) as headers:
-        async with upstream.ask(path, body, {**forwarded, **headers}) as source:
+        async with upstream.ask(path, body, {**with_own_id(forwarded), **headers}) as source:
             yield source

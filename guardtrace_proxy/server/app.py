@@ -33,7 +33,7 @@ from guardtrace_proxy.server.asgi_io import (
 )
 from guardtrace_proxy.server.config import Config
 from guardtrace_proxy.server.errors import ApiError, no_route, shutting_down, unauthorized
-from guardtrace_proxy.server.forwarded import to_upstream
+from guardtrace_proxy.server.forwarded import to_upstream, with_own_id
 from guardtrace_proxy.server.one_response import OneResponse
 from guardtrace_proxy.server.refusals import Refusals
 from guardtrace_proxy.server.reload import Reloader, SettingsFiles
@@ -194,7 +194,7 @@ class GuardTraceApp:
         upstream = self._upstream(tenant, scope)
 
         async def reply(send: Send) -> None:
-            models, limits = await upstream.models(forwarded)
+            models, limits = await upstream.models(with_own_id(forwarded))
             await respond(send, 200, models, [JSON, *limits])
 
         with service.shedding.request(), service.limits.request(tenant.name, tenant.limits) as use:

@@ -29,8 +29,8 @@ MAX_VALUE_CHARS = 256
 
 
 def to_upstream(scope: Scope) -> dict[str, str]:
-    """``x-request-id``, the client's own if it is plain, else a new one; ``traceparent`` and ``tracestate``;
-    ``anthropic-version``, and of ``anthropic-beta`` what is known."""
+    """``x-request-id``, the client's own if it is plain, else a new one (see :func:`with_own_id`); ``traceparent`` and
+    ``tracestate``; ``anthropic-version``, and of ``anthropic-beta`` what is known."""
     asked = _values(scope, b"x-request-id")
     taken = len(asked) == 1 and REQUEST_ID.fullmatch(asked[0])
     headers = {"x-request-id": asked[0] if taken else secrets.token_hex(8)}
@@ -47,6 +47,12 @@ def to_upstream(scope: Scope) -> dict[str, str]:
     if betas:
         headers["anthropic-beta"] = ",".join(betas)
     return headers
+
+
+def with_own_id(headers: Mapping[str, str]) -> dict[str, str]:
+    """The same headers for one request to the upstream, whose id is that of the client's with random digits behind it:
+    model servers find replies by it, and mix up or stop those whose ids are equal."""
+    return {**headers, "x-request-id": f"{headers['x-request-id']}-{secrets.token_hex(8)}"}
 
 
 def trace_id_of(headers: Mapping[str, str]) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from guardtrace_proxy.wire.raw_json import RawFields, as_raw
-from guardtrace_proxy.wire.request import check_known, refuse
+from guardtrace_proxy.wire.request import REPLY_NAMES, check_known, refuse
 
 OTHER_PIXELS = "the model would see other pixels than the auditor"
 OTHER_PROMPT = "the model would read something else than the auditor"
@@ -23,6 +23,7 @@ BROUGHT_IN = "what it brings in reaches the model, and the auditor wouldn't see 
 NOT_ALL = "the model would read less of the request than the auditor"
 OTHER_CACHE = "the model would go on from a context that the auditor hasn't seen"
 REPEATS = "it repeats the reply where no redaction reaches"
+NAMES_REPLY = "servers find replies by it, others' too: send the header x-request-id"
 
 UNFOLLOWED = {
     "chat_template": "it changes what the model reads, and the auditor wouldn't see it",
@@ -57,6 +58,7 @@ UNFOLLOWED = {
     "return_meta_info": REPEATS,
     "audio": "only text and images are audited",
     "store": "the provider would keep the reply as it was before the audit",
+    **dict.fromkeys(sorted(REPLY_NAMES), NAMES_REPLY),
 }
 """Request fields that are refused, and why."""
 
@@ -90,11 +92,11 @@ PASSED = frozenset(
     safety_identifier seed service_tier stop temperature top_logprobs top_p user
 
     allowed_token_ids bad_words cache_salt guided_decoding_backend ignore_eos include_stop_str_in_output length_penalty
-    logprob_token_ids min_p min_tokens priority repetition_detection repetition_penalty request_id return_prompt_text
+    logprob_token_ids min_p min_tokens repetition_detection repetition_penalty return_prompt_text
     return_token_ids return_tokens_as_token_ids routed_experts_prompt_start skip_special_tokens
     spaces_between_special_tokens stop_token_ids stream_interval top_k use_beam_search watermarking
 
-    extra_key lora_path no_stop_trim return_cached_tokens_details return_prompt_token_ids return_routed_experts rid
+    extra_key lora_path no_stop_trim return_cached_tokens_details return_prompt_token_ids return_routed_experts
     routed_experts_start_len stop_regex
 
     models provider route top_a usage

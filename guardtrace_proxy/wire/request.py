@@ -9,6 +9,15 @@ from typing import Any, NoReturn
 
 MAX_DEPTH = 64
 MAX_CHOICES = 16
+MAX_VALUES = 524_288
+"""In objects and lists, an empty one counting for one: hundreds of thousands of parts, or a number for each word of a
+vocabulary. Read in half a second at most, while nobody else is served."""
+
+REPLY_NAMES = frozenset({"request_id", "rid"})
+"""Fields by which model servers find replies, those of other clients too: SGLang stops every one whose name begins with
+that of a client that left, and all begin with an empty one."""
+FOR_OPERATORS = {"priority": "it may put this request before everybody else's"}
+"""Fields that the operator alone can let pass, and why."""
 
 TOO_DEEP = f"The body is nested deeper than {MAX_DEPTH} levels."
 
@@ -90,6 +99,7 @@ def read_object(body: bytes) -> dict[str, Any]:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RequestError(f"The body isn't UTF-8: byte {error.start} can't be read.") from None
+    _check_count(body)
     try:
         request = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -111,15 +121,12 @@ def check_known(
     """Refuse the fields that can't be followed, with their reasons, and those that nobody knows; ``allowed`` are the
     operator's own, which pass."""
     for field, why in unfollowed.items():
-        if request.get(field) is not None and not _is_off(request[field]):
+        if request.get(field) is not None and (field in REPLY_NAMES or not _is_off(request[field])):
             refuse(field, f"not supported, since {why}")
     for field, value in request.items():
         if field not in known and field not in allowed and value is not None:
-            refuse(
-                field[:64],
-                "not known here, and it may change what the model reads: leave it out, or have the operator list it "
-                "in the upstream's allow_fields",
-            )
+            why = FOR_OPERATORS.get(field, "not known here, and it may change what the model reads")
+            refuse(field[:64], f"{why}: leave it out, or have the operator list it in the upstream's allow_fields")
 
 
 def read_boolean(fields: Mapping[str, Any], key: str, path: str | None = None) -> bool:
@@ -176,21 +183,38 @@ def _no_constant(name: str) -> NoReturn:
     raise RequestError(f"The body holds {name}, which isn't JSON.")
 
 
+def _check_count(body: bytes) -> None:
+    """Refuse too many values before they are read. Text may hold as many of their signs as it likes: where all signs
+    would be too many, those outside of strings count."""
+    if _count(body) <= MAX_VALUES:
+        return
+    parts = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"', 4 * MAX_VALUES + 4)
+    # A value has a string and a key at most: where there are more strings than so many values have, there are more.
+    if _count(b"".join(parts[::2])) > MAX_VALUES or b'"' in parts[-1]:
+        raise RequestError(f"The body holds more than {MAX_VALUES:,} values.")
+
+
+def _count(json: bytes) -> int:
+    """How many values there are at most, if these aren't in strings."""
+    return json.count(b",") + json.count(b"[") + json.count(b"{")
+
+
 def _check_values(request: dict[str, Any]) -> None:
     """Refuse what is too deep, and escapes that are half of a character: no tokenizer or JSON writer takes those."""
-    stack: list[tuple[Any, int]] = [(request, 1)]
-    while stack:
-        current, depth = stack.pop()
-        if depth > MAX_DEPTH:
-            raise RequestError(TOO_DEEP)
-        if isinstance(current, str):
-            _check_text(current)
-        elif isinstance(current, list):
-            stack.extend((child, depth + 1) for child in current)
-        elif isinstance(current, dict):
-            for key, child in current.items():
-                _check_text(key)
-                stack.append((child, depth + 1))
+    level: list[Any] = [request]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, str):
+                _check_text(value)
+            elif isinstance(value, list):
+                below += value
+            elif isinstance(value, dict):
+                below += value
+                below += value.values()
+        level = below
+    if level:
+        raise RequestError(TOO_DEEP)
 
 
 def _check_text(text: str) -> None:

@@ -48,8 +48,8 @@ PASSED = frozenset(
     max_output_tokens max_tool_calls metadata moderation parallel_tool_calls prompt_cache_key prompt_cache_options
     prompt_cache_retention safety_identifier service_tier temperature top_logprobs top_p user
 
-    cache_salt frequency_penalty ignore_eos include_stop_str_in_output logit_bias min_p presence_penalty priority
-    repetition_penalty request_id rid seed skip_special_tokens stop stop_token_ids top_k
+    cache_salt frequency_penalty ignore_eos include_stop_str_in_output logit_bias min_p presence_penalty
+    repetition_penalty seed skip_special_tokens stop stop_token_ids top_k
     """.split()
 )
 KNOWN = frozenset(UNFOLLOWED) | frozenset(TEXTS) | SHAPES | FORCED | PASSED | {"reasoning"}

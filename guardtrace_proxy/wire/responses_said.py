@@ -106,11 +106,13 @@ class Said:
         self._whole.clear()
         self._anew.clear()
         said: Counter[Any] = Counter()
+        places = [
+            each for each in places if each.where[0] == "response" and each.kind is not SpanKind.OTHER and each.text
+        ]
+        firsts = self._firsts_like(places) if places else {}
         for place in places:
-            if place.where[0] != "response" or not place.text or place.kind is SpanKind.OTHER:
-                continue
             name = place.slot[-1]
-            slot = self._same_somewhere(place, said[name])
+            slot = _same_somewhere(firsts, place, said[name])
             if slot is not None:
                 self._whole[place.where] = slot
             if slot is None or self._texts[slot].number != said[name]:
@@ -168,15 +170,28 @@ class Said:
         slot = self._others[text] = self.say_alone()
         return slot
 
-    def _same_somewhere(self, place: Place, number: int) -> Slot | None:
-        """The text that says the same as one of a response, whose items some servers give another id in their last
-        event: the one that is due, or stands at the same place, if one does. Another may have left otherwise."""
-        *where, name = place.slot
-        return min(
-            (slot for slot, said in self._texts.items() if slot[-1] == name and said.is_just(place.text)),
-            key=lambda slot: (self._texts[slot].number != number, slot[0] != where[0], slot[2:-1] != (where[2],)),
-            default=None,
-        )
+    def _firsts_like(self, places: Sequence[Place]) -> dict[tuple[Any, ...], Slot]:
+        """The texts that say the same as one of these: of all that do, the first at each item and part of it, at each
+        item, at each part of whichever item, and anywhere; and the first of each number."""
+        lengths = {(place.slot[-1], len(place.text)) for place in places}
+        firsts: dict[tuple[Any, ...], Slot] = {}
+        for slot, said in self._texts.items():
+            if (slot[-1], said.length) not in lengths:
+                continue
+            output, _, *part, name = slot
+            text = "".join(said.pieces)
+            for at in (("number", said.number), (output, *part), (output,), ("part", *part), ()):
+                firsts.setdefault((name, text, at), slot)
+        return firsts
+
+
+def _same_somewhere(firsts: Mapping[tuple[Any, ...], Slot], place: Place, number: int) -> Slot | None:
+    """The text that says the same as one of a response, whose items some servers give another id in their last event:
+    the one that is due, or stands at the same place, if one does. Another may have left otherwise."""
+    output, _, part, name = place.slot
+    at = (("number", number), (output, part), (output,), ("part", part), ())
+    found = (firsts.get((name, place.text, each)) for each in at)
+    return next((slot for slot in found if slot is not None), None)
 
 
 def _in_response(at: Path, event: Mapping[str, Any]) -> Path | None:

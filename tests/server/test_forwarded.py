@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -133,7 +134,7 @@ def test_limits_pass_with_the_list_of_models():
     with proxy(lambda _: [with_headers(http(200, '{"data": []}'))]) as running:
         reply = running.client.models.with_raw_response.list()
     assert reply.headers["retry-after"] == "7"
-    assert running.upstream.requests[0][1]["x-request-id"] == reply.headers["x-request-id"]
+    assert running.upstream.requests[0][1]["x-request-id"].startswith(reply.headers["x-request-id"] + "-")
 
 
 def test_the_official_client_obeys_the_upstreams_advice():
@@ -146,16 +147,31 @@ def test_the_official_client_obeys_the_upstreams_advice():
         assert len(running.upstream.requests) == expected
 
 
-def test_the_official_client_reads_the_request_id_that_the_upstream_got():
+def test_the_official_client_reads_the_request_id_that_the_upstreams_begins_with():
     with proxy(lambda _: [completion("Fine.", "Four.")]) as running:
         headers = {"x-request-id": "abc.1", "traceparent": PARENT, "tracestate": "a=1"}
         taken = running.client.chat.completions.create(**ask(), extra_headers=headers)
         made = running.client.chat.completions.create(**ask())
         seen = [sent for _, sent, _ in running.upstream.requests]
-    assert taken._request_id == seen[0]["x-request-id"] == "abc.1"
+    assert taken._request_id == "abc.1"
+    assert re.fullmatch("abc\\.1-[0-9a-f]{16}", seen[0]["x-request-id"])
     assert (seen[0]["traceparent"], seen[0]["tracestate"]) == (PARENT, "a=1")
-    assert made._request_id == seen[1]["x-request-id"]
+    assert re.fullmatch(f"{made._request_id}-[0-9a-f]{{16}}", seen[1]["x-request-id"])
     assert "traceparent" not in seen[1]
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/models"])
+def test_no_client_chooses_the_whole_of_an_id_at_the_upstream(path):
+    script = (lambda _: [completion("Fine.", "Four.")]) if path != "/models" else lambda _: [http(200, '{"data": []}')]
+    with proxy(script) as running:
+        for _ in range(2):
+            if path == "/models":
+                running.client.models.list(extra_headers={"x-request-id": "same"})
+            else:
+                running.client.chat.completions.create(**ask(), extra_headers={"x-request-id": "same"})
+        first, second = (sent["x-request-id"] for _, sent, _ in running.upstream.requests)
+    assert first != second
+    assert len(first) == len(second)  # so neither begins with the other
 
 
 def test_an_error_carries_its_request_id():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from guardtrace_proxy.wire.chat_fields import FORCED, KNOWN, PASSED, SWITCHES, TEXTS, UNFOLLOWED
 from guardtrace_proxy.wire.chat_request import ChatRequest, body_for_upstream, read_request
-from guardtrace_proxy.wire.request import Allowed, RequestError
+from guardtrace_proxy.wire.dialects import DIALECTS, Dialect
+from guardtrace_proxy.wire.request import REPLY_NAMES, Allowed, RequestError
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -38,7 +39,32 @@ def test_what_the_auditor_could_not_follow_is_refused(field: str, value: Any) ->
     assert UNFOLLOWED[field] in error.message
     refusal((field,), **{field: value})
     read(**{field: None})
-    read(**{field: False})
+    if field not in REPLY_NAMES:
+        read(**{field: False})
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.path)
+@pytest.mark.parametrize("field", sorted(REPLY_NAMES))
+@pytest.mark.parametrize("value", ["a", "", ["a"], [], False, 0])
+def test_a_name_by_which_a_server_would_find_the_reply_is_refused(
+    dialect: Dialect[Any], field: str, value: Any
+) -> None:
+    sent = {"model": "m", "messages": MESSAGES, "input": "hi", "prompt": "hi"}
+    for other in dialect.unfollowed.keys() & sent:
+        del sent[other]
+    with pytest.raises(RequestError) as caught:
+        dialect.read_request(json.dumps({**sent, field: value}).encode(), Allowed([field]))
+    assert caught.value.param == field
+    assert "x-request-id" in caught.value.message
+
+
+@pytest.mark.parametrize("value", [-1, 0, False])
+def test_an_operator_may_let_priorities_pass(value: Any) -> None:
+    error = refusal(priority=value)
+    assert error.param == "priority"
+    assert "before everybody else's: leave it out, or have the operator list it" in error.message
+    sent = body(priority=value)
+    assert body_for_upstream(sent, read_request(sent, Allowed(["priority"]))) is sent
 
 
 def test_what_nobody_has_heard_of_is_refused_unless_the_operator_lists_it() -> None:
