@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guardtrace_proxy.wire import chat_fields
-from guardtrace_proxy.wire.chat_details import DetailsReader, without_encrypted
+from guardtrace_proxy.wire.chat_details import read_details, without_encrypted
 from guardtrace_proxy.wire.chat_fields import rest_of, says_little
 from guardtrace_proxy.wire.chat_images import replace_images
 from guardtrace_proxy.wire.chat_schema import THINKING_FIELDS
@@ -53,7 +53,7 @@ class ChatRequest(Request):
 @dataclass(slots=True)
 class _Message:
     role: str
-    details: DetailsReader
+    keeps_encrypted: bool
     texts: list[str] = field(default_factory=list)
     thinking: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
@@ -74,8 +74,7 @@ def read_request(body: bytes, allowed: Allowed = Allowed()) -> ChatRequest:
     if len(found) > MAX_MESSAGES:
         refuse("messages", f"expected at most {MAX_MESSAGES:,} messages")
     images: list[tuple[str, str]] = []
-    details = DetailsReader(keeps_encrypted=allowed.encrypted_reasoning)
-    messages = [_message(each, f"messages[{at}]", images, details) for at, each in enumerate(found)]
+    messages = [_message(each, f"messages[{at}]", images, allowed.encrypted_reasoning) for at, each in enumerate(found)]
     drops_encrypted = any(message.drops_encrypted for message in messages)
     prefill = None
     if messages[-1].role == "assistant":
@@ -110,14 +109,14 @@ def _prefill(request: Mapping[str, Any], found: Mapping[str, Any], message: _Mes
     return Prefill(where, "\n".join((*message.texts, *message.others)), "\n".join(message.thinking), continues)
 
 
-def _message(message: Any, where: str, images: list[tuple[str, str]], details: DetailsReader) -> _Message:
+def _message(message: Any, where: str, images: list[tuple[str, str]], keeps_encrypted: bool) -> _Message:
     """All that a message says; its images are added to ``images``."""
     if not isinstance(message, dict):
         refuse(where, "expected an object with role and content")
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         refuse(f"{where}.role", f"expected one of {', '.join(sorted(ROLES))}")
-    read = _Message(role, details)
+    read = _Message(role, keeps_encrypted)
     content = message.get("content")
     if isinstance(content, str):
         read.texts.append(content)
@@ -139,7 +138,7 @@ def _beside_content(read: _Message, key: str, value: Any, where: str) -> None:
         if value and value not in read.thinking:
             read.thinking.append(value)
     elif key == "reasoning_details" and isinstance(value, list):
-        read.drops_encrypted = read.details.read(value, read.thinking)
+        read.drops_encrypted = read_details(value, read.thinking, keeps_encrypted=read.keeps_encrypted)
     else:
         read.others.extend(rest_of({key: value}, LABELS))
 

@@ -6,10 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from guardtrace_proxy.wire import chat_details
 from guardtrace_proxy.wire.chat_request import ChatRequest, body_for_upstream, read_request
 from guardtrace_proxy.wire.request import Allowed
 from tests.calls import calls_of
@@ -54,8 +53,13 @@ def test_all_that_they_say_is_shown(detail: Any, shown: list[str], keeps: bool) 
     assert body_for_upstream(body(detail), request) == body(detail)
 
 
-def test_what_the_message_says_anyway_is_shown_once() -> None:
-    assert read(READABLE, READABLE).turns[1] == ("assistant", "yes\nhm")
+def test_pieces_are_read_in_a_row_whatever_their_size() -> None:
+    assert read(*texts("how to ", "how", " ", "to", " ma", "ke")).turns[1] == ("assistant", "yes\nhow to how to make")
+
+
+def test_texts_and_summaries_are_read_apart() -> None:
+    summary = {"type": "reasoning.summary", "summary": "in short"}
+    assert read(READABLE, summary, READABLE).turns[1] == ("assistant", "yes\nhmhm\nin short")
 
 
 def test_encrypted_parts_are_taken_out_and_nothing_else_is() -> None:
@@ -80,38 +84,15 @@ def texts(*parts: str) -> list[dict[str, str]]:
     return [{"type": "reasoning.text", "text": part} for part in parts]
 
 
-@given(st.lists(st.text("ab\0\n\u0100", max_size=5), max_size=12))
-@example(["abab", "ab", "ba", "a", "b"])
-@example(["a", "b", "a\0b", "ab"])
-@example(["ab", "b", "ba", "aba", "bab"])
-def test_a_part_is_shown_where_nothing_before_it_holds_it(parts: list[str]) -> None:
-    shown: list[str] = []
-    for part in parts:
-        if part and not any(part in known for known in shown):
-            shown.append(part)
-    assert read(*texts(*parts)).turns[1] == ("assistant", "\n".join(["yes", *shown]))
+@given(st.lists(st.text("ab\n\u0100", max_size=5), max_size=12), st.text("ab\n\u0100", max_size=20))
+def test_all_pieces_are_shown_unless_the_thinking_says_them_in_a_row(parts: list[str], reasoning: str) -> None:
+    joined = "".join(parts)
+    shown = [reasoning, *([] if joined in reasoning else [joined])]
+    said = {"role": "assistant", "content": "yes", "reasoning": reasoning, "reasoning_details": texts(*parts)}
+    data = json.dumps({"model": "m", "messages": [USER, said, USER]}).encode()
+    assert read_request(data).turns[1] == ("assistant", "\n".join(["yes", *filter(None, shown)]))
 
 
 def test_many_parts_take_work_in_proportion() -> None:
     few, many = (body(*texts(*(f"{at} bottles of beer" for at in range(count)))) for count in (500, 4000))
     assert calls_of(lambda: read_request(many)) < 12 * calls_of(lambda: read_request(few))
-
-
-def whole_and_parts() -> tuple[str, bytes]:
-    words = [f"{at % 97} bottles of beer, " for at in range(1000)]
-    said = {"role": "assistant", "content": "yes", "reasoning": "".join(words), "reasoning_details": texts(*words)}
-    return "".join(words), json.dumps({"model": "m", "messages": [USER, said, USER]}).encode()
-
-
-def test_parts_in_their_order_are_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, data = whole_and_parts()
-    monkeypatch.setattr(chat_details, "MAX_SEARCHED", len(whole))
-    assert read_request(data).turns[1] == ("assistant", f"yes\n{whole}")
-
-
-def test_beyond_what_a_request_may_search_a_part_is_shown_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_details, "MAX_SEARCHED", 1)
-    said = {"role": "assistant", "content": "yes", "reasoning": "abc"}
-    first, second = ({**said, "reasoning_details": texts(*parts)} for parts in (["c"], ["b", "abc", "b"]))
-    data = json.dumps({"model": "m", "messages": [USER, first, second, USER]}).encode()
-    assert [text for _, text in read_request(data).turns[1:3]] == ["yes\nabc", "yes\nabc\nb"]
