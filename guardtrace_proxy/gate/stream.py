@@ -21,7 +21,7 @@ from guardtrace_proxy.gate.run import Run, run_of
 from guardtrace_proxy.gate.whole import is_decided, released_whole
 from guardtrace_proxy.policy.levels import Verdict
 from guardtrace_proxy.policy.schema import CutShape, Policy
-from guardtrace_proxy.wire.events import Event, EventKind, MoreText
+from guardtrace_proxy.wire.events import Event, EventKind, MoreText, SpanKind
 from guardtrace_proxy.wire.fates import Cut
 from guardtrace_proxy.wire.reply import Writer
 
@@ -183,7 +183,9 @@ class StreamGate:
             choice = self._choices.get(part.index) or self._choices.add(self._new_choice(part.index))
             start = choice.received
             for span in part.spans:
-                choice.received += len(span.text)
+                begin, choice.received = choice.received, choice.received + len(span.text)
+                if span.kind is SpanKind.ARGUMENTS:
+                    choice.arguments.add(begin, choice.received, choice.tape.judged)
             choice.receive(part.segments, part.tokens, now)
             if part.unsaid:
                 choice.expect_text()
@@ -214,7 +216,7 @@ class StreamGate:
         self._queue.push_run(run.events, run.size, HeldPart(choice, start, choice.received, part))
 
     def _new_choice(self, index: int) -> Choice:
-        return Choice(index, self._policy, self._capacity, self._audit_ids.__next__, self._queue.has_arguments)
+        return Choice(index, self._policy, self._capacity, self._audit_ids.__next__)
 
     def _break_off(self, why: str) -> None:
         """What is held is still judged, and released or dropped; then an error, and never an end that looks whole."""
