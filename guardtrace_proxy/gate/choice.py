@@ -142,6 +142,11 @@ class Choice:
         return None
 
     @property
+    def waiting_bytes(self) -> int:
+        """Of text that has left and waits for its verdict all the same: in ``monitor``, ``withhold`` and ``lag``."""
+        return self.tape.waiting_bytes(self.released)
+
+    @property
     def is_live(self) -> bool:
         """Whether the upstream may still have to say something that matters."""
         return self.state not in (State.CUT, State.FINISHED)
@@ -200,6 +205,7 @@ class Choice:
         self._audit = self._chunk = self._search = None
         if self.is_live:
             self.state = follow(self.state, Input.CUT)
+            self.tape.forget_waiting()
 
     # Inside: from a verdict to an action
 
@@ -306,4 +312,5 @@ class Choice:
         self.cut_phase = phase
         self.state = follow(self.state, Input.CUT)
         self.leave.stop(self.released)
+        self.tape.forget_waiting()
         return decision

@@ -13,6 +13,7 @@ from typing import Any
 
 from guardtrace_proxy.gate.choice import Choice
 from guardtrace_proxy.gate.choices import Choices
+from guardtrace_proxy.gate.clearance import Modes
 from guardtrace_proxy.gate.ending import Ending
 from guardtrace_proxy.gate.notes import Marks, cut_of
 from guardtrace_proxy.gate.outputs import Decided, Output, Release
@@ -33,7 +34,8 @@ TOO_MUCH_HELD = "More of the reply would have to be held than may be, and no ver
 class StreamGate:
     """One reply, streamed or whole.
 
-    ``capacity`` is how much unjudged text one audit takes, ``max_stream_bytes`` how much may be held: both in bytes.
+    ``capacity`` is how much unjudged text one audit takes, ``max_stream_bytes`` how much may be held, or wait for its
+    verdict after it has left: both in bytes.
     ``choices`` is the request's ``n``.
     """
 
@@ -53,6 +55,9 @@ class StreamGate:
         self._max_stream_bytes = max_stream_bytes
         self._choices = Choices(choices)
         self._queue = HoldQueue(writer, policy.thinking_goes)
+        self._holds_all = Modes(policy).all_hold
+        self._waiting_bytes = 0
+        """Of text that has left before its verdict, as it was when something last left or was judged."""
         self._outputs: list[Output] = []
         self._audit_ids = count(1)
         self._saw_error = False
@@ -90,8 +95,8 @@ class StreamGate:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the upstream's that are held."""
-        return self._queue.held_bytes + (0 if self.run is None else self.run.size)
+        """Bytes of the upstream's that are held, and what text that has left and waits for its verdict takes."""
+        return self._queue.held_bytes + self._waiting_bytes + (0 if self.run is None else self.run.size)
 
     @property
     def wants_reading(self) -> bool:
@@ -248,6 +253,8 @@ class StreamGate:
             if decided is not None:
                 self._follow_decision(choice, decided)
                 break
+        if not self._holds_all:
+            self._count_waiting()
         self._go_on(now)
 
     def _follow_decision(self, choice: Choice, decided: Decided) -> None:
@@ -299,20 +306,31 @@ class StreamGate:
     # Inside: going out
 
     def _go_on(self, now: float) -> None:
-        full = self._queue.held_bytes >= self._max_stream_bytes
-        for choice in self._choices:
-            audit = choice.poll(now, full)
-            if audit is not None:
-                self._outputs.append(audit)
+        full = not self.wants_reading
+        self._poll(now, full)
         if self._is_completion:
             self._release_completion()
         else:
             data = self._queue.pop_clear()
             if data:
                 self._outputs.append(Release(data))
+            if not self._holds_all:
+                self._count_waiting()
+                if not (full or self.wants_reading):
+                    self._poll(now, full=True)
             self._give_up_if_stuck()
         if self._ending.is_known and not self.finished and not self._queue:
             self._finish()
+
+    def _poll(self, now: float, full: bool) -> None:
+        for choice in self._choices:
+            audit = choice.poll(now, full)
+            if audit is not None:
+                self._outputs.append(audit)
+
+    def _count_waiting(self) -> None:
+        """Here alone, since how much is held is asked for several times an event."""
+        self._waiting_bytes = sum([choice.waiting_bytes for choice in self._choices])
 
     def _give_up_if_stuck(self) -> None:
         """One of several choices that waits for the rest of a tag, or tokens that wait for their text, can stand before

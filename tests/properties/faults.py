@@ -192,6 +192,13 @@ FAULTS = [
         forgets_arguments_that_left,
     ),
     Fault("bytes are held for ever", "every_stream_ends", HoldQueue, "push", forgets_bytes),
+    Fault(
+        "what has left isn't counted",
+        "what_waits_is_bounded",
+        Tape,
+        "waiting_bytes",
+        instead(lambda self, offset: 0),
+    ),
     Fault("events are written anew", "unaltered_events_keep_their_bytes_and_order", HoldQueue, "_write", writes_anew),
     Fault("events change places", "unaltered_events_keep_their_bytes_and_order", HoldQueue, "push", swaps),
     Fault("frames have another id", "frames_are_the_streams_own", ChatStream, "_learn_head", instead(lambda *_: None)),

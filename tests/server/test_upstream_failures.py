@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+from contextlib import suppress
 
 import openai
 import pytest
@@ -318,34 +319,62 @@ def test_a_reply_cut_by_the_network_isnt_taken_for_whole(capsys):
     assert "upstream broke off" in capsys.readouterr().out
 
 
-def test_reading_pauses_while_too_much_is_held():
-    sent = []
-    end = threading.Event()
+class Endless:
+    """An upstream that never ends, before an auditor that doesn't answer until ``end``."""
 
-    def endless(_):
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+        self.end = threading.Event()
+
+    def write(self, _):
         yield SSE_HEAD
         while True:
-            sent.append(64_000)
+            self.sent.append(64_000)
             yield chunk({"reasoning": "x" * 64_000})
 
-    def stuck(_):
-        end.wait(60)
+    def stuck(self, _):
+        self.end.wait(60)
         yield b""
 
-    def pauses():
-        before = len(sent)
+    def pauses(self) -> bool:
+        before = len(self.sent)
         time.sleep(0.5)
-        return len(sent) == before > 0
+        return len(self.sent) == before > 0
 
-    config = {"server": {"max_stream_bytes": 200_000}, "auditor": {"timeout_ms": 60_000}}
-    with proxy(endless, stuck, config=config) as running:
+
+LITTLE_IS_HELD = {"server": {"max_stream_bytes": 200_000}, "auditor": {"timeout_ms": 60_000}}
+
+
+def test_reading_pauses_while_too_much_is_held():
+    endless = Endless()
+    with proxy(endless.write, endless.stuck, config=LITTLE_IS_HELD) as running:
         events = running.client.chat.completions.create(**ask(stream=True))
         # The sockets' buffers take what they can, up to tens of megabytes; then the upstream waits.
-        assert eventually(pauses)
+        assert eventually(endless.pauses)
         assert running.app.service.budget.total < 1_000_000  # what one read brings comes on top
         events.close()
         assert running.upstream.left.wait(5)
-        end.set()
+        endless.end.set()
+
+
+def test_reading_pauses_while_too_much_has_left_before_its_verdict():
+    endless = Endless()
+    with proxy(endless.write, endless.stuck, policy={"extends": "monitor"}, config=LITTLE_IS_HELD) as running:
+        events = running.client.chat.completions.create(**ask(stream=True))
+        client = threading.Thread(target=take_all, args=(events,))
+        client.start()
+        assert eventually(endless.pauses)
+        assert 200_000 <= running.app.service.budget.total < 3_000_000  # a character counts for four
+        endless.end.set()
+        events.close()
+        client.join(10)
+
+
+def take_all(events) -> None:
+    """Take all that comes, until the stream is closed."""
+    with suppress(Exception):
+        for _ in events:
+            pass
 
 
 def test_an_event_that_never_ends_is_stopped():
