@@ -61,6 +61,7 @@ class StreamGate:
         self._outputs: list[Output] = []
         self._audit_ids = count(1)
         self._saw_error = False
+        self._saw_last = False
         self._lost_error = False
         """Whether it never leaves, since a cut ends the reply before it."""
         self._is_completion = False
@@ -139,6 +140,7 @@ class StreamGate:
         self._ending.learn(event)
         if event.kind is EventKind.CHUNK:
             self._receive_parts(event, now)
+            self._saw_last = self._saw_last or event.is_last
         elif event.kind is EventKind.COMPLETION:
             self._is_completion = True
             self._receive_parts(event, now)
@@ -155,13 +157,14 @@ class StreamGate:
         self._go_on(now)
 
     def end(self, now: float, broken: str | None = None) -> None:
-        """The upstream's reply is over; ``broken`` says why, if it didn't end by itself."""
+        """The upstream's reply is over; ``broken`` says why, if it didn't end by itself. Behind its last event it ended
+        well however its connection did."""
         self._take_run()
         if self._ending.is_known:
             return
         if self._saw_error:
             self._end(lambda: self._writer.done() if self._lost_error else b"")
-        elif broken is not None or not self._choices.all_over:
+        elif not self._saw_last and (broken is not None or not self._choices.all_over):
             self._break_off(broken or BROKEN_OFF)
         else:
             self._end(self._writer.done)

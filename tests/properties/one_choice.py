@@ -32,12 +32,13 @@ class Drawn(Protocol):
 
 
 def case_of(main: Draw, policy: Policy, frames: list[bytes], whole: bytes | None, reply: Callable[[], Reply]) -> Case:
-    """A reply's frames, now and then broken off, and how time passes."""
+    """A reply's frames, now and then broken off, be it behind the last of them, and how time passes."""
     ending = "closed"
     if whole is not None:
         frames = [whole]
     elif main.chance(15):
-        frames, ending = frames[: main.number(0, len(frames) - 1)], main.pick("closed", "broken", "stopped")
+        kept = len(frames) if main.chance(30) else main.number(0, len(frames) - 1)
+        frames, ending = frames[:kept], main.pick("closed", "broken", "stopped")
     events = [Sent("chunk", frame) for frame in frames]
     time = main.section("time")
     return Case(

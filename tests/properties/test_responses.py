@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guardtrace_proxy.gate import StreamGate
 from guardtrace_proxy.gate.arguments import Arguments
 from guardtrace_proxy.gate.clearance import Modes
 from guardtrace_proxy.policy.schema import Action, CutShape, Mode, ReasoningField
@@ -273,12 +274,21 @@ def test_every_promise_is_kept_where_hypothesis_looks(data: st.DataObject) -> No
     check(lambda section, low, high: data.draw(st.integers(low, high)))
 
 
+gate_ends = StreamGate.end
+
+
+def ends_as_its_connection_does(gate: StreamGate, now: float, broken: str | None = None) -> None:
+    gate._saw_last = False
+    gate_ends(gate, now, broken)
+
+
 FAULTS = [
     ("snapshots pass", ResponsesWriter, "_repeats_altered", lambda self, event: False),
     ("items stay open", Client, "close", lambda self, tag: []),
     ("numbers begin anew", Client, "_event", lambda self, name, **more: {"type": name, "sequence_number": 0, **more}),
     ("a broken stream is quiet", ResponsesWriter, "error", lambda *_, **__: b""),
     ("tags are text", ThinkingStyle, "tag_reader", lambda self: None),
+    ("the last event isn't the end", StreamGate, "end", ends_as_its_connection_does),
     ("arguments are redacted", Arguments, "lie_in", lambda self, start, end: False),
     ("lag has no bound", Modes, "max_lag", lambda self, segment: 1 << 20),
 ]

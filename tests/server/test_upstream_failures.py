@@ -228,6 +228,36 @@ def test_a_done_behind_a_reply_that_didnt_finish_is_not_believed(case):
     assert [end for end in ENDS if end in reply.text] == []
 
 
+@pytest.mark.parametrize("breaks", [False, True], ids=["left open", "broken off"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_behind_its_last_event_an_upstream_may_be_untidy(case, breaks):
+    """It leaves its body open, or breaks it off: the client has all of the reply, at once."""
+    frames = case.frames("All is fine.", "Four it is.")
+    end = threading.Event()
+    head = HEAD + b"Content-Type: text/event-stream\r\nContent-Length: 100000\r\n\r\n"
+
+    def untidy(_):
+        yield head
+        yield from frames
+        if not breaks:
+            end.wait(30)
+
+    with proxy(untidy) as running:
+        began = time.monotonic()
+        reply = running.raw(case.ask(), case.path, headers=case.headers)
+        took = time.monotonic() - began
+        end.set()
+    assert reply.content == b"".join(frames)
+    assert took < 10
+
+
+def test_a_done_behind_the_last_event_of_a_response_passes():
+    case = next(case for case in CASES if case.name == "responses")
+    frames = [*case.frames("All is fine.", "Four it is."), DONE]
+    with proxy(replay(SSE_HEAD, *frames)) as running:
+        assert running.raw(case.ask(), case.path).content == b"".join(frames)
+
+
 def test_a_done_in_the_place_of_a_whole_choice_is_not_believed():
     with proxy(replay(SSE_HEAD, *stream("fine", "Four."))) as running:
         text = running.raw(ask(stream=True, n=2)).text
