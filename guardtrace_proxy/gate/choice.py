@@ -142,11 +142,6 @@ class Choice:
         return None
 
     @property
-    def waiting_bytes(self) -> int:
-        """Of text that has left and waits for its verdict all the same: in ``monitor``, ``withhold`` and ``lag``."""
-        return self.tape.waiting_bytes(self.released)
-
-    @property
     def is_live(self) -> bool:
         """Whether the upstream may still have to say something that matters."""
         return self.state not in (State.CUT, State.FINISHED)

@@ -309,7 +309,7 @@ class StreamGate:
     # Inside: going out
 
     def _go_on(self, now: float) -> None:
-        full = not self.wants_reading
+        full = self._queue.held_bytes + self._waiting_bytes >= self._max_stream_bytes
         self._poll(now, full)
         if self._is_completion:
             self._release_completion()
@@ -319,7 +319,7 @@ class StreamGate:
                 self._outputs.append(Release(data))
             if not self._holds_all:
                 self._count_waiting()
-                if not (full or self.wants_reading):
+                if not full and self._queue.held_bytes + self._waiting_bytes >= self._max_stream_bytes:
                     self._poll(now, full=True)
             self._give_up_if_stuck()
         if self._ending.is_known and not self.finished and not self._queue:
@@ -333,7 +333,9 @@ class StreamGate:
 
     def _count_waiting(self) -> None:
         """Here alone, since how much is held is asked for several times an event."""
-        self._waiting_bytes = sum([choice.waiting_bytes for choice in self._choices])
+        self._waiting_bytes = 0
+        for choice in self._choices:
+            self._waiting_bytes += choice.tape.waiting_bytes(choice.released)
 
     def _give_up_if_stuck(self) -> None:
         """One of several choices that waits for the rest of a tag, or tokens that wait for their text, can stand before
