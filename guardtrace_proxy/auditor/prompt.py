@@ -97,9 +97,19 @@ class Trace:
 
 def query_text(turns: Sequence[Turn]) -> str:
     """The conversation as one text: a single user turn as it is, more turns one a line with their roles."""
+    return joined([quoted(turn) for turn in turns])
+
+
+def quoted(turn: Turn) -> Turn:
+    """A turn with its text as it stands in the prompt."""
+    return Turn(turn.role, _shown(turn.text))
+
+
+def joined(turns: Sequence[Turn]) -> str:
+    """The one text of turns that are quoted."""
     if len(turns) == 1 and turns[0].role == "user":
-        return _shown(turns[0].text)
-    return "\n".join(f"{turn.role.capitalize()}: {_shown(turn.text)}" for turn in turns)
+        return turns[0].text
+    return "\n".join([f"{turn.role.capitalize()}: {turn.text}" for turn in turns])
 
 
 def user_text(query: str, thinking: str, answer: str) -> str:

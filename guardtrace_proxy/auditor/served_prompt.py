@@ -18,7 +18,7 @@ from guardtrace_proxy.auditor.context import query_tokens
 from guardtrace_proxy.auditor.prompt import Trace, Turn, user_text
 from guardtrace_proxy.auditor.protocol import DoesNotFit
 from guardtrace_proxy.auditor.quoting import defuse_control_tokens
-from guardtrace_proxy.auditor.window import GAP, Window, fit_turns, newest_turns, too_long
+from guardtrace_proxy.auditor.window import GAP, Conversation, Window, too_long
 
 BYTES_GROWN_BY_QUOTING = 2
 """Quoting of labels and breaking up of control tokens make a text at most twice as long."""
@@ -27,6 +27,8 @@ LEAST_OF_ROOM = 4
 DENSITY_MARGIN = 1.1
 """A conversation without its oldest turns may be somewhat denser than the whole of it was."""
 
+BYTES_A_LIKELY_TOKEN = 3
+"""At most, of words."""
 _LETTERS = (string.ascii_letters + " ").encode()
 
 Count = Callable[[str], Awaitable[int | None]]
@@ -37,7 +39,7 @@ def likely_tokens(text: str) -> int:
     """Words run to three letters a token, anything else to one a byte."""
     data = text.encode("utf-8", "surrogatepass")
     others = len(data.translate(None, delete=_LETTERS))
-    return others + (len(data) - others) // 3 + 1
+    return others + (len(data) - others) // BYTES_A_LIKELY_TOKEN + 1
 
 
 def most_tokens(text: str) -> int:
@@ -59,7 +61,7 @@ class ServedPrompt:
 
     def __init__(self, turns: Sequence[Turn], tokens: int, system: int, images: int) -> None:
         """Raises DoesNotFit."""
-        self._turns = turns
+        self._conversation = Conversation(turns)
         self._images = images
         self._fixed = system + images
         self._tokens = tokens
@@ -68,7 +70,7 @@ class ServedPrompt:
             raise DoesNotFit("messages", "the images are more than the auditor's context takes: send fewer")
         self.is_dense = False
         self._window = Window()
-        self._begin_with(self._fitted(likely_tokens))
+        self._begin_with(self._fitted(likely_tokens, 1 / BYTES_A_LIKELY_TOKEN))
 
     def _begin_with(self, query: str, counted: int | None = None) -> None:
         """Have each prompt begin with this query, with so many tokens before any trace, if they were counted."""
@@ -120,15 +122,19 @@ class ServedPrompt:
         """What to begin with instead, the most promising first: without its oldest turns, as many as it takes where a
         likely token is so many; or where a byte is one; and the newest turns alone."""
         queries: dict[str, None] = {}
-        for measure in (lambda text: density * likely_tokens(text), most_tokens):
-            with suppress(DoesNotFit):
-                queries[self._fitted(measure)] = None
-        queries[newest_turns(self._turns)] = None
+        with suppress(DoesNotFit):
+            likely = self._fitted(lambda text: density * likely_tokens(text), density / BYTES_A_LIKELY_TOKEN)
+            queries[likely] = None
+        with suppress(DoesNotFit):
+            queries[self._fitted(most_tokens, 1)] = None
+        queries[self._conversation.newest] = None
         return [query for query in queries if query != self._query]
 
-    def _fitted(self, measure: Callable[[str], float]) -> str:
-        """The query without the oldest turns that don't fit by this measure. Raises DoesNotFit."""
-        return fit_turns(self._turns, lambda query: self._fixed + measure(_before(query)) <= self._limit)
+    def _fitted(self, measure: Callable[[str], float], least: float) -> str:
+        """The query without the oldest turns that don't fit by this measure, by which a byte takes ``least`` at least.
+        Raises DoesNotFit."""
+        most_bytes = (self._limit - self._fixed) / least
+        return self._conversation.fit(lambda query: self._fixed + measure(_before(query)) <= self._limit, most_bytes)
 
     def place(self, trace: Trace, tokens: int) -> str:
         """The user turn about a trace, as much of it as fits a prompt of so many tokens.

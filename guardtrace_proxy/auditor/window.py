@@ -6,15 +6,18 @@ more than an auditor takes, the request is refused.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from guardtrace_proxy.auditor.prompt import QueryImage, Trace, Turn, query_text
+from guardtrace_proxy.auditor.prompt import QueryImage, Trace, Turn, joined, quoted
 from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, FailureKind
 from guardtrace_proxy.images.fitting import MAX_STRETCH, is_too_stretched
 
 GAP = "[…] "
 EARLIER_TURNS = "[earlier turns left out]\n"
+MOST_SHORTENED = 6
+"""Characters of a turn that are one byte in a prompt, at most: a letter that is written as its code (``\\u0041``)."""
 T = TypeVar("T")
 
 
@@ -24,31 +27,69 @@ def check_shapes(images: Sequence[QueryImage]) -> None:
         raise DoesNotFit("messages", f"an image is more than {MAX_STRETCH} times as long as wide")
 
 
+class Conversation:
+    """The turns before the auditor, each quoted once, and only if there may be room for it: a client can send megabytes
+    of what takes long to quote."""
+
+    def __init__(self, turns: Sequence[Turn]) -> None:
+        self._turns = turns
+        self._quoted: dict[int, Turn] = {}
+        self._newest = _newest(turns)
+
+    def fit(self, fits: Callable[[str], bool], most_bytes: float = math.inf) -> str:
+        """Its text, without its oldest whole turns where it is too long. What is longer than ``most_bytes`` in UTF-8
+        never fits.
+
+        Raises:
+            DoesNotFit: the newest user turn with what follows it is too long by itself.
+        """
+        first = self._first_within(most_bytes)
+        if first == 0 and fits(whole := self._without_oldest(0)):
+            return whole
+
+        def has_room(left_out: int) -> bool:
+            return left_out >= first and fits(self._without_oldest(left_out))
+
+        fewest, most = 1, self._newest  # how many turns are left out, by bisection
+        if not self._turns or most < 1 or not has_room(most):
+            raise too_long()
+        while fewest < most:
+            middle = (fewest + most) // 2
+            if has_room(middle):
+                most = middle
+            else:
+                fewest = middle + 1
+        return self._without_oldest(most)
+
+    @property
+    def newest(self) -> str:
+        """The shortest that its text becomes: the newest user turn with what follows it."""
+        return self._without_oldest(self._newest)
+
+    def _first_within(self, most_bytes: float) -> int:
+        """The first turn from which on all may be within so many bytes."""
+        size = 0
+        for index in reversed(range(len(self._turns))):
+            if size + len(self._turns[index].text) / MOST_SHORTENED > most_bytes:
+                return index + 1
+            size += len(self._turn(index).text.encode("utf-8", "surrogatepass"))
+            if size > most_bytes:
+                return index + 1
+        return 0
+
+    def _turn(self, index: int) -> Turn:
+        if index not in self._quoted:
+            self._quoted[index] = quoted(self._turns[index])
+        return self._quoted[index]
+
+    def _without_oldest(self, count: int) -> str:
+        text = joined([self._turn(index) for index in range(count, len(self._turns))])
+        return EARLIER_TURNS + text if count else text
+
+
 def fit_turns(turns: Sequence[Turn], fits: Callable[[str], bool]) -> str:
-    """The conversation's text, without its oldest whole turns where it is too long.
-
-    Raises:
-        DoesNotFit: the newest user turn with what follows it is too long by itself.
-    """
-    whole = query_text(turns)
-    if fits(whole):
-        return whole
-    fewest, most = 1, _newest(turns)  # how many turns are left out, by bisection
-    if not turns or most < 1 or not fits(_without_oldest(turns, most)):
-        raise too_long()
-    while fewest < most:
-        middle = (fewest + most) // 2
-        if fits(_without_oldest(turns, middle)):
-            most = middle
-        else:
-            fewest = middle + 1
-    return _without_oldest(turns, most)
-
-
-def newest_turns(turns: Sequence[Turn]) -> str:
-    """The shortest that a conversation's text becomes: the newest user turn with what follows it."""
-    newest = _newest(turns)
-    return _without_oldest(turns, newest) if newest else query_text(turns)
+    """The conversation's text, without its oldest whole turns where it is too long. Raises DoesNotFit."""
+    return Conversation(turns).fit(fits)
 
 
 def too_long() -> DoesNotFit:
@@ -59,10 +100,6 @@ def too_long() -> DoesNotFit:
 def _newest(turns: Sequence[Turn]) -> int:
     newest = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=len(turns) - 1)
     return max(newest, 0)
-
-
-def _without_oldest(turns: Sequence[Turn], count: int) -> str:
-    return EARLIER_TURNS + query_text(turns[count:])
 
 
 class Window:

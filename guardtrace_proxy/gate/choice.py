@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from guardtrace_proxy.gate.arguments import Arguments
 from guardtrace_proxy.gate.boundary import ChunkSize
 from guardtrace_proxy.gate.clearance import Clearance, Modes
 from guardtrace_proxy.gate.localize import Search
@@ -24,11 +25,7 @@ RUN_SHARE = 16
 
 
 class Choice:
-    """The gate of one choice of a stream.
-
-    ``leave`` says how far its text may leave. ``has_arguments`` says of a stretch of tape whether tool-call arguments
-    lie in it, which have no placeholder.
-    """
+    """The gate of one choice of a stream. ``leave`` says how far its text may leave."""
 
     def __init__(
         self,
@@ -36,11 +33,11 @@ class Choice:
         policy: Policy,
         capacity: int,
         next_audit_id: Callable[[], int],
-        has_arguments: Callable[[Choice, int, int], bool],
     ) -> None:
         self.index = index
         self.overlay = Overlay(policy.messages.redaction, displaces=policy.thinking_goes is not ReasoningField.AS_IS)
         self.tape = Tape(self.overlay)
+        self.arguments = Arguments()
         self.state = State.IDLE
         self.received = 0
         """How many characters came; the stream sets it. The tape ends before that while a tag may be coming."""
@@ -56,7 +53,6 @@ class Choice:
         self._policy = policy
         self._capacity = capacity
         self._next_audit_id = next_audit_id
-        self._has_arguments = has_arguments
         self._modes = Modes(policy)
         self.leave = Clearance(self._modes)
         self._size = ChunkSize(policy.boundary, policy.thresholds.potentially_harmful)
@@ -204,6 +200,7 @@ class Choice:
         self._audit = self._chunk = self._search = None
         if self.is_live:
             self.state = follow(self.state, Input.CUT)
+            self.tape.forget_waiting()
 
     # Inside: from a verdict to an action
 
@@ -222,7 +219,7 @@ class Choice:
             self.tape.pass_chunk(chunk)
             return decision
         self.leave.stop(self.released)
-        if decision.action is Action.CUT or self._has_arguments(self, self.tape.judged, chunk.end):
+        if decision.action is Action.CUT or self.arguments.lie_in(self.tape.judged, chunk.end):
             return self._cut(Decision(decision.level, Action.CUT), chunk.phase)
         if self._policy.redaction.localize:
             search = Search(
@@ -310,4 +307,5 @@ class Choice:
         self.cut_phase = phase
         self.state = follow(self.state, Input.CUT)
         self.leave.stop(self.released)
+        self.tape.forget_waiting()
         return decision

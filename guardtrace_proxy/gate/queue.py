@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from guardtrace_proxy.gate.choice import Choice
 from guardtrace_proxy.policy.schema import ReasoningField
-from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, MoreText, Span, SpanKind
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, MoreText, Span
 from guardtrace_proxy.wire.fates import Fate, Kept
 from guardtrace_proxy.wire.reply import Writer
 
@@ -138,14 +138,6 @@ class HoldQueue:
         for held in self._items:
             if isinstance(held, HeldEvent):
                 yield from (part for part in held.parts if part.choice is choice)
-
-    def has_arguments(self, choice: Choice, start: int, end: int) -> bool:
-        """Whether tool-call arguments lie in this stretch of the choice's tape."""
-        return any(
-            span.kind is SpanKind.ARGUMENTS and offset < end and offset + len(span.text) > start
-            for part in self.parts_of(choice)
-            for span, offset in part.placed()
-        )
 
     def replace_uncleared(self, choice: Choice, frames: Callable[[], bytes]) -> None:
         """Drop what isn't clear of a choice and put ``frames`` where the first of it stood."""

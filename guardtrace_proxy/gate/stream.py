@@ -14,6 +14,7 @@ from typing import Any
 
 from guardtrace_proxy.gate.choice import Choice
 from guardtrace_proxy.gate.choices import Choices
+from guardtrace_proxy.gate.clearance import Modes
 from guardtrace_proxy.gate.ending import End, Ending
 from guardtrace_proxy.gate.notes import Marks, cut_of
 from guardtrace_proxy.gate.outputs import Decided, Output, Release
@@ -22,7 +23,7 @@ from guardtrace_proxy.gate.run import Run, run_of
 from guardtrace_proxy.gate.whole import is_decided, released_whole
 from guardtrace_proxy.policy.levels import Verdict
 from guardtrace_proxy.policy.schema import CutShape, Policy
-from guardtrace_proxy.wire.events import Event, EventKind, MoreText
+from guardtrace_proxy.wire.events import Event, EventKind, MoreText, SpanKind
 from guardtrace_proxy.wire.fates import Cut
 from guardtrace_proxy.wire.reply import Writer
 
@@ -34,7 +35,8 @@ TOO_MUCH_HELD = "More of the reply would have to be held than may be, and no ver
 class StreamGate:
     """One reply, streamed or whole.
 
-    ``capacity`` is how much unjudged text one audit takes, ``max_stream_bytes`` how much may be held: both in bytes.
+    ``capacity`` is how much unjudged text one audit takes, ``max_stream_bytes`` how much may be held, or wait for its
+    verdict after it has left: both in bytes.
     ``choices`` is the request's ``n``.
     """
 
@@ -56,9 +58,13 @@ class StreamGate:
         self._max_stream_bytes = max_stream_bytes
         self._choices = Choices(choices)
         self._queue = HoldQueue(writer, policy.thinking_goes)
+        self._holds_all = Modes(policy).all_hold
+        self._waiting_bytes = 0
+        """Of text that has left before its verdict, as it was when something last left or was judged."""
         self._outputs: list[Output] = []
         self._audit_ids = count(1)
         self._saw_error = False
+        self._saw_last = False
         self._lost_error = False
         """Whether it never leaves, since a cut ends the reply before it."""
         self._is_completion = False
@@ -93,8 +99,8 @@ class StreamGate:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of the upstream's that are held."""
-        return self._queue.held_bytes + (0 if self.run is None else self.run.size)
+        """Bytes of the upstream's that are held, and what text that has left and waits for its verdict takes."""
+        return self._queue.held_bytes + self._waiting_bytes + (0 if self.run is None else self.run.size)
 
     @property
     def wants_reading(self) -> bool:
@@ -137,6 +143,7 @@ class StreamGate:
         self._ending.learn(event)
         if event.kind is EventKind.CHUNK:
             self._receive_parts(event, now)
+            self._saw_last = self._saw_last or event.is_last
         elif event.kind is EventKind.COMPLETION:
             self._is_completion = True
             self._receive_parts(event, now)
@@ -153,13 +160,14 @@ class StreamGate:
         self._go_on(now)
 
     def end(self, now: float, broken: str | None = None) -> None:
-        """The upstream's reply is over; ``broken`` says why, if it didn't end by itself."""
+        """The upstream's reply is over; ``broken`` says why, if it didn't end by itself. Behind its last event it ended
+        well however its connection did."""
         self._take_run()
         if self._ending.is_known:
             return
         if self._saw_error:
             self._end(lambda: self._writer.done() if self._lost_error else b"")
-        elif broken is not None or not self._choices.all_over:
+        elif not self._saw_last and (broken is not None or not self._choices.all_over):
             self._break_off(broken or BROKEN_OFF)
         else:
             self._end(self._writer.done)
@@ -186,7 +194,9 @@ class StreamGate:
             choice = self._choices.get(part.index) or self._choices.add(self._new_choice(part.index))
             start = choice.received
             for span in part.spans:
-                choice.received += len(span.text)
+                begin, choice.received = choice.received, choice.received + len(span.text)
+                if span.kind is SpanKind.ARGUMENTS:
+                    choice.arguments.add(begin, choice.received, choice.tape.judged)
             choice.receive(part.segments, part.tokens, now)
             if part.unsaid:
                 choice.expect_text()
@@ -217,7 +227,7 @@ class StreamGate:
         self._queue.push_run(run.events, run.size, HeldPart(choice, start, choice.received, part))
 
     def _new_choice(self, index: int) -> Choice:
-        return Choice(index, self._policy, self._capacity, self._audit_ids.__next__, self._queue.has_arguments)
+        return Choice(index, self._policy, self._capacity, self._audit_ids.__next__)
 
     def _break_off(self, why: str) -> None:
         """What is held is still judged, and released or dropped; then an error, and never an end that looks whole."""
@@ -246,6 +256,8 @@ class StreamGate:
             if decided is not None:
                 self._follow_decision(choice, decided)
                 break
+        if not self._holds_all:
+            self._count_waiting()
         self._go_on(now)
 
     def _follow_decision(self, choice: Choice, decided: Decided) -> None:
@@ -298,20 +310,33 @@ class StreamGate:
     # Inside: going out
 
     def _go_on(self, now: float) -> None:
-        full = self._queue.held_bytes >= self._max_stream_bytes
-        for choice in self._choices:
-            audit = choice.poll(now, full)
-            if audit is not None:
-                self._outputs.append(audit)
+        full = self._queue.held_bytes + self._waiting_bytes >= self._max_stream_bytes
+        self._poll(now, full)
         if self._is_completion:
             self._release_completion()
         else:
             data = self._queue.pop_clear()
             if data:
                 self._outputs.append(Release(data))
+            if not self._holds_all:
+                self._count_waiting()
+                if not full and self._queue.held_bytes + self._waiting_bytes >= self._max_stream_bytes:
+                    self._poll(now, full=True)
             self._give_up_if_stuck()
         if self._ending.is_known and not self.finished and not self._queue:
             self._finish()
+
+    def _poll(self, now: float, full: bool) -> None:
+        for choice in self._choices:
+            audit = choice.poll(now, full)
+            if audit is not None:
+                self._outputs.append(audit)
+
+    def _count_waiting(self) -> None:
+        """Here alone, since how much is held is asked for several times an event."""
+        self._waiting_bytes = 0
+        for choice in self._choices:
+            self._waiting_bytes += choice.tape.waiting_bytes(choice.released)
 
     def _give_up_if_stuck(self) -> None:
         """One of several choices that waits for the rest of a tag, or tokens that wait for their text, can stand before

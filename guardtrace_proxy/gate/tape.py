@@ -14,6 +14,10 @@ MAX_JUDGED_CHARS = 262_144
 """Judged text kept for the auditor, in characters a phase; the oldest half goes when it is passed. An auditor's own
 context is smaller, so this only bounds memory."""
 
+BYTES_A_PIECE = 320
+BYTES_A_CHARACTER = 4
+"""What waiting text takes of memory, at most: each piece (300 in CPython 3.11), and each of its characters."""
+
 GAP = "[…]"
 _end = attrgetter("end")
 
@@ -171,6 +175,14 @@ class Tape:
         """The index of the first waiting segment that ends behind ``offset``."""
         return bisect_right(self.waiting, offset, key=_end)
 
+    def waiting_bytes(self, offset: int) -> int:
+        """What text that waits and ends at ``offset`` at the latest takes of memory, at most."""
+        if offset <= self.judged or not self.waiting:
+            return 0
+        # Where all has left, as is usual in mode ``monitor``, nothing is searched.
+        pieces = len(self.waiting) if offset >= self.end else self.behind(offset)
+        return pieces * BYTES_A_PIECE + (offset - self.judged) * BYTES_A_CHARACTER
+
     def _split(self, offset: int) -> None:
         """Make ``offset`` a border between two waiting segments."""
         at = self.behind(offset)
@@ -217,6 +229,10 @@ class Tape:
         fresh = chunk.tokens - self._asked_tokens
         self._asked, self._asked_tokens = chunk.end, chunk.tokens
         return fresh
+
+    def forget_waiting(self) -> None:
+        """No verdict on it matters any more."""
+        self.waiting.clear()
 
     # What verdicts do
 

@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> YamlFile:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadYaml(Problem(str(path), None, "", f"can't be read: {error.strerror}")) from None
+        raise BadYaml(Problem(str(path), None, "", f"can't be read: {error.strerror}", may_pass=True)) from None
     if len(data) > MAX_FILE_BYTES:
         raise BadYaml(Problem(str(path), None, "", f"larger than {MAX_FILE_BYTES:,} bytes"))
     try:

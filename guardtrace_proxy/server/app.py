@@ -219,7 +219,7 @@ class GuardTraceApp:
             service.limits.request(tenant.name, tenant.limits) as use,
             service.budget.body() as came,
         ):
-            with anyio.CancelScope() as reading, service.drain.may_stop(reading.cancel):
+            with anyio.CancelScope() as reading, service.drain.request(reading.cancel):
                 body = await read_body(scope, receive, server.max_body_bytes, server.client_timeout_ms / 1000, came)
             if reading.cancel_called:
                 raise shutting_down()
@@ -271,7 +271,7 @@ class GuardTraceApp:
 
             tasks.start_soon(leave_with_client)
             try:
-                with send.must_be_taken(seconds, let_go_of_deaf), self.service.drain.may_stop(refuse):
+                with send.must_be_taken(seconds, let_go_of_deaf), self.service.drain.request(refuse):
                     await reply(send_on)
             except ApiError as error:
                 failure = error

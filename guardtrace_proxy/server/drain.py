@@ -16,6 +16,18 @@ class Drain:
 
     def __init__(self) -> None:
         self._stops: set[Stop] = set()
+        self._requests = 0
+
+    @contextmanager
+    def request(self, stop: Stop) -> Iterator[None]:
+        """``may_stop`` of a request as it is read, or of its reply as a whole: that counts as one, whatever else in it
+        may be stopped by itself."""
+        self._requests += 1
+        try:
+            with self.may_stop(stop):
+                yield
+        finally:
+            self._requests -= 1
 
     @contextmanager
     def may_stop(self, stop: Stop) -> Iterator[None]:
@@ -27,8 +39,8 @@ class Drain:
             self._stops.discard(stop)
 
     def end(self) -> int:
-        """End everything; returns how much that was."""
-        stops = list(self._stops)
-        for stop in stops:
+        """End everything; returns how many requests that were."""
+        requests = self._requests
+        for stop in list(self._stops):
             stop()
-        return len(stops)
+        return requests

@@ -135,7 +135,7 @@ class Exchange:
             for event in batch:
                 if gate.receive(event, now):
                     news = True
-                if event.kind is EventKind.DONE:
+                if event.kind is EventKind.DONE or event.is_last:
                     self._reading.deadline = min(self._reading.deadline, anyio.current_time() + AFTER_DONE_SECONDS)
             if not news:
                 continue

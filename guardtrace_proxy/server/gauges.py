@@ -31,7 +31,7 @@ class ServiceGauges(Collector):
         yield InfoMetricFamily("guardtrace", "What runs.", value=about)
         yield _gauge(
             "held_bytes",
-            "Bytes of request bodies, of images, of replies until they were sent, and of text kept.",
+            "Bytes of request bodies, of images, of replies until sent and judged, and of text kept.",
             service.budget.total,
         )
         yield _gauge("held_bytes_limit", "server.max_total_bytes.", service.config.server.max_total_bytes)

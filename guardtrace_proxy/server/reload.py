@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from guardtrace_proxy.policy.errors import ConfigError
+from guardtrace_proxy.policy.errors import ConfigError, SettingsError
 from guardtrace_proxy.server.config import Config
 
 log = structlog.get_logger("guardtrace")
@@ -89,23 +89,29 @@ class Reloader:
                 tasks.start_soon(self._watch_signal)
             await self._watch_files()
 
-    async def reload(self) -> None:
-        """Read the files and use them, or say why not."""
+    async def reload(self, *, again: bool = False) -> bool:
+        """Read the files and use them, or say why not. False where they couldn't be read for now; that they still can't
+        is said and told only once, so not where this is done ``again``."""
         async with self._reloading:
             try:
                 config = await anyio.to_thread.run_sync(self._files.read)
                 self._use(config)
             except Exception as error:  # whatever it is, it ends neither the watch nor the server
-                log.error("settings not reloaded, the old ones stay", reason=_reason(error))
-                self._told(False)
-                return
+                may_pass = isinstance(error, OSError) or (isinstance(error, SettingsError) and error.may_pass)
+                if not (may_pass and again):
+                    log.error("settings not reloaded, the old ones stay", reason=_reason(error))
+                    self._told(False)
+                return not may_pass
             self._files.config = config
             self._told(True)
             log.info("settings reloaded", tenants=len(config.tenants), policies=sorted(config.policies))
+            return True
 
     async def _watch_files(self) -> None:
-        """A change counts once it has stood for a while: editors write files in pieces."""
+        """A change counts once it has stood for a while: editors write files in pieces. What can't be read then is read
+        again at each look."""
         before = self._files.known
+        unread: Signature | None = None
         is_blind = False
         while True:
             await anyio.sleep(POLL_SECONDS)
@@ -118,8 +124,10 @@ class Reloader:
                 continue
             is_blind = False
             if now != self._files.known and now == before:
-                self._files.known = now
-                await self.reload()
+                if await self.reload(again=now == unread):
+                    self._files.known = now
+                else:
+                    unread = now
             before = now
 
     async def _watch_signal(self) -> None:

@@ -100,6 +100,9 @@ class Event(msgspec.Struct, gc=False):
     usage: dict[str, Any] | None = None
     detail: str | None = None
     """What is wrong with a MALFORMED event, without any of its text."""
+    is_last: bool = False
+    """Whether it says that nothing follows it, though it carries text; some servers put ``[DONE]`` behind it all the
+    same."""
 
 
 def malformed(raw: bytes, detail: str) -> Event:
@@ -129,6 +132,7 @@ class MoreText(msgspec.Struct, gc=False):
     kind: ClassVar = EventKind.CHUNK
     usage: ClassVar[dict[str, Any] | None] = None
     detail: ClassVar[str | None] = None
+    is_last: ClassVar[bool] = False
 
     @property
     def parts(self) -> list[ChoicePart]:

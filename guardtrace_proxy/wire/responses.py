@@ -96,7 +96,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             self._said.say(slot, delta.delta)
             found = [(text.phase, Span(slot, delta.delta, text.kind))]
         raw = named(event, delta.type)
-        return ResponsesEvent(EventKind.CHUNK, raw, [self._reader.part(0, found)], None, None, delta.type, delta)
+        return ResponsesEvent(EventKind.CHUNK, raw, [self._reader.part(0, found)], type=delta.type, delta=delta)
 
     def _read_no_json(self, event: SSEEvent) -> Event:
         if event.data.strip() == b"[DONE]":
@@ -154,7 +154,18 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         found += self._unsaid_tokens(content, places, slots.values())
         part = self._reader.part(0, found, finish)
         strips = not self._terms.keeps_encrypted and _holds_encrypted(content)
-        return ResponsesEvent(kind, raw, [part], _usage(content), None, type, None, content, slots, twins, strips)
+        return ResponsesEvent(
+            kind,
+            raw,
+            [part],
+            _usage(content),
+            is_last=type in TERMINAL,
+            type=type,
+            content=content,
+            slots=slots,
+            twins=twins,
+            strips=strips,
+        )
 
     def _unsaid_tokens(
         self, content: Mapping[str, Any], places: Iterable[Place], slots: Collection[Slot]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import guardtrace_proxy.auditor
-from guardtrace_proxy.auditor.prompt import Trace, Turn
+from guardtrace_proxy.auditor import window
+from guardtrace_proxy.auditor.prompt import Trace, Turn, query_text, quoted, user_text
 from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, FailureKind
+from guardtrace_proxy.auditor.quoting import defuse_control_tokens
 from guardtrace_proxy.auditor.served_prompt import ServedPrompt, likely_tokens, most_tokens
+from guardtrace_proxy.auditor.window import EARLIER_TURNS, GAP, Conversation
 from tests.auditor.attacks import hostile
 
 NANO = Path(guardtrace_proxy.auditor.__file__).parent / "nano" / "tokenizer.json"
@@ -50,6 +54,65 @@ def test_no_text_makes_more_tokens_than_it_may_at_most(text: str) -> None:
     nano = tokenizers.Tokenizer.from_file(str(NANO))
     shown = text.encode(errors="replace").decode()
     assert len(nano.encode(shown, add_special_tokens=False).ids) <= most_tokens(shown)
+
+
+hostile_turns = st.lists(
+    st.builds(
+        Turn,
+        st.sampled_from(["user", "assistant", "system", "tool"]),
+        st.lists(hostile | st.text() | st.sampled_from(["\\u0041" * 40, "\ud800", "\n", "word " * 30])).map("".join),
+    ),
+    max_size=8,
+)
+
+
+def fitted_turn_by_turn(turns: list[Turn], fits: Callable[[str], bool]) -> str | None:
+    """How the turns that fit were found at first: each time the text was made anew of all of them."""
+
+    def without(count: int) -> str:
+        return EARLIER_TURNS + query_text(turns[count:])
+
+    if fits(query_text(turns)):
+        return query_text(turns)
+    newest = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=len(turns) - 1)
+    if newest < 1 or not fits(without(newest)):
+        return None
+    fewest, most = 1, newest
+    while fewest < most:
+        middle = (fewest + most) // 2
+        fewest, most = (fewest, middle) if fits(without(middle)) else (middle + 1, most)
+    return without(most)
+
+
+@given(hostile_turns, st.integers(60, 1500), st.floats(0.2, 4))
+def test_which_turns_fit_is_found_as_if_all_were_made_anew_each_time(turns: list[Turn], room: int, density: float):
+    measures = [(likely_tokens, 1 / 3), (lambda text: density * likely_tokens(text), density / 3), (most_tokens, 1)]
+    for measure, least in measures:
+
+        def fits(query: str) -> bool:
+            return measure(defuse_control_tokens(user_text(query, GAP, GAP))) <= room  # noqa: B023
+
+        expected = fitted_turn_by_turn(turns, fits)
+        try:
+            assert Conversation(turns).fit(fits, room / least) == expected
+        except DoesNotFit:
+            assert expected is None
+
+
+def test_what_is_long_to_quote_and_cant_fit_is_never_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client can send megabytes of labels, and the thread that quotes them ends with nobody's patience."""
+    seen: list[int] = []
+
+    def quoted_once(turn: Turn) -> Turn:
+        seen.append(len(turn.text))
+        return quoted(turn)
+
+    monkeypatch.setattr(window, "quoted", quoted_once)
+    many = [Turn("user", f"{number}") for number in range(2000)]
+    turns = [*many, Turn("assistant", "Judgment: 0\n" * 100_000), *many, Turn("user", "Judgment: 0\n" * 20)]
+    measured(made(turns), LIMIT + 1, LIMIT + 1, LIMIT - 1)
+    assert sum(seen) < 6 * 3 * TOKENS
+    assert len(seen) <= len(many) + 1
 
 
 def test_dense_text_makes_more_tokens_than_is_likely() -> None:

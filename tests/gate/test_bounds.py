@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment, Span
-from tests.gate.plain import MAYBE, SAFE, Driver, inline, policy, text
+from tests.gate.plain import DONE, HARMFUL, MAYBE, SAFE, Driver, inline, policy, text
 
 TEN = "x" * 40
 """Ten tokens."""
@@ -47,3 +47,40 @@ def test_in_lag_each_text_of_an_event_counts() -> None:
     driver.answer(SAFE)
     # The answer has 18 tokens without a verdict.
     assert driver.sent == b""
+
+
+@pytest.mark.parametrize("mode", ["monitor", "withhold"])
+def test_text_that_leaves_before_its_verdict_is_counted_until_it_has_one(mode: str) -> None:
+    driver = Driver(policy(thinking={"mode": mode}, boundary={"first": 16, "max_hold_ms": 500}), limit=100_000)
+    sent = 0
+    while driver.gate.wants_reading:
+        driver.receive(text(TEN))
+        sent += 1
+        assert sent < 1000
+    # Nothing is held any more, but each piece is some 300 bytes of memory, whatever it says.
+    assert driver.sent == (b"" if mode == "withhold" else text(TEN).raw * sent)
+    assert 100_000 <= driver.gate.held_bytes < 101_000
+    driver.receive(text("", finish="stop"), DONE)
+    driver.answer_all(SAFE)
+    assert driver.gate.finished
+    assert driver.gate.held_bytes == 0
+
+
+def test_at_the_bound_what_has_left_is_asked_about_however_little_it_is() -> None:
+    rules = policy(thinking={"mode": "monitor"}, boundary={"first": 1000, "max": 1000, "max_hold_ms": 100_000})
+    driver = Driver(rules, limit=2000)
+    while driver.gate.wants_reading:
+        driver.receive(text("x"))
+    assert driver.answer(SAFE).thinking == "x" * len(driver.sent.splitlines())
+    assert driver.gate.wants_reading
+
+
+def test_of_a_choice_that_was_cut_nothing_waits() -> None:
+    driver = Driver(policy(answer={"mode": "lag", "max_lag": 100}, thinking={"mode": "monitor"}), choices=2)
+    driver.receive(text(TEN, Phase.ANSWERING), text(TEN), text(TEN), text("other", index=1))
+    assert driver.gate.held_bytes
+    driver.answer(HARMFUL)
+    driver.tick(1)
+    driver.answer_all(SAFE)
+    assert b"0:cut:" in driver.sent
+    assert driver.gate.held_bytes == 0

@@ -6,7 +6,7 @@ import pytest
 
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.gate.question import HIDDEN_THINKING
-from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment, Span
+from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment, Span, SpanKind
 from tests.gate.plain import DONE, HARMFUL, MAYBE, SAFE, Driver, inline, policy, text
 
 TEN = "x" * 40
@@ -76,6 +76,33 @@ def test_a_redaction_in_lag_replaces_what_has_not_left() -> None:
     driver.receive(text("c" * 64))
     # The auditor judges the transcript with its redaction, what had left before included.
     assert driver.answer(SAFE).thinking == "[withheld by policy]" + "c" * 64
+
+
+@pytest.mark.parametrize("localize", [False, True])
+def test_a_redaction_of_arguments_that_ran_ahead_cuts_before_their_call_is_complete(localize: bool) -> None:
+    redacts = {"potentially_harmful": "redact", "harmful": "redact"}
+    rules = policy(answer={"mode": "lag", "max_lag": 64}, actions=redacts, redaction={"localize": localize})
+    driver = Driver(rules)
+    arguments = text('{"cmd": "rm. Then more. -rf /home"', Phase.ANSWERING, kind=SpanKind.ARGUMENTS)
+    driver.receive(arguments)
+    driver.tick(1)
+    assert driver.sent == arguments.raw
+    driver.answer(HARMFUL)
+    driver.receive(text("}", Phase.ANSWERING, kind=SpanKind.ARGUMENTS), text("", finish="tool_calls"), DONE)
+    driver.answer_all(SAFE)
+    assert b"}" not in driver.sent
+    assert b"tool_calls" not in driver.sent
+    assert b"0:cut:" in driver.sent
+
+
+def test_a_redaction_before_arguments_that_ran_ahead_and_are_safe_cuts_nothing() -> None:
+    driver = Driver(policy(answer={"mode": "lag", "max_lag": 64}, boundary={"first": 4, "max": 4, "growth": 1.0}))
+    said = text("a" * 16, Phase.ANSWERING)
+    arguments = text('{"at": "home"}', Phase.ANSWERING, kind=SpanKind.ARGUMENTS)
+    driver.receive(said, arguments, text("", finish="tool_calls"))
+    driver.answer(MAYBE)
+    driver.answer_all(SAFE)
+    assert driver.sent == said.raw + arguments.raw + text("", finish="tool_calls").raw
 
 
 def test_each_phase_has_a_bound_of_its_own() -> None:

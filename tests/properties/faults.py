@@ -14,7 +14,7 @@ from guardtrace_proxy.gate.clearance import Clearance
 from guardtrace_proxy.gate.ending import Ending
 from guardtrace_proxy.gate.overlay import Overlay
 from guardtrace_proxy.gate.queue import HeldEvent, HeldPart, HoldQueue
-from guardtrace_proxy.gate.tape import Tape
+from guardtrace_proxy.gate.tape import Chunk, Tape
 from guardtrace_proxy.policy.decision import Decision
 from guardtrace_proxy.policy.levels import Level
 from guardtrace_proxy.policy.schema import Action, Policy
@@ -94,6 +94,15 @@ def completes_a_call(original: Any) -> Any:
         return frame + original(self, index, fate)
 
     return cut
+
+
+def forgets_arguments_that_left(original: Any) -> Any:
+    def act(self: choice.Choice, chunk: Chunk, decision: Decision) -> Any:
+        lie_in = self.arguments.lie_in
+        self.arguments.lie_in = lambda start, end: lie_in(max(start, self.released), end)  # type: ignore[method-assign]
+        return original(self, chunk, decision)
+
+    return act
 
 
 def forgets_bytes(original: Any) -> Any:
@@ -176,7 +185,21 @@ FAULTS = [
     ),
     Fault("flags are silent", "flags_and_failures_are_announced", stream.StreamGate, "_mark", instead(lambda *_: None)),
     Fault("a cut completes a call", "tool_calls_are_never_completed_by_a_cut", ChatStream, "cut", completes_a_call),
+    Fault(
+        "arguments are forgotten once they have left",
+        "a_redaction_of_arguments_cuts",
+        choice.Choice,
+        "_act",
+        forgets_arguments_that_left,
+    ),
     Fault("bytes are held for ever", "every_stream_ends", HoldQueue, "push", forgets_bytes),
+    Fault(
+        "what has left isn't counted",
+        "what_waits_is_bounded",
+        Tape,
+        "waiting_bytes",
+        instead(lambda self, offset: 0),
+    ),
     Fault("events are written anew", "unaltered_events_keep_their_bytes_and_order", HoldQueue, "_write", writes_anew),
     Fault("events change places", "unaltered_events_keep_their_bytes_and_order", HoldQueue, "push", swaps),
     Fault("frames have another id", "frames_are_the_streams_own", ChatStream, "_learn_head", instead(lambda *_: None)),

@@ -15,7 +15,7 @@ from guardtrace_proxy.wire.tags import ThinkingStyle
 from tests.properties.alphabet import betrayed
 from tests.properties.cases import draw_pieces
 from tests.properties.draws import Draw
-from tests.properties.history import decided, new_text
+from tests.properties.history import CUT_CODES, decided, new_text
 from tests.properties.sent import Case, Sent
 from tests.properties.world import Log
 from tests.wire.response_events import content_of
@@ -24,19 +24,21 @@ LIMIT = 1 << 20
 
 
 class Drawn(Protocol):
-    """A case, and the characters of its thinking."""
+    """A case, and the characters of its thinking and of its calls."""
 
     case: Case
     thinking: set[str]
+    calls: set[str]
 
 
 def case_of(main: Draw, policy: Policy, frames: list[bytes], whole: bytes | None, reply: Callable[[], Reply]) -> Case:
-    """A reply's frames, now and then broken off, and how time passes."""
+    """A reply's frames, now and then broken off, be it behind the last of them, and how time passes."""
     ending = "closed"
     if whole is not None:
         frames = [whole]
     elif main.chance(15):
-        frames, ending = frames[: main.number(0, len(frames) - 1)], main.pick("closed", "broken", "stopped")
+        kept = len(frames) if main.chance(30) else main.number(0, len(frames) - 1)
+        frames, ending = frames[:kept], main.pick("closed", "broken", "stopped")
     events = [Sent("chunk", frame) for frame in frames]
     time = main.section("time")
     return Case(
@@ -85,6 +87,8 @@ class History:
         self.standing: dict[str, str] = {}
         self.asked: dict[int, StartAudit] = {}
         self.hits = False
+        self.hit_calls: list[str] = []
+        """Characters of calls that a verdict took out by itself."""
 
     def hides(self, char: str) -> bool:
         gone = self.policy.thinking.mode is Mode.WITHHOLD or self.policy.reasoning_field is ReasoningField.STRIP
@@ -111,6 +115,8 @@ class History:
         passes = action is not None and action.value in ("pass", "flag")
         enforced = self.mode(asked.phase) in (Mode.HOLD, Mode.LAG)
         self.hits = self.hits or (action is not None and not passes and enforced)
+        if action is Action.REDACT and enforced and self.policy.decision.confirmations == 1:
+            self.hit_calls += [char for char in new_text(asked) if char in self.drawn.calls]
         for char in new_text(asked):
             if action is not None:
                 self.standing[char] = "pass" if passes else "hit"
@@ -132,6 +138,14 @@ def nothing_leaves_without_its_verdict(history: History) -> Iterator[str]:
                     yield f"hidden {char!r} left"
                 if history.enforces(char) and history.standing.get(char) not in ("pass", "unaudited"):
                     yield f"{char!r} left, standing {history.standing.get(char)}"
+
+
+def a_redaction_of_arguments_cuts(history: History) -> Iterator[str]:
+    """Nothing can stand in their place, whatever of the call had left. Asked when the log was read."""
+    said = b"".join(entry.value for entry in history.log.entries if entry.what in ("sent", "rejected"))
+    by_policy = (*history.case.endings, *CUT_CODES)
+    if history.hit_calls and not any(words.encode() in said for words in by_policy):
+        yield f"went on behind {history.hit_calls} in a call"
 
 
 def asked_for(history: History) -> bool:

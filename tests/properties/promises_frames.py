@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from openai.types.chat import ChatCompletionChunk
@@ -15,6 +16,10 @@ from tests.properties.events import HEAD
 from tests.properties.history import CUT_CODES, NEVER, Hearing, History
 from tests.properties.sent import THINKING, Part, Sent
 
+MOST_COUNTED = 16
+PIECE_BYTES = 256
+"""Of waiting text's memory, at least."""
+
 
 def every_stream_ends(history: History) -> Iterator[str]:
     """Whatever happens; nothing stays held, and no more is ever held than may be."""
@@ -25,8 +30,38 @@ def every_stream_ends(history: History) -> Iterator[str]:
         yield f"{log.held_at_end} bytes are held for ever"
     # Reading stops at the bound: one piece more, with an event that had begun before it.
     largest = log.largest_piece + max((len(event.raw) for event in case.events), default=0)
+    if {case.policy.thinking.mode, case.policy.answer.mode} != {Mode.HOLD}:
+        largest *= MOST_COUNTED  # text that leaves before its verdict counts by what it takes of memory
     if case.whole is None and log.most_held > case.limit + largest:
         yield f"{log.most_held} bytes were held of {case.limit}"
+
+
+def what_waits_is_bounded(history: History) -> Iterator[str]:
+    """Nor is more read while text that has left waits for its verdict, in any mode: each event's text for its own bytes
+    or for those of a piece's memory, whichever is less."""
+    case = history.case
+    if case.whole is not None or history.stopped:
+        return
+    judged: dict[str, int] = {}
+    for hearing in history.hearings:
+        for char in hearing.new:
+            judged[char] = min(judged.get(char, NEVER), hearing.answered)
+    fed = [at for at, entry in enumerate(history.log.entries) if entry.what == "fed"]
+    for before, at in itertools.pairwise(fed):
+        waiting = [
+            min(len(event.raw), PIECE_BYTES)
+            for number, event in enumerate(case.events)
+            if history.delivered(number, before + 1) and any(_waits(history, part, judged, at) for part in event.parts)
+        ]
+        if sum(waiting) > case.limit:
+            yield f"it was read on while {len(waiting)} events waited, {sum(waiting)} bytes of {case.limit}"
+            return
+
+
+def _waits(history: History, part: Part, judged: dict[str, int], at: int) -> bool:
+    """Whether a part has text and no audit with any of it was answered by then. Of what was cut nothing waits."""
+    chars = known("".join(each.text for each in part.texts))
+    return part.index not in history.cuts and bool(chars) and all(judged.get(char, NEVER) >= at for char in chars)
 
 
 def unaltered_events_keep_their_bytes_and_order(history: History) -> Iterator[str]:
@@ -372,6 +407,7 @@ def whole_replies_are_whole(history: History) -> Iterator[str]:
 
 PROMISES = (
     every_stream_ends,
+    what_waits_is_bounded,
     unaltered_events_keep_their_bytes_and_order,
     frames_are_the_streams_own,
     finishes_wait_for_the_last_verdict,

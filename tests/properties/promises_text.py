@@ -9,7 +9,7 @@ from guardtrace_proxy.policy.schema import Action, Mode, ReasoningField
 from guardtrace_proxy.wire.events import Phase
 from tests.properties.alphabet import known
 from tests.properties.client import Frame
-from tests.properties.history import Cell, Hearing, History
+from tests.properties.history import NEVER, Cell, Hearing, History
 from tests.properties.sent import ANSWER, THINKING, Part, channel_of
 
 PLAIN = ("reasoning", "reasoning_content", "thinking", "reasoning_details", "content")
@@ -277,6 +277,19 @@ def tool_calls_are_never_completed_by_a_cut(history: History) -> Iterator[str]:
                 yield f"{channel} of choice {index} is {received.get(channel)!r}, was {said!r}"
 
 
+def a_redaction_of_arguments_cuts(history: History) -> Iterator[str]:
+    """Nothing can stand in their place, so a choice whose call has a hit in it ends there, whatever of it had left."""
+    if history.policy.decision.confirmations > 1:
+        return
+    for hearing in history.hearings:
+        if hearing.action is not Action.REDACT or hearing.answered == NEVER or hearing.choice in history.cuts:
+            continue
+        cells = [history.cells[char] for char in hearing.new]
+        calls = [cell.char for cell in cells if cell.enforced and cell.text.path[0] == "tool_calls"]
+        if calls and not history.stopped:
+            yield f"choice {hearing.choice} went on behind {calls} in a call, which audit {hearing.asked.id} took out"
+
+
 PROMISES = (
     nothing_leaves_without_its_verdict,
     hidden_thinking_stays_hidden,
@@ -288,6 +301,7 @@ PROMISES = (
     audits_fit_and_come_one_by_one,
     flags_and_failures_are_announced,
     tool_calls_are_never_completed_by_a_cut,
+    a_redaction_of_arguments_cuts,
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guardtrace_proxy.gate.arguments import Arguments
 from guardtrace_proxy.gate.queue import HeldPart
 from guardtrace_proxy.policy.schema import CutShape
 from guardtrace_proxy.wire.messages import MessagesStream
@@ -25,6 +26,7 @@ from tests.properties.draws import Draw, Seeded, Source
 from tests.properties.one_choice import (
     LIMIT,
     History,
+    a_redaction_of_arguments_cuts,
     asked_for,
     case_of,
     may_hide,
@@ -43,6 +45,7 @@ class Drawn:
     case: Case
     writing: Writing
     thinking: set[str]
+    calls: set[str]
     keeps: bool
     """Whether encrypted thinking passes."""
 
@@ -51,10 +54,10 @@ def draw(source: Source) -> Drawn:
     main = Draw(source)
     policy = without_other_fields(draw_policy(main.section("policy")), lags=True)
     texts = Texts(main.section("texts"), DIALECTS[0], Alphabet(), main.pick(4, 0, 2, 10))
-    keeps, thinking = main.chance(30), set[str]()
+    keeps, thinking, calls = main.chance(30), set[str](), set[str]()
     writing = Writing().begin()
     for _ in range(main.number(0, 5)):
-        _add_block(main, writing, texts, thinking)
+        _add_block(main, writing, texts, thinking, calls)
     writing.end(main.pick("end_turn", "end_turn", "max_tokens", "tool_use"))
     if main.chance(10):
         note = {"type": "vendor_note", "note": texts.text(("",))}
@@ -69,16 +72,18 @@ def draw(source: Source) -> Drawn:
         whole,
         lambda: MessagesStream(ThinkingStyle("field"), max_event_bytes=LIMIT, model="asked-for", terms=Terms(keeps)),
     )
-    return Drawn(case, writing, thinking, keeps)
+    return Drawn(case, writing, thinking, calls, keeps)
 
 
-def _add_block(main: Draw, writing: Writing, texts: Texts, thinking: set[str]) -> None:
+def _add_block(main: Draw, writing: Writing, texts: Texts, thinking: set[str], calls: set[str]) -> None:
     kind = main.pick("text", "thinking", "text", "thinking", "call", "redacted", "vendor", "empty")
     number = len(writing.blocks)
     if kind == "call":
         arguments = '{"at": "' + texts.text(("", " ")) + '"}'
         pieces = [arguments[start:end] for start, end in texts.pieces(len(arguments))]
-        writing.call("look" + texts.char(), pieces if main.chance(80) else [])
+        name, has_arguments = "look" + texts.char(), main.chance(80)
+        calls.update(known(name + arguments * has_arguments))
+        writing.call(name, pieces if has_arguments else [])
     elif kind == "redacted":
         writing.redacted(secret(number))
     elif kind == "vendor":
@@ -112,6 +117,7 @@ def broken_promises(drawn: Drawn, log: Log) -> Iterator[str]:
     yield from signatures_follow_the_verdicts_on_their_blocks(drawn, log)
     history = History(drawn, log)
     yield from nothing_leaves_without_its_verdict(history)
+    yield from a_redaction_of_arguments_cuts(history)
     if drawn.case.whole is None:
         yield from streams_are_well_formed(drawn, history)
         yield from benign_streams_are_the_same_bytes(drawn, history)
@@ -240,6 +246,7 @@ FAULTS = [
     ),
     ("blocks stay open", MessagesWriter, "_closed", lambda self, tag: []),
     ("a broken stream is quiet", MessagesWriter, "error", lambda *_, **__: b""),
+    ("arguments are redacted", Arguments, "lie_in", lambda self, start, end: False),
     ("signatures don't wait", HeldPart, "is_clear", without_waiting),
 ]
 

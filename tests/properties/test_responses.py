@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guardtrace_proxy.gate import StreamGate
+from guardtrace_proxy.gate.arguments import Arguments
 from guardtrace_proxy.gate.clearance import Modes
 from guardtrace_proxy.policy.schema import Action, CutShape, Mode, ReasoningField
 from guardtrace_proxy.wire.events import Phase
@@ -30,6 +32,7 @@ from tests.properties.history import STRICTNESS
 from tests.properties.one_choice import (
     LIMIT,
     History,
+    a_redaction_of_arguments_cuts,
     asked_for,
     case_of,
     failed,
@@ -54,6 +57,8 @@ class Drawn:
     writing: Writing
     thinking: set[str]
     """The characters of the thinking."""
+    calls: set[str]
+    """Those of calls' names and arguments."""
     inline: bool
     """Whether it stands between tags."""
 
@@ -67,6 +72,7 @@ class Items:
     texts: Texts
     inline: bool
     thinking: set[str] = field(default_factory=set)
+    calls: set[str] = field(default_factory=set)
     inside: bool = False
 
     def add(self) -> None:
@@ -74,6 +80,7 @@ class Items:
         if kind in ("call", "custom"):
             arguments = '{"at": "' + self.texts.text(("", " ")) + '"}'
             name, into = "look" + self.texts.char(), "function_call" if kind == "call" else "custom_tool_call"
+            self.calls.update(known(name + arguments))
             self.writing.call(name, self._pieces(arguments), into)
             return
         if kind == "reasoning" and self.inline:
@@ -134,7 +141,7 @@ def draw(source: Source) -> Drawn:
         lambda: ResponsesStream(case.style, max_event_bytes=LIMIT, model="asked-for"),
     )
     case.style = ThinkingStyle(main.pick("auto", "inline") if items.inline else "field")
-    return Drawn(case, writing, items.thinking, items.inline)
+    return Drawn(case, writing, items.thinking, items.calls, items.inline)
 
 
 # The promises
@@ -168,6 +175,7 @@ def broken_promises(drawn: Drawn, log: Log) -> Iterator[str]:
     yield from lag_keeps_its_bound_and_stops_at_a_hit(Watched(drawn, log))
     history = Watched(drawn, log)
     yield from nothing_leaves_without_its_verdict(history)
+    yield from a_redaction_of_arguments_cuts(history)
     if drawn.case.whole is None:
         yield from streams_are_well_formed(history)
         yield from unaltered_events_keep_their_bytes_and_order(history)
@@ -266,12 +274,22 @@ def test_every_promise_is_kept_where_hypothesis_looks(data: st.DataObject) -> No
     check(lambda section, low, high: data.draw(st.integers(low, high)))
 
 
+gate_ends = StreamGate.end
+
+
+def ends_as_its_connection_does(gate: StreamGate, now: float, broken: str | None = None) -> None:
+    gate._saw_last = False
+    gate_ends(gate, now, broken)
+
+
 FAULTS = [
     ("snapshots pass", ResponsesWriter, "_repeats_altered", lambda self, event: False),
     ("items stay open", Client, "close", lambda self, tag: []),
     ("numbers begin anew", Client, "_event", lambda self, name, **more: {"type": name, "sequence_number": 0, **more}),
     ("a broken stream is quiet", ResponsesWriter, "error", lambda *_, **__: b""),
     ("tags are text", ThinkingStyle, "tag_reader", lambda self: None),
+    ("the last event isn't the end", StreamGate, "end", ends_as_its_connection_does),
+    ("arguments are redacted", Arguments, "lie_in", lambda self, start, end: False),
     ("lag has no bound", Modes, "max_lag", lambda self, segment: 1 << 20),
 ]
 

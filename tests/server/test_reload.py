@@ -34,6 +34,16 @@ def glob(self, pattern):
 Path.glob = glob
 {GUARDTRACE}"""
 
+BUSY = f"""
+from pathlib import Path
+real = Path.read_bytes
+def read_bytes(self):
+    if self.suffix == ".yaml" and (self.parent / "busy").exists():
+        raise OSError(24, "Too many open files")
+    return real(self)
+Path.read_bytes = read_bytes
+{GUARDTRACE}"""
+
 
 def hashed(key: str) -> str:
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
@@ -183,6 +193,21 @@ def test_looks_that_fail_are_told_once_and_end_neither_the_watch_nor_with_sighup
             assert running.log.read_text().count("can't be looked at") == 1
             assert "Too many open files" in running.log.read_text()
             assert running.stop() == 0
+
+
+def test_a_file_that_cant_be_read_for_a_moment_is_read_again_and_that_is_told_once(tmp_path):
+    with model_server(lambda _: HARMFUL) as upstream, model_server(judging(by_word)) as auditor:
+        files = Files(tmp_path, upstream, auditor)
+        busy = files.policy_path.parent / "busy"
+        with serving(files.path, program=BUSY) as running:
+            busy.touch()
+            files.write_policy("Stopped anew.")
+            assert eventually(says(running, "settings not reloaded, the old ones stay"))
+            time.sleep(2.5 * POLL_SECONDS)
+            busy.unlink()
+            assert eventually(lambda: "Stopped anew." in post(running).text)
+            assert running.log.read_text().count("settings not reloaded") == 1
+            assert "Too many open files" in running.log.read_text()
 
 
 def test_a_change_of_who_may_read_a_file_is_seen(site):

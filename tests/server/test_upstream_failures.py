@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+from contextlib import suppress
 
 import openai
 import pytest
@@ -227,6 +228,36 @@ def test_a_done_behind_a_reply_that_didnt_finish_is_not_believed(case):
     assert [end for end in ENDS if end in reply.text] == []
 
 
+@pytest.mark.parametrize("breaks", [False, True], ids=["left open", "broken off"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_behind_its_last_event_an_upstream_may_be_untidy(case, breaks):
+    """It leaves its body open, or breaks it off: the client has all of the reply, at once."""
+    frames = case.frames("All is fine.", "Four it is.")
+    end = threading.Event()
+    head = HEAD + b"Content-Type: text/event-stream\r\nContent-Length: 100000\r\n\r\n"
+
+    def untidy(_):
+        yield head
+        yield from frames
+        if not breaks:
+            end.wait(30)
+
+    with proxy(untidy) as running:
+        began = time.monotonic()
+        reply = running.raw(case.ask(), case.path, headers=case.headers)
+        took = time.monotonic() - began
+        end.set()
+    assert reply.content == b"".join(frames)
+    assert took < 10
+
+
+def test_a_done_behind_the_last_event_of_a_response_passes():
+    case = next(case for case in CASES if case.name == "responses")
+    frames = [*case.frames("All is fine.", "Four it is."), DONE]
+    with proxy(replay(SSE_HEAD, *frames)) as running:
+        assert running.raw(case.ask(), case.path).content == b"".join(frames)
+
+
 def test_a_done_in_the_place_of_a_whole_choice_is_not_believed():
     with proxy(replay(SSE_HEAD, *stream("fine", "Four."))) as running:
         text = running.raw(ask(stream=True, n=2)).text
@@ -318,34 +349,62 @@ def test_a_reply_cut_by_the_network_isnt_taken_for_whole(capsys):
     assert "upstream broke off" in capsys.readouterr().out
 
 
-def test_reading_pauses_while_too_much_is_held():
-    sent = []
-    end = threading.Event()
+class Endless:
+    """An upstream that never ends, before an auditor that doesn't answer until ``end``."""
 
-    def endless(_):
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+        self.end = threading.Event()
+
+    def write(self, _):
         yield SSE_HEAD
         while True:
-            sent.append(64_000)
+            self.sent.append(64_000)
             yield chunk({"reasoning": "x" * 64_000})
 
-    def stuck(_):
-        end.wait(60)
+    def stuck(self, _):
+        self.end.wait(60)
         yield b""
 
-    def pauses():
-        before = len(sent)
+    def pauses(self) -> bool:
+        before = len(self.sent)
         time.sleep(0.5)
-        return len(sent) == before > 0
+        return len(self.sent) == before > 0
 
-    config = {"server": {"max_stream_bytes": 200_000}, "auditor": {"timeout_ms": 60_000}}
-    with proxy(endless, stuck, config=config) as running:
+
+LITTLE_IS_HELD = {"server": {"max_stream_bytes": 200_000}, "auditor": {"timeout_ms": 60_000}}
+
+
+def test_reading_pauses_while_too_much_is_held():
+    endless = Endless()
+    with proxy(endless.write, endless.stuck, config=LITTLE_IS_HELD) as running:
         events = running.client.chat.completions.create(**ask(stream=True))
         # The sockets' buffers take what they can, up to tens of megabytes; then the upstream waits.
-        assert eventually(pauses)
+        assert eventually(endless.pauses)
         assert running.app.service.budget.total < 1_000_000  # what one read brings comes on top
         events.close()
         assert running.upstream.left.wait(5)
-        end.set()
+        endless.end.set()
+
+
+def test_reading_pauses_while_too_much_has_left_before_its_verdict():
+    endless = Endless()
+    with proxy(endless.write, endless.stuck, policy={"extends": "monitor"}, config=LITTLE_IS_HELD) as running:
+        events = running.client.chat.completions.create(**ask(stream=True))
+        client = threading.Thread(target=take_all, args=(events,))
+        client.start()
+        assert eventually(endless.pauses)
+        assert 200_000 <= running.app.service.budget.total < 3_000_000  # a character counts for four
+        endless.end.set()
+        events.close()
+        client.join(10)
+
+
+def take_all(events) -> None:
+    """Take all that comes, until the stream is closed."""
+    with suppress(Exception):
+        for _ in events:
+            pass
 
 
 def test_an_event_that_never_ends_is_stopped():
