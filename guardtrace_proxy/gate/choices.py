@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from guardtrace_proxy.gate.choice import Choice
+from guardtrace_proxy.gate.outputs import StartAudit
 
 
 class Choices:
@@ -60,6 +61,17 @@ class Choices:
     def wait_for_nothing(self) -> bool:
         """Whether no text waits for a verdict; those that are only recorded may be due."""
         return all(not choice.is_live or choice.received <= choice.leave.settled for choice in self)
+
+    def waiting_bytes(self) -> int:
+        """What text takes that has left and waits for its verdict."""
+        return sum(choice.tape.waiting_bytes(choice.released) for choice in self)
+
+    def poll(self, now: float, full: bool) -> Iterator[StartAudit]:
+        """The audits that are due; ``full``: nothing more is read until a verdict comes."""
+        for choice in self:
+            audit = choice.poll(now, full)
+            if audit is not None:
+                yield audit
 
     def end(self) -> None:
         """The upstream has ended all of them."""

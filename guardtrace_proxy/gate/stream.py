@@ -63,10 +63,6 @@ class StreamGate:
         """Of text that has left before its verdict, as it was when something last left or was judged."""
         self._outputs: list[Output] = []
         self._audit_ids = count(1)
-        self._saw_error = False
-        self._saw_last = False
-        self._lost_error = False
-        """Whether it never leaves, since a cut ends the reply before it."""
         self._is_completion = False
         """Whether the reply isn't streamed."""
         self._ending = Ending(writer, marks_estimates=policy.expose.object)
@@ -143,7 +139,6 @@ class StreamGate:
         self._ending.learn(event)
         if event.kind is EventKind.CHUNK:
             self._receive_parts(event, now)
-            self._saw_last = self._saw_last or event.is_last
         elif event.kind is EventKind.COMPLETION:
             self._is_completion = True
             self._receive_parts(event, now)
@@ -151,8 +146,8 @@ class StreamGate:
         elif event.kind is EventKind.DONE:
             self._end(lambda: self._last_word(event.raw))
         elif event.kind is EventKind.ERROR:
-            if not self._saw_error:  # one is a bounded message, many would be a text that nobody judges
-                self._saw_error = True
+            if not self._ending.saw_error:  # one is a bounded message, many would be a text that nobody judges
+                self._ending.saw_error = True
                 self._queue.push(HeldEvent(event, []))
                 self._end_choices()
         else:
@@ -165,12 +160,11 @@ class StreamGate:
         self._take_run()
         if self._ending.is_known:
             return
-        if self._saw_error:
-            self._end(lambda: self._writer.done() if self._lost_error else b"")
-        elif not self._saw_last and (broken is not None or not self._choices.all_over):
-            self._break_off(broken or BROKEN_OFF)
+        is_ended = self._ending.saw_error or self._ending.saw_last
+        if is_ended or (broken is None and self._choices.all_over):
+            self._end(self._ending.done)
         else:
-            self._end(self._writer.done)
+            self._break_off(broken or BROKEN_OFF)
         self._go_on(now)
 
     def judged(self, audit: int, verdict: Verdict, now: float) -> None:
@@ -236,7 +230,7 @@ class StreamGate:
 
     def _last_word(self, done: bytes) -> bytes:
         """The upstream's end of the stream, unless a choice is left that neither it nor a cut has finished."""
-        return done if self._saw_error or self._choices.all_over else self._ending.error(BROKEN_OFF)
+        return done if self._ending.saw_error or self._choices.all_over else self._ending.error(BROKEN_OFF)
 
     def _end(self, last_words: Callable[[], bytes]) -> None:
         self._ending.set(last_words)
@@ -256,8 +250,7 @@ class StreamGate:
             if decided is not None:
                 self._follow_decision(choice, decided)
                 break
-        if not self._holds_all:
-            self._count_waiting()
+        self._count_waiting()
         self._go_on(now)
 
     def _follow_decision(self, choice: Choice, decided: Decided) -> None:
@@ -284,7 +277,7 @@ class StreamGate:
         if not self._choices.as_many_over_as_expected:
             return
         # What follows a cut is its closing frames, with no text of the upstream's, not even a bounded one.
-        self._lost_error |= self._queue.drop_error()
+        self._ending.lose_error(self._queue.drop_error())
         self._ending.cut()
         if not self._ending.is_known:
             self.wants_upstream = False
@@ -299,7 +292,7 @@ class StreamGate:
     def _drop_held(self) -> None:
         """Release what is clear and forget the rest: the whole stream stops here."""
         self._outputs.append(Release(self._queue.pop_clear()))
-        self._lost_error |= self._queue.drop_error()
+        self._ending.lose_error(self._queue.drop_error())
         self._queue.clear()
         self._choices.stop()
         self.wants_upstream = False
@@ -311,32 +304,24 @@ class StreamGate:
 
     def _go_on(self, now: float) -> None:
         full = self._queue.held_bytes + self._waiting_bytes >= self._max_stream_bytes
-        self._poll(now, full)
+        self._outputs += self._choices.poll(now, full)
         if self._is_completion:
             self._release_completion()
         else:
             data = self._queue.pop_clear()
             if data:
                 self._outputs.append(Release(data))
-            if not self._holds_all:
-                self._count_waiting()
-                if not full and self._queue.held_bytes + self._waiting_bytes >= self._max_stream_bytes:
-                    self._poll(now, full=True)
+            self._count_waiting()
+            if not full and self._queue.held_bytes + self._waiting_bytes >= self._max_stream_bytes:
+                self._outputs += self._choices.poll(now, full=True)
             self._give_up_if_stuck()
         if self._ending.is_known and not self.finished and not self._queue:
             self._finish()
 
-    def _poll(self, now: float, full: bool) -> None:
-        for choice in self._choices:
-            audit = choice.poll(now, full)
-            if audit is not None:
-                self._outputs.append(audit)
-
     def _count_waiting(self) -> None:
-        """Here alone, since how much is held is asked for several times an event."""
-        self._waiting_bytes = 0
-        for choice in self._choices:
-            self._waiting_bytes += choice.tape.waiting_bytes(choice.released)
+        """Kept, since how much is held is asked for several times an event."""
+        if not self._holds_all:
+            self._waiting_bytes = self._choices.waiting_bytes()
 
     def _give_up_if_stuck(self) -> None:
         """One of several choices that waits for the rest of a tag, or tokens that wait for their text, can stand before
@@ -360,5 +345,4 @@ class StreamGate:
             words = self._ending.say(self.tokens_read)
             if words:
                 self._outputs.append(Release(words))
-            is_error = self._ending.is_error or (self._saw_error and not self._lost_error)
-            self.ended = End.BROKEN_OFF if is_error else End.WHOLE
+            self.ended = self._ending.end

@@ -278,7 +278,7 @@ gate_ends = StreamGate.end
 
 
 def ends_as_its_connection_does(gate: StreamGate, now: float, broken: str | None = None) -> None:
-    gate._saw_last = False
+    gate._ending.saw_last = False
     gate_ends(gate, now, broken)
 
 
