@@ -1,6 +1,6 @@
 """The circuit breaker before the auditor: while it is down, audits fail at once instead of each waiting its time out.
 
-Closed, until audits of ``failures`` streams in a row ended in the auditor's own trouble (``FALLS_AT_ONCE``); of
+Closed, until audits of ``failures`` streams in a row ended in the auditor's own trouble (``OPENS``); of
 streams, so that no single one opens it. Open for a pause that grows; then half open: one audit tries, the others still
 fail at once. An answer closes it. What fails is the policy's business (``on_auditor_failure``), as any failure.
 """
@@ -24,6 +24,8 @@ from guardtrace_proxy.policy.levels import Verdict
 
 log = structlog.get_logger("guardtrace")
 
+OPENS = FALLS_AT_ONCE | {FailureKind.GATEWAY}
+"""Its own trouble, which each stream would wait for again. A stream counts once, whoever's doing it was."""
 ANSWERS = frozenset((FailureKind.UNREADABLE, FailureKind.UNSURE, FailureKind.UNSEEN))
 """No verdict, but a model that wrote or counted something. What is in neither set may be the request's doing."""
 
@@ -67,7 +69,7 @@ class Breaker:
         try:
             yield
         except AuditorFailure as failure:
-            if failure.kind in FALLS_AT_ONCE:
+            if failure.kind in OPENS:
                 self._trouble(stream, failure.kind, began)
             elif failure.kind in ANSWERS:
                 self._answered(began)

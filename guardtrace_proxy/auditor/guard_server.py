@@ -29,9 +29,13 @@ LOOK_AT = {
     404: "base_url, which usually ends in /v1, and at model, its name on that server",
 }
 """The settings of the auditor that most often lead to a status."""
-OVERLOADED = frozenset((429, 502, 503, 504))
-"""The server's own trouble, or what a balancer says of one that is gone or silent: no request's doing. A 504 comes as
-late as a timeout, so each stream would wait for it again."""
+KINDS = {
+    429: FailureKind.OVERLOADED,
+    502: FailureKind.GATEWAY,
+    503: FailureKind.OVERLOADED,
+    504: FailureKind.GATEWAY,
+}
+"""What a status means; every other one is ``REFUSED``."""
 
 
 class BadRequest(AuditorFailure):
@@ -180,7 +184,7 @@ def completion_of(reply: bytes) -> Completion:
 
 def refusal(status: int) -> AuditorFailure:
     """What an HTTP status other than 200 means."""
-    kind = FailureKind.OVERLOADED if status in OVERLOADED else FailureKind.REFUSED
+    kind = KINDS.get(status, FailureKind.REFUSED)
     look_at = LOOK_AT.get(status)
     failure = BadRequest if status == 400 else AuditorFailure
     return failure(

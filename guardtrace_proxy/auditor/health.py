@@ -13,7 +13,7 @@ log = structlog.get_logger("guardtrace")
 
 FALLS_AT_ONCE = frozenset((FailureKind.UNREACHABLE, FailureKind.TIMEOUT, FailureKind.OVERLOADED))
 """The replica's own trouble. ``TIMEOUT`` is one of connecting; that of an audit is the caller's."""
-FALLS_IF_ANOTHER_ANSWERS = frozenset((FailureKind.REFUSED, FailureKind.BROKEN, FailureKind.UNSEEN))
+FALLS_IF_ANOTHER_ANSWERS = frozenset((FailureKind.REFUSED, FailureKind.GATEWAY, FailureKind.BROKEN, FailureKind.UNSEEN))
 """May be the question's doing, or its images', so that a request could take out one replica after the other. Of copies
 alone: a fallback may answer what the first rightly refuses."""
 MOVES_ON = FALLS_AT_ONCE | FALLS_IF_ANOTHER_ANSWERS

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from guardtrace_proxy.gate.choice import Choice
 from guardtrace_proxy.gate.outputs import StartAudit
 
+FAILED = frozenset(("error", "failed", "cancelled"))
+"""Finishes by which upstreams say that they failed: OpenRouter's of a choice, those of a response."""
+
 
 class Choices:
     """Those that have turned up; ``expected`` of them were asked for."""
@@ -14,7 +17,8 @@ class Choices:
     def __init__(self, expected: int) -> None:
         self._expected = expected
         self._seen: dict[int, Choice] = {}
-        self._over: set[int] = set()
+        self._over: dict[int, str | None] = {}
+        """How each finished; None: by a cut."""
 
     def __iter__(self) -> Iterator[Choice]:
         return iter(self._seen.values())
@@ -28,9 +32,18 @@ class Choices:
         self._seen[choice.index] = choice
         return choice
 
-    def note_over(self, index: int) -> None:
-        """The upstream finished this choice, or it was cut."""
-        self._over.add(index)
+    def note_over(self, index: int, finish_reason: str) -> None:
+        """The upstream finished this choice."""
+        self._over.setdefault(index, finish_reason)
+
+    def note_cut(self, index: int) -> None:
+        """A cut finishes this choice, whatever the upstream says or has said."""
+        self._over[index] = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a choice's own finish is a failure of the upstream's."""
+        return any(reason in FAILED for reason in self._over.values())
 
     @property
     def as_many_over_as_expected(self) -> bool:
@@ -40,7 +53,7 @@ class Choices:
     @property
     def all_over(self) -> bool:
         """Whether what was asked for is over, and whatever else was seen."""
-        return self.as_many_over_as_expected and self._seen.keys() <= self._over
+        return self.as_many_over_as_expected and self._seen.keys() <= self._over.keys()
 
     @property
     def deadline(self) -> float | None:

@@ -16,7 +16,8 @@ class End(str, Enum):
     WHOLE = "whole"
     """By the upstream's own end, or a cut's."""
     BROKEN_OFF = "broken_off"
-    """With an error event: the upstream's own, or one for what it did, for a bound, or since the reply was stopped."""
+    """With an error event (the upstream's own, or one for what it did, for a bound, or since the reply was stopped), or
+    with a finish by which the upstream says that it failed."""
 
 
 class Ending:

@@ -150,6 +150,8 @@ class StreamGate:
                 self._ending.saw_error = True
                 self._queue.push(HeldEvent(event, []))
                 self._end_choices()
+        elif self._ending.saw_last:
+            self._end(self._ending.done)
         else:
             self._break_off(event.detail or MALFORMED)
         self._go_on(now)
@@ -195,7 +197,7 @@ class StreamGate:
             if part.unsaid:
                 choice.expect_text()
             if part.finish_reason is not None:
-                self._choices.note_over(part.index)
+                self._choices.note_over(part.index, part.finish_reason)
             if part.finish_reason is not None or not event.raw:  # without bytes: what the reader had kept back
                 choice.end()
             if choice.cut_by is None:
@@ -267,7 +269,7 @@ class StreamGate:
             self._queue.put_first(self._writer.note(choice.index, note))
 
     def _cut(self, choice: Choice) -> None:
-        self._choices.note_over(choice.index)
+        self._choices.note_cut(choice.index)
         if self._is_completion:
             return
         if self._policy.cut_shape is CutShape.ERROR:
@@ -345,4 +347,4 @@ class StreamGate:
             words = self._ending.say(self.tokens_read)
             if words:
                 self._outputs.append(Release(words))
-            self.ended = self._ending.end
+            self.ended = End.BROKEN_OFF if self._choices.has_failed else self._ending.end

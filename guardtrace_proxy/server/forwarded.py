@@ -55,6 +55,12 @@ def with_own_id(headers: Mapping[str, str]) -> dict[str, str]:
     return {**headers, "x-request-id": f"{headers['x-request-id']}-{secrets.token_hex(8)}"}
 
 
+def with_another_id(headers: Mapping[str, str]) -> dict[str, str]:
+    """The same headers for another try, while the upstream may still be at the one before."""
+    begin, _, _ = headers["x-request-id"].rpartition("-")
+    return with_own_id({**headers, "x-request-id": begin or headers["x-request-id"]})
+
+
 def trace_id_of(headers: Mapping[str, str]) -> str | None:
     """The trace that a request for the upstream belongs to, if it belongs to one."""
     parent = headers.get("traceparent")

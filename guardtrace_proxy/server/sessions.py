@@ -34,16 +34,16 @@ def opener(
         turns = [Turn(*turn) for turn in of_choice(request.queries, choice, request.n)]
         query = Query(turns, await images.decoded(), stream=about.request_id, tenant=about.tenant)
         session = await auditor.open(query)
+        if request.prefill is not None and opening is not None:
+            try:
+                session = ContinuedSession(session, opening, request.prefill.where)
+            except DoesNotFit:
+                await session.aclose()
+                raise
         unopened.discard(choice)
         if not unopened:
             images.let_go()
-        if request.prefill is None or opening is None:
-            return session
-        try:
-            return ContinuedSession(session, opening, request.prefill.where)
-        except DoesNotFit:
-            await session.aclose()
-            raise
+        return session
 
     return open_session
 

@@ -22,7 +22,7 @@ from guardtrace_proxy.server.errors import (
     upstream_unreadable,
     upstream_untrusted,
 )
-from guardtrace_proxy.server.forwarded import to_client
+from guardtrace_proxy.server.forwarded import to_client, with_another_id
 from guardtrace_proxy.server.upstream_reply import Source, UpstreamBroke, UpstreamReply, read_bounded
 from guardtrace_proxy.wire.raw_json import NOT_JSON
 from guardtrace_proxy.wire.tags import ThinkingStyle
@@ -146,6 +146,7 @@ class Upstream:
                 if not left or not _is_worth_a_retry(error):
                     raise _no_reply(error) from error
                 log.warning("upstream asked again", upstream=self.name, why=type(error).__name__)
+            headers = with_another_id(headers)
             await anyio.sleep(pause * random.uniform(0.5, 1))
             pause *= 2
         raise AssertionError("unreachable")

@@ -31,7 +31,7 @@ def read_details(details: Sequence[Any], thinking: list[str], *, keeps_encrypted
         else:
             _read_detail(detail, pieces, others)
     for said in map("".join, pieces.values()):
-        if said and not any(said in known for known in thinking):
+        if said and not any(_unspaced(said) in _unspaced(known) for known in thinking):
             thinking.append(said)
     thinking.extend(others)
     return drops
@@ -54,6 +54,11 @@ def without_encrypted(body: bytes) -> bytes:
 def _is_encrypted(detail: Any) -> bool:
     data = detail.get("data") if isinstance(detail, dict) else None
     return isinstance(data, str) and is_encrypted(data)
+
+
+def _unspaced(text: str) -> str:
+    """The whole may have white space between the pieces."""
+    return "".join(text.split())
 
 
 def _read_detail(detail: dict[str, Any], pieces: dict[str, list[str]], others: list[str]) -> None:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardtrace_proxy.auditor.breaker import ANSWERS, Breaker, BreakingPlan, Circuit
+from guardtrace_proxy.auditor.breaker import ANSWERS, OPENS, Breaker, BreakingPlan, Circuit
 from guardtrace_proxy.auditor.cascade import AuditPlan
-from guardtrace_proxy.auditor.health import FALLS_AT_ONCE, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
+from guardtrace_proxy.auditor.health import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind
 from guardtrace_proxy.policy.levels import Level, Verdict
@@ -45,7 +45,7 @@ class World:
         return self
 
 
-@pytest.mark.parametrize("kind", sorted(FALLS_AT_ONCE))
+@pytest.mark.parametrize("kind", sorted(OPENS))
 def test_failures_of_several_streams_in_a_row_open_it(kind):
     world = World()
     world.audit("a", kind)
@@ -72,7 +72,7 @@ def test_an_answer_ends_the_row(kind):
     assert world.breaker.circuit is Circuit.CLOSED
 
 
-@pytest.mark.parametrize("kind", sorted(set(FailureKind) - FALLS_AT_ONCE))
+@pytest.mark.parametrize("kind", sorted(set(FailureKind) - OPENS))
 def test_what_may_be_the_requests_doing_never_opens_it(kind):
     world = World()
     for stream in range(50):

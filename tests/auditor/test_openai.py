@@ -170,9 +170,9 @@ def test_untrusted_text_is_data() -> None:
         (answering({"error": "bread"}, 500), FailureKind.REFUSED),
         (answering(completion(GOOD), 301), FailureKind.REFUSED),
         (answering({"error": "bread"}, 429), FailureKind.OVERLOADED),
-        (answering(b"<html>bread</html>", 502), FailureKind.OVERLOADED),
+        (answering(b"<html>bread</html>", 502), FailureKind.GATEWAY),
         (answering({"error": "bread"}, 503), FailureKind.OVERLOADED),
-        (answering(b"<html>bread</html>", 504), FailureKind.OVERLOADED),
+        (answering(b"<html>bread</html>", 504), FailureKind.GATEWAY),
     ],
 )
 def test_everything_but_a_judgment_is_a_failure(handler: Handler, kind: FailureKind) -> None:

@@ -103,6 +103,30 @@ def test_every_dialect_tells_a_broken_end_from_a_whole_one(case: Case) -> None:
     assert (labels["action"], labels["reason"], labels["end"]) == ("pass", "none", "whole")
 
 
+@pytest.mark.parametrize(
+    ("name", "finish", "failure"),
+    [
+        ("chat", b'"finish_reason": "stop"', b'"finish_reason": "error"'),
+        ("responses", b'"status":"completed"', b'"status":"failed"'),
+    ],
+)
+@pytest.mark.parametrize("harm", [False, True])
+def test_a_finish_that_says_that_the_upstream_failed_is_no_whole_one(
+    name: str, finish: bytes, failure: bytes, harm: bool
+) -> None:
+    """Unless a cut takes its place."""
+    case = next(case for case in CASES if case.name == name)
+    frames = [
+        frame.replace(finish, failure) for frame in case.frames("All is fine.", "HARM" if harm else "Four it is.")
+    ]
+    assert failure in frames[-1] + frames[-2]
+    with proxy(lambda _: [SSE_HEAD, *frames], config=LISTENING) as running:
+        running.raw(case.ask(), case.path, headers=case.headers)
+        assert eventually(lambda: running.app.service.shedding.running == 0)
+        [labels] = scrape(running.app.service).labels("guardtrace_replies_total")
+    assert (labels["action"], labels["end"]) == (("cut", "whole") if harm else ("pass", "broken_off"))
+
+
 @pytest.mark.parametrize("sent", [http(200, '{"choices": "odd"}'), http(200, "{}")[:-1]], ids=["unreadable", "short"])
 def test_so_is_a_whole_reply_that_became_an_error(sent: bytes) -> None:
     with proxy(lambda _: [sent], config=LISTENING) as running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from aiohttp import web
 from guardtrace_proxy.outgoing import BadCaFile
 from guardtrace_proxy.server.config import load_config
 from guardtrace_proxy.server.errors import ApiError
+from guardtrace_proxy.server.forwarded import with_own_id
 from guardtrace_proxy.server.upstream import MAX_ERROR_BYTES, Upstream
 from guardtrace_proxy.server.upstream_reply import UpstreamBroke, read_bounded
 from guardtrace_proxy.wire.tags import ThinkingStyle
@@ -198,6 +200,29 @@ async def tries(
 )
 def test_it_is_asked_again_only_where_not_a_byte_has_come(first, retries, expected):
     assert anyio.run(tries, first, retries) == expected
+
+
+def test_each_try_has_a_name_of_its_own():
+    names: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        names.extend(re.findall(rb"x-request-id: (\S+)", await reader.readuntil(b"\r\n\r\n{}")))
+        if len(names) == 3:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+            upstream = Upstream("default", url, None, ThinkingStyle("field"), retries=2)
+            await upstream.start()
+            async with upstream.ask("/chat/completions", b"{}", with_own_id({"x-request-id": "mine"})):
+                await upstream.aclose()
+
+    anyio.run(run)
+    assert len(set(names)) == 3
+    assert all(re.fullmatch(rb"mine-[0-9a-f]{16}", name) for name in names)
 
 
 def test_an_upstream_that_is_just_being_restarted_is_found_again():

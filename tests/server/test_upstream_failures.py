@@ -251,6 +251,13 @@ def test_behind_its_last_event_an_upstream_may_be_untidy(case, breaks):
     assert took < 10
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_cant_be_read_behind_the_last_event_is_dropped(case):
+    frames = case.frames("All is fine.", "Four it is.")
+    with proxy(replay(SSE_HEAD, *frames, b"data: [DO\n\n")) as running:
+        assert running.raw(case.ask(), case.path, headers=case.headers).content == b"".join(frames)
+
+
 def test_a_done_behind_the_last_event_of_a_response_passes():
     case = next(case for case in CASES if case.name == "responses")
     frames = [*case.frames("All is fine.", "Four it is."), DONE]

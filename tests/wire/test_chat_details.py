@@ -87,10 +87,16 @@ def texts(*parts: str) -> list[dict[str, str]]:
 @given(st.lists(st.text("ab\n\u0100", max_size=5), max_size=12), st.text("ab\n\u0100", max_size=20))
 def test_all_pieces_are_shown_unless_the_thinking_says_them_in_a_row(parts: list[str], reasoning: str) -> None:
     joined = "".join(parts)
-    shown = [reasoning, *([] if joined in reasoning else [joined])]
+    shown = [reasoning, *([] if "".join(joined.split()) in "".join(reasoning.split()) else [joined])]
     said = {"role": "assistant", "content": "yes", "reasoning": reasoning, "reasoning_details": texts(*parts)}
     data = json.dumps({"model": "m", "messages": [USER, said, USER]}).encode()
     assert read_request(data).turns[1] == ("assistant", "\n".join(["yes", *filter(None, shown)]))
+
+
+def test_the_whole_may_have_white_space_between_the_pieces() -> None:
+    said = {"role": "assistant", "content": "yes", "reasoning": "one\n\ntwo", "reasoning_details": texts("one", "two")}
+    data = json.dumps({"model": "m", "messages": [USER, said, USER]}).encode()
+    assert read_request(data).turns[1] == ("assistant", "yes\none\n\ntwo")
 
 
 def test_many_parts_take_work_in_proportion() -> None:
