@@ -31,7 +31,8 @@ def read_details(details: Sequence[Any], thinking: list[str], *, keeps_encrypted
         else:
             _read_detail(detail, pieces, others)
     for said in map("".join, pieces.values()):
-        if said and not any(_unspaced(said) in _unspaced(known) for known in thinking):
+        bare = _unspaced(said)
+        if bare and not any(bare in _unspaced(known) for known in thinking):
             thinking.append(said)
     thinking.extend(others)
     return drops

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guardtrace_proxy.wire.chat_request import ChatRequest, body_for_upstream, read_request
@@ -85,6 +85,7 @@ def texts(*parts: str) -> list[dict[str, str]]:
 
 
 @given(st.lists(st.text("ab\n\u0100", max_size=5), max_size=12), st.text("ab\n\u0100", max_size=20))
+@example(["\n"], "")
 def test_all_pieces_are_shown_unless_the_thinking_says_them_in_a_row(parts: list[str], reasoning: str) -> None:
     joined = "".join(parts)
     shown = [reasoning, *([] if "".join(joined.split()) in "".join(reasoning.split()) else [joined])]
