@@ -40,8 +40,8 @@ DECLINES, HELPS = "Sorry, I can't.", "Sure, here it is."
 GIVEN = ("Neither.", "A hint.", "Steps.")
 """By strength. All replies of a kind are worded alike, so that nothing of one has to be learned but which it is."""
 ROWS, THOUGHTS, TRACES, EXCHANGES = 5, 3, 6, 2
-"""Of sixteen documents. Of the tokens about 0.44, 0.16, 0.36 and 0.04: lengths differ. With more traces, neutral
-sentences were more often taken for hints."""
+"""Of sixteen documents. Of the tokens about 0.40, 0.22, 0.35 and 0.04: lengths differ. With more traces and fewer rows,
+more safe beginnings were taken for harm."""
 FIRST_ROWS = 2
 """Rows for each document of thinking at the beginning, where nothing else is read."""
 FEWEST_IN_A_ROW, MOST_IN_A_ROW = 5, 12

@@ -26,8 +26,8 @@ class Nano(Settings):
 
     requests: int = Field(6000, ge=10)
     telling_harmless: float = Field(1.0, gt=0, le=1)
-    """Share that is kept of the harmless requests in words whose traces give hints or steps. With fewer of them the
-    auditor takes for harm what it has never seen: what is doubtful is audited in favour of a cut."""
+    """Share that is kept of the harmless requests in words whose traces give hints or steps. The fewer there are,
+    the more readily an auditor that is in doubt calls a request harmful."""
     port: int = Field(18765, ge=1, le=65535)
     """On 127.0.0.1, where the scripted models are served."""
     warm_up: WarmUp = WarmUp()
