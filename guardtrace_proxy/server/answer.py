@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import structlog
 
-from guardtrace_proxy.gate import Decided, StreamGate
+from guardtrace_proxy.gate import StreamGate
 from guardtrace_proxy.images import FetchError, HeldImages, ImageError, ImageLimits, is_remote, resolve_images
 from guardtrace_proxy.policy.schema import Policy, ReasoningField
 from guardtrace_proxy.server.about import About
@@ -78,19 +78,11 @@ async def answer(
                 max_stream_bytes=max_bytes,
                 choices=request.choices,
             )
-            record = ReplyRecord(about, policy, gate, service, trace)
+            record = ReplyRecord(about, policy, gate, service, trace, use)
             out = EventStream(send, reply, record.headers(), service.config.server.keepalive_ms)
             body = _for_upstream(service, tenant, dialect, request, images, body)
             kept_alive = out.kept_alive(service.drain) if request.stream else nullcontext()
             asking = _asked(upstream, dialect.path, body, forwarded, trace, about, settings)
-
-            def count() -> None:
-                use.reply(gate.tokens_read)
-
-            def decided(outcome: Decided) -> None:
-                count()
-                record.decided(outcome)
-
             async with kept_alive, asking as source:
                 exchange = Exchange(
                     gate,
@@ -100,19 +92,16 @@ async def answer(
                     rest=reply.end,
                     close_upstream=source.close,
                     on_asked=record.asked,
-                    on_decided=decided,
-                    on_said=count,
+                    on_decided=record.decided,
+                    on_said=record.count_tokens,
                 )
                 with record.running():
-                    try:
-                        if request.stream:
-                            events = events_of(source, reply, gate, settings.read_timeout_ms / 1000, record)
-                            with service.budget.counting(lambda: reply.kept_bytes + exchange.held_bytes):
-                                await send_stream(exchange, events, source, out, record, service.drain)
-                        else:
-                            await send_whole(exchange, source, reply, dialect, service, record, send)
-                    finally:
-                        count()
+                    if request.stream:
+                        events = events_of(source, reply, gate, settings.read_timeout_ms / 1000, record)
+                        with service.budget.counting(lambda: reply.kept_bytes + exchange.held_bytes):
+                            await send_stream(exchange, events, source, out, record, service.drain)
+                    else:
+                        await send_whole(exchange, source, reply, dialect, service, record, send)
             if out.failure is not None:
                 service.metrics.error(out.failure.status)
 

@@ -16,6 +16,7 @@ from guardtrace_proxy.server.about import About
 from guardtrace_proxy.server.asgi_io import Headers
 from guardtrace_proxy.server.audit_line import audit_line
 from guardtrace_proxy.server.errors import ApiError
+from guardtrace_proxy.server.limits import Use
 from guardtrace_proxy.server.service import Service
 from guardtrace_proxy.server.span_attributes import of_audit, of_usage
 from guardtrace_proxy.telemetry.tracing import RequestTrace
@@ -47,13 +48,16 @@ class ReplyRecord:
         gate: StreamGate,
         service: Service,
         trace: RequestTrace,
+        use: Use,
     ) -> None:
+        """``use`` is told how many tokens have come."""
         self._began = time.monotonic()
         self._about = about
         self._gate = gate
         self._expose = policy.expose.headers
         self._metrics = service.metrics
         self._trace = trace
+        self._use = use
         self._audit_log = service.audit_log
         self._evidence = service.config.audit_log.evidence
         self._observer = service.observer
@@ -85,6 +89,10 @@ class ReplyRecord:
         """Its client has taken the last of it."""
         self._is_taken = True
 
+    def count_tokens(self) -> None:
+        """Take what has come until now of the tenant's tokens."""
+        self._use.reply(self._gate.tokens_read)
+
     def asked(self, asked: StartAudit) -> None:
         """An audit begins."""
         self._under_way[asked.choice] = asked, time.monotonic()
@@ -93,6 +101,7 @@ class ReplyRecord:
 
     def decided(self, decided: Decided) -> None:
         """Take note of one audit's outcome."""
+        self.count_tokens()
         if self._observer is not None:
             self._observer(decided)
         self._audits += 1
@@ -205,6 +214,7 @@ class ReplyRecord:
         return Reason.AUDITOR_FAILURE if self._action is Action.PASS and is_unaudited else self._reason
 
     def _close(self) -> None:
+        self.count_tokens()
         about, gate = self._about, self._gate
         action, reason, end = self._action.value, self._why.value, self._end
         self._metrics.audits_dropped(len(self._under_way))
