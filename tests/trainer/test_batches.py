@@ -54,9 +54,9 @@ def documents(count: int, seed: int = 0) -> list[Example]:
 
 def same(one: Batch, other: Batch) -> bool:
     alike = [torch.equal(getattr(one, name), getattr(other, name)) for name in TENSORS]
-    if one.cells is None or other.cells is None:
-        return all(alike) and one.cells is other.cells
-    return all(alike) and torch.equal(one.cells, other.cells)
+    if one.patches is None or other.patches is None:
+        return all(alike) and one.patches is other.patches
+    return all(alike) and torch.equal(one.patches, other.patches)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_batches_are_bounded_and_alike(first):
         assert length <= LONGEST
         assert rows * length <= TOKENS_PER_BATCH
         assert len({example.drawing is None for example in batch.examples}) == 1
-        assert (batch.cells is None) == (batch.examples[0].drawing is None)
+        assert (batch.patches is None) == (batch.examples[0].drawing is None)
 
 
 def test_what_is_read_line_by_line_is_in_batches_by_itself(words):

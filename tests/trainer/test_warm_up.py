@@ -31,7 +31,7 @@ from guardtrace_trainer.nano.warm_up import warm_up  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("words")
 
-PLAN = WarmUp(vision_steps=2, vision_batch=4, nearby_steps=2, language_steps=6)
+PLAN = WarmUp(vision_steps=2, vision_batch=4, nearby_steps=2, language_steps=12)
 
 
 def quiet(_: str) -> None:
@@ -75,7 +75,7 @@ def test_a_run_goes_on_from_what_was_kept(trained, kept, tmp_path, names):
     written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert_same(trained, warm_up(7, PLAN, tmp_path, quiet, side_by_side=False))
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
-    assert {path.stem for path in tmp_path.iterdir()} == {"vision", "language", "nearby", "anything"}
+    assert {path.stem for path in tmp_path.iterdir()} == {"vision", "nearby", "anything"}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def folder(trained, tmp_path_factory) -> Path:
 def test_the_exported_folder_says_what_it_is(folder):
     settings = json.loads((folder / "guardtrace.json").read_text())
     assert (settings["system_prompt"], settings["max_context"]) == (SYSTEM_PROMPT, MAX_CONTEXT)
-    assert (settings["warm_up"]["seed"], settings["warm_up"]["language_steps"]) == (7, 6)
+    assert (settings["warm_up"]["seed"], settings["warm_up"]["language_steps"]) == (7, 12)
 
 
 def test_the_exported_weights_are_the_trained_ones(trained, folder):

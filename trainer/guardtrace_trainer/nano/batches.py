@@ -45,8 +45,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded. ``ids``, ``told``, ``lines`` and ``so_far`` [batch, length]; ``cells`` [batch, 16], the classes of
-    the images' cells, or None."""
+    """Right-padded. ``ids``, ``told``, ``lines`` and ``so_far`` [batch, length]; ``patches`` [batch, 64, 1176] of
+    the images, or None."""
 
     examples: list[Example]
     ids: torch.Tensor
@@ -54,7 +54,7 @@ class Batch:
     lines: torch.Tensor
     so_far: torch.Tensor
     positions: torch.Tensor
-    cells: torch.Tensor | None
+    patches: torch.Tensor | None
 
 
 def encode(document: Document, rng: random.Random) -> Example:
@@ -108,8 +108,8 @@ def collate(examples: list[Example]) -> Batch:
         for whole, own in ((ids, example.ids), (told, example.told), (lines, example.lines), (so_far, example.so_far)):
             whole[row, : len(own)] = torch.tensor(own)
     drawings = [example.drawing for example in examples if example.drawing is not None]
-    cells = torch.from_numpy(np.stack([drawing.cells.reshape(-1) for drawing in drawings])) if drawings else None
-    return Batch(examples, ids, told, lines, so_far, positions(length, bool(drawings)), cells)
+    patches = patchify(np.stack([drawing.pixels for drawing in drawings])) if drawings else None
+    return Batch(examples, ids, told, lines, so_far, positions(length, bool(drawings)), patches)
 
 
 def pool(draw: Draw, seed: int, number: int) -> list[Batch]:

@@ -58,7 +58,7 @@ PICTURED, TOGETHER = 0.15, 0.68
 the others are of all kinds."""
 CONVERSATIONS, LAYOUTS = 0.2, 0.55
 """Shares of the traces; the others are pasted behind their request."""
-DESCRIBED, ASKED_OF_PICTURES = 0.4, 0.2
+DESCRIBED, ASKED_OF_PICTURES = 0.5, 0.25
 """Shares of the exchanges; the others are requests in words."""
 
 

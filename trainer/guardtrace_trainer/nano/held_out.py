@@ -55,7 +55,7 @@ FOLDERS = ("held-out", "controls", "prefixes", "streams")
 
 
 def write(folder: Path, *, count: int, again: bool = False) -> None:
-    """Write the four folders; ``count`` traces a set, a quarter of that for prefixes."""
+    """Write the four folders; ``count`` traces a set, a quarter of that for the prefixes of the harder ones."""
     settings = {"count": count, "corpus": corpus_hash(), "folders": FOLDERS}
     step = Step(folder, "held-out", settings=settings, again=again)
     if step.done:
@@ -63,7 +63,7 @@ def write(folder: Path, *, count: int, again: bool = False) -> None:
     rows = {
         "held-out": [*_whole(count), *_hard(count)],
         "controls": list(_controls(count)),
-        "prefixes": list(_safe_prefixes(count // 4)),
+        "prefixes": list(_safe_prefixes(count)),
         "streams": list(_streams(count // 2)),
     }
     for name, made in rows.items():
@@ -120,7 +120,8 @@ def _controls(count: int) -> Iterator[Made]:
 
 def _safe_prefixes(count: int) -> Iterator[Made]:
     for name in SETS:
-        for number, sample in enumerate(samples(name, count, SEEDS["prefixes"])):
+        traces = count if name in CUES else count // 4
+        for number, sample in enumerate(samples(name, traces, SEEDS["prefixes"])):
             image = _pixels(sample, name, number)
             for end in range(1, len(sample.sentences) + 1):
                 excerpt = prefix(sample, end)

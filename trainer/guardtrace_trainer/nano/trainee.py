@@ -17,17 +17,16 @@ from guardtrace_trainer.nano.model import (
     class_vectors,
     control_id,
     make_model,
+    see,
     vision_rotations,
 )
-from guardtrace_trainer.nano.render import UNSURE
-from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS
 
 LETTERS = 27
 LINES_AT, SO_FAR_AT = 2, 3
 """After how many layers it is known what a line is by itself, and what all is so far: later tokens see nothing of a
 token that only its last layer knows."""
 LOST_CHANNELS = 0.1
-BLUR, SWAPPED = 0.4, 0.03
+"""Share of the channels of every word."""
 
 
 class Trainee:
@@ -41,6 +40,7 @@ class Trainee:
         self.language.embed_tokens.weight.requires_grad_(False)
         self.letters = nn.Linear(VISION_HIDDEN, LETTERS)
         self.lines, self.so_far = nn.Linear(HIDDEN, len(LINES)), nn.Linear(HIDDEN, len(SO_FAR))
+        self.reader = nn.ModuleDict({"language": self.language, "lines": self.lines, "so_far": self.so_far})
         self.classes = class_vectors()
         self.rotations = vision_rotations(self.vision, torch.device("cpu"))
 
@@ -81,17 +81,12 @@ def read(
     return states
 
 
-def simulated(trainee: Trainee, cells: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """What a trained tower would make of images: each cell's class vector, blurred; now and then another cell's.
-
-    [batch, 16] to [batch, 16, hidden]. So the two parts of the warm-up can run side by side.
-    """
-    generator = torch.Generator().manual_seed(rng.getrandbits(30))
-    known = torch.where(cells == UNSURE, 0, cells)
-    swapped = torch.rand(cells.shape, generator=generator) < SWAPPED
-    known = torch.where(swapped, known.roll(1, 1), known)
-    noise = torch.randn(*cells.shape, HIDDEN, generator=generator) * BLUR * EMBEDDING_RMS
-    return trainee.classes[known] + noise
+def pictured(trainee: Trainee, batch: Batch) -> torch.Tensor | None:
+    """What the tower makes of a batch's pictures [batch, 16, hidden]; None where it has none."""
+    if batch.patches is None:
+        return None
+    with torch.no_grad():
+        return see(trainee.vision, batch.patches, trainee.rotations)[1]
 
 
 def disturbance(batch: Batch, rng: random.Random) -> torch.Tensor:

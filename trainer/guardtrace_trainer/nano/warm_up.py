@@ -1,10 +1,10 @@
 """The warm-up, which stands for a pre-trained base: seeded and counted in steps, so that a seed gives the same model
 again on the same kind of device.
 
-``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``language``: the language model
-alone learns to read: what a request asks for and what a sentence gives, half-way through its layers; what a trace is so
-far, one layer on; and to answer, as an instruct model does. Pictures are simulated, as a trained tower would see them.
-Neither ever sees an analysis or a judgment: those come from SFT, DPO and OGDPO.
+``vision``: the tower alone learns to tell words and pictograms apart, cell by cell. ``nearby``: the language model
+alone learns half-way through its layers what a request asks for and what a sentence gives. ``anything``: behind the
+tower, which stays as it is, it learns what a trace is so far, one layer on, and to answer, as an instruct model does.
+None of them ever sees an analysis or a judgment: those come from SFT, DPO and OGDPO.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,13 @@ from torch import nn
 
 from guardtrace_trainer.children import die_with_parent
 from guardtrace_trainer.muon import Muon
-from guardtrace_trainer.nano.batches import Batch, batches, vision_batch
-from guardtrace_trainer.nano.documents import anything, nearby
+from guardtrace_trainer.nano.batches import batches, vision_batch
+from guardtrace_trainer.nano.documents import Draw, anything, nearby
 from guardtrace_trainer.nano.halfway import Halfway, write
 from guardtrace_trainer.nano.model import HIDDEN, patchify, see
 from guardtrace_trainer.nano.plan import WarmUp
 from guardtrace_trainer.nano.render import CLASSES, UNSURE, any_picture, render
-from guardtrace_trainer.nano.trainee import LETTERS, Trainee, layers_asked, loss, read, simulated
+from guardtrace_trainer.nano.trainee import LETTERS, Trainee, layers_asked, loss, pictured, read
 from guardtrace_trainer.nano.vocabulary import EMBEDDING_RMS, use
 
 LAST_MERGER = "merger.mlp.2"
@@ -43,33 +43,37 @@ Log = Callable[[str], None]
 def warm_up(
     seed: int, plan: WarmUp, kept: Path, log: Log, vocabulary: Path | None = None, *, side_by_side: bool = True
 ) -> Trainee:
-    """Both parts for one seed, each on one thread: more would change the order of sums.
+    """All parts for one seed, each on one thread: more would change the order of sums.
 
-    A part that was finished earlier under ``kept`` is read from there, and so is what the language model learned of
-    one kind of documents; one that was begun goes on where its state was last kept. Unless ``side_by_side`` they are
-    trained in this process, one after the other, with the same result.
+    A part that was finished earlier under ``kept`` is read from there; one that was begun goes on where its state was
+    last kept. Unless ``side_by_side`` they are trained in this process, one after the other, with the same result.
     """
-    parts = {"vision": kept / "vision.pt", "language": kept / "language.pt"}
     kept.mkdir(parents=True, exist_ok=True)
-    missing = [name for name, path in parts.items() if not path.exists()]
+    missing = [name for name in ("vision", "nearby", "anything") if not (kept / f"{name}.pt").exists()]
+    train = partial(_train_part, seed=seed, plan=plan, kept=kept, log=log, vocabulary=vocabulary)
     if side_by_side:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(2, mp_context=spawn, initializer=die_with_parent) as processes:
-            work = [processes.submit(_train_part, name, seed, plan, parts[name], log, vocabulary) for name in missing]
-            for part in work:
-                part.result()
+            for work in [processes.submit(train, name) for name in missing if name != "anything"]:
+                work.result()
+            if "anything" in missing:
+                processes.submit(train, "anything").result()
     else:
         for name in missing:
-            _train_part(name, seed, plan, parts[name], log, vocabulary)
+            train(name)
     for begun in kept.glob("*.halfway"):
         begun.unlink()
     trainee = Trainee(seed)
-    trainee.vision.load_state_dict(torch.load(parts["vision"], weights_only=True))
-    trainee.language.load_state_dict(torch.load(parts["language"], weights_only=True))
+    _read(trainee.vision, kept / "vision.pt")
+    _read(trainee.reader, kept / "anything.pt")
     return trainee
 
 
-def _train_part(name: str, seed: int, plan: WarmUp, path: Path, log: Log, vocabulary: Path | None) -> None:
+def _read(learning: nn.Module, path: Path) -> None:
+    learning.load_state_dict(torch.load(path, weights_only=True))
+
+
+def _train_part(name: str, seed: int, plan: WarmUp, kept: Path, log: Log, vocabulary: Path | None) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -78,11 +82,15 @@ def _train_part(name: str, seed: int, plan: WarmUp, path: Path, log: Log, vocabu
     trainee = Trainee(seed)
     began = time.monotonic()
     if name == "vision":
-        trained = train_vision(trainee, plan, seed, log, path.parent)
+        trained = train_vision(trainee, plan, seed, log, kept)
+    elif name == "nearby":
+        trained = train_reader(trainee, plan, nearby, 5000 + seed, plan.nearby_steps, seed, log, kept)
     else:
-        trained = train_language(trainee, plan, seed, log, path.parent)
+        _read(trainee.vision, kept / "vision.pt")
+        _read(trainee.reader, kept / "nearby.pt")
+        trained = train_reader(trainee, plan, anything, 6000 + seed, plan.language_steps, seed, log, kept)
     log(f"{name} took {time.monotonic() - began:.0f} s")
-    write(path, trained.state_dict())
+    write(kept / f"{name}.pt", trained.state_dict())
 
 
 def _schedule(step: int, steps: int, decay_from: float) -> float:
@@ -155,45 +163,24 @@ def train_vision(trainee: Trainee, plan: WarmUp, seed: int, log: Log, kept: Path
     return vision  # type: ignore[no-any-return]
 
 
-def train_language(trainee: Trainee, plan: WarmUp, seed: int, log: Log, kept: Path) -> nn.Module:
-    """What can be told without looking far first, then everything. After the first it is kept, and gone on from
-    there."""
-    learning = nn.ModuleDict({"language": trainee.language, "lines": trainee.lines, "so_far": trainee.so_far})
-    for number, (draw, steps) in enumerate(((nearby, plan.nearby_steps), (anything, plan.language_steps))):
-        learned = kept / f"{draw.__name__}.pt"
-        if learned.exists():
-            learning.load_state_dict(torch.load(learned, weights_only=True))
-            continue
-        log(f"language: {draw.__name__}")
-        made = partial(batches, draw, 5000 + 1000 * number + seed, steps)
-        _learn(trainee, learning, plan.language_lr, made, steps, seed, log, learned)
-    return trainee.language  # type: ignore[no-any-return]
-
-
-def _learn(
-    trainee: Trainee,
-    learning: nn.ModuleDict,
-    lr: float,
-    made: Callable[[int], Iterable[Batch]],
-    steps: int,
-    seed: int,
-    log: Log,
-    learned: Path,
-) -> None:
+def train_reader(
+    trainee: Trainee, plan: WarmUp, draw: Draw, draws: int, steps: int, seed: int, log: Log, kept: Path
+) -> nn.Module:
+    """The language model and its heads, over documents of one kind; ``draws`` seeds them. Pictures are seen by the
+    tower as it is."""
     rng = random.Random(6000 + seed)
     within = [parameter for parameter in trainee.language.parameters() if parameter.requires_grad]
     heads = [*trainee.lines.parameters(), *trainee.so_far.parameters()]
     matrices, others = ([p for p in within if (p.ndim == 2) is even] for even in (True, False))
-    optimizer = Muon(matrices, [*others, *heads], lr, lr * 1.5)
-    halfway = Halfway(learned.with_suffix(".halfway"), {"learning": learning}, optimizer, rng)
+    optimizer = Muon(matrices, [*others, *heads], plan.language_lr, plan.language_lr * 1.5)
+    halfway = Halfway(kept / f"{draw.__name__}.halfway", {"learning": trainee.reader}, optimizer, rng)
     begin, average = halfway.resume()
-    for step, batch in enumerate(made(begin), begin):
+    for step, batch in enumerate(batches(draw, draws, steps, begin), begin):
         _set_rates(optimizer, _schedule(step, steps, 0.4))
-        tokens = None if batch.cells is None else simulated(trainee, batch.cells, rng)
-        found = loss(trainee, batch, read(trainee, batch, tokens, rng, layers_asked(batch)))
+        found = loss(trainee, batch, read(trainee, batch, pictured(trainee, batch), rng, layers_asked(batch)))
         _step(optimizer, found, [*within, *heads])
         average = found.item() if average is None else 0.95 * average + 0.05 * found.item()
         if step % 50 == 0:
-            log(f"language {step} of {steps}: loss {average:.3f}")
+            log(f"{draw.__name__} {step} of {steps}: loss {average:.3f}")
         halfway.keep(step + 1, average)
-    write(learned, learning.state_dict())
+    return trainee.reader
