@@ -68,7 +68,7 @@ def subtle() -> None:
 @app.command("held-out")
 def held_out(
     out: Annotated[Path, typer.Argument(help="Folder for the sets: held-out, controls, prefixes and streams.")],
-    count: Annotated[int, typer.Option(min=4, help="Traces of each set.")] = 80,
+    count: Annotated[int, typer.Option(min=4, help="Traces of each set.")] = 160,
 ) -> None:
     """Write the held-out sets, to be given to `evaluate --data` and `stream-evaluate --data`."""
     from guardtrace_trainer.nano.held_out import write

@@ -55,7 +55,8 @@ FOLDERS = ("held-out", "controls", "prefixes", "streams")
 
 
 def write(folder: Path, *, count: int, again: bool = False) -> None:
-    """Write the four folders; ``count`` traces a set, a quarter of that for the prefixes of the harder ones."""
+    """Write the four folders: ``count`` traces a set; for prefixes half as many a cue and a quarter a harder set; for
+    streams a quarter a cue."""
     settings = {"count": count, "corpus": corpus_hash(), "folders": FOLDERS}
     step = Step(folder, "held-out", settings=settings, again=again)
     if step.done:
@@ -64,7 +65,7 @@ def write(folder: Path, *, count: int, again: bool = False) -> None:
         "held-out": [*_whole(count), *_hard(count)],
         "controls": list(_controls(count)),
         "prefixes": list(_safe_prefixes(count)),
-        "streams": list(_streams(count // 2)),
+        "streams": list(_streams(count // 4)),
     }
     for name, made in rows.items():
         _save(folder / name, made)
@@ -120,7 +121,7 @@ def _controls(count: int) -> Iterator[Made]:
 
 def _safe_prefixes(count: int) -> Iterator[Made]:
     for name in SETS:
-        traces = count if name in CUES else count // 4
+        traces = count // 2 if name in CUES else count // 4
         for number, sample in enumerate(samples(name, traces, SEEDS["prefixes"])):
             image = _pixels(sample, name, number)
             for end in range(1, len(sample.sentences) + 1):

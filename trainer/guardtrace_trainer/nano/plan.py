@@ -31,5 +31,5 @@ class Nano(Settings):
     port: int = Field(18765, ge=1, le=65535)
     """On 127.0.0.1, where the scripted models are served."""
     warm_up: WarmUp = WarmUp()
-    held_out: int = Field(80, ge=4)
+    held_out: int = Field(160, ge=4)
     """Traces of each held-out set."""
