@@ -223,6 +223,7 @@ def test_a_stream_that_breaks(raw, said, temporary):
     with serving(Said(raw=raw)) as server, pytest.raises(EndpointFailure, match=said) as caught:
         ask(server)
     assert caught.value.temporary is temporary
+    assert caught.value.status == (None if temporary else 400)
 
 
 @pytest.mark.parametrize(
@@ -241,6 +242,7 @@ def test_a_whole_reply_that_is_none(body, said, temporary):
         with pytest.raises(EndpointFailure, match=said) as caught:
             ask(server, stream=False)
     assert caught.value.temporary is temporary
+    assert caught.value.status == (None if temporary else 400)
 
 
 def test_a_torn_stream_is_asked_again_from_the_beginning(hurried):

@@ -29,13 +29,16 @@ from guardtrace_trainer.replies import MAX_SHOWN, RETRIED, ModelReply, Reading
 T = TypeVar("T")
 MAX_ERROR_BYTES = 4096
 LONGEST_PAUSE_SECONDS = 60.0
+REFUSALS = frozenset({400, 403, 413, 422})
+"""How servers say that they won't answer this question; other refusals are about the key, the credit, the model or the
+address, and so about all questions that follow."""
 MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".gif": "image/gif"}
 
 
 class EndpointFailure(Exception):
     """A question got no reply. ``temporary``: asking again may help, after ``pause`` seconds if the server said so.
 
-    ``status`` is that of HTTP where the server answered with one.
+    ``status`` is that of HTTP where the server answered with one, or refused with one in its reply's place.
     """
 
     def __init__(self, message: str, *, temporary: bool, pause: float | None = None, status: int | None = None) -> None:
@@ -43,6 +46,11 @@ class EndpointFailure(Exception):
         self.temporary = temporary
         self.pause = pause
         self.status = status
+
+    @property
+    def concerns_question(self) -> bool:
+        """Whether it is about this question alone; else going on would only collect failures."""
+        return self.status in REFUSALS
 
 
 class Price(BaseModel):
@@ -197,7 +205,7 @@ class Client:
         else:
             reading.whole(await response.read())
         if reading.trouble is not None:
-            raise self._failure(reading.trouble, temporary=reading.is_temporary)
+            raise self._failure(reading.trouble, temporary=reading.refused is None, status=reading.refused)
         return reading.reply()
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> EndpointFailure:

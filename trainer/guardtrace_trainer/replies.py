@@ -42,7 +42,8 @@ class Reading:
         self._usage: dict[str, Any] = {}
         self._finish: str | None = None
         self.trouble: str | None = None
-        self.is_temporary = True
+        self.refused: int | None = None
+        """The status of a trouble that asking again won't end."""
 
     def feed(self, data: bytes) -> None:
         for event in self._stream.feed(data):
@@ -72,7 +73,7 @@ class Reading:
 
     def _take(self, event: Event | MoreText) -> None:
         if self.trouble is None and event.kind in (EventKind.ERROR, EventKind.MALFORMED):
-            self.trouble, self.is_temporary = _trouble(event)
+            self.trouble, self.refused = _trouble(event)
         self._usage = event.usage or self._usage
         for part in event.parts:
             self._finish = part.finish_reason or self._finish
@@ -84,17 +85,17 @@ class Reading:
                     self._parts[segment.phase].append(segment.text)
 
 
-def _trouble(event: Event | MoreText) -> tuple[str, bool]:
-    """What an error or unreadable event says, and whether asking again may help."""
+def _trouble(event: Event | MoreText) -> tuple[str, int | None]:
+    """What an error or unreadable event says, and its status where asking again won't help."""
     detail = event.detail or "the server sent an error in mid-stream"
     try:
         error = msgspec.json.decode(event.raw.removeprefix(b"data: "))["error"]
     except (*UNREADABLE, TypeError, KeyError):
-        return detail, True
+        return detail, None
     fields = error if isinstance(error, dict) else {"message": error}
     code = str(fields.get("code"))
-    is_refusal = code.isdecimal() and 400 <= int(code) < 500 and int(code) not in RETRIED
-    return f"the server sent an error ({code}): {str(fields.get('message'))[:MAX_SHOWN]}", not is_refusal
+    refused = int(code) if code.isdecimal() and 400 <= int(code) < 500 and int(code) not in RETRIED else None
+    return f"the server sent an error ({code}): {str(fields.get('message'))[:MAX_SHOWN]}", refused
 
 
 def _count(value: Any) -> int:

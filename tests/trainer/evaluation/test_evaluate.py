@@ -153,10 +153,26 @@ def test_images_that_a_guard_is_not_shown_are_counted(data: Path, tmp_path: Path
 
 
 def test_a_server_that_refuses_everything_stops_it(data: Path) -> None:
-    with Served(lambda path, body: (401, {"error": {"message": "no such key"}})) as served:
+    with Served(lambda path, body: (400, {"error": {"message": "no such model"}})) as served:
         message = refused("--guard", "llama-guard-4", "--base-url", served.url, "--data", data, "--concurrency", 1)
-    assert "no verdict on any of 8 items; the last one's failure: refused: llama-guard-4: HTTP 401" in message
+    assert "no verdict on any of 8 items; the last one's failure: refused: llama-guard-4: HTTP 400" in message
     assert len(served.requests) == 8
+
+
+def test_a_key_that_expires_midway_stops_it_and_counts_nothing_as_wrong(data: Path, tmp_path: Path) -> None:
+    valid = [True] * 3 + [False] + [True] * 13
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        return (200, completion("safe")) if valid.pop(0) else (401, {"error": {"message": "the key has expired"}})
+
+    with Served(answer) as served:
+        guard = ("--guard", "llama-guard-4", "--base-url", served.url, "--data", data, "--concurrency", 1)
+        message = refused(*guard, "--out", tmp_path / "result.json")
+        assert "llama-guard-4: HTTP 401" in message
+        assert "run the same command again" in message
+        assert not (tmp_path / "result.json").exists()
+        assert evaluated(*guard, "--out", tmp_path / "result.json")["no_verdict"] == 0
+    assert len(served.requests) == 16 + 1
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,9 @@ def test_a_guards_words() -> None:
     assert (outcome.unsafe, outcome.level, outcome.scores, outcome.said) == (True, None, {"S9": 1.0}, None)
     assert ask(GuardVerdict(False, raw="safe"), replies=True).said == "safe"
     assert ask(UnreadableVerdict("no result")) == Outcome(failure="unreadable", why="no result")
-    refused = EndpointFailure("g: HTTP 400: too long", temporary=False)
+    refused = EndpointFailure("g: HTTP 400: too long", temporary=False, status=400)
     assert ask(refused) == Outcome(failure="refused", why="g: HTTP 400: too long")
     with pytest.raises(EvaluationStopped, match=r"g: HTTP 503\. See to it and run the same command again"):
-        ask(EndpointFailure("g: HTTP 503", temporary=True))
+        ask(EndpointFailure("g: HTTP 503", temporary=True, status=503))
+    with pytest.raises(EvaluationStopped, match=r"g: HTTP 401\. See to it and run the same command again"):
+        ask(EndpointFailure("g: HTTP 401", temporary=False, status=401))

@@ -28,6 +28,7 @@ from guardtrace_trainer.prefixes.onset import NOT_MONOTONE, Onset, PrefixJudgmen
 from guardtrace_trainer.prefixes.sentences import prefix, split
 from guardtrace_trainer.rows import Labelled, Pair, RowError, read_rows, write_rows
 from tests.trainer.prefixes.corpora import WordJudge, labelled, pair, thinking, write_corpus
+from tests.trainer.scripted import Said, Scripted
 
 SETTINGS = st.builds(Curriculum, per_trace=st.integers(1, 8), mid_sentence=st.floats(0, 1), seed=st.integers(0, 9))
 
@@ -240,3 +241,17 @@ def test_a_judge_gives_its_words_where_its_level_is_the_right_one(tmp_path: Path
     paid = (tmp_path / "onset.paid.jsonl").read_bytes()
     make_prefixes(tmp_path, settings, judge, again=True)
     assert (tmp_path / "onset.paid.jsonl").read_bytes() == paid
+
+
+@pytest.mark.parametrize(("status", "told"), [(402, "See to it and run the same command again"), (400, "no judgment")])
+def test_a_judge_that_refuses_everything_leaves_no_bare_targets(tmp_path: Path, status: int, told: str):
+    write_corpus(tmp_path)
+    find_onsets(tmp_path, WordJudge())
+    with Scripted(lambda body, number: Said(status=status, error="no credit left")) as server:
+        judge = tmp_path / "judge.yaml"
+        judge.write_text(f"name: gemma\nbase_url: {server.base_url}\nmodel: g\n", "utf-8")
+        said = CliRunner().invoke(app, ["prefixes", str(tmp_path), "--judge", str(judge)])
+    assert said.exit_code == 1
+    assert told in said.output
+    assert f"HTTP {status}: no credit left" in said.output
+    assert not (tmp_path / "sft_prefixes.jsonl").exists()

@@ -35,6 +35,8 @@ class Oracle:
         self.asked: Counter[str] = Counter()
         self.fails: set[str] = set()
         self.status = 500
+        self.ends_after: int | None = None
+        """So many answers are paid for; from then on the credit is gone."""
 
     async def answer(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -43,6 +45,8 @@ class Oracle:
         question = next(line for line in text.splitlines() if line.startswith("Current Task Query: "))
         reviews = [json.loads(line.partition(": ")[2]) for line in text.splitlines() if line.startswith("Reviewer ")]
         name = question.split()[4].rstrip(":")
+        if self.ends_after is not None and self.asked.total() >= self.ends_after:
+            return web.json_response({"error": {"message": "no credit left"}}, status=self.status)
         if name in self.fails:
             return web.json_response({"error": {"message": "no"}}, status=self.status)
         self.asked[name] += 1
@@ -254,11 +258,28 @@ def test_a_question_that_is_refused_is_undecided(oracle, corpus_of_pairs):
 
 def test_an_oracle_that_refuses_everything_is_an_error(oracle, corpus_of_pairs):
     scripted, settings = oracle
-    scripted.fails, scripted.status = {"wrong", "pictured", "right", "wavering", "mute"}, 401
-    with pytest.raises(StageError, match=r"refuses every question.*HTTP 401"):
+    scripted.fails, scripted.status = {"wrong", "pictured", "right", "wavering", "mute"}, 400
+    with pytest.raises(StageError, match=r"refuses every question.*HTTP 400"):
         run(settings, corpus_of_pairs)
     scripted.fails = set()
     assert ids(run(settings, corpus_of_pairs) / "mined.jsonl") == ["wrong", "pictured"]
+
+
+@pytest.mark.parametrize("status", [401, 402, 404])
+def test_a_key_or_credit_that_expires_midway_stops_and_decides_nothing(oracle, corpus_of_pairs, status):
+    scripted, settings = oracle
+    scripted.ends_after, scripted.status = 3, status
+    one_by_one = settings.model_copy(update={"oracle": settings.oracle.model_copy(update={"concurrency": 1})})
+    with pytest.raises(
+        StageError, match=rf"oracle: HTTP {status}.*no credit left.* What was answered is kept: .*again"
+    ):
+        run(one_by_one, corpus_of_pairs)
+    assert not (corpus_of_pairs / "mined" / "mined.jsonl").exists()
+    scripted.ends_after = None
+    out = run(one_by_one, corpus_of_pairs)
+    assert ids(out / "mined.jsonl") == ["wrong", "pictured"]
+    assert ids(out / "dropped.jsonl") == ["right"]
+    assert scripted.asked == dict.fromkeys(("wrong", "pictured", "right", "wavering", "mute"), 2)
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,6 @@ from guardtrace_trainer.rows import Query, Row
 from guardtrace_trainer.steps import Journal, StepError, file_hash
 
 ALIGNED, PARTS = "aligned.jsonl", "parts.jsonl"
-REFUSALS = frozenset({400, 403, 422})
-"""How image servers say that they won't draw this; other refusals are about the key, the model or the address."""
 MAX_REPLY_BYTES = 64 << 20
 
 
@@ -164,7 +162,7 @@ def aligned_images(
                 try:
                     pixels = await painter.draw(endpoint.prompt.replace("{query}", query.text))
                 except EndpointFailure as failure:
-                    if failure.status not in REFUSALS:
+                    if not failure.concerns_question:
                         raise
                     ledger.refused.append(Aligned(id=query.id, key=keys[query.id], refusal=str(failure)))
                 else:
@@ -196,7 +194,7 @@ def three_parts(
                 try:
                     reply = await client.ask([message("user", prompt)])
                 except EndpointFailure as failure:
-                    if failure.status not in REFUSALS:
+                    if not failure.concerns_question:
                         raise
                     ledger.refused.append(Parts(id=query.id, key=keys[query.id], refusal=str(failure)))
                 else:

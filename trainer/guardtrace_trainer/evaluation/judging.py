@@ -33,9 +33,9 @@ class GuardJudge:
         except UnreadableVerdict as error:
             return {GUARD: Outcome(failure=FailureKind.UNREADABLE.value, why=str(error))}
         except EndpointFailure as failure:
-            if failure.temporary:
-                raise EvaluationStopped(f"{failure}. {GO_ON}") from failure
-            return {GUARD: Outcome(failure=FailureKind.REFUSED.value, why=str(failure))}
+            if failure.concerns_question:
+                return {GUARD: Outcome(failure=FailureKind.REFUSED.value, why=str(failure))}
+            raise EvaluationStopped(f"{failure}. {GO_ON}") from failure
         outcome = Outcome(
             level=None if verdict.level is None else verdict.level.value,
             unsafe=verdict.unsafe,

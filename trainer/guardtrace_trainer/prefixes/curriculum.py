@@ -36,7 +36,7 @@ from guardtrace_trainer.prefixes.paid import Ledger
 from guardtrace_trainer.prefixes.sentences import prefix, split
 from guardtrace_trainer.rows import Annotation, Labelled, Pair, RowError, Trace, read_rows, row_as
 from guardtrace_trainer.several import do_each
-from guardtrace_trainer.steps import Manifest, Step
+from guardtrace_trainer.steps import Manifest, Step, StepError
 
 STEP = "prefixes"
 SFT_PREFIXES, PAIR_PREFIXES = "sft_prefixes.jsonl", "pair_prefixes.jsonl"
@@ -223,7 +223,7 @@ def make_prefixes(
     one. What it said is kept in the ledger of the onsets.
 
     Raises:
-        RowError, StepError: with what to do.
+        RowError, StepError, EndpointFailure, EvaluationStopped: with what to do.
     """
     files = corpus_files(folder)
     onsets = read_onsets(folder)
@@ -256,8 +256,13 @@ def make_prefixes(
 
 
 def words_of(folder: Path, judge: PrefixJudge, wanted: Sequence[tuple[Trace, float]], concurrency: int) -> Words:
-    """What the judge writes of beginnings, where it finds the level that each is known to have."""
+    """What the judge writes of beginnings, where it finds the level that each is known to have.
+
+    Raises:
+        StepError, EndpointFailure, EvaluationStopped: with what to do.
+    """
     words: dict[str, Annotation] = {}
+    failed: list[JudgeFailed] = []
 
     async def ask_all() -> None:
         async with judge:
@@ -268,13 +273,16 @@ def words_of(folder: Path, judge: PrefixJudge, wanted: Sequence[tuple[Trace, flo
         try:
             async with judge.reading(row, folder) as ask:
                 said = await ledger.opinion(row, row.thinking, ask)
-        except JudgeFailed:
+        except JudgeFailed as failure:
+            failed.append(failure)
             return
         if said.level == level and said.analysis:
             words[row.id] = Annotation(judge=judge.name, level=level, analysis=said.analysis)
 
     with Ledger(folder, judge) as ledger:
         anyio.run(ask_all)
+    if failed and len(failed) == len(wanted):
+        raise StepError(f"{judge.name} gave no judgment of any beginning: {failed[0]}")
     return words
 
 

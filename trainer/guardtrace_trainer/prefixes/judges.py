@@ -44,7 +44,7 @@ class Opinion(NamedTuple):
 Ask = Callable[[str], Awaitable[Opinion]]
 """Judges a thinking that stops where the text ends, without an answer.
 
-Raises JudgeFailed, or EvaluationStopped where the judge can't be reached: going on would only collect failures."""
+Raises JudgeFailed, or EvaluationStopped where the judge can't be had: going on would only collect failures."""
 
 
 class PrefixJudge(Protocol):
@@ -154,9 +154,9 @@ class EndpointJudge:
                 said = await self._client.ask([message("system", self._system), asked])
                 reply = parse_reply(said.answer, truncated=said.finish_reason == "length")
             except EndpointFailure as failure:
-                if failure.temporary:
-                    raise EvaluationStopped(f"{failure}. {GO_ON}") from failure
-                raise JudgeFailed(str(failure)) from failure
+                if failure.concerns_question:
+                    raise JudgeFailed(str(failure)) from failure
+                raise EvaluationStopped(f"{failure}. {GO_ON}") from failure
             except UnreadableReply as failure:
                 raise JudgeFailed(str(failure)) from failure
             return Opinion(reply.level.value, reply.analysis)

@@ -156,7 +156,8 @@ async def _ask_all(
     """What the oracle says of each conflict in both orders, by the answers' ids; nothing is paid for twice.
 
     Raises:
-        StageError: some questions got no answer, which may be otherwise the next time, or all were refused.
+        StageError: the oracle can't be had, some questions got no answer, which may be otherwise the next time, or
+            all were refused.
     """
     questions: list[Question] = [(pair, model, order) for pair, model in conflicts for order in ORDERS]
     answers: dict[str, Answer] = {}
@@ -164,15 +165,18 @@ async def _ask_all(
         return answers
     refused: list[tuple[Question, EndpointFailure]] = []
     lost: list[EndpointFailure] = []
+    stopped: list[EndpointFailure] = []
 
     async def ask(question: Question) -> None:
+        if stopped:
+            return
         try:
             answer = await _answer(client, question, images, ledger)
         except EndpointFailure as failure:
-            if failure.temporary:
-                lost.append(failure)
-            else:
+            if failure.concerns_question:
                 refused.append((question, failure))
+            else:
+                (lost if failure.temporary else stopped).append(failure)
             return
         answers[answer.id] = answer
         if len(answers) % 100 == 0:
@@ -183,6 +187,8 @@ async def _ask_all(
             await _side_by_side(questions, settings.oracle.concurrency, ask)
     except EndpointFailure as failure:
         raise StageError(str(failure)) from failure
+    if stopped:
+        raise StageError(f"{stopped[0]}. What was answered is kept: see to it and run it again to ask the others")
     if lost:
         raise StageError(
             f"{len(lost)} of {len(questions)} questions got no answer from the oracle, the first one: {lost[0]}. What "
