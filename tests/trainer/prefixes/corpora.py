@@ -67,7 +67,7 @@ class WordJudge:
 
     @asynccontextmanager
     async def reading(self, row: Trace, folder: Path) -> AsyncIterator[Ask]:
-        async def ask(text: str) -> Opinion:
+        async def ask(text: str, number: int) -> Opinion:
             if self.failing is not None and self.failing in row.question:
                 raise JudgeFailed("no idea")
             self.asked.append(text)

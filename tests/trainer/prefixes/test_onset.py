@@ -16,10 +16,11 @@ pytest.importorskip("sklearn", reason="the extra `train` isn't installed")
 
 from typer.testing import CliRunner
 
+from guardtrace_trainer.endpoints import Endpoint
 from guardtrace_trainer.evaluation.evaluate import Plan
 from guardtrace_trainer.prefixes.commands import app
 from guardtrace_trainer.prefixes.curriculum import Curriculum, make_prefixes
-from guardtrace_trainer.prefixes.judges import AuditorJudge, Opinion
+from guardtrace_trainer.prefixes.judges import AuditorJudge, EndpointJudge, Opinion
 from guardtrace_trainer.prefixes.onset import (
     NO_THINKING,
     NOT_MONOTONE,
@@ -29,9 +30,9 @@ from guardtrace_trainer.prefixes.onset import (
     read_onsets,
     search,
 )
-from guardtrace_trainer.prefixes.paid import PAID, Ledger
+from guardtrace_trainer.prefixes.paid import PAID, Ledger, PaidOpinion
 from guardtrace_trainer.prefixes.sentences import split
-from guardtrace_trainer.rows import RowError, write_rows
+from guardtrace_trainer.rows import RowError, read_rows, write_rows
 from guardtrace_trainer.steps import StepError
 from tests.trainer.prefixes.corpora import FINE, WordJudge, labelled, thinking, write_corpus
 from tests.trainer.scripted import Said, Scripted
@@ -124,7 +125,7 @@ def test_a_retrained_auditor_is_asked_anew_and_one_behind_a_server_is_not(tmp_pa
     auditor = tmp_path / "auditor"
     auditor.mkdir()
 
-    async def ask(thinking: str) -> Opinion:
+    async def ask(thinking: str, number: int) -> Opinion:
         return Opinion(1.0, None)
 
     def paid(judge: AuditorJudge) -> int:
@@ -253,6 +254,51 @@ def test_a_trace_that_the_judges_server_refuses_stays_unknown(tmp_path: Path):
         said = CliRunner().invoke(app, ["onset", str(tmp_path), "--judge", str(judge)])
     assert said.exit_code == 0, said.output
     assert json.loads(said.stdout)["outcomes"] == {"the judge failed": 1, "found": 2, SAFE_THINKING: 1}
+
+
+def test_a_reply_that_cant_be_read_is_kept_and_asked_for_once_more(tmp_path: Path):
+    write_corpus(tmp_path)
+    write_rows(tmp_path / "pairs.jsonl", [])
+    mute_for_good = False
+
+    def script(body, number):
+        text = body["messages"][-1]["content"]
+        if "box 1" in text and (mute_for_good or body["temperature"] == 0):
+            return Said("Hard to say.")
+        return Said(f"“Analysis”: So it is.\n“Judgment”: {'1' if 'HARM' in text else '0'}")
+
+    with Scripted(script) as server:
+        endpoint = Endpoint.model_validate(server.endpoint("g", request={"temperature": 0, "seed": 3}, concurrency=1))
+        judge = EndpointJudge(endpoint)
+        counts = find_onsets(tmp_path, judge).counts
+        assert counts["outcomes"] == {"found": 2, SAFE_THINKING: 1}
+        assert read_onsets(tmp_path)["q001-text-m"].onset == 5
+        tries = [body for body in server.bodies if "box 1" in body["messages"][-1]["content"]]
+        assert {(body["temperature"], body["seed"]) for body in tries} == {(0, 3), (0.7, 4)}
+        unread = [row for row in read_rows(tmp_path / PAID, PaidOpinion) if row.level is None]
+        assert len(unread) == len(tries) // 2
+        assert {row.reply for row in unread} == {"Hard to say."}
+        assert counts["paid_now"] == len(server.bodies)
+
+        mute_for_good = True
+        (tmp_path / PAID).unlink()
+        for _ in range(2):  # the second pays for nothing
+            find_onsets(tmp_path, judge, again=True)
+            assert "the judge failed: " in (read_onsets(tmp_path)["q001-text-m"].why or "")
+            assert len([body for body in server.bodies if "box 1" in body["messages"][-1]["content"]]) == len(tries) + 2
+        paid = len(server.bodies)
+        find_onsets(tmp_path, judge, again=True)
+        assert len(server.bodies) == paid
+
+
+def test_judgments_of_older_ledgers_are_read(tmp_path: Path):
+    write_corpus(tmp_path)
+    find_onsets(tmp_path, WordJudge())
+    lines = [json.loads(line) for line in (tmp_path / PAID).read_text("utf-8").splitlines()]
+    older = [json.dumps({name: line[name] for name in ("id", "level", "analysis")}) + "\n" for line in lines]
+    (tmp_path / PAID).write_text("".join(older), "utf-8")
+    idle = WordJudge()
+    assert find_onsets(tmp_path, idle, again=True).counts["paid_now"] == len(idle.asked) == 0
 
 
 def test_the_embedded_auditor_finds_onsets(words: None, tmp_path: Path):

@@ -212,7 +212,7 @@ class _Session:
 
     def _question(self, opinion: _Opinion, text: str, number: int) -> Question:
         name = opinion.id if number == 0 else f"{opinion.id} {number + 1}"
-        fields = _another_try(opinion.judge, number)
+        fields = another_try(opinion.judge, number)
         return Question(name, opinion.judge, text, opinion.image, self._system, fields)
 
 
@@ -220,7 +220,7 @@ def _id(trace: Trace, judge: Endpoint) -> str:
     return f"{trace.id} {judge.name}"
 
 
-def _another_try(judge: Endpoint, number: int) -> dict[str, Any]:
+def another_try(judge: Endpoint, number: int) -> dict[str, Any]:
     """Request fields of a further try: another seed and some temperature, where the endpoint sets them."""
     fields = another_seed(judge, number)
     temperature = judge.request.get("temperature")

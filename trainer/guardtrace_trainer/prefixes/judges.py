@@ -16,6 +16,7 @@ from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Turn
 from guardtrace_proxy.auditor.prompt import Trace as PartialTrace
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, DoesNotFit
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
+from guardtrace_trainer.annotation.jury import another_try
 from guardtrace_trainer.annotation.prompts import judge_text
 from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, message
 from guardtrace_trainer.evaluation.auditors import Reads
@@ -34,6 +35,14 @@ class JudgeFailed(Exception):
     """The judge gave no judgment of this trace; others may fare better."""
 
 
+class UnreadableOpinion(JudgeFailed):
+    """What it said, ``reply``, was paid for; another try may be read."""
+
+    def __init__(self, problem: str, reply: str) -> None:
+        super().__init__(problem)
+        self.reply = reply
+
+
 class Opinion(NamedTuple):
     """A level, and the judge's words if it has any."""
 
@@ -41,8 +50,8 @@ class Opinion(NamedTuple):
     analysis: str | None
 
 
-Ask = Callable[[str], Awaitable[Opinion]]
-"""Judges a thinking that stops where the text ends, without an answer.
+Ask = Callable[[str, int], Awaitable[Opinion]]
+"""Judges a thinking that stops where the text ends, without an answer; the number counts the tries from 0.
 
 Raises JudgeFailed, or EvaluationStopped where the judge can't be had: going on would only collect failures."""
 
@@ -108,7 +117,7 @@ class AuditorJudge:
 
         reads = Reads(session, round(self._plan.timeout_s * 1000))
 
-        async def ask(thinking: str) -> Opinion:
+        async def ask(thinking: str, number: int) -> Opinion:
             try:
                 verdict = await audits.judge(reads, PartialTrace(thinking))
             except AuditorFailure as failure:
@@ -147,18 +156,20 @@ class EndpointJudge:
     async def reading(self, row: Trace, folder: Path) -> AsyncIterator[Ask]:
         image = image_beside(row.image, folder, f"row {row.id}, field image")
 
-        async def ask(thinking: str) -> Opinion:
+        async def ask(thinking: str, number: int) -> Opinion:
             text = judge_text(msgspec.structs.replace(row, thinking=thinking, answer=""))
             asked = message("user", text, None if image is None else image.path)
+            messages = [message("system", self._system), asked]
             try:
-                said = await self._client.ask([message("system", self._system), asked])
-                reply = parse_reply(said.answer, truncated=said.finish_reason == "length")
+                said = await self._client.ask(messages, **another_try(self._client.endpoint, number))
             except EndpointFailure as failure:
                 if failure.concerns_question:
                     raise JudgeFailed(str(failure)) from failure
                 raise EvaluationStopped(f"{failure}. {GO_ON}") from failure
+            try:
+                reply = parse_reply(said.answer, truncated=said.finish_reason == "length")
             except UnreadableReply as failure:
-                raise JudgeFailed(str(failure)) from failure
+                raise UnreadableOpinion(str(failure), said.answer) from failure
             return Opinion(reply.level.value, reply.analysis)
 
         yield ask
