@@ -1,8 +1,8 @@
 """Many questions to several models, each paid for once.
 
-All replies of a step are kept in its ledger, ``STEP.paid.jsonl``, by the question's id and the digest of what was asked
-of whom. A question whose digest stands there isn't asked again: after a crash, after failures, or where the step's
-inputs have grown.
+All replies of a step are kept in its ledger, ``STEP.paid.jsonl``, by the digest of what was asked of whom, the
+question's id included. A question whose digest stands there isn't asked again: after a crash, after failures, where the
+step's inputs have grown, or where it goes back to earlier settings.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Asking:
 
     def __init__(self, step: Step, endpoints: Sequence[Endpoint]) -> None:
         self.endpoints = tuple(endpoints)
-        self._ledger = Journal(paid_path(step.folder, step.name), PaidReply)
+        self._ledger = Journal(paid_path(step.folder, step.name), PaidReply, lambda paid: paid.asked)
         self._clients: dict[str, Client] = {}
         self._progress = Progress()
         self._spent = {endpoint.name: _Spent() for endpoint in endpoints}
@@ -99,8 +99,8 @@ class Asking:
 
     def known(self, question: Question) -> PaidReply | None:
         """The reply, where it was paid for already."""
-        paid = self._ledger.rows.get(question.id)
-        if paid is None or paid.asked != question.digest:
+        paid = self._ledger.rows.get(question.digest)
+        if paid is None:
             return None
         self._spent[question.endpoint.name].has_answered = True
         return paid

@@ -12,7 +12,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -134,11 +134,12 @@ class Step:
 
 
 class Journal(Generic[AnyRow]):
-    """An append-only file of rows, by id: of several with one id the last counts. A last line that a crash tore is
-    dropped. One process at a time has it open."""
+    """An append-only file of rows, by id or another ``key``: of several with one key the last counts. A last line that
+    a crash tore is dropped. One process at a time has it open."""
 
-    def __init__(self, path: Path, type: type[AnyRow]) -> None:
+    def __init__(self, path: Path, type: type[AnyRow], key: Callable[[AnyRow], str] = lambda row: row.id) -> None:
         self.path = path
+        self._key = key
         self.rows: dict[str, AnyRow] = {}
         self._decoder = msgspec.json.Decoder(type)
         self._file: BinaryIO | None = None
@@ -162,7 +163,7 @@ class Journal(Generic[AnyRow]):
                 row = self._decoder.decode(line)
             except UNREADABLE as error:
                 raise StepError(f"{self.path}, line {number}: {error}; {ANEW}") from error
-            self.rows[row.id] = row
+            self.rows[self._key(row)] = row
         file.truncate(whole)
 
     def __exit__(
@@ -171,15 +172,15 @@ class Journal(Generic[AnyRow]):
         if self._file is not None:
             self._file.close()
 
-    def __contains__(self, id: str) -> bool:
-        return id in self.rows
+    def __contains__(self, key: str) -> bool:
+        return key in self.rows
 
     def add(self, row: AnyRow) -> None:
         """Keep a row; it outlives a crash of this process."""
         assert self._file is not None
         self._file.write(msgspec.json.encode(row) + b"\n")
         self._file.flush()
-        self.rows[row.id] = row
+        self.rows[self._key(row)] = row
 
 
 def forget(path: Path) -> None:

@@ -238,6 +238,15 @@ def test_more_traces_pay_for_themselves_alone(tmp_path):
     assert len(votes(tmp_path)) == 2
 
 
+def test_going_back_to_an_earlier_prompt_pays_for_nothing(tmp_path):
+    write_traces(tmp_path, 2)
+    with Scripted(noisy) as server:
+        for count, prompt in ((6, "Judge it."), (12, "Judge it well."), (12, "Judge it.")):
+            (tmp_path / "prompt.txt").write_text(prompt)
+            annotate(tmp_path, jury(server, system_prompt="prompt.txt"), base=tmp_path, extend=True)
+            assert len(server.bodies) == count
+
+
 ENDPOINTS = [{"name": name, "base_url": "http://h/v1", "model": name} for name in "abcde"]
 
 

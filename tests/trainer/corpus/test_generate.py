@@ -189,6 +189,20 @@ def test_growing_a_corpus_pays_for_what_is_new(tmp_path):
         assert len(server.bodies) == 30
 
 
+def test_going_back_to_earlier_settings_pays_for_nothing(tmp_path):
+    write_requests(tmp_path, 4)
+    with Scripted(lambda body, number: Said(f"At {body['temperature']:g}.")) as server:
+        cool, warm = (plan(server, of_model={"request": {"temperature": value}}) for value in (0, 1))
+        generate(tmp_path, cool)
+        first = (tmp_path / "traces.jsonl").read_bytes()
+        generate(tmp_path, warm, extend=True)
+        assert {row.answer for row in traces(tmp_path)} == {"At 1."}
+        assert len(server.bodies) == 8
+        generate(tmp_path, cool, extend=True)
+        assert len(server.bodies) == 8
+    assert (tmp_path / "traces.jsonl").read_bytes() == first
+
+
 def test_another_image_under_the_same_name_is_another_question(tmp_path):
     write_requests(tmp_path, 3)
     with Scripted(think) as server:

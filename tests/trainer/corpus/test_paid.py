@@ -152,6 +152,24 @@ def test_another_prompt_is_another_image_and_a_lost_one_is_asked_for(corpus, tmp
         assert len(server.bodies) == 17
 
 
+def test_going_back_to_an_earlier_prompt_pays_for_nothing(corpus, photos, tmp_path):
+    with Server(lambda prompt, number: drawn() if number <= 8 else drawn("navy")) as server:
+        first, second = (painter(server, tmp_path, prompt=prompt) for prompt in ("Paint: {query}", "Draw: {query}"))
+        expand(corpus, first, variants=["aligned"])
+        images = [request.image for request in read_rows(corpus / "requests.jsonl", Request)]
+        expand(corpus, second, variants=["aligned"], again=True)
+        assert len(server.bodies) == 16
+        expand(corpus, first, variants=["aligned"], again=True)
+        assert len(server.bodies) == 16
+    assert [request.image for request in read_rows(corpus / "requests.jsonl", Request)] == images
+
+    with Server(lambda prompt, number: said("1. Who?\n2. How?\n3. When?")) as server:
+        for count, model in ((8, "a"), (16, "b"), (16, "a")):
+            endpoint = read_settings(server.endpoint(tmp_path, stream=False, **{**FAST, "model": model}), Endpoint)
+            expand(corpus, Inputs(irrelevant=photos, decompose=endpoint), variants=["csdj"], again=True)
+            assert len(server.bodies) == count
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

@@ -1,8 +1,8 @@
 """What expanding asks models for, and pays once: aligned images, and requests in three parts.
 
 What came is kept beside the corpus in a ledger (``aligned.jsonl``, ``parts.jsonl``) that outlives the steps: a query is
-asked again only if the endpoint's settings or the prompt have changed, or its image is gone. Refusals are kept there
-too, once the endpoint has answered anything: an endpoint that refuses all is set up wrongly.
+asked again only with settings of the endpoint or a prompt that it wasn't asked with, or if its image is gone. Refusals
+are kept there too, once the endpoint has answered anything: an endpoint that refuses all is set up wrongly.
 
 Formats: https://platform.openai.com/docs/api-reference/images/create
 """
@@ -171,9 +171,9 @@ def aligned_images(
                     ledger.keep(Aligned(id=query.id, key=keys[query.id], image=image, sha256=digest))
                 came()
 
-            await _work_through(ledger.missing(queries, keys, stands), one, endpoint.concurrency)
+            await _work_through(ledger.missing(queries, stands), one, endpoint.concurrency)
 
-    with _Ledger(corpus / ALIGNED, Aligned) as ledger:
+    with _Ledger(corpus / ALIGNED, Aligned, keys) as ledger:
         asyncio.run(ask(ledger))
         ledger.settle("--images-endpoint")
         return {query.id: ledger[query.id] for query in queries}
@@ -203,19 +203,21 @@ def three_parts(
                     ledger.keep(Parts(id=query.id, key=keys[query.id], parts=parts, refusal=refusal))
                 came()
 
-            await _work_through(ledger.missing(queries, keys, lambda _: True), one, endpoint.concurrency)
+            await _work_through(ledger.missing(queries, lambda _: True), one, endpoint.concurrency)
 
-    with _Ledger(corpus / PARTS, Parts) as ledger:
+    with _Ledger(corpus / PARTS, Parts, keys) as ledger:
         asyncio.run(ask(ledger))
         ledger.settle("--decompose-endpoint")
         return {query.id: ledger[query.id] for query in queries}
 
 
 class _Ledger(Generic[Entry]):
-    """A journal that stays, and the refusals of this run."""
+    """A journal that stays, and the refusals of this run. ``keys`` are those of what is asked now, by the queries' ids;
+    what was asked otherwise before stays."""
 
-    def __init__(self, path: Path, type: type[Entry]) -> None:
-        self._journal: Journal[Entry] = Journal(path, type)
+    def __init__(self, path: Path, type: type[Entry], keys: Mapping[str, str]) -> None:
+        self._journal: Journal[Entry] = Journal(path, type, lambda entry: f"{entry.id} {entry.key}")
+        self._keys = keys
         self.refused: list[Entry] = []
         self._answered = False
 
@@ -227,14 +229,12 @@ class _Ledger(Generic[Entry]):
         self._journal.__exit__(*error)
 
     def __getitem__(self, id: str) -> Entry:
-        return self._journal.rows[id]
+        return self._journal.rows[f"{id} {self._keys[id]}"]
 
-    def missing(
-        self, queries: Sequence[Query], keys: Mapping[str, str], stands: Callable[[Entry], bool]
-    ) -> list[Query]:
+    def missing(self, queries: Sequence[Query], stands: Callable[[Entry], bool]) -> list[Query]:
         """The queries that are still to be asked."""
         rows = self._journal.rows
-        known = {row.id for row in rows.values() if row.key == keys.get(row.id) and stands(row)}
+        known = {row.id for row in rows.values() if row.key == self._keys.get(row.id) and stands(row)}
         self._answered = bool(known)
         return [query for query in queries if query.id not in known]
 
