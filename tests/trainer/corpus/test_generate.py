@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from guardtrace_trainer.annotation.commands import app
-from guardtrace_trainer.asking import UNANSWERED_AT_FIRST, Failure, PaidReply
+from guardtrace_trainer.asking import UNANSWERED_AT_FIRST, Failure, PaidReply, Question
 from guardtrace_trainer.corpus.generate import Models, Plan, generate
 from guardtrace_trainer.endpoints import Endpoint
 from guardtrace_trainer.rows import Request, Trace, read_rows, write_rows
@@ -169,8 +169,57 @@ def test_samples_differ_by_their_seed(tmp_path):
     write_requests(tmp_path, 1)
     with Scripted(think) as server:
         generate(tmp_path, plan(server, samples=3, of_model={"request": {"seed": 5}}))
-    assert [row.id for row in traces(tmp_path)] == ["q000-text-m-1", "q000-text-m-2", "q000-text-m-3"]
+    assert [row.id for row in traces(tmp_path)] == ["q000-text-m", "q000-text-m-2", "q000-text-m-3"]
     assert sorted(body["seed"] for body in server.bodies) == [5, 6, 7]
+
+
+def test_more_samples_pay_for_themselves_alone(tmp_path):
+    requests = write_requests(tmp_path, 3)
+    with Scripted(think) as server:
+        generate(tmp_path, plan(server))
+        generate(tmp_path, plan(server, samples=2), extend=True)
+        assert len(server.bodies) == 6
+        assert [row.id for row in traces(tmp_path)] == [f"{r.id}-m{end}" for r in requests for end in ("", "-2")]
+        generate(tmp_path, plan(server, samples=3), extend=True)
+        assert len(server.bodies) == 9
+        generate(tmp_path, plan(server), extend=True)
+        assert len(server.bodies) == 9
+    assert [row.id for row in traces(tmp_path)] == [f"{r.id}-m" for r in requests]
+
+
+def test_first_samples_that_were_paid_for_with_a_number_keep_it(tmp_path):
+    write_requests(tmp_path, 2)
+    with Scripted(think) as server:
+        older = plan(server, samples=2)
+        first = Question(
+            "q000-text-m-1", older.models.models[0], "How do I open box 0?", tmp_path / "images" / "red.png"
+        )
+        second = Question("q000-text-m-2", older.models.models[0], first.text, first.image)
+        rows = [PaidReply(id=one.id, asked=one.digest, thinking="Hm.", answer="Paid.") for one in (first, second)]
+        write_rows(tmp_path / "generate.paid.jsonl", rows)
+        generate(tmp_path, older)
+        assert [(row.id, row.answer == "Paid.") for row in traces(tmp_path)] == [
+            ("q000-text-m-1", True),
+            ("q000-text-m-2", True),
+            ("q001-text-m", False),
+            ("q001-text-m-2", False),
+        ]
+        assert len(server.bodies) == 2
+        generate(tmp_path, plan(server), extend=True)
+        assert [row.id for row in traces(tmp_path)] == ["q000-text-m-1", "q001-text-m"]
+        assert len(server.bodies) == 2
+
+
+def test_a_model_that_is_called_like_anothers_further_sample(tmp_path):
+    write_requests(tmp_path, 1)
+    with Scripted(think) as server:
+        generate(tmp_path, plan(server, "a-2", "a", samples=2))
+    assert {row.id: row.model for row in traces(tmp_path)} == {
+        "q000-text-a-2-1": "a-2",
+        "q000-text-a-2-2": "a-2",
+        "q000-text-a": "a",
+        "q000-text-a-2": "a",
+    }
 
 
 def test_growing_a_corpus_pays_for_what_is_new(tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,18 +54,22 @@ class Plan:
     limit: int | None = None
 
     def questions(self, folder: Path, requests: Iterable[Request]) -> list[tuple[Request, Question]]:
-        """One question a request, model and sample, in that order; the id is the trace's.
+        """One question a request, model and sample, in that order; the id is the trace's. Those of further samples end
+        in a number, so that a first one is the same question however many follow.
 
         Raises:
             StepError: an image doesn't fit, or two traces would have one id.
         """
         chosen = [request for request in requests if self.split in (None, request.split)][: self.limit]
+        further = {f"{model.name}-{sample + 1}" for model in self.models.models for sample in range(1, self.samples)}
         found: dict[str, tuple[Request, Question]] = {}
         for request in chosen:
             image = image_path(folder, request, request.image, folder / REQUESTS)
             for model in self.models.asked(request):
                 for sample in range(self.samples):
-                    name = f"{request.id}-{model.name}" + (f"-{sample + 1}" if self.samples > 1 else "")
+                    # a model may be called as another one's further sample
+                    number = f"-{sample + 1}" if sample or model.name in further else ""
+                    name = f"{request.id}-{model.name}{number}"
                     if name in found:
                         other = found[name][0].id
                         raise StepError(f"requests {other} and {request.id} make two traces {name}: rename a model")
@@ -100,6 +104,7 @@ def generate(
         return step.manifest
     kept = earlier if keep_failures else {}
     with Asking(step, plan.models.models) as asking:
+        questions = _as_paid(asking, questions)
         failed = _ask_all(asking, [question for _, question in questions], kept)
         replies = {question.id: paid for _, question in questions if (paid := asking.known(question))}
     traces = [
@@ -108,6 +113,18 @@ def generate(
     counts = _counts(plan.models.models, questions, traces, failed)
     step.finish({TRACES: traces, FAILED: failed}, **counts)
     return step.manifest
+
+
+def _as_paid(asking: Asking, questions: Sequence[tuple[Request, Question]]) -> list[tuple[Request, Question]]:
+    """First samples used to end in their number where others followed. One that was paid for so keeps its id, and with
+    it the votes on its trace."""
+    taken = {question.id for _, question in questions}
+    found: list[tuple[Request, Question]] = []
+    for request, question in questions:
+        numbered = replace(question, id=f"{question.id}-1")
+        is_paid = numbered.id not in taken and asking.known(numbered) is not None
+        found.append((request, numbered if is_paid else question))
+    return found
 
 
 def _ask_all(asking: Asking, questions: Sequence[Question], kept: dict[str, Failure]) -> list[Failure]:
