@@ -12,8 +12,10 @@ import pytest
 pytest.importorskip("sklearn", reason="the extra `train` isn't installed")
 
 from guardtrace_trainer.annotation.review import read_reviews
+from guardtrace_trainer.corpus.queries import split_of
+from guardtrace_trainer.corpus.similar import normalised
 from guardtrace_trainer.recipe import Recipe
-from guardtrace_trainer.rows import Annotation, Pair, Trace, read_rows
+from guardtrace_trainer.rows import Annotation, Pair, Query, Trace, read_rows
 from guardtrace_trainer.run import Part, Runner
 from guardtrace_trainer.steps import StepError
 from tests.trainer.corpora import LONG_ANALYSIS
@@ -192,3 +194,24 @@ def test_a_source_that_was_taken_out_of_the_recipe_leaves_the_corpus(tmp_path):
         label(tmp_path, one)
     assert {row.source for row in read_rows(tmp_path / "run" / "corpus" / "traces.jsonl", Trace)} == {"boxes"}
     assert len(form_of(tmp_path)) == QUERIES
+
+
+def test_the_split_of_two_sources_may_be_changed_and_no_reply_is_paid_for_again(tmp_path):
+    corpus = tmp_path / "run" / "corpus"
+    models = Models()
+    (tmp_path / "lids.jsonl").write_text('{"text": "Which lid is it?"}')
+    with Scripted(models) as server:
+        one = recipe(tmp_path, server)
+        given: dict[str, Any] = {"sources": [*one.corpus.sources, {"name": "lids", "files": ["lids.jsonl"]}]}
+        label(tmp_path, recipe(tmp_path, server, **given))
+        other = recipe(tmp_path, server, **given, test_share=0.5).model_copy(update={"seed": 1})
+        with pytest.raises(
+            StepError, match=r"import-lids split this corpus with --test-share 0\.0.*--again-from corpus"
+        ):
+            label(tmp_path, other)
+        label(tmp_path, other, "corpus")
+        label(tmp_path, other)
+    expected = {row.text: split_of(normalised(row.text), 0.5, 1) for row in read_rows(corpus / "queries.jsonl", Query)}
+    assert {row.query: row.split for row in read_rows(corpus / "traces.jsonl", Trace)} == expected
+    assert set(expected.values()) == {"train", "test"}
+    assert models.asked == dict.fromkeys(("thinker", *LEVELS), QUERIES + 1)

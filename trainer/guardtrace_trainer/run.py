@@ -165,9 +165,10 @@ class Runner:
 
     def _requests(self) -> None:
         settings, corpus, again = self.recipe.corpus, self.corpus, self.again("corpus")
+        named = [source.name for source in settings.sources] + ([] if settings.hades is None else ["hades"])
+        keep_only(corpus, named, again=again)
         split: Any = {"test_share": settings.test_share, "seed": self.recipe.seed, "again": again}
-        named = [source.name for source in settings.sources]
-        keep_only(corpus, named if settings.hades is None else [*named, "hades"], again=again)
+        split["anew"] = named if again else ()
         for source in settings.sources:
             files = [self._path(file) for file in source.files]
             import_queries(files, corpus, source.name, Layout(format=source.format), **split)
