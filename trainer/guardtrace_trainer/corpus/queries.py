@@ -99,7 +99,9 @@ def import_queries(
 def check_source(source: str) -> None:
     """A source's name is part of file names."""
     if not _NAME.fullmatch(source) or source.endswith(".duplicates"):
-        raise StepError(f"--source {source!r}: expected letters, digits, dots, dashes and underscores")
+        raise StepError(
+            f"--source {source!r}, in a recipe name: expected letters, digits, dots, dashes and underscores"
+        )
 
 
 def check_split(corpus: Path, anew: Collection[str], test_share: float, seed: int) -> None:
