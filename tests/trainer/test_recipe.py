@@ -33,6 +33,13 @@ def test_the_recipes_that_ship_are_valid(path):
     assert read_settings(path, Recipe).version == 1
 
 
+def test_a_source_s_categories_are_mapped_to_ours(tmp_path):
+    corpus = yaml.safe_load(NANO.read_text("utf-8"))["corpus"]
+    source = {"name": "mine", "files": ["mine.csv"], "category_as": {"Scams": "crimes"}}
+    with pytest.raises(SettingsError, match=r"category_as.*crime and illegal activities"):
+        read_settings(changed(tmp_path, corpus={**corpus, "sources": [source]}), Recipe)
+
+
 def test_the_small_recipes_models_are_all_served_on_its_own_port():
     recipe = read_settings(NANO, Recipe)
     assert recipe.nano is not None

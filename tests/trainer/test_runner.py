@@ -12,8 +12,11 @@ import pytest
 pytest.importorskip("sklearn", reason="the extra `train` isn't installed")
 
 from guardtrace_trainer.annotation.review import read_reviews
+from guardtrace_trainer.corpus.queries import import_queries, split_of
+from guardtrace_trainer.corpus.reading import Layout
+from guardtrace_trainer.corpus.similar import normalised
 from guardtrace_trainer.recipe import Recipe
-from guardtrace_trainer.rows import Annotation, Pair, Trace, read_rows
+from guardtrace_trainer.rows import Annotation, Pair, Query, RowError, Trace, read_rows
 from guardtrace_trainer.run import Part, Runner
 from guardtrace_trainer.steps import StepError
 from tests.trainer.corpora import LONG_ANALYSIS
@@ -192,3 +195,52 @@ def test_a_source_that_was_taken_out_of_the_recipe_leaves_the_corpus(tmp_path):
         label(tmp_path, one)
     assert {row.source for row in read_rows(tmp_path / "run" / "corpus" / "traces.jsonl", Trace)} == {"boxes"}
     assert len(form_of(tmp_path)) == QUERIES
+
+
+def test_the_split_of_two_sources_may_be_changed_and_no_reply_is_paid_for_again(tmp_path):
+    corpus = tmp_path / "run" / "corpus"
+    models = Models()
+    (tmp_path / "lids.jsonl").write_text('{"text": "Which lid is it?"}')
+    with Scripted(models) as server:
+        one = recipe(tmp_path, server)
+        given: dict[str, Any] = {"sources": [*one.corpus.sources, {"name": "lids", "files": ["lids.jsonl"]}]}
+        label(tmp_path, recipe(tmp_path, server, **given))
+        other = recipe(tmp_path, server, **given, test_share=0.5).model_copy(update={"seed": 1})
+        with pytest.raises(
+            StepError, match=r"import-lids split this corpus with --test-share 0\.0.*--again-from corpus"
+        ):
+            label(tmp_path, other)
+        label(tmp_path, other, "corpus")
+        label(tmp_path, other)
+    expected = {row.text: split_of(normalised(row.text), 0.5, 1) for row in read_rows(corpus / "queries.jsonl", Query)}
+    assert {row.query: row.split for row in read_rows(corpus / "traces.jsonl", Trace)} == expected
+    assert set(expected.values()) == {"train", "test"}
+    assert models.asked == dict.fromkeys(("thinker", *LEVELS), QUERIES + 1)
+
+
+def test_a_source_says_where_its_texts_and_categories_stand(tmp_path):
+    both = {"Goal": "Get a lid off", "Behavior": "Lids", "kind": "Scams"}
+    (tmp_path / "goals.jsonl").write_bytes(msgspec.json.encode(both))
+    source = {"name": "goals", "files": ["goals.jsonl"]}
+    fields = {"text_field": "Goal", "category_field": "kind", "category_as": {"Scams": "crime and illegal activities"}}
+    with Scripted(Models()) as server:
+        with pytest.raises(RowError, match=r"\(Goal, Behavior\); name it by --text-field, in a recipe text_field"):
+            label(tmp_path, recipe(tmp_path, server, sources=[source]))
+        runner = Runner(recipe(tmp_path, server, sources=[source | fields]), tmp_path / "recipe.yaml", print)
+        runner._requests()
+        (query,) = read_rows(runner.corpus / "queries.jsonl", Query)
+        assert (query.text, query.category) == ("Get a lid off", "crime and illegal activities")
+        bare = recipe(tmp_path, server, sources=[source | fields | {"categories": False}])
+        Runner(bare, tmp_path / "recipe.yaml", print, "corpus")._requests()
+    (query,) = read_rows(runner.corpus / "queries.jsonl", Query)
+    assert query.category is None
+
+
+def test_a_source_that_says_nothing_is_imported_as_ever(tmp_path):
+    with Scripted(Models()) as server:
+        runner = Runner(recipe(tmp_path, server), tmp_path / "recipe.yaml", print)
+    import_queries([tmp_path / "queries.jsonl"], runner.corpus, "boxes", Layout(format="auto"), test_share=0.0)
+    path = runner.corpus / "import-boxes.manifest.json"
+    before = path.read_bytes()
+    runner._requests()
+    assert path.read_bytes() == before

@@ -17,20 +17,31 @@ from guardtrace_trainer.annotation.review import Reject
 from guardtrace_trainer.corpus.generate import Models
 from guardtrace_trainer.corpus.maker import Made
 from guardtrace_trainer.corpus.paid import ImagesEndpoint
-from guardtrace_trainer.corpus.reading import Format
+from guardtrace_trainer.corpus.reading import Format, Layout
 from guardtrace_trainer.endpoints import Endpoint
 from guardtrace_trainer.nano.plan import Nano
 from guardtrace_trainer.prefixes.curriculum import Curriculum
+from guardtrace_trainer.rows import Category
 from guardtrace_trainer.settings import Settings
 from guardtrace_trainer.stages.settings import DpoSettings, MineSettings, SftSettings
 
 
 class Source(Settings):
-    """``data import`` of one source."""
+    """``data import`` of one source. ``category_as`` maps the files' own names of categories to ours; with
+    ``categories`` false none are read."""
 
     name: str
     files: list[Path] = Field(min_length=1)
     format: Format = "auto"
+    text_field: str | None = None
+    category_field: str | None = None
+    category_as: dict[str, Category] = Field(default_factory=dict)
+    categories: bool = True
+
+    @property
+    def layout(self) -> Layout:
+        """Where the files' texts and categories stand."""
+        return Layout(self.format, self.text_field, self.category_field, self.category_as, self.categories)
 
 
 class Expand(Settings):

@@ -27,7 +27,6 @@ from guardtrace_trainer.corpus.generate import Plan, generate
 from guardtrace_trainer.corpus.hades import import_hades
 from guardtrace_trainer.corpus.maker import Inputs
 from guardtrace_trainer.corpus.queries import import_queries, keep_only
-from guardtrace_trainer.corpus.reading import Layout
 from guardtrace_trainer.prefixes.curriculum import PAIR_PREFIXES, SFT_PREFIXES, make_prefixes
 from guardtrace_trainer.prefixes.judges import EndpointJudge
 from guardtrace_trainer.prefixes.onset import find_onsets
@@ -165,12 +164,13 @@ class Runner:
 
     def _requests(self) -> None:
         settings, corpus, again = self.recipe.corpus, self.corpus, self.again("corpus")
+        named = [source.name for source in settings.sources] + ([] if settings.hades is None else ["hades"])
+        keep_only(corpus, named, again=again)
         split: Any = {"test_share": settings.test_share, "seed": self.recipe.seed, "again": again}
-        named = [source.name for source in settings.sources]
-        keep_only(corpus, named if settings.hades is None else [*named, "hades"], again=again)
+        split["anew"] = named if again else ()
         for source in settings.sources:
             files = [self._path(file) for file in source.files]
-            import_queries(files, corpus, source.name, Layout(format=source.format), **split)
+            import_queries(files, corpus, source.name, source.layout, **split)
         if settings.hades is not None:
             import_hades(self._path(settings.hades), corpus, **split)
         given = settings.expand

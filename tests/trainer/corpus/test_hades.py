@@ -244,3 +244,16 @@ def test_an_instruction_moves_when_its_query_goes(tmp_path, jsonl):
     (query,) = read_rows(corpus / "queries.jsonl", Query)
     assert query.source == "second"
     assert query.id in {row.query_id for row in read_rows(corpus / "hades.jsonl", Request)}
+
+
+def test_hades_and_a_source_that_are_imported_anew_may_be_split_otherwise(tmp_path, jsonl):
+    corpus, file = tmp_path / "c", jsonl({"text": Q1})
+    hades = folder_layout(tmp_path / "h", {"Animal": [("x", "object", HUNG), ("y", "object", "Quite another one.")]})
+    import_queries([file], corpus, "mine", test_share=0)
+    import_hades(hades, corpus, test_share=0)
+    with pytest.raises(StepError, match="import-hades split this corpus"):
+        import_queries([file], corpus, "mine", test_share=1, again=True)
+    import_queries([file], corpus, "mine", test_share=1, again=True, anew=["mine", "hades"])
+    import_hades(hades, corpus, test_share=1, again=True, anew=["mine", "hades"])
+    assert {row.split for row in read_rows(corpus / "hades.jsonl", Request)} == {"test"}
+    assert {row.split for row in read_rows(corpus / "queries.jsonl", Query)} == {"test"}

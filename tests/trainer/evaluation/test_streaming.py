@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 pytest.importorskip("sklearn", reason="the extra `train` isn't installed")
@@ -26,9 +28,9 @@ from guardtrace_trainer.evaluation.plots import front_plot, lower_hull
 from guardtrace_trainer.evaluation.remembering import Remembering
 from guardtrace_trainer.evaluation.replay import Pace, plan_for
 from guardtrace_trainer.evaluation.stream_report import stream_lines, stream_report, sweep_report
-from guardtrace_trainer.evaluation.streaming import figures
+from guardtrace_trainer.evaluation.streaming import figures, groups_of
 from guardtrace_trainer.evaluation.streams import Playing, StreamRow, beginning, play_all, right_level
-from guardtrace_trainer.evaluation.sweep import Grid, Point, calibrated, check_kinds, choose, fragment, swept
+from guardtrace_trainer.evaluation.sweep import Grid, Point, calibrated, check_kinds, choose, fragment, halves_of, swept
 from guardtrace_trainer.steps import Journal
 from tests.trainer.evaluation.word_auditor import WordAuditor
 
@@ -52,6 +54,11 @@ ITEMS = [
     *(item(f"fine{number}", FINE * 12, 0.0) for number in range(4)),
     item("over", FINE * 3 + "HINT " + FINE * 9, 0.0, kind=SAFE_REASONING),
 ]
+
+
+def four_of_each(items: Sequence[Item]) -> list[Item]:
+    """Each four times, as a group."""
+    return [replace(each, id=f"{each.id}{number}", group=each.id) for each in items for number in range(4)]
 
 
 def playing(auditor: WordAuditor, depth: str = "annotate", **policy: Any) -> Playing:
@@ -157,6 +164,40 @@ def test_figures_are_counted_by_hand():
     assert whole["binary_f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 1), abs=1e-4)
     assert found["by_share"]["50"]["left_out"] == 1
     assert found["audit_cost"]["per_reasoning_token"]["value"] > 1
+
+
+def test_streams_of_one_group_count_as_one_in_every_interval():
+    alone, in_groups = figures(played(ITEMS)), figures(played(four_of_each(ITEMS)))
+    for path in (
+        ("time_to_detect", "late"),
+        ("time_to_detect", "on_time"),
+        ("leak", "lag", "mean"),
+        ("leak", "lag", "none"),
+        ("unlocated",),
+        ("false_cuts", "benign"),
+        ("wait", "longest_ms", "p95"),
+        ("audit_cost", "per_reasoning_token"),
+        ("audit_cost", "audits_per_stream"),
+    ):
+        one, four = alone, in_groups
+        for name in path:
+            one, four = one[name], four[name]
+        assert four["interval"] == pytest.approx(one["interval"]), path
+    whole = in_groups["by_share"]["100"]
+    assert whole["n"] == 4 * len(ITEMS)
+    assert whole["intervals"] == alone["by_share"]["100"]["intervals"]
+
+
+def test_a_refused_stream_keeps_its_group():
+    refuses = WordAuditor(failure=DoesNotFit("messages", "too long"))
+    assert {row.group for row in played(four_of_each(ITEMS[:1]), refuses)} == {"found"}
+
+
+def test_a_row_that_was_stored_without_a_group_stands_alone():
+    row = played(ITEMS[:1])[0]
+    stored = {name: value for name, value in msgspec.to_builtins(row).items() if name != "group"}
+    assert msgspec.json.decode(json.dumps(stored), type=StreamRow) == row
+    assert groups_of([row]) == ["s/found"]
 
 
 def test_all_figures_can_be_empty():
@@ -294,6 +335,26 @@ def test_calibration_is_fitted_on_one_half_and_measured_on_the_other():
     assert found.temperature < 1  # words are never wrong, so their probabilities are too modest
 
 
+def test_items_without_a_group_have_the_halves_that_they_always_had():
+    assert halves_of(ITEMS) == [0, 1, 1, 0, 0, 1, 0, 0, 1]
+
+
+def test_all_items_of_a_group_are_in_one_half_and_groups_in_both():
+    items = four_of_each(ITEMS)
+    found = {(given.group, half) for given, half in zip(items, halves_of(items), strict=True)}
+    assert len(found) == len(ITEMS)
+    unsafe = {given.id for given in ITEMS if given.level}
+    assert sorted(half for group, half in found if group in unsafe) == [0, 0, 1, 1]
+
+
+def test_one_group_is_too_few_to_calibrate_on():
+    one = four_of_each(ITEMS[:1])
+    with pytest.raises(ValueError, match="at least two that aren't of one group"):
+        anyio.run(calibrated, one, WordAuditor(), 1)
+    with pytest.raises(ValueError, match="at least two unsafe traces that aren't of one group"):
+        anyio.run(calibrated, [*SAFE_ONLY, *one], WordAuditor(), 1)
+
+
 def test_one_item_is_too_few_to_calibrate_on():
     with pytest.raises(ValueError, match="give at least two"):
         anyio.run(calibrated, ITEMS[:1], WordAuditor(), 1)
@@ -307,7 +368,7 @@ def test_nothing_is_calibrated_without_unsafe_traces_in_both_halves():
         anyio.run(calibrated, SAFE_ONLY, WordAuditor(), 1)
     with pytest.raises(ValueError, match="no unsafe trace"):
         anyio.run(calibrated, [*SAFE_ONLY, ITEMS[0]], WordAuditor(), 1)
-    assert anyio.run(calibrated, [*SAFE_ONLY, ITEMS[0], ITEMS[0]], WordAuditor(), 1).recall == 1.0
+    assert anyio.run(calibrated, [*SAFE_ONLY, ITEMS[0], replace(ITEMS[0], id="again")], WordAuditor(), 1).recall == 1.0
 
 
 def test_a_sweep_needs_an_onset_and_a_safe_trace():

@@ -56,8 +56,10 @@ def import_queries(
     test_share: float = 0.2,
     seed: int = 0,
     again: bool = False,
+    anew: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Read ``files`` into the corpus as the source ``source``; returns the counts of the step.
+    """Read ``files`` into the corpus as the source ``source``; returns the counts of the step. ``anew`` are sources
+    that are imported anew along with it: it needn't be split as they were.
 
     Raises:
         RowError: a file doesn't fit.
@@ -66,7 +68,7 @@ def import_queries(
     check_source(source)
     if source == "hades":
         raise StepError("the source name hades is taken by `data import-hades`; choose another")
-    check_split(corpus, source, test_share, seed)
+    check_split(corpus, {source, *anew}, test_share, seed)
     order = order_of(corpus, source)
     settings = {
         "format": layout.format,
@@ -97,21 +99,23 @@ def import_queries(
 def check_source(source: str) -> None:
     """A source's name is part of file names."""
     if not _NAME.fullmatch(source) or source.endswith(".duplicates"):
-        raise StepError(f"--source {source!r}: expected letters, digits, dots, dashes and underscores")
+        raise StepError(
+            f"--source {source!r}, in a recipe name: expected letters, digits, dots, dashes and underscores"
+        )
 
 
-def check_split(corpus: Path, source: str, test_share: float, seed: int) -> None:
-    """A source's import is to split as all others of the corpus do."""
+def check_split(corpus: Path, anew: Collection[str], test_share: float, seed: int) -> None:
+    """An import is to split as the others do, save those of ``anew``: their own steps tell what differs."""
     if not 0 <= test_share <= 1:
         raise StepError(f"--test-share {test_share}: expected a number from 0 to 1")
     for manifest in imports(corpus):
-        if manifest.step == f"import-{source}":
-            continue  # the step itself tells what differs
+        if manifest.step.removeprefix("import-") in anew:
+            continue
         was = manifest.settings.get("test_share"), manifest.settings.get("seed")
         if was != (test_share, seed):
             raise StepError(
                 f"{corpus}: {manifest.step} split this corpus with --test-share {was[0]} --seed {was[1]}; "
-                "give the same, or take another folder"
+                "give the same, or take another folder; run's --again-from corpus imports all sources of a recipe anew"
             )
 
 

@@ -72,7 +72,9 @@ def read_queries(path: Path, layout: Layout) -> list[SourceQuery]:
     content = _content(path)
     kind = layout.format if layout.format in ("jsonl", "csv") else SUFFIXES.get(path.suffix.lower())
     if kind is None:
-        raise RowError(f"{path}: JSONL or CSV? Expected the suffix {', '.join(SUFFIXES)}, or the option --format")
+        raise RowError(
+            f"{path}: JSONL or CSV? Expected the suffix {', '.join(SUFFIXES)}, or --format, in a recipe format"
+        )
     records = list(_csv(path, content) if kind == "csv" else _jsonl(path, content))
     if not records:
         raise RowError(f"{path}: holds no query")
@@ -110,7 +112,8 @@ def _query(
     if category is None:
         raise RowError(
             f"{path}, line {line}, field {category_field}: {given!r} is no known category; expected one of "
-            f"{', '.join(known)}; map it by --category-as {given!r}=OURS, or read no categories by --no-categories"
+            f"{', '.join(known)}; map it by --category-as {given!r}=OURS, in a recipe "
+            f"category_as: {{{given!r}: OURS}}, or read no categories by --no-categories, in a recipe categories: false"
         )
     return SourceQuery(text, category, line)
 
@@ -130,7 +133,10 @@ def _text_field(path: Path, fields: list[str], layout: Layout) -> str:
     found = [name for name in fields if name.casefold() in TEXT_FIELDS]
     if len(found) != 1:
         which = f"several fields could be the query ({', '.join(found)})" if found else "no field is known as the query"
-        raise RowError(f"{path}: {which}; name it by --text-field. The first line has {', '.join(fields) or 'none'}")
+        raise RowError(
+            f"{path}: {which}; name it by --text-field, in a recipe text_field. "
+            f"The first line has {', '.join(fields) or 'none'}"
+        )
     return found[0]
 
 
@@ -141,7 +147,10 @@ def _category_field(path: Path, fields: list[str], layout: Layout) -> str | None
         return layout.category_field
     found = [name for name in fields if name.casefold() in CATEGORY_FIELDS]
     if len(found) > 1:
-        raise RowError(f"{path}: several fields could be the category ({', '.join(found)}); use --category-field")
+        raise RowError(
+            f"{path}: several fields could be the category ({', '.join(found)}); name it by --category-field, in a "
+            "recipe category_field"
+        )
     return found[0] if found else None
 
 

@@ -40,7 +40,7 @@ def fit(reads: Sequence[Read], measured_on: Sequence[Read]) -> Calibration:
     if not all(any(read.level > 0 for read in side) for side in (reads, measured_on)):
         raise ValueError(
             "one half of the items has no unsafe trace, so escalate_at can't be fitted or measured: give at least two "
-            "unsafe traces, or sweep at --depth annotate, which needs no calibration"
+            "unsafe traces that aren't of one group, or sweep at --depth annotate, which needs no calibration"
         )
     temperature = fit_temperature(reads)
     escalate_at = pick_escalate_at(reads, temperature)

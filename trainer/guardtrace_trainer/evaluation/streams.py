@@ -46,7 +46,7 @@ class StreamRow(Row, frozen=True, kw_only=True):
     sentence begins and ends. ``found`` is the bin of the time to detect and ``late`` how many tokens behind the onset,
     both only where the onset is known. ``leak`` is by mode. ``prefilled`` counts what was read for audits of the
     ``reasoning`` tokens that came. ``risks`` are (tokens judged, risk). ``refused``: the auditor doesn't take the
-    request, so nothing was played.
+    request, so nothing was played. ``group`` names the streams that intervals draw together.
     """
 
     subset: str
@@ -70,6 +70,7 @@ class StreamRow(Row, frozen=True, kw_only=True):
     risks: tuple[tuple[int, float], ...] = ()
     shares: tuple[ShareRead, ...] = ()
     refused: bool = False
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ async def play_all(
 
 async def play_item(item: Item, playing: Playing) -> StreamRow:
     """Play one item under the policy, and an unsafe one in the modes ``hold`` and ``lag`` as well."""
-    about = {name: getattr(item, name) for name in ("subset", "kind", "category", "level")}
+    about = {name: getattr(item, name) for name in ("subset", "kind", "category", "level", "group")}
     try:
         session = await playing.auditor.open(item.query)
     except DoesNotFit:
@@ -169,6 +170,7 @@ def row_of(
         reasoning=min(len(replayed.came), replayed.thinking_tokens),
         risks=tuple(risks),
         shares=tuple(shares),
+        group=item.group,
     )
 
 

@@ -27,7 +27,7 @@ from guardtrace_trainer.several import do_each
 from guardtrace_trainer.steps import Journal
 
 HALVES_SEED = 0
-"""Of the draw of the items that a calibration is fitted on."""
+"""Of the draw of the groups that a calibration is fitted on."""
 MOST_MORE_AUDITS = 1.5
 """By default the choice makes at most so many times the audits of the policy that was begun with."""
 
@@ -112,16 +112,12 @@ class SweptRow(Row, frozen=True, kw_only=True):
 async def calibrated(
     items: Sequence[Item], auditor: Auditor, concurrency: int, journal: Journal[ReadRow] | None = None
 ) -> Calibration:
-    """Label reads at shares of each trace whose level is known there: fitted on one half of the items, measured on the
-    other.
+    """Label reads at shares of each trace whose level is known there: fitted on one half of the groups, measured on
+    the other.
 
     Raises:
         ValueError: there are no reads to fit, or they are of no use.
     """
-    order = list(range(len(items)))
-    random.Random(HALVES_SEED).shuffle(order)
-    order.sort(key=lambda place: (items[place].level or 0) > 0)  # as many unsafe ones in each half
-    half_of = {place: index % 2 for index, place in enumerate(order)}
 
     async def read(item: Item, session: Remembering) -> ReadRow:
         onset = onset_of(item)
@@ -140,12 +136,25 @@ async def calibrated(
 
     rows = await _row_of_each(items, auditor, concurrency, 1.0, read, journal)
     halves: tuple[list[Read], list[Read]] = ([], [])
-    for place, item in enumerate(items):
+    for item, half in zip(items, halves_of(items), strict=True):
         if item.key in rows:
-            halves[half_of[place]].extend(rows[item.key].reads)
+            halves[half].extend(rows[item.key].reads)
     if not halves[0] or not halves[1]:
-        raise ValueError("there are too few items with a level to calibrate on: give at least two")
+        raise ValueError(
+            "there are too few items with a level to calibrate on: give at least two that aren't of one group"
+        )
     return fit(*halves)
+
+
+def halves_of(items: Sequence[Item]) -> list[int]:
+    """The half of each item, 0 or 1. Those of one group are in the same, since they err together."""
+    groups = [item.group or item.key for item in items]
+    unsafe = {group for group, item in zip(groups, items, strict=True) if (item.level or 0) > 0}
+    order = list(dict.fromkeys(groups))
+    random.Random(HALVES_SEED).shuffle(order)
+    order.sort(key=lambda group: group in unsafe)  # as many unsafe ones in each half
+    half_of = {group: index % 2 for index, group in enumerate(order)}
+    return [half_of[group] for group in groups]
 
 
 def check_kinds(items: Sequence[Item]) -> None:
