@@ -15,10 +15,12 @@ from guardtrace_trainer.evaluation.figures import figures_of
 from guardtrace_trainer.evaluation.judged import Judged, Outcome
 from guardtrace_trainer.nano.card import card
 from guardtrace_trainer.recipe import Recipe
-from guardtrace_trainer.rows import Annotation, Labelled, write_rows
+from guardtrace_trainer.rows import Annotation, Labelled, RowError, write_rows
 from guardtrace_trainer.run import Runner
-from guardtrace_trainer.run_report import differences
+from guardtrace_trainer.run_report import check_inputs, differences
 from guardtrace_trainer.settings import read_settings
+from guardtrace_trainer.steps import StepError
+from tests.trainer.evaluation.serving import row, write_qta
 
 NANO = Path(__file__).parents[2] / "trainer" / "recipes" / "nano.yaml"
 LEVELS = (0.0, 0.5, 1.0)
@@ -81,6 +83,28 @@ def runner(folder: Path, **evaluation: object) -> Runner:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content), "utf-8")
     return Runner(read_settings(path, Recipe), path, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        ({"data": [{"path": "nowhere"}]}, r"nowhere: expected a folder with qta\.jsonl"),
+        ({"streaming": [{"path": "set", "half": "dev"}]}, r"qta\.jsonl, line 1, field half: expected dev or test"),
+        ({"streaming": [{"path": "set"}], "policy": "balanecd"}, r"evaluation\.policy: there is no policies/balanecd"),
+    ],
+)
+def test_what_is_evaluated_on_is_looked_at_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluation: dict[str, object], said: str
+) -> None:
+    write_qta(tmp_path / "set", [row(1, 1.0)])
+    monkeypatch.setattr(Runner, "train", None)
+    with pytest.raises((RowError, StepError), match=said):
+        runner(tmp_path, **evaluation).run()
+
+
+def test_a_set_that_the_run_makes_is_looked_at_when_it_is_there(tmp_path: Path) -> None:
+    ours = runner(tmp_path, data=[{"path": "run/corpus/expert_test.jsonl"}])
+    check_inputs(ours.recipe, [ours._data(each) for each in ours.recipe.evaluation.data], [])
 
 
 def labelled(number: int, level: float) -> Labelled:

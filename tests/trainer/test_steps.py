@@ -90,6 +90,17 @@ def test_other_inputs_are_refused_and_named(given):
         step(given)
 
 
+def test_files_that_nothing_depends_on_may_stand_in_an_earlier_manifest(given):
+    beside = given.with_name("calibration.json")
+    beside.write_text("1")
+    made = Step(given.parent, "copy", inputs=[given, beside])
+    made.made([beside])
+    beside.write_text("2")
+    assert Step(given.parent, "copy", inputs=[given], unheeded=["calibration.json"]).done
+    with pytest.raises(StepError, match=r"other inputs \(calibration\.json\)"):
+        step(given)
+
+
 def test_again_begins_anew(given):
     with step(given, seed=1).journal("rows", Query) as journal:
         journal.add(query("a"))

@@ -66,14 +66,15 @@ class Runner:
         """Everything; returns the report.
 
         Raises:
-            RowError, StageError, StepError, AuditorError, EndpointFailure: with what to do.
+            RowError, SettingsError, StageError, StepError, AuditorError, EndpointFailure: with what to do.
         """
         from guardtrace_trainer.evaluation.readers import corpus_tests
-        from guardtrace_trainer.run_report import evaluate_run
+        from guardtrace_trainer.run_report import check_inputs, evaluate_run
 
-        checkpoints = self.train()
         settings = self.recipe.evaluation
         data, streaming = ([self._data(each) for each in sets] for sets in (settings.data, settings.streaming))
+        check_inputs(self.recipe, data, streaming)
+        checkpoints = self.train()
         nano = self.recipe.nano
         if nano is not None:
             from guardtrace_trainer.nano import held_out

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from guardtrace_proxy.policy.loading import find_policy, load_policy
+from guardtrace_proxy.policy.schema import Policy
 from guardtrace_trainer.evaluation.data import HARD_NEGATIVES
-from guardtrace_trainer.evaluation.evaluate import Plan, evaluate
+from guardtrace_trainer.evaluation.evaluate import Plan, evaluate, load
 from guardtrace_trainer.evaluation.machine import machine
 from guardtrace_trainer.evaluation.report import Report, percent
 from guardtrace_trainer.evaluation.stream_evaluate import StreamSettings, stream_evaluate
@@ -28,6 +29,19 @@ DEPTH = "annotate"
 NAMES = {"macro_f1": "macro-F1", "accuracy": "judged right"}
 DIFFERENCES = ("difference", "on", "points", "95 % interval")
 SHOWN = ("macro_f1", "binary_f1", "precision", "recall", "false_alarms", "no_verdict")
+
+
+def check_inputs(recipe: Recipe, data: Sequence[DataSet], streaming: Sequence[DataSet]) -> None:
+    """See to it that the sets and the policy can be read, before anything is trained.
+
+    Raises:
+        RowError, SettingsError, StepError: with what to do.
+    """
+    for one in (*data, *streaming):
+        if not one.path.resolve().is_relative_to(recipe.folder.resolve()):  # else the run itself may make it
+            load(Plan(auditor=recipe.base or BASE, half=one.half), [one.path])
+    if streaming or recipe.nano is not None:
+        _policy(recipe)
 
 
 def evaluate_run(
@@ -86,11 +100,16 @@ def _stream(recipe: Recipe, checkpoint: str | Path, data: DataSet, out: Path, lo
         annotate_max_tokens=settings.annotate_max_tokens,
         concurrency=settings.concurrency,
     )
-    path = find_policy(settings.policy, Path("policies"))
-    if path is None:
-        raise StepError(f"evaluation.policy: there is no policies/{settings.policy}.yaml here and no such preset")
-    streams = StreamSettings(who=who, policy=load_policy(path).policy, policy_name=settings.policy)
+    streams = StreamSettings(who=who, policy=_policy(recipe), policy_name=settings.policy)
     return stream_evaluate(streams, [data.path], out, log=log, again=again)
+
+
+def _policy(recipe: Recipe) -> Policy:
+    name = recipe.evaluation.policy
+    path = find_policy(name, Path("policies"))
+    if path is None:
+        raise StepError(f"evaluation.policy: there is no policies/{name}.yaml here and no such preset")
+    return load_policy(path).policy
 
 
 def _report(recipe: Recipe, results: Mapping[Path, Mapping[str, Path]], streamed: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -53,7 +53,8 @@ class Step:
     """One step in ``folder``: its manifest is ``NAME.manifest.json`` there.
 
     Use as a context manager; :meth:`finish` is called at its end, by hand, with what was counted.
-    ``settings`` must hold all that changes the result, and no secrets.
+    ``settings`` must hold all that changes the result, and no secrets. ``unheeded`` are names of files that earlier
+    versions wrote into manifests, and that nothing depends on.
 
     Raises:
         StepError: the folder holds another state of this step, and ``again`` isn't given, which begins anew.
@@ -67,6 +68,7 @@ class Step:
         inputs: Sequence[Path] = (),
         settings: Mapping[str, Any] | None = None,
         again: bool = False,
+        unheeded: Collection[str] = (),
     ) -> None:
         self.folder = folder
         self.name = name
@@ -75,7 +77,7 @@ class Step:
         plain = msgspec.json.decode(msgspec.json.encode(dict(settings or {})))
         hashes = {_relative(path, folder): file_hash(path) for path in inputs}
         self.manifest = Manifest(step=name, settings=plain, inputs=hashes, versions=versions())
-        earlier = None if again else self._earlier()
+        earlier = None if again else self._earlier(unheeded)
         if earlier is not None and not earlier.same_work(self.manifest):
             raise StepError(
                 f"{self.manifest_path}: {name} was begun or done with {_difference(earlier, self.manifest)}; "
@@ -115,13 +117,18 @@ class Step:
             journal.unlink()
         self.done = True
 
-    def _earlier(self) -> Manifest | None:
+    def _earlier(self, unheeded: Collection[str]) -> Manifest | None:
         try:
-            return msgspec.json.decode(self.manifest_path.read_bytes(), type=Manifest)
+            found = msgspec.json.decode(self.manifest_path.read_bytes(), type=Manifest)
         except FileNotFoundError:
             return None
         except UNREADABLE as error:
             raise StepError(f"{self.manifest_path} is no manifest ({error}); {ANEW}") from error
+        inputs, outputs = (
+            {name: digest for name, digest in files.items() if Path(name).name not in unheeded}
+            for files in (found.inputs, found.outputs)
+        )
+        return msgspec.structs.replace(found, inputs=inputs, outputs=outputs)
 
     def _outputs_stand(self, earlier: Manifest) -> bool:
         paths = {self.folder / name: digest for name, digest in earlier.outputs.items()}

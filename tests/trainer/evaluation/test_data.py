@@ -64,8 +64,16 @@ def test_a_half_needs_rows_that_say_theirs(tmp_path: Path) -> None:
         (row(2, 0.0, half="train"), r"line 2: field half: Invalid enum value 'train'"),
         (row(1, 0.0), r"line 2, field id: 'item-001' stands in an earlier line already"),
         (row(2, 0.0, onset_sentence=1), r"line 2: field onset_sentence: level 0 has no onset"),
-        (row(2, 1.0, onset_sentence=0), r"line 2: field onset_sentence: 0 is out of range; .* from 1 on"),
-        (sentences(id="b", onset_sentence=4), r"line 2: field onset_sentence: 4 is out of range; .* from 1 to 3"),
+        (row(2, 1.0, onset_sentence=0), r"line 2: field onset_sentence: 0 is out of range; .* counted from 1"),
+        (
+            row(2, 1.0, onset_sentence=3),
+            r"line 2: field onset_sentence: 3 is out of range; the thinking has 2 sentences",
+        ),
+        (sentences(id="b", onset_sentence=4), r"line 2: field onset_sentence: 4 is out of range; .* has 3 sentences"),
+        (
+            row(2, 1.0, thinking="One. Two.", thinking_sentences=["One.", " ", "Two."], onset_sentence=3),
+            r"line 2: field onset_sentence: 3 is out of range; the thinking has 2 sentences",
+        ),
         (row(2, 1.0, thinking_sentences=["Other."]), r"line 2: field thinking_sentences: joined"),
         (row(2, 1.0, image="no.png"), r"line 2, field image: 'no\.png': .* can't be read"),
         (row(2, 1.0, image="../out.png"), r"line 2, field image: '\.\./out\.png' must be a relative path inside"),

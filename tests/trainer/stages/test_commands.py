@@ -75,6 +75,12 @@ def test_single_settings_stand_above_the_recipe(tmp_path):
         stage_settings(DpoSettings, "dpo", None, ["beta"])
 
 
+@pytest.mark.parametrize("broken", ["lora={rank:", "beta=2024-13-45"])
+def test_a_setting_that_is_no_yaml_is_told(broken):
+    with pytest.raises(typer.BadParameter, match=r"is no YAML; put what holds spaces or brackets in quotes"):
+        stage_settings(DpoSettings, "dpo", None, [broken])
+
+
 def test_the_stages_follow_one_another_on_the_command_line(small, corpus, tmp_path):
     few = ["--set", "max_steps=1", "--set", "batch_size=2"]
 

@@ -95,6 +95,24 @@ def test_the_embedded_auditor_trained_on_is_run_by_the_proxy(corpus, tmp_path):
     assert [verdict.level for verdict in anyio.run(judged)] == [Level.SAFE, Level.SAFE]
 
 
+def test_other_weights_do_not_keep_the_calibration_of_the_earlier_ones(small, corpus, tmp_path):
+    base, out, few = shutil.copytree(small, tmp_path / "base"), tmp_path / "out", SftSettings(max_steps=1, batch_size=2)
+    said: list[str] = []
+
+    def run(again: bool = False) -> None:
+        run_sft(few, base=str(base), data=[corpus / "sft.jsonl"], out=out, seed=0, log=said.append, again=again)
+
+    run()
+    for folder in (base, out):
+        (folder / "calibration.json").write_text('{"temperature": 2.0, "escalate_at": 0.1}', "utf-8")
+    run()
+    assert said[-1] == f"sft: {out} is done already"
+    assert (out / "calibration.json").exists()
+    run(again=True)
+    assert not (out / "calibration.json").exists()
+    assert "calibration.json" not in manifest(out).outputs
+
+
 def test_the_manifest_says_what_it_was_made_from(trained, small, corpus):
     made = manifest(trained)
     assert {Path(name).name for name in made.inputs} == {"sft.jsonl", *(path.name for path in small.iterdir())}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from guardtrace_proxy.auditor.prompt import Query, QueryImage, Turn
 from guardtrace_proxy.images import ImageError, ImageLimits, decode_data_url
+from guardtrace_trainer.prefixes.sentences import split
 from guardtrace_trainer.rows import LEVELS, Row, RowError, numbered_rows
 
 Half = Literal["dev", "test"]
@@ -124,7 +125,7 @@ class QtaRow(Row, frozen=True, kw_only=True):
         if self.level not in LEVELS:
             raise ValueError(f"field level: {self.level:g} is none of 0, 0.5 and 1")
         check_sentences(self.thinking, self.thinking_sentences)
-        check_onset(self.level, self.onset_sentence, self.thinking_sentences)
+        check_onset(self.level, self.onset_sentence, self.thinking, self.thinking_sentences)
 
 
 def check_sentences(thinking: str, sentences: tuple[str, ...] | None) -> None:
@@ -133,16 +134,17 @@ def check_sentences(thinking: str, sentences: tuple[str, ...] | None) -> None:
         raise ValueError("field thinking_sentences: joined, with white space between, they must be the thinking")
 
 
-def check_onset(level: float, onset: int | None, sentences: tuple[str, ...] | None) -> None:
-    """Raises ValueError where an onset, counted from 1, can't be."""
+def check_onset(level: float, onset: int | None, thinking: str, sentences: tuple[str, ...] | None) -> None:
+    """Raises ValueError where an onset, counted from 1, can't be. Without ``sentences`` the thinking is split."""
     if onset is None:
         return
     if level == 0:
         raise ValueError("field onset_sentence: level 0 has no onset; write null")
-    most = None if sentences is None else len(sentences)
-    if onset < 1 or (most is not None and onset > most):
-        reach = "1 on" if most is None else f"1 to {most}"
-        raise ValueError(f"field onset_sentence: {onset} is out of range; sentences are counted from {reach}")
+    count = sum(bool(sentence.strip()) for sentence in sentences or split(thinking))
+    if not 1 <= onset <= count:
+        raise ValueError(
+            f"field onset_sentence: {onset} is out of range; the thinking has {count} sentences, counted from 1"
+        )
 
 
 def kind_of(level: float, category: str, otherwise: str = SAFE) -> str:

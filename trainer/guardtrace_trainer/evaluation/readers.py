@@ -120,7 +120,7 @@ class _Handwritten(Row, frozen=True, kw_only=True):
         if self.level not in LEVELS:
             raise ValueError(f"field level: {self.level:g} is none of 0, 0.5 and 1")
         check_sentences(self.thinking, self.thinking_sentences)
-        check_onset(self.level, self.onset, self.thinking_sentences)
+        check_onset(self.level, self.onset, self.thinking, self.thinking_sentences)
 
     @property
     def onset(self) -> int | None:

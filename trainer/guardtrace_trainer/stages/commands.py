@@ -123,7 +123,13 @@ def stage_settings(kind: type[AnySettings], section: str, recipe: Path | None, o
         name, equals, value = override.partition("=")
         if not equals:
             raise typer.BadParameter(f"--set {override}: expected NAME=VALUE")
-        values = {**values, name: yaml.safe_load(value)}
+        try:
+            values = {**values, name: yaml.safe_load(value)}
+        except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
+            raise typer.BadParameter(
+                f"--set {override}: {value!r} is no YAML; put what holds spaces or brackets in quotes: "
+                "--set 'lora={rank: 64, alpha: 128}'"
+            ) from error
     try:
         return kind.model_validate(values)
     except ValidationError as error:

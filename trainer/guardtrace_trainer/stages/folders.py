@@ -1,7 +1,8 @@
 """Checkpoint folders: finding the one a stage starts from, and writing the one it makes.
 
 Only the weights are new in a result. Tokenizer, processor, chat template and generation settings are the base's own
-files, so whatever serves the base serves the result. ``calibration.json`` isn't copied: it belongs to other weights.
+files, so whatever serves the base serves the result. ``calibration.json`` belongs to the weights that it was measured
+on: the base's isn't copied, that of earlier weights goes, and no training depends on it.
 """
 
 from __future__ import annotations
@@ -46,8 +47,13 @@ def folder_of(base: str) -> Path:
     return folder
 
 
+def inputs_of(base: Path) -> list[Path]:
+    """What a stage is made from. A base may be calibrated at any time."""
+    return [path for path in files_of(base) if path.name != CALIBRATION]
+
+
 def files_of(folder: Path) -> list[Path]:
-    """The files that make a checkpoint: a stage's inputs."""
+    """The files that make a checkpoint."""
     left_out = ("*.manifest.json", "*.log.jsonl", "*.journal", "*.new", "README.md", ".*")
     return sorted(path for path in folder.iterdir() if path.is_file() and not _matches(path, left_out))
 
@@ -82,7 +88,7 @@ def write(
     ``stage`` says how it was made; it is added to what ``guardtrace.json`` says of the stages before.
     """
     for old in out.iterdir() if out.is_dir() else ():
-        if old.is_file() and _matches(old, WEIGHTS):
+        if old.is_file() and _matches(old, (*WEIGHTS, CALIBRATION)):
             old.unlink()
     network.to(dtype).save_pretrained(out)  # type: ignore[arg-type, unused-ignore]
     for path in base.iterdir():

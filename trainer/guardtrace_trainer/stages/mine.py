@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guardtrace_proxy.auditor import make_auditor
+from guardtrace_proxy.auditor.calibration import CALIBRATION
 from guardtrace_proxy.auditor.prompt import Query, Turn
 from guardtrace_proxy.auditor.prompt import Trace as PartialTrace
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth, DoesNotFit
@@ -63,7 +64,7 @@ def run_mine(
     step = Step(
         out,
         "mine",
-        inputs=[*data, *folders.files_of(folder)],
+        inputs=[*data, *folders.inputs_of(folder)],
         settings={
             **settings.model_dump(mode="json", exclude={"oracle", "concurrency"}),
             "oracle": settings.oracle.settings(),
@@ -71,6 +72,7 @@ def run_mine(
             **({"seed": seed} if settings.replay else {}),
         },
         again=again,
+        unheeded=[CALIBRATION],
     )
     if step.done:
         log(f"mine: {out} is done already")

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from guardtrace_proxy.auditor.calibration import CALIBRATION
 from guardtrace_proxy.auditor.checkpoint import own_settings
 from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT
 from guardtrace_trainer.children import die_with_parent
@@ -244,13 +245,14 @@ def _step(work: Work, base: Path, rows: Sequence[tuple[Path, Trace]], *, again: 
     return Step(
         work.out,
         work.name,
-        inputs=[*work.data, *folders.files_of(base)],
+        inputs=[*work.data, *folders.inputs_of(base)],
         settings={
             **work.settings.model_dump(mode="json", exclude=changes_nothing),
             "seed": work.seed,
             "images": _images_hash(work, rows),
         },
         again=again,
+        unheeded=[CALIBRATION],
     )
 
 
