@@ -75,7 +75,7 @@ def test_see_is_the_vision_towers_own_forward(trainee, images):
 @torch.no_grad()
 @pytest.mark.parametrize("pictured", [True, False])
 def test_read_is_the_class_own_forward_with_pixels(trainee, pictured):
-    batch = min((b for b in pool(trace, 4, 0) if (b.cells is not None) is pictured), key=lambda b: b.ids.numel())
+    batch = min((b for b in pool(trace, 4, 0) if (b.patches is not None) is pictured), key=lambda b: b.ids.numel())
     lengths = [len(example.ids) for example in batch.examples]
     mask = torch.zeros_like(batch.ids)
     for row, length in enumerate(lengths):
