@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("sklearn", reason="the extra `train` isn't installed")
 
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from guardtrace_trainer.endpoints import Endpoint
 from guardtrace_trainer.evaluation.evaluate import Plan
@@ -182,6 +182,12 @@ def test_without_a_labelled_file_it_is_told_what_makes_one(tmp_path: Path):
 # The command
 
 
+def onset(folder: Path, server: Scripted, more: str = "") -> Result:
+    judge = folder / "judge.yaml"
+    judge.write_text(f"name: gemma\nbase_url: {server.base_url}\nmodel: gemma-3-27b\n{more}\n", "utf-8")
+    return CliRunner().invoke(app, ["onset", str(folder), "--judge", str(judge)])
+
+
 def test_a_model_behind_an_endpoint_is_asked_as_the_jury_is(tmp_path: Path):
     write_corpus(tmp_path)
 
@@ -191,9 +197,7 @@ def test_a_model_behind_an_endpoint_is_asked_as_the_jury_is(tmp_path: Path):
         return Said(f"“Analysis”: So it is.\n“Judgment”: {level}")
 
     with Scripted(script) as server:
-        judge = tmp_path / "judge.yaml"
-        judge.write_text(f"name: gemma\nbase_url: {server.base_url}\nmodel: gemma-3-27b\n", "utf-8")
-        said = CliRunner().invoke(app, ["onset", str(tmp_path), "--judge", str(judge)])
+        said = onset(tmp_path, server)
     assert said.exit_code == 0, said.output
     assert json.loads(said.stdout)["outcomes"]["found"] == 3
     last = server.bodies[0]["messages"][-1]["content"]
@@ -206,9 +210,7 @@ def test_a_model_behind_an_endpoint_is_asked_as_the_jury_is(tmp_path: Path):
 def test_an_endpoint_that_is_down_stops_the_step_and_marks_nothing_as_unknown(tmp_path: Path):
     write_corpus(tmp_path)
     with Scripted(lambda body, number: Said(status=503)) as server:
-        judge = tmp_path / "judge.yaml"
-        judge.write_text(f"name: gemma\nbase_url: {server.base_url}\nmodel: g\nattempts: 1\n", "utf-8")
-        said = CliRunner().invoke(app, ["onset", str(tmp_path), "--judge", str(judge)])
+        said = onset(tmp_path, server, "attempts: 1")
     assert said.exit_code == 1
     assert "run the same command again" in said.output
     assert not (tmp_path / "onsets.jsonl").exists()
@@ -225,15 +227,13 @@ def test_a_key_that_expires_midway_stops_the_step_and_what_is_paid_stays(tmp_pat
         return Said(f"“Analysis”: So it is.\n“Judgment”: {level}")
 
     with Scripted(script) as server:
-        judge = tmp_path / "judge.yaml"
-        judge.write_text(f"name: gemma\nbase_url: {server.base_url}\nmodel: g\nconcurrency: 1\n", "utf-8")
-        said = CliRunner().invoke(app, ["onset", str(tmp_path), "--judge", str(judge)])
+        said = onset(tmp_path, server, "concurrency: 1")
         assert said.exit_code == 1
         assert "HTTP 401: the key has expired. See to it and run the same command again" in said.output
         assert not (tmp_path / "onsets.jsonl").exists()
         assert len(server.bodies) == paid_for + 1
         paid_for = 100
-        said = CliRunner().invoke(app, ["onset", str(tmp_path), "--judge", str(judge)])
+        said = onset(tmp_path, server, "concurrency: 1")
     counts = json.loads(said.stdout)
     assert counts["outcomes"] == {"found": 3, SAFE_THINKING: 1}
     assert counts["paid_now"] == counts["judgments"] - 5
@@ -249,9 +249,7 @@ def test_a_trace_that_the_judges_server_refuses_stays_unknown(tmp_path: Path):
         return Said(f"“Analysis”: So it is.\n“Judgment”: {'1' if 'HARM' in text else '0'}")
 
     with Scripted(script) as server:
-        judge = tmp_path / "judge.yaml"
-        judge.write_text(f"name: gemma\nbase_url: {server.base_url}\nmodel: g\n", "utf-8")
-        said = CliRunner().invoke(app, ["onset", str(tmp_path), "--judge", str(judge)])
+        said = onset(tmp_path, server)
     assert said.exit_code == 0, said.output
     assert json.loads(said.stdout)["outcomes"] == {"the judge failed": 1, "found": 2, SAFE_THINKING: 1}
 
