@@ -11,10 +11,11 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the extra `train` isn't installed")
 
+from guardtrace_trainer.again import Part, begin_again
 from guardtrace_trainer.annotation.review import read_reviews
 from guardtrace_trainer.recipe import Recipe
 from guardtrace_trainer.rows import Annotation, Pair, Trace, read_rows
-from guardtrace_trainer.run import Part, Runner
+from guardtrace_trainer.run import Runner
 from guardtrace_trainer.steps import StepError
 from tests.trainer.corpora import LONG_ANALYSIS
 from tests.trainer.scripted import Said, Scripted
@@ -71,6 +72,8 @@ def recipe(folder: Path, server: Scripted, **corpus: Any) -> Recipe:
 def label(folder: Path, recipe: Recipe, again_from: Part | None = None) -> list[str]:
     """Everything up to the strata and the experts; returns what was logged."""
     said: list[str] = []
+    if again_from is not None:
+        begin_again(recipe, again_from, said.append)
     Runner(recipe, folder / "recipe.yaml", said.append, again_from)._label()
     return said
 
