@@ -56,8 +56,8 @@ def test_a_seed_gives_the_same_requests(corpus, tmp_path):
     for row in requests(corpus):
         if row.image:
             assert (tmp_path / row.image).read_bytes() == (corpus / row.image).read_bytes()
-    expand(tmp_path, count=60, seed=4, again=True)
-    assert requests(tmp_path) != requests(corpus)
+    expand(tmp_path / "other", count=60, seed=4)
+    assert requests(tmp_path / "other") != requests(corpus)
 
 
 def test_harmless_requests_whose_traces_tell_something_can_be_fewer(corpus, tmp_path):

@@ -11,13 +11,14 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the extra `train` isn't installed")
 
+from guardtrace_trainer.again import Part, begin_again
 from guardtrace_trainer.annotation.review import read_reviews
 from guardtrace_trainer.corpus.queries import import_queries, split_of
 from guardtrace_trainer.corpus.reading import Layout
 from guardtrace_trainer.corpus.similar import normalised
 from guardtrace_trainer.recipe import Recipe
 from guardtrace_trainer.rows import Annotation, Pair, Query, RowError, Trace, read_rows
-from guardtrace_trainer.run import Part, Runner
+from guardtrace_trainer.run import Runner
 from guardtrace_trainer.steps import StepError
 from tests.trainer.corpora import LONG_ANALYSIS
 from tests.trainer.scripted import Said, Scripted
@@ -74,6 +75,8 @@ def recipe(folder: Path, server: Scripted, **corpus: Any) -> Recipe:
 def label(folder: Path, recipe: Recipe, again_from: Part | None = None) -> list[str]:
     """Everything up to the strata and the experts; returns what was logged."""
     said: list[str] = []
+    if again_from is not None:
+        begin_again(recipe, again_from, said.append)
     Runner(recipe, folder / "recipe.yaml", said.append, again_from)._label()
     return said
 
@@ -231,6 +234,7 @@ def test_a_source_says_where_its_texts_and_categories_stand(tmp_path):
         (query,) = read_rows(runner.corpus / "queries.jsonl", Query)
         assert (query.text, query.category) == ("Get a lid off", "crime and illegal activities")
         bare = recipe(tmp_path, server, sources=[source | fields | {"categories": False}])
+        begin_again(bare, "corpus", print)
         Runner(bare, tmp_path / "recipe.yaml", print, "corpus")._requests()
     (query,) = read_rows(runner.corpus / "queries.jsonl", Query)
     assert query.category is None

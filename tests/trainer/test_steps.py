@@ -9,7 +9,16 @@ import msgspec
 import pytest
 
 from guardtrace_trainer.rows import Query, read_rows
-from guardtrace_trainer.steps import Journal, Manifest, Step, StepError, file_hash, forget
+from guardtrace_trainer.steps import (
+    Journal,
+    Manifest,
+    Step,
+    StepError,
+    file_hash,
+    forget,
+    is_begun,
+    mark_due,
+)
 
 
 def query(id: str, text: str = "?") -> Query:
@@ -108,6 +117,64 @@ def test_again_begins_anew(given):
     assert (anew.done, anew.resumed) == (False, False)
     with anew.journal("rows", Query) as journal:
         assert not journal.rows
+
+
+def test_an_again_that_was_interrupted_goes_on(given):
+    finished(given, seed=1)
+    for resumed, rows in ((False, ["a"]), (True, ["a", "b"])):
+        anew = step(given, again=True, seed=1)
+        assert (anew.done, anew.resumed) == (False, resumed)
+        with anew.journal("rows", Query) as journal:
+            journal.add(query(rows[-1]))
+            assert list(journal.rows) == rows
+    anew.finish({"out.jsonl": journal.rows.values()})
+    assert step(given, seed=1).done
+    again = step(given, again=True, seed=1)
+    assert (again.done, again.resumed) == (False, False)
+
+
+def test_an_again_of_other_work_begins_anew(given):
+    with step(given, again=True, seed=1).journal("rows", Query) as journal:
+        journal.add(query("a"))
+    assert not step(given, again=True, seed=2).resumed
+    assert not list(given.parent.glob("*.journal"))
+
+
+def test_an_interrupted_again_may_be_gone_on_with_without_it(given):
+    step(given, again=True)
+    assert step(given).resumed
+    assert step(given, again=True).resumed
+
+
+def test_what_is_due_is_made_again_once(given):
+    path = finished(given, seed=1).manifest_path
+    mark_due(path)
+    assert not is_begun(path)
+    anew = step(given, seed=2)
+    assert (anew.done, anew.resumed) == (False, False)
+    assert is_begun(path)
+    assert step(given, seed=2).resumed
+    with pytest.raises(StepError, match="other settings"):
+        step(given, seed=1)
+    path.write_bytes(b"{")
+    mark_due(path)
+    assert not step(given, seed=1).resumed
+
+
+def test_what_is_cleared_is_gone_before_the_manifest_says_that_it_began(given):
+    stopped = [KeyboardInterrupt, StepError]
+
+    def clear() -> None:
+        if stopped:
+            raise stopped.pop()
+
+    finished(given)
+    for kind in (StepError, KeyboardInterrupt):
+        with pytest.raises(kind):
+            Step(given.parent, "copy", inputs=[given], again=True, clear=clear)
+        assert step(given).done
+    assert not Step(given.parent, "copy", inputs=[given], again=True, clear=clear).resumed
+    assert Step(given.parent, "copy", inputs=[given], again=True, clear=pytest.fail).resumed
 
 
 def test_an_input_that_is_missing(tmp_path):

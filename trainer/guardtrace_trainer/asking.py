@@ -22,7 +22,7 @@ from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, mess
 from guardtrace_trainer.progress import Progress
 from guardtrace_trainer.replies import ModelReply
 from guardtrace_trainer.rows import Row, place_of
-from guardtrace_trainer.steps import Journal, Step, StepError, file_hash, forget
+from guardtrace_trainer.steps import Journal, OtherWork, Step, StepError, file_hash, forget
 
 UNANSWERED_AT_FIRST = 20
 """An endpoint that has answered nothing after so many questions is taken to be set up wrongly."""
@@ -178,16 +178,20 @@ class _Spent:
 def begin(
     folder: Path, name: str, *, inputs: Sequence[Path], settings: Mapping[str, Any], again: bool, extend: bool
 ) -> Step:
-    """A step that pays. ``again`` forgets what was paid for; ``extend`` takes other inputs and settings and keeps it.
+    """A step that pays. ``again`` forgets what was paid for before it; ``extend`` takes other inputs and settings and
+    keeps it.
 
     Raises:
         StepError: the folder holds another state of this step and neither is given.
     """
-    if again and paid_path(folder, name).exists():
-        forget(paid_path(folder, name))
+
+    def clear() -> None:
+        if again and paid_path(folder, name).exists():
+            forget(paid_path(folder, name))
+
     try:
-        return Step(folder, name, inputs=inputs, settings=settings, again=again or extend)
-    except StepError as error:
+        return Step(folder, name, inputs=inputs, settings=settings, again=again, extend=extend, clear=clear)
+    except OtherWork as error:
         raise StepError(f"{error}, or --extend to pay only for what wasn't asked in the same way") from None
 
 

@@ -13,8 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from guardtrace_trainer.again import Part, begin_again, end_again
 from guardtrace_trainer.annotation import forms, review
 from guardtrace_trainer.annotation.jury import FAILED as FAILED_VOTES
 from guardtrace_trainer.annotation.jury import annotate
@@ -31,12 +32,9 @@ from guardtrace_trainer.prefixes.curriculum import PAIR_PREFIXES, SFT_PREFIXES, 
 from guardtrace_trainer.prefixes.judges import EndpointJudge
 from guardtrace_trainer.prefixes.onset import find_onsets
 from guardtrace_trainer.recipe import DataSet, Recipe
-from guardtrace_trainer.steps import StepError
+from guardtrace_trainer.steps import StepError, is_begun
 
 Log = Callable[[str], None]
-Part = Literal["corpus", "base", "sft", "dpo", "mine", "ogdpo", "evaluation"]
-PARTS: tuple[Part, ...] = get_args(Part)
-"""In their order. A part that is begun anew is followed by all after it."""
 Stage = Literal["sft", "dpo", "ogdpo"]
 
 
@@ -45,17 +43,13 @@ class Runner:
     """A recipe at work. ``file`` is the recipe's own, which its paths are relative to.
 
     ``again_from``: this part and those after it are begun anew, as after a change of their settings or inputs; what
-    models were paid for is kept.
+    models were paid for is kept. Where that was interrupted before it goes on.
     """
 
     recipe: Recipe
     file: Path
     log: Log
     again_from: Part | None = None
-
-    def again(self, part: Part) -> bool:
-        """Whether a part is begun anew."""
-        return self.again_from is not None and PARTS.index(part) >= PARTS.index(self.again_from)
 
     @property
     def corpus(self) -> Path:
@@ -74,19 +68,22 @@ class Runner:
         settings = self.recipe.evaluation
         data, streaming = ([self._data(each) for each in sets] for sets in (settings.data, settings.streaming))
         check_inputs(self.recipe, data, streaming)
+        if self.again_from is not None:
+            begin_again(self.recipe, self.again_from, self.log)
         checkpoints = self.train()
         nano = self.recipe.nano
         if nano is not None:
             from guardtrace_trainer.nano import held_out
 
             folder = self.recipe.folder / "data"
-            held_out.write(folder, count=nano.held_out, again=self.again("evaluation"))
+            held_out.write(folder, count=nano.held_out)
             data = [*(DataSet(path=folder / name) for name in ("held-out", "controls", "prefixes")), *data]
             streaming = [DataSet(path=folder / "streams"), *streaming]
         if any(path.stat().st_size for path in corpus_tests(self.corpus)):
             data = [DataSet(path=self.corpus), *data]
-        again = self.again("evaluation")
-        return evaluate_run(self.recipe, checkpoints, data, streaming, self.log, again=again)
+        report = evaluate_run(self.recipe, checkpoints, data, streaming, self.log)
+        end_again(self.recipe)
+        return report
 
     def train(self) -> dict[str, str | Path]:
         """Everything up to the last stage; returns the checkpoints by their stage, ``base`` first."""
@@ -110,27 +107,26 @@ class Runner:
             return contextlib.nullcontext()
         from guardtrace_trainer.nano import expansion, serving
 
-        again = self.again("corpus")
         share = nano.telling_harmless
-        expansion.expand(self.corpus, count=nano.requests, seed=self.recipe.seed, telling_harmless=share, again=again)
+        expansion.expand(self.corpus, count=nano.requests, seed=self.recipe.seed, telling_harmless=share)
         return serving.parties(self.corpus, seed=self.recipe.seed, port=nano.port)
 
     def _label(self) -> None:
         """From queries to sft.jsonl, pairs.jsonl and expert_pairs.jsonl, and with the curriculum their beginnings."""
-        settings, corpus, seed, again = self.recipe.corpus, self.corpus, self.recipe.seed, self.again("corpus")
+        settings, corpus, seed = self.recipe.corpus, self.corpus, self.recipe.seed
         if self.recipe.nano is None:
             self._requests()
         self.log("corpus: traces of thinking models")
         models = settings.models.model_copy(update={"seed": settings.models.seed + seed})
         kept = self._has("annotate")
-        made = generate(corpus, Plan(models, settings.samples), extend=again, keep_failures=kept).counts
+        made = generate(corpus, Plan(models, settings.samples), keep_failures=kept).counts
         self._enough("generate", made["failed"], made["questions"], FAILED_TRACES, kept)
         self.log("corpus: the jury")
         kept = self._has("stratify")
-        made = annotate(corpus, settings.jury, base=self.file.parent, extend=again, keep_failures=kept).counts
+        made = annotate(corpus, settings.jury, base=self.file.parent, keep_failures=kept).counts
         unheard = made["traces"] - made["votes"] - sum(made["screened"].values())
         self._enough("annotate", unheard, made["traces"], FAILED_VOTES, kept)
-        stratify_corpus(corpus, Pick(seed, settings.jury.priority), again=again)
+        stratify_corpus(corpus, Pick(seed, settings.jury.priority))
         self._review()
         prefixes = self.recipe.prefixes
         if prefixes is None:
@@ -140,13 +136,13 @@ class Runner:
         judge = EndpointJudge(prefixes.judge, system_prompt(None if prompt is None else self._path(prompt)))
         at_once = prefixes.judge.concurrency
         curriculum = prefixes.curriculum.model_copy(update={"seed": prefixes.curriculum.seed + seed})
-        find_onsets(corpus, judge, concurrency=at_once, again=again)
-        make_prefixes(corpus, curriculum, judge, concurrency=at_once, again=again)
+        find_onsets(corpus, judge, concurrency=at_once)
+        make_prefixes(corpus, curriculum, judge, concurrency=at_once)
 
     def _has(self, step: str) -> bool:
         """Whether a step was begun: then what failed in the one before isn't asked again, since that would change its
         inputs."""
-        return (self.corpus / f"{step}.manifest.json").exists() and not self.again("corpus")
+        return is_begun(self.corpus / f"{step}.manifest.json")
 
     def _enough(self, step: str, failed: int, of: int, file: str, kept: bool) -> None:
         """Whether a step may be gone on from. ``kept``: its failures weren't asked again.
@@ -164,11 +160,10 @@ class Runner:
         )
 
     def _requests(self) -> None:
-        settings, corpus, again = self.recipe.corpus, self.corpus, self.again("corpus")
+        settings, corpus = self.recipe.corpus, self.corpus
         named = [source.name for source in settings.sources] + ([] if settings.hades is None else ["hades"])
-        keep_only(corpus, named, again=again)
-        split: Any = {"test_share": settings.test_share, "seed": self.recipe.seed, "again": again}
-        split["anew"] = named if again else ()
+        keep_only(corpus, named, again=self.again_from == "corpus")
+        split: Any = {"test_share": settings.test_share, "seed": self.recipe.seed}
         for source in settings.sources:
             files = [self._path(file) for file in source.files]
             import_queries(files, corpus, source.name, source.layout, **split)
@@ -179,7 +174,7 @@ class Runner:
         irrelevant = None if given.irrelevant_images is None else self._path(given.irrelevant_images)
         inputs = Inputs(irrelevant=irrelevant, aligned=aligned, decompose=given.decompose_endpoint)
         every: Any = {"variants": given.variants, "per_query": given.per_query, "seed": self.recipe.seed}
-        expand(corpus, inputs, **every, again=again)
+        expand(corpus, inputs, **every)
 
     def _review(self) -> None:
         """Experts' votes on what the whole jury differs about; without any, a form to be filled is written."""
@@ -209,9 +204,7 @@ class Runner:
             return self.recipe.base
         from guardtrace_trainer.nano.base import make_base
 
-        return make_base(
-            self.recipe.folder / "base", nano.warm_up, self.recipe.seed, self.log, again=self.again("base")
-        )
+        return make_base(self.recipe.folder / "base", nano.warm_up, self.recipe.seed, self.log)
 
     def _sft_rows(self) -> list[Path]:
         return self._rows("sft.jsonl", *([SFT_PREFIXES] if self.recipe.prefixes else []))
@@ -234,7 +227,6 @@ class Runner:
             seed=self.recipe.seed,
             log=self.log,
             corpus=self.corpus,
-            again=self.again("mine"),
         )
         experts = self._rows(review.PAIRS)
         return [*_filled(mined), *experts, *_filled(mined.with_name("replay.jsonl"))]
@@ -260,7 +252,6 @@ class Runner:
             seed=self.recipe.seed,
             log=self.log,
             corpus=self.corpus,
-            again=self.again(stage),
         )
 
     def _launch(self, stage: Stage, base: str | Path, data: Sequence[Path], out: Path) -> None:
@@ -270,7 +261,6 @@ class Runner:
         program, *arguments = self.recipe.launch
         command = [_program(program), *arguments, "-m", "guardtrace_trainer", stage]
         command += ["--recipe", str(self.file), "--seed", str(self.recipe.seed), *options]
-        command += ["--again"] if self.again(stage) else []
         self.log(f"{stage}: {' '.join(command)}")
         finished = subprocess.run(command, check=False, preexec_fn=die_with_parent)  # noqa: S603
         if finished.returncode:

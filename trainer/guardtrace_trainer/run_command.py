@@ -21,8 +21,9 @@ def run(
     ] = None,
 ) -> None:
     """Run a whole recipe: corpus, stages, evaluation, report. What is done is passed over."""
+    from guardtrace_trainer.again import PARTS
     from guardtrace_trainer.recipe import Recipe
-    from guardtrace_trainer.run import PARTS, Runner
+    from guardtrace_trainer.run import Runner
     from guardtrace_trainer.settings import read_settings
 
     part = next((part for part in PARTS if part == again_from), None)

@@ -50,8 +50,6 @@ def evaluate_run(
     data: Sequence[DataSet],
     streaming: Sequence[DataSet],
     log: Log,
-    *,
-    again: bool = False,
 ) -> Path:
     """Evaluate each checkpoint on each set, the last one on streams, and write the report; returns its path.
 
@@ -76,13 +74,13 @@ def evaluate_run(
                 may_be_mute=name == BASE or recipe.evaluation.may_be_mute,  # the base was never taught to judge
             )
             out = folder / path.name / f"{name}.json"
-            evaluate(plan, [path], out, log=log, again=again)
+            evaluate(plan, [path], out, log=log)
             results.setdefault(path, {})[name] = out
     streamed = {}
     if streaming:
         log(f"evaluation: {last} on streams")
         streamed = {
-            one.path.name: _stream(recipe, checkpoints[last], one, folder / "streaming" / one.path.name, log, again)
+            one.path.name: _stream(recipe, checkpoints[last], one, folder / "streaming" / one.path.name, log)
             for one in streaming
         }
     report = recipe.folder / REPORT
@@ -91,7 +89,7 @@ def evaluate_run(
     return report
 
 
-def _stream(recipe: Recipe, checkpoint: str | Path, data: DataSet, out: Path, log: Log, again: bool) -> dict[str, Any]:
+def _stream(recipe: Recipe, checkpoint: str | Path, data: DataSet, out: Path, log: Log) -> dict[str, Any]:
     settings = recipe.evaluation
     who = Plan(
         auditor=str(checkpoint),
@@ -101,7 +99,7 @@ def _stream(recipe: Recipe, checkpoint: str | Path, data: DataSet, out: Path, lo
         concurrency=settings.concurrency,
     )
     streams = StreamSettings(who=who, policy=_policy(recipe), policy_name=settings.policy)
-    return stream_evaluate(streams, [data.path], out, log=log, again=again)
+    return stream_evaluate(streams, [data.path], out, log=log)
 
 
 def _policy(recipe: Recipe) -> Policy:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -32,6 +32,10 @@ class StepError(Exception):
     """A step can't run, or not go on. The message says what to do."""
 
 
+class OtherWork(StepError):
+    """The folder holds a step's state from other inputs or settings."""
+
+
 class Manifest(msgspec.Struct, kw_only=True):
     """What a step was made from and what it made. Files are named relative to the manifest, hashes are SHA-256."""
 
@@ -43,6 +47,9 @@ class Manifest(msgspec.Struct, kw_only=True):
     versions: dict[str, str] = {}
     seconds: float | None = None
     """None while the step isn't finished."""
+    again: Literal["begun", "due"] | None = None
+    """``begun``: by ``again``, which goes on with it until it is finished. ``due``: it is to be made again, whatever it
+    holds; see :func:`mark_due`."""
 
     def same_work(self, other: Manifest) -> bool:
         """Whether both were made from the same inputs with the same settings."""
@@ -56,8 +63,12 @@ class Step:
     ``settings`` must hold all that changes the result, and no secrets. ``unheeded`` are names of files that earlier
     versions wrote into manifests, and that nothing depends on.
 
+    ``again`` begins anew, or goes on where an interrupted ``again`` of the same work stopped; ``extend`` alone always
+    begins anew. ``clear`` does away with what else stands of the state before, ere the manifest says that this began.
+
     Raises:
-        StepError: the folder holds another state of this step, and ``again`` isn't given, which begins anew.
+        OtherWork: the folder holds another state of this step, and neither is given.
+        StepError: its manifest or an input can't be read.
     """
 
     def __init__(
@@ -68,7 +79,9 @@ class Step:
         inputs: Sequence[Path] = (),
         settings: Mapping[str, Any] | None = None,
         again: bool = False,
+        extend: bool = False,
         unheeded: Collection[str] = (),
+        clear: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder = folder
         self.name = name
@@ -76,10 +89,11 @@ class Step:
         self.manifest_path = folder / f"{name}.manifest.json"
         plain = msgspec.json.decode(msgspec.json.encode(dict(settings or {})))
         hashes = {_relative(path, folder): file_hash(path) for path in inputs}
-        self.manifest = Manifest(step=name, settings=plain, inputs=hashes, versions=versions())
-        earlier = None if again else self._earlier(unheeded)
+        begun: Literal["begun"] | None = "begun" if again else None
+        self.manifest = Manifest(step=name, settings=plain, inputs=hashes, versions=versions(), again=begun)
+        earlier = self._earlier(unheeded, again=again, extend=extend)
         if earlier is not None and not earlier.same_work(self.manifest):
-            raise StepError(
+            raise OtherWork(
                 f"{self.manifest_path}: {name} was begun or done with {_difference(earlier, self.manifest)}; "
                 f"{ANEW} (what it made will go), or take another folder"
             )
@@ -90,10 +104,12 @@ class Step:
             self.manifest = earlier
         else:
             if not self.resumed:
+                clear()
                 for journal in folder.glob(f"{name}.*.journal"):
                     journal.unlink()
             if earlier is None or earlier.seconds is not None:
-                self._write()  # else it stands, and other processes of this step may be reading it
+                # else it stands, and other processes of this step may be reading it
+                write_manifest(self.manifest_path, self.manifest)
         self._began = time.monotonic()
 
     def journal(self, name: str, type: type[AnyRow]) -> Journal[AnyRow]:
@@ -112,32 +128,68 @@ class Step:
         self.manifest.outputs = {_relative(path, self.folder): file_hash(path) for path in files}
         self.manifest.counts = counts
         self.manifest.seconds = round(time.monotonic() - self._began, 1)
-        self._write()
+        self.manifest.again = None
+        write_manifest(self.manifest_path, self.manifest)
         for journal in self.folder.glob(f"{self.name}.*.journal"):
             journal.unlink()
         self.done = True
 
-    def _earlier(self, unheeded: Collection[str]) -> Manifest | None:
+    def _earlier(self, unheeded: Collection[str], *, again: bool, extend: bool) -> Manifest | None:
+        """What stands and isn't to be begun anew."""
         try:
-            found = msgspec.json.decode(self.manifest_path.read_bytes(), type=Manifest)
+            found = read_manifest(self.manifest_path)
         except FileNotFoundError:
             return None
         except UNREADABLE as error:
+            if again or extend:
+                return None
             raise StepError(f"{self.manifest_path} is no manifest ({error}); {ANEW}") from error
+        if found.again == "due" or (extend and not again):
+            return None
         inputs, outputs = (
             {name: digest for name, digest in files.items() if Path(name).name not in unheeded}
             for files in (found.inputs, found.outputs)
         )
-        return msgspec.structs.replace(found, inputs=inputs, outputs=outputs)
+        earlier = msgspec.structs.replace(found, inputs=inputs, outputs=outputs)
+        if again and not (earlier.again == "begun" and earlier.same_work(self.manifest)):
+            return None
+        return earlier
 
     def _outputs_stand(self, earlier: Manifest) -> bool:
         paths = {self.folder / name: digest for name, digest in earlier.outputs.items()}
         return all(path.is_file() and file_hash(path) == digest for path, digest in paths.items())
 
-    def _write(self) -> None:
-        part = self.manifest_path.with_name(self.manifest_path.name + ".new")
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(self.manifest), indent=1) + b"\n")
-        part.replace(self.manifest_path)
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises OSError and those of ``UNREADABLE``."""
+    return msgspec.json.decode(path.read_bytes(), type=Manifest)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """All of it, or what was there before."""
+    part = path.with_name(path.name + ".new")
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    part.replace(path)
+
+
+def is_begun(path: Path) -> bool:
+    """Whether the step of this manifest was begun, and isn't to be made again from the beginning."""
+    try:
+        return read_manifest(path).again != "due"
+    except FileNotFoundError:
+        return False
+    except UNREADABLE:
+        return True  # which the step itself complains of
+
+
+def mark_due(path: Path) -> None:
+    """The step of this manifest begins anew when it is run the next time. One that can't be read goes."""
+    try:
+        manifest = read_manifest(path)
+    except UNREADABLE:
+        path.unlink()
+        return
+    write_manifest(path, msgspec.structs.replace(manifest, again="due"))
 
 
 class Journal(Generic[AnyRow]):

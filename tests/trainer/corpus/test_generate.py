@@ -23,7 +23,7 @@ from guardtrace_trainer.asking import UNANSWERED_AT_FIRST, Failure, PaidReply, Q
 from guardtrace_trainer.corpus.generate import Models, Plan, generate
 from guardtrace_trainer.endpoints import Endpoint
 from guardtrace_trainer.rows import Request, Trace, read_rows, write_rows
-from guardtrace_trainer.steps import StepError
+from guardtrace_trainer.steps import Step, StepError
 from tests.trainer.corpora import request, write_requests
 from tests.trainer.scripted import Said, Scripted
 
@@ -250,6 +250,40 @@ def test_going_back_to_earlier_settings_pays_for_nothing(tmp_path):
         generate(tmp_path, cool, extend=True)
         assert len(server.bodies) == 8
     assert (tmp_path / "traces.jsonl").read_bytes() == first
+
+
+def test_an_again_that_is_interrupted_pays_nothing_twice(tmp_path):
+    write_requests(tmp_path, 10)
+
+    def stopping(body: dict[str, Any], number: int) -> Said:
+        return think(body, number) if number < stop_at else Said(status=401)
+
+    stop_at = 1000
+    with Scripted(stopping) as server:
+        given = plan(server, of_model={"concurrency": 1})
+        generate(tmp_path, given)
+        stop_at = len(server.bodies) + 6
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Step, "finish", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                generate(tmp_path, given, again=True)
+        before, stop_at = len(server.bodies), 1000
+        assert len(read_rows(tmp_path / "generate.paid.jsonl", PaidReply)) == 6
+        generate(tmp_path, given, again=True)
+        assert len(server.bodies) == before + 4
+        assert len(traces(tmp_path)) == 10
+        generate(tmp_path, given, again=True)
+        assert len(server.bodies) == before + 14
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Step, "finish", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                generate(tmp_path, given, extend=True)
+        generate(tmp_path, given, again=True)
+        assert len(server.bodies) == before + 24
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_another_image_under_the_same_name_is_another_question(tmp_path):

@@ -13,7 +13,7 @@ from guardtrace_trainer.corpus.hades import LeftOut, import_hades
 from guardtrace_trainer.corpus.queries import HADES_LEFT_OUT, Duplicate, import_queries, keep_only
 from guardtrace_trainer.corpus.similar import normalised
 from guardtrace_trainer.rows import Query, Request, RowError, read_rows
-from guardtrace_trainer.steps import StepError
+from guardtrace_trainer.steps import StepError, mark_due
 
 ITEMS = {
     "Animal": [("a stray cat", "object", "Write a guide to bothering a stray cat."), ("teasing", "behavior", "Explain teasing a dog.")],
@@ -246,14 +246,18 @@ def test_an_instruction_moves_when_its_query_goes(tmp_path, jsonl):
     assert query.id in {row.query_id for row in read_rows(corpus / "hades.jsonl", Request)}
 
 
-def test_hades_and_a_source_that_are_imported_anew_may_be_split_otherwise(tmp_path, jsonl):
+def test_hades_and_a_source_that_are_due_may_be_split_otherwise(tmp_path, jsonl):
     corpus, file = tmp_path / "c", jsonl({"text": Q1})
     hades = folder_layout(tmp_path / "h", {"Animal": [("x", "object", HUNG), ("y", "object", "Quite another one.")]})
     import_queries([file], corpus, "mine", test_share=0)
     import_hades(hades, corpus, test_share=0)
     with pytest.raises(StepError, match="import-hades split this corpus"):
         import_queries([file], corpus, "mine", test_share=1, again=True)
-    import_queries([file], corpus, "mine", test_share=1, again=True, anew=["mine", "hades"])
-    import_hades(hades, corpus, test_share=1, again=True, anew=["mine", "hades"])
+    for name in ("mine", "hades"):
+        mark_due(corpus / f"import-{name}.manifest.json")
+    import_queries([file], corpus, "mine", test_share=1)
+    with pytest.raises(StepError, match="import-mine split this corpus"):
+        import_hades(hades, corpus, test_share=0)
+    import_hades(hades, corpus, test_share=1)
     assert {row.split for row in read_rows(corpus / "hades.jsonl", Request)} == {"test"}
     assert {row.split for row in read_rows(corpus / "queries.jsonl", Query)} == {"test"}

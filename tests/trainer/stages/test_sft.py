@@ -276,11 +276,11 @@ def test_a_sharded_vision_tower_is_never_trained(small, corpus, tmp_path, monkey
 
 
 def test_of_several_processes_only_the_first_begins_anew(small, corpus, tmp_path, monkeypatch):
-    def run() -> None:
-        run_sft(FEW, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=0, log=nothing, again=True)
+    def run(again: bool = True) -> None:
+        run_sft(FEW, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=0, log=nothing, again=again)
 
     monkeypatch.setattr(training, "_train", lambda *_: None)
-    run()
+    run(again=False)
     begun = tmp_path / "training" / "by the first"
     begun.parent.mkdir()
     begun.touch()
@@ -290,6 +290,20 @@ def test_of_several_processes_only_the_first_begins_anew(small, corpus, tmp_path
     assert begun.exists()
     run()
     assert not begun.exists()
+
+
+def test_a_killed_again_goes_on_from_its_checkpoint(small, corpus, tmp_path, monkeypatch):
+    def run(seed: int = 0) -> None:
+        run_sft(FEW, base=str(small), data=[corpus / "sft.jsonl"], out=tmp_path, seed=seed, log=nothing, again=True)
+
+    monkeypatch.setattr(training, "_train", lambda *_: None)
+    run()
+    checkpoint = tmp_path / "training" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    run()
+    assert checkpoint.exists()
+    run(seed=1)
+    assert not checkpoint.exists()
 
 
 def test_an_empty_analysis_teaches_the_bare_judgment(small, corpus, rows):

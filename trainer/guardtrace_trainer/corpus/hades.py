@@ -11,7 +11,7 @@ only points to; the wording of the pointer is ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -87,10 +87,8 @@ def import_hades(
     test_share: float = 0.2,
     seed: int = 0,
     again: bool = False,
-    anew: Collection[str] = (),
 ) -> dict[str, Any]:
     """Read HADES from ``folder``; returns the counts of the step. ``step``: which images, None for the last of each.
-    ``anew`` as in :func:`queries.import_queries`.
 
     An instruction that is near a query of the corpus becomes a variant of that query, on its side of the split.
 
@@ -98,7 +96,7 @@ def import_hades(
         RowError: an item doesn't fit, or there is none.
         StepError: HADES was imported otherwise before, or an image can't be taken.
     """
-    check_split(corpus, {"hades", *anew}, test_share, seed)
+    check_split(corpus, "hades", test_share, seed)
     order = order_of(corpus, "hades")
     files = _files(folder)
     chosen = _chosen(_items(folder, files), step)

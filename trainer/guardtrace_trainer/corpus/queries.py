@@ -56,10 +56,8 @@ def import_queries(
     test_share: float = 0.2,
     seed: int = 0,
     again: bool = False,
-    anew: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Read ``files`` into the corpus as the source ``source``; returns the counts of the step. ``anew`` are sources
-    that are imported anew along with it: it needn't be split as they were.
+    """Read ``files`` into the corpus as the source ``source``; returns the counts of the step.
 
     Raises:
         RowError: a file doesn't fit.
@@ -68,7 +66,7 @@ def import_queries(
     check_source(source)
     if source == "hades":
         raise StepError("the source name hades is taken by `data import-hades`; choose another")
-    check_split(corpus, {source, *anew}, test_share, seed)
+    check_split(corpus, source, test_share, seed)
     order = order_of(corpus, source)
     settings = {
         "format": layout.format,
@@ -104,12 +102,13 @@ def check_source(source: str) -> None:
         )
 
 
-def check_split(corpus: Path, anew: Collection[str], test_share: float, seed: int) -> None:
-    """An import is to split as the others do, save those of ``anew``: their own steps tell what differs."""
+def check_split(corpus: Path, source: str, test_share: float, seed: int) -> None:
+    """An import is to split as the others do, save its own earlier one, whose step tells what differs, and those that
+    are due to be made again."""
     if not 0 <= test_share <= 1:
         raise StepError(f"--test-share {test_share}: expected a number from 0 to 1")
     for manifest in imports(corpus):
-        if manifest.step.removeprefix("import-") in anew:
+        if manifest.step == f"import-{source}" or manifest.again == "due":
             continue
         was = manifest.settings.get("test_share"), manifest.settings.get("seed")
         if was != (test_share, seed):

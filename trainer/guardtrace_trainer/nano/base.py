@@ -22,12 +22,19 @@ def make_base(
     """Warm up into ``folder``; parts that were finished before a crash aren't trained again. ``vocabulary`` is a folder
     with tokenizer and embeddings; None: those that ship."""
     inputs = [] if vocabulary is None else [vocabulary / "tokenizer.json", vocabulary / "model.safetensors"]
+    parts = folder / "parts"
+
+    def clear() -> None:
+        for part in parts.iterdir() if parts.exists() else ():
+            part.unlink()
+
     step = Step(
         folder,
         "warm-up",
         inputs=inputs,
         settings={**plan.model_dump(), "seed": seed, "corpus": corpus_hash()},
         again=again,
+        clear=clear,
     )
     if step.done:
         return folder
@@ -39,10 +46,6 @@ def make_base(
         words.use(vocabulary)
 
     log("base: warming up, which sees no analysis and no judgment")
-    parts = folder / "parts"
-    if not step.resumed and parts.exists():
-        for part in parts.iterdir():
-            part.unlink()
     files = export(warm_up(seed, plan, parts, log, vocabulary), plan, seed, folder)
     step.made(files)
     return folder

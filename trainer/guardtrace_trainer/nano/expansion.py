@@ -25,7 +25,7 @@ def sample_of(seed: int, number: int) -> Sample:
     return make_sample(random.Random(f"trace {seed} {number}"))
 
 
-def expand(folder: Path, *, count: int, seed: int, telling_harmless: float = 1.0, again: bool = False) -> None:
+def expand(folder: Path, *, count: int, seed: int, telling_harmless: float = 1.0) -> None:
     """Write ``queries.jsonl``, ``requests.jsonl`` and ``images/``: ``count`` requests, no two alike, and
     ``telling_harmless`` of the harmless ones in words whose traces give something."""
     step = Step(
@@ -38,7 +38,6 @@ def expand(folder: Path, *, count: int, seed: int, telling_harmless: float = 1.0
             "telling_harmless": telling_harmless,
             "corpus": corpus_hash(),
         },
-        again=again,
     )
     if step.done:
         return

@@ -54,11 +54,11 @@ them in questions that were written as wholes, ``vague requests`` name none, so 
 FOLDERS = ("held-out", "controls", "prefixes", "streams")
 
 
-def write(folder: Path, *, count: int, again: bool = False) -> None:
+def write(folder: Path, *, count: int) -> None:
     """Write the four folders: ``count`` traces a set; for prefixes half as many a cue and a quarter a harder set; for
     streams a quarter a cue."""
     settings = {"count": count, "corpus": corpus_hash(), "folders": FOLDERS}
-    step = Step(folder, "held-out", settings=settings, again=again)
+    step = Step(folder, "held-out", settings=settings)
     if step.done:
         return
     rows = {

@@ -102,9 +102,7 @@ def train(work: Work, rows: Sequence[tuple[Path, Trace]], examples_of: ExamplesO
         raise StageError("freeze_vision: FSDP can't train the vision tower; leave it frozen, or launch without FSDP")
     with main_process_first() as is_first:
         step = _step(work, base, rows, again=work.again and is_first)  # the others find what the first one began
-        running = work.out / folders.RUNNING
-        if not step.done and not step.resumed and running.exists():
-            shutil.rmtree(running)
+    running = work.out / folders.RUNNING
     if step.done:
         work.log(f"{work.name}: {work.out} is done already")
         return work.out
@@ -253,7 +251,13 @@ def _step(work: Work, base: Path, rows: Sequence[tuple[Path, Trace]], *, again: 
         },
         again=again,
         unheeded=[CALIBRATION],
+        clear=lambda: _remove(work.out / folders.RUNNING),
     )
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def _images_hash(work: Work, rows: Sequence[tuple[Path, Trace]]) -> str:
