@@ -201,11 +201,12 @@ def test_a_query_near_an_instruction_that_belongs_to_another_query_is_a_duplicat
     assert [row.of for row in read_rows(corpus / "duplicates.jsonl", Duplicate)] == [query.id]
 
 
-def test_a_query_stays_when_it_is_imported_again_after_the_instructions_that_belong_to_it(jsonl, tmp_path):
+@pytest.mark.parametrize("instruction", [HUNG, Q1])
+def test_a_query_stays_when_it_is_imported_again_after_the_instructions_that_belong_to_it(instruction, jsonl, tmp_path):
     corpus, file = tmp_path / "c", jsonl({"text": Q1}, {"text": Q1.upper()})
     import_queries([file], corpus, "mine")
     before = read_rows(corpus / "queries.jsonl", Query)
-    import_hades(folder_layout(tmp_path / "h", {"Animal": [("x", "object", HUNG)]}), corpus)
+    import_hades(folder_layout(tmp_path / "h", {"Animal": [("x", "object", instruction)]}), corpus)
     counts = import_queries([file], corpus, "mine", again=True)
     assert read_rows(corpus / "queries.jsonl", Query) == before
     assert (counts["kept"], counts["duplicates"]) == (1, 1)

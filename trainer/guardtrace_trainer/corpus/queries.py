@@ -81,7 +81,7 @@ def import_queries(
     step = Step(corpus, f"import-{source}", inputs=files, settings=settings, again=again)
     if not step.done:
         index = _index_of_others(corpus, source, [normalised(query.text) for _, query in read])
-        kept, duplicates = _without_duplicates(read, source, index, test_share, seed, hung=_hung(corpus))
+        kept, duplicates = _without_duplicates(read, source, index, test_share, seed, hung=_hung(corpus, source))
         step.finish(
             {f"{SOURCES}/{source}.jsonl": kept, f"{SOURCES}/{source}.duplicates.jsonl": duplicates},
             read=len(read),
@@ -188,9 +188,14 @@ def _index_of_others(corpus: Path, source: str, expected: Iterable[str]) -> Near
     return index
 
 
-def _hung(corpus: Path) -> set[str]:
-    """The queries of other sources that instructions of HADES belong to, since they are near them."""
-    return {row.query_id for row in requests_of_hades(corpus) if query_id(normalised(row.query)) != row.query_id}
+def _hung(corpus: Path, source: str) -> set[str]:
+    """The queries that instructions of HADES belong to and that aren't HADES's own: instructions are near them, or the
+    source brought the same words before."""
+    requests = requests_of_hades(corpus)
+    earlier = corpus / SOURCES / f"{source}.jsonl"
+    brought = {query.id for query in (read_rows(earlier, Query) if earlier.exists() else [])}
+    near = {row.query_id for row in requests if query_id(normalised(row.query)) != row.query_id}
+    return near | (brought & {row.query_id for row in requests})
 
 
 def _without_duplicates(
