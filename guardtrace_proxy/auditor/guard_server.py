@@ -25,10 +25,13 @@ UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding a reply raises: it isn't JSON, has another shape, or is nested deeper than the interpreter follows."""
 LOOK_AT = {
     401: "api_key_env",
+    402: "the account's credit",
     403: "api_key_env",
     404: "base_url, which usually ends in /v1, and at model, its name on that server",
 }
-"""The settings of the auditor that most often lead to a status."""
+"""What most often leads to a status."""
+OF_ALL = frozenset({401, 402, 404})
+"""Statuses that every other audit would meet, too; a 403 may be a server's way to refuse this one's text."""
 KINDS = {
     429: FailureKind.OVERLOADED,
     502: FailureKind.GATEWAY,
@@ -40,6 +43,10 @@ KINDS = {
 
 class BadRequest(AuditorFailure):
     """HTTP 400: the server takes what it is sent for wrong. Often it is too long; it may be the client's doing."""
+
+
+class Misconfigured(AuditorFailure):
+    """One of :data:`OF_ALL`: about key, credit, address or model, and so about every audit alike."""
 
 
 class Token(msgspec.Struct):
@@ -186,10 +193,10 @@ def refusal(status: int) -> AuditorFailure:
     """What an HTTP status other than 200 means."""
     kind = KINDS.get(status, FailureKind.REFUSED)
     look_at = LOOK_AT.get(status)
-    failure = BadRequest if status == 400 else AuditorFailure
-    return failure(
-        kind, f"the auditor's server answered with HTTP status {status}" + (f": look at {look_at}" if look_at else "")
-    )
+    told = f"the auditor's server answered with HTTP status {status}" + (f": look at {look_at}" if look_at else "")
+    if status == 400:
+        return BadRequest(kind, told)
+    return Misconfigured(kind, told) if status in OF_ALL else AuditorFailure(kind, told)
 
 
 def reason_of(reply: bytes) -> str:

@@ -359,7 +359,9 @@ def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch
     assert judged_by(answering(completion(GOOD))).level is Level.POTENTIALLY_HARMFUL
 
 
-@pytest.mark.parametrize(("status", "setting"), [(401, "api_key_env"), (404, "base_url")])
+@pytest.mark.parametrize(
+    ("status", "setting"), [(401, "api_key_env"), (402, "the account's credit"), (404, "base_url")]
+)
 def test_a_refusal_names_the_setting_to_look_at(status: int, setting: str) -> None:
     async def handler(_: web.Request) -> web.StreamResponse:
         return web.Response(status=status)

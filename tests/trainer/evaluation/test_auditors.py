@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardtrace_proxy.auditor.cascade import AuditPlan
+from guardtrace_proxy.auditor.guard_server import refusal
 from guardtrace_proxy.auditor.prompt import Query, Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, DoesNotFit, FailureKind
 from guardtrace_proxy.policy.levels import Level, Probabilities, Verdict
@@ -160,6 +161,16 @@ def test_an_auditor_that_stays_away_stops_everything() -> None:
     with pytest.raises(EvaluationStopped, match=r"it was unreachable\. See to it and run the same command again"):
         judge(reader, "annotate")
     assert (len(reader.asked), reader.closed) == (auditors.ATTEMPTS, 1)
+
+
+def test_a_refused_key_stops_everything_and_a_refused_text_its_own_item() -> None:
+    refused, key = (refusal(status) for status in (403, 401))
+    reader = Reader(lambda depth, trace: refused)
+    assert judge(reader, "annotate")["annotate"].failure == "refused"
+    reader = Reader(lambda depth, trace: key)
+    with pytest.raises(EvaluationStopped, match=r"HTTP status 401: look at api_key_env\. See to it"):
+        judge(reader, "annotate")
+    assert (len(reader.asked), reader.closed) == (1, 1)
 
 
 def test_a_read_that_takes_too_long_is_a_timeout() -> None:

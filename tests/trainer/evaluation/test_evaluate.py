@@ -86,8 +86,9 @@ def test_unreadable_replies_are_no_verdict_and_wrong(data: Path) -> None:
     assert found["recall"] == pytest.approx(7 / 8)
 
 
+@pytest.mark.parametrize(("status", "told"), [(0, "can't be reached"), (401, "HTTP status 401: look at api_key_env")])
 def test_an_interrupted_evaluation_pays_nothing_twice(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, told: str
 ) -> None:
     monkeypatch.setattr("guardtrace_trainer.evaluation.auditors.FIRST_PAUSE_SECONDS", 0.001)
     out = tmp_path / "results" / "m.json"
@@ -98,13 +99,13 @@ def test_an_interrupted_evaluation_pays_nothing_twice(
         nonlocal paid
         if path.endswith("/chat/completions"):
             if paid == last:
-                return 0, None
+                return status, {}
             paid += "Question " in text_of(body)
         return knows(path, body)
 
     with Served(answer) as served:
         where = ("--auditor", "m", "--base-url", served.url, "--data", data, "--out", out, "--concurrency", 1)
-        assert "can't be reached" in refused(*where)
+        assert told in refused(*where)
         assert not out.exists()
         assert "begun or done with other settings (analyses)" in refused(*where, "--analyses")
         last = -1

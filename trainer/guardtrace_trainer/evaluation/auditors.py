@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import anyio
 
 from guardtrace_proxy.auditor.cascade import ESCALATE_AT, AuditPlan, within
+from guardtrace_proxy.auditor.guard_server import Misconfigured
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, Depth, DoesNotFit, FailureKind, Session
 from guardtrace_proxy.policy.levels import Verdict
@@ -55,7 +56,7 @@ class AuditorJudge:
         except DoesNotFit:
             return dict.fromkeys(self._plans, Outcome(failure=DOES_NOT_FIT))
         except AuditorFailure as failure:
-            return dict.fromkeys(self._plans, _failed(failure))
+            return dict.fromkeys(self._plans, _failed(of_this_item(failure)))
         try:
             reads = Reads(session, self._timeout_ms)
             return {depth: await self._outcome(plan, reads, item) for depth, plan in self._plans.items()}
@@ -125,9 +126,14 @@ class Reads:
                 break
             if attempt < ATTEMPTS:
                 await anyio.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
-        if last.kind is FailureKind.UNREACHABLE:
-            raise EvaluationStopped(f"{last}. {GO_ON}")
-        return last
+        return of_this_item(last)
+
+
+def of_this_item(failure: AuditorFailure) -> AuditorFailure:
+    """The failure itself; raises EvaluationStopped where all that follow would fail alike."""
+    if failure.kind is FailureKind.UNREACHABLE or isinstance(failure, Misconfigured):
+        raise EvaluationStopped(f"{failure}. {GO_ON}") from failure
+    return failure
 
 
 def pieces_of(thinking: str, answer: str, capacity: int) -> Iterator[Trace]:

@@ -19,7 +19,7 @@ from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_trainer.annotation.jury import another_try
 from guardtrace_trainer.annotation.prompts import judge_text
 from guardtrace_trainer.endpoints import Client, Endpoint, EndpointFailure, message
-from guardtrace_trainer.evaluation.auditors import Reads
+from guardtrace_trainer.evaluation.auditors import Reads, of_this_item
 from guardtrace_trainer.evaluation.data import image_beside
 from guardtrace_trainer.evaluation.evaluate import Plan, weights_of
 from guardtrace_trainer.evaluation.judged import EvaluationStopped
@@ -112,8 +112,10 @@ class AuditorJudge:
         query = Query([Turn("user", row.question)], [] if image is None else [image])
         try:
             session = await self._auditor.open(query)
-        except (DoesNotFit, AuditorFailure) as failure:
+        except DoesNotFit as failure:
             raise JudgeFailed(str(failure)) from failure
+        except AuditorFailure as failure:
+            raise JudgeFailed(str(of_this_item(failure))) from failure
 
         reads = Reads(session, round(self._plan.timeout_s * 1000))
 
