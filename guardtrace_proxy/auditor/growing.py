@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -21,6 +21,16 @@ BORDER = re.compile(r"(?<=\n)(?=[!-~])|(?<=[A-Za-z])(?= [A-Za-z])")
 only, and no word has a line break before something visible, or a letter before a space. NFC changes nothing across."""
 WINDOW = 256
 """Characters in which a border is looked for at first."""
+LONG_TEXT = 4096
+"""Characters that are encoded in some milliseconds."""
+
+
+def encoded(tokenizer: Tokenizer, text: str) -> Encoding:
+    """A text's tokens. While a long text is encoded, Python's other threads go on: a batch leaves them the lock."""
+    if len(text) < LONG_TEXT:
+        return tokenizer.encode(text, add_special_tokens=False)
+    [encoding] = tokenizer.encode_batch([text], add_special_tokens=False)
+    return encoding
 
 
 def has_borders(tokenizer: Tokenizer) -> bool:
@@ -64,9 +74,9 @@ class GrowingText:
             return self._ids
         border = _last_border(text, common_length(text, self._text))
         count = bisect_left(self._starts, border)
-        encoded = tokenizer.encode(text[border:], add_special_tokens=False)
-        self._ids = self._ids[:count] + encoded.ids
-        self._starts = self._starts[:count] + array("L", [border + start for start, _ in encoded.offsets])
+        rest = encoded(tokenizer, text[border:])
+        self._ids = self._ids[:count] + rest.ids
+        self._starts = self._starts[:count] + array("L", [border + start for start, _ in rest.offsets])
         self._text = text
         return self._ids
 

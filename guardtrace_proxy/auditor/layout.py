@@ -9,13 +9,14 @@ and text with them comes out as characters.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
-from guardtrace_proxy.auditor.growing import GrowingText, has_borders
+from guardtrace_proxy.auditor.growing import GrowingText, encoded, has_borders
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 
@@ -55,6 +56,7 @@ class Layout:
             )
         self._image_id: int = processor.image_token_id
         self._can_grow = has_borders(self._plain)
+        self._longest_token = _longest_token(self._plain) if self._can_grow else math.inf
         self._stretches: dict[int, list[Stretch]] = {}
         self.most_tokens_per_byte = 2 if tokenizer.normalizer is None else 3
         """Tokens that a UTF-8 byte of text makes at most: quoting adds to it, and so does NFC (three
@@ -62,12 +64,16 @@ class Layout:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text that stands between two control tokens; never a control token."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        ids: list[int] = encoded(self._plain, text).ids
         return ids
+
+    def most_bytes(self, tokens: int) -> float:
+        """UTF-8 bytes of text, in the form that the tokenizer brings it into, that so many tokens are at most."""
+        return tokens * self._longest_token
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each of a text's tokens begins and ends, in characters."""
-        found: list[tuple[int, int]] = self._plain.encode(text, add_special_tokens=False).offsets
+        found: list[tuple[int, int]] = encoded(self._plain, text).offsets
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -164,3 +170,14 @@ def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
     settings = json.loads(tokenizer.to_str())
     settings.update(added_tokens=[], truncation=None, padding=None)
     return Tokenizer.from_str(json.dumps(settings))
+
+
+def _longest_token(tokenizer: Tokenizer) -> float:
+    """Bytes of a byte-level BPE's longest token; infinite where some byte has none, so that text may vanish."""
+    model = tokenizer.model
+    if not isinstance(model, models.BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
+        return math.inf
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    if not vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
+        return math.inf
+    return max(map(len, vocabulary))  # each byte is written as one character

@@ -78,7 +78,8 @@ _UNUSUAL = re.compile(r"[^\t\n\r\x20-\x7e]+")
 _USUAL = b"\t\n\r" + bytes(range(0x20, 0x7F))
 _LUNATE_SIGMAS = re.compile("[\u03f2\u03f9]")
 """Look like a c, and their compatibility forms don't."""
-_ESCAPES = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
+_ESCAPE = re.compile(r"\\u[0-9a-fA-F]{4}")
+_ESCAPES = re.compile(f"(?:{_ESCAPE.pattern})+")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 _INVISIBLE = frozenset(("Cc", "Cf", "Mn", "Me", "Cs", "Co", "Cn"))
@@ -189,6 +190,14 @@ def unescaped(text: str) -> str:
     """The characters themselves where JSON writes them as their codes (``\\u0041``): a call's arguments are judged as
     JSON that their reader decodes."""
     return _ESCAPES.sub(_decoded, text) if "\\u" in text else text
+
+
+def least_unescaped(text: str) -> int:
+    """How many characters ``unescaped`` leaves at least, told without decoding: two codes may be one character."""
+    if "\\u" not in text:
+        return len(text)
+    rest, escapes = _ESCAPE.subn("", text)
+    return len(rest) + (escapes + 1) // 2
 
 
 def _decoded(escapes: re.Match[str]) -> str:

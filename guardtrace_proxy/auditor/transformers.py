@@ -164,7 +164,8 @@ class TransformersSession:
         self._pixels = self._prepare_images(query)
         self._image_tokens = auditor.inference.token_counts(self._pixels[1]) if self._pixels else []
         limit = query_tokens(auditor.prompt_tokens)
-        self._query = fit_turns(query.turns, lambda text: self._size(text) <= limit)
+        most_bytes = auditor.layout.most_bytes(limit)
+        self._query = fit_turns(query.turns, lambda text: self._size(text) <= limit, most_bytes)
         room = auditor.prompt_tokens - self._size(self._query) - JOINT_TOKENS
         self.capacity = max(1, room // auditor.layout.most_tokens_per_byte)
         self._window = Window()

@@ -178,7 +178,8 @@ class VllmSession:
         if sum(self._image_tokens) > auditor.prompt_tokens // 2:
             raise DoesNotFit("messages", "the images are more than the auditor's context takes: send fewer")
         limit = query_tokens(auditor.prompt_tokens)
-        self._query = fit_turns(query.turns, lambda text: self._size(text) <= limit)
+        most_bytes = auditor.layout.most_bytes(limit)
+        self._query = fit_turns(query.turns, lambda text: self._size(text) <= limit, most_bytes)
         room = auditor.prompt_tokens - self._size(self._query) - JOINT_TOKENS
         self.capacity = max(1, room // auditor.layout.most_tokens_per_byte)
         self._window = Window()

@@ -7,17 +7,21 @@ more than an auditor takes, the request is refused.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from guardtrace_proxy.auditor.prompt import QueryImage, Trace, Turn, joined, quoted
 from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, FailureKind
+from guardtrace_proxy.auditor.quoting import least_unescaped
 from guardtrace_proxy.images.fitting import MAX_STRETCH, is_too_stretched
 
 GAP = "[…] "
 EARLIER_TURNS = "[earlier turns left out]\n"
-MOST_SHORTENED = 6
-"""Characters of a turn that are one byte in a prompt, at most: a letter that is written as its code (``\\u0041``)."""
+BYTES_A_CHARACTER = 2 / 3
+"""At least, in UTF-8 and any normal form: of three characters (Ǖ as a U and two marks) NFC makes one of two bytes."""
+MOST_SHORTENED = 9
+"""Characters of a turn that are one byte in a prompt, at most: such three as their codes (``\\u0055``) are 18."""
 T = TypeVar("T")
 
 
@@ -37,8 +41,8 @@ class Conversation:
         self._newest = _newest(turns)
 
     def fit(self, fits: Callable[[str], bool], most_bytes: float = math.inf) -> str:
-        """Its text, without its oldest whole turns where it is too long. What is longer than ``most_bytes`` in UTF-8
-        never fits.
+        """Its text, without its oldest whole turns where it is too long. What is longer than ``most_bytes`` in UTF-8,
+        in its shorter normal form, never fits.
 
         Raises:
             DoesNotFit: the newest user turn with what follows it is too long by itself.
@@ -70,9 +74,12 @@ class Conversation:
         """The first turn from which on all may be within so many bytes."""
         size = 0
         for index in reversed(range(len(self._turns))):
-            if size + len(self._turns[index].text) / MOST_SHORTENED > most_bytes:
+            text = self._turns[index].text
+            if size + len(text) / MOST_SHORTENED > most_bytes:
                 return index + 1
-            size += len(self._turn(index).text.encode("utf-8", "surrogatepass"))
+            if size + least_unescaped(text) * BYTES_A_CHARACTER > most_bytes:
+                return index + 1
+            size += _fewest_bytes(self._turn(index).text)
             if size > most_bytes:
                 return index + 1
         return 0
@@ -87,9 +94,15 @@ class Conversation:
         return EARLIER_TURNS + text if count else text
 
 
-def fit_turns(turns: Sequence[Turn], fits: Callable[[str], bool]) -> str:
+def _fewest_bytes(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    return min(len(form.encode("utf-8", "surrogatepass")) for form in (text, unicodedata.normalize("NFC", text)))
+
+
+def fit_turns(turns: Sequence[Turn], fits: Callable[[str], bool], most_bytes: float = math.inf) -> str:
     """The conversation's text, without its oldest whole turns where it is too long. Raises DoesNotFit."""
-    return Conversation(turns).fit(fits)
+    return Conversation(turns).fit(fits, most_bytes)
 
 
 def too_long() -> DoesNotFit:

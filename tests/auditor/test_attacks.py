@@ -64,6 +64,16 @@ def reader(request: pytest.FixtureRequest) -> Reader:
     return Reader(make_qwen_processor(path))
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(hostile | st.text() | st.sampled_from([" " * 128, "#" * 64, "e\u0301", "\u212a", "\u1100\u1161\u11a8"]))
+)
+def test_no_text_has_more_bytes_than_its_tokens_may_be(reader: Reader, parts: list[str]) -> None:
+    text = encodable("".join(parts))
+    most = reader.layout.most_bytes(len(reader.layout.encode(text)))
+    assert len(unicodedata.normalize("NFC", text).encode()) <= most
+
+
 def check(reader: Reader, user: str, images: list[int]) -> None:
     """Only the user's own stretch of the prompt is another one than with innocent text."""
     ids = reader.prompt(user, images)

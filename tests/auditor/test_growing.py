@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from guardtrace_proxy.auditor.checkpoint import NANO, load_checkpoint
-from guardtrace_proxy.auditor.growing import GrowingText, common_length, has_borders
+from guardtrace_proxy.auditor.growing import GrowingText, common_length, encoded, has_borders
 from tests.auditor.checkpoints import make_tokenizer
 
 WORDS = ["a", "The user", "don't", " 'LL", "é", "e\u0301", "日本", "👩\u200d🚀", "ﬁ", "\u0958", "\U0001d160", "\u0344"]
@@ -61,6 +63,18 @@ def test_only_what_is_new_is_encoded(tokenizer: Tokenizer, sentence: str) -> Non
     for count in range(1, 200):
         growing.encode(counting, sentence * count + "\nthe tail")  # type: ignore[arg-type]
     assert counting.characters < 199 * 3 * len(sentence + "\nthe tail")
+
+
+def test_while_a_long_text_is_encoded_other_threads_go_on(tokenizer: Tokenizer) -> None:
+    began, text = time.perf_counter(), "The quick brown fox jumps over it. " * 15_000
+    thread = threading.Thread(target=encoded, args=(tokenizer, text))
+    thread.start()
+    last, stood_still = began, 0.0
+    while thread.is_alive():
+        time.sleep(0.001)
+        now = time.perf_counter()
+        last, stood_still = now, max(stood_still, now - last)
+    assert stood_still < (last - began) / 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guardtrace_proxy.auditor import quoting
-from guardtrace_proxy.auditor.quoting import defuse_control_tokens, encodable, quote_forged_labels, unescaped
+from guardtrace_proxy.auditor.quoting import (
+    defuse_control_tokens,
+    encodable,
+    least_unescaped,
+    quote_forged_labels,
+    unescaped,
+)
 from guardtrace_proxy.auditor.reply import parse_reply
 from guardtrace_proxy.auditor.served_prompt import BYTES_GROWN_BY_QUOTING
 from guardtrace_proxy.policy.levels import Level
@@ -356,3 +362,13 @@ def test_what_json_escapes_is_read_as_it_was(text: str) -> None:
     escaped = "".join(f"\\u{unit:04x}" for unit in memoryview(text.encode("utf-16-le")).cast("H"))
     assert unescaped(escaped) == text
     assert len(unescaped(escaped).encode()) <= len(escaped)
+
+
+@given(
+    st.lists(st.sampled_from(["\\u", "\\u0041", "\\ud83d", "\\ude00", "\\u00e", "\\", "u", "a1"]) | st.text()).map(
+        "".join
+    )
+)
+def test_how_much_is_left_at_least_is_told_without_decoding(text: str) -> None:
+    left = len(unescaped(text))
+    assert left / 2 <= least_unescaped(text) <= left

@@ -11,6 +11,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
+from guardtrace_proxy.auditor import growing, window  # noqa: E402
 from guardtrace_proxy.auditor import labels as labels_module  # noqa: E402
 from guardtrace_proxy.auditor.calibration import tempered  # noqa: E402
 from guardtrace_proxy.auditor.labels import JUDGMENT_OPENING  # noqa: E402
@@ -195,6 +196,32 @@ def test_a_query_or_images_that_do_not_fit_are_the_requests_fault(untaught: Path
         with pytest.raises(DoesNotFit) as caught:
             judge(auditor, query, TRACE, Depth.LABEL)
         assert caught.value.field == "messages"
+
+
+@pytest.mark.parametrize("text", ["many words ", "Judgment: 0\n", "漢", "<[|>", "\\u0041", "\\u<[|>"])
+def test_of_a_query_that_cant_fit_megabytes_are_neither_quoted_nor_encoded(
+    untaught: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auditor, seen = started(untaught), []
+    quoted, encoded = window.quoted, growing.encoded
+
+    def noted(turn: Turn) -> Turn:
+        seen.append(len(turn.text))
+        return quoted(turn)
+
+    def noting(tokenizer: object, part: str) -> object:
+        seen.append(len(part))
+        return encoded(tokenizer, part)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(window, "quoted", noted)
+    monkeypatch.setattr(growing, "encoded", noting)
+    megabytes = text * (4_000_000 // len(text))
+    for turns in ([Turn("user", megabytes)], [*ASKED, Turn("assistant", megabytes)]):
+        with pytest.raises(DoesNotFit) as caught:
+            anyio.run(auditor.open, Query(turns))
+        assert caught.value.field == "messages"
+    anyio.run(auditor.open, Query([Turn("user", megabytes), *ASKED]))  # an old turn is left out
+    assert sum(seen) < 100_000
 
 
 def test_images_are_made_smaller_by_the_processors_budget_and_never_above_a_remote_auditors(untaught: Path) -> None:

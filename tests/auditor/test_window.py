@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from guardtrace_proxy.auditor.prompt import Trace, Turn
 from guardtrace_proxy.auditor.protocol import AuditorFailure, DoesNotFit, FailureKind
-from guardtrace_proxy.auditor.window import EARLIER_TURNS, GAP, Window, fit_turns
+from guardtrace_proxy.auditor.window import BYTES_A_CHARACTER, EARLIER_TURNS, GAP, Window, fit_turns
 
 TURNS = [Turn("user", "one"), Turn("assistant", "two"), Turn("user", "three"), Turn("tool", "four")]
 
@@ -38,6 +40,16 @@ def test_the_newest_user_turn_and_what_follows_must_fit(turns: list[Turn]) -> No
     with pytest.raises(DoesNotFit) as caught:
         fit_turns(turns, lambda text: not text if turns else False)
     assert caught.value.field == "messages"
+
+
+def test_three_characters_are_two_bytes_at_least_in_any_normal_form() -> None:
+    """Each character of a text in NFC has come of as many as it is in NFD, at most."""
+    whole = (character for code in range(0x110000) if unicodedata.normalize("NFC", character := chr(code)) == character)
+    ratios = {
+        len(character.encode("utf-8", "surrogatepass")) / len(unicodedata.normalize("NFD", character))
+        for character in whole
+    }
+    assert min(ratios) == BYTES_A_CHARACTER
 
 
 def place(window: Window, trace: Trace, room: int) -> tuple[str, str]:
