@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -111,24 +112,37 @@ class Worker:
             thread.join()
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while self._has_work():
-                self._drop_cancelled()
-                self._start_arrived()
-                if self._running:
-                    self._pass(choose(self._running, self.pass_tokens, time.monotonic()))
-        if self._closed:
-            for task in (*self._running, *self._arrived):
-                self._fail(task, AuditorFailure(FailureKind.CANCELLED, "the auditor was closed during the audit"))
+        failure: AuditorError = AuditorFailure(FailureKind.CANCELLED, "the auditor was closed during the audit")
+        try:
+            with torch.inference_mode():
+                while self._has_work():
+                    self._drop_cancelled()
+                    self._start_arrived()
+                    if self._running:
+                        self._pass(choose(self._running, self.pass_tokens, time.monotonic()))
+            if self._thread is not threading.current_thread():  # it was idle
+                return
+        except BaseException as error:  # whatever it is, nobody may wait for a thread that has ended
+            failure = _failure(error)
+        self._fail_all(failure)
+
+    def _fail_all(self, error: AuditorError) -> None:
+        """At the thread's end; the next audit starts another."""
+        with self._news:
+            tasks = [*self._running, *self._arrived]
+            self._running.clear()
+            self._arrived.clear()
+            self._thread = None
+        for task in tasks:
+            self._fail(task, error)
 
     def _has_work(self) -> bool:
         with self._news:
             if not self._running:
                 self._news.wait_for(lambda: self._arrived or self._closed, IDLE_SECONDS)
-            if self._closed or not (self._running or self._arrived):
+            if not self._closed and not self._running and not self._arrived:
                 self._thread = None
-                return False
-            return True
+            return self._thread is not None and not self._closed
 
     def _drop_cancelled(self) -> None:
         for task in [task for task in self._running if task.future.cancelled()]:
@@ -156,7 +170,8 @@ class Worker:
 
     def _one_by_one(self, tasks: Sequence[Task]) -> None:
         """After a pass that broke: memory is freed, and whoever breaks again breaks alone."""
-        self._make_room()
+        with suppress(Exception):  # of a device that is gone this raises too
+            self._make_room()
         for task in tasks:
             read = self._read_alone(task)
             if isinstance(read, AuditorError):
@@ -189,7 +204,7 @@ class Worker:
             task.future.set_exception(error)
 
 
-def _failure(error: Exception) -> AuditorError:
+def _failure(error: BaseException) -> AuditorError:
     """What the audit's caller sees: never the text of an exception from inside, which may quote the user, nor its
     traceback, whose frames keep the tensors of what broke."""
     if isinstance(error, AuditorError):

@@ -208,6 +208,43 @@ def test_whoever_breaks_breaks_alone_and_memory_is_freed_first(freed: list[str])
     worker.close()
 
 
+def test_a_device_of_which_no_memory_can_be_freed_fails_each_audit_and_waits_for_no_other() -> None:
+    def gone(*_: object) -> list[torch.Tensor]:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    worker = Worker(gone, 100, lambda: True, gone)
+    for _ in range(3):
+        with pytest.raises(AuditorFailure, match="RuntimeError") as caught:
+            worker.submit(audit(1)).result(10)
+        assert caught.value.kind is FailureKind.BROKEN
+    assert not worker._arrived
+    worker.close()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bread"), SystemExit(1)])
+def test_a_thread_that_ends_by_an_error_leaves_nobody_waiting_and_the_next_audit_starts_another(
+    device: Device, error: BaseException
+) -> None:
+    errors = [error]
+
+    def may_start() -> bool:
+        if errors:
+            raise errors.pop()
+        return True
+
+    worker = Worker(device.forward, 100, may_start, lambda: None)
+    first = worker.submit(audit(5, 6))
+    assert device.began.wait(10)
+    second, third = worker.submit(audit(7)), worker.submit(audit(8))
+    device.let_go.set()
+    for future in (first, second, third):
+        with pytest.raises(AuditorFailure, match=type(error).__name__) as caught:
+            future.result(10)
+        assert caught.value.kind is FailureKind.BROKEN
+    assert worker.submit(audit(9)).result(10) == 9
+    worker.close()
+
+
 def test_what_a_broken_pass_made_is_gone_before_memory_is_freed_and_while_its_failure_is_kept() -> None:
     made: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
