@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import anyio.to_thread
@@ -93,7 +93,7 @@ class TransformersAuditor:
             self.warnings += (f"{warning}. Set auditor.model to a real guard model",)
 
         passes = PASS_TOKENS.get(checkpoint.device.type, PASS_TOKENS["cuda"])
-        self.worker = worker = Worker(self.inference.forward, passes, lambda: not self.kept.is_full, self._make_room)
+        self.worker = worker = Worker(self.inference.forward, passes, lambda: not self.kept.is_full, self.make_room)
         self._trunk = worker.submit(self._read_trunk()).result()
 
     def _read_trunk(self) -> Audit[Reading]:
@@ -106,8 +106,8 @@ class TransformersAuditor:
         """A new session's reading: what its prompt has in common with all others."""
         return self._trunk.head(self._trunk.common(ids))
 
-    def _make_room(self) -> None:
-        """After a pass that broke, perhaps for lack of memory."""
+    def make_room(self) -> None:
+        """After a pass that broke, perhaps for lack of memory; in the worker's thread."""
         self.kept.clear()
         if self.checkpoint.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -147,8 +147,12 @@ class TransformersAuditor:
             await anyio.to_thread.run_sync(self.worker.join)
 
 
-def _at_once(work: Callable[[], T]) -> Generator[Piece, torch.Tensor, T]:
-    """An audit that reads nothing."""
+def _at_once(work: Callable[[], T], make_room: Callable[[], None]) -> Generator[Piece, torch.Tensor, T]:
+    """An audit that reads nothing. Where the work breaks it is done once more, as a pass is, when memory was freed."""
+    with suppress(Exception):
+        return work()
+    with suppress(Exception):  # of a device that is gone this raises too
+        make_room()
     return work()
     yield
 
@@ -175,9 +179,8 @@ class TransformersSession:
         """Encode the images; before the first audit."""
         if self._pixels is not None:
             (pixels, grid), self._pixels = self._pixels, None
-            self._images = await self._auditor.run(
-                _at_once(lambda: self._auditor.inference.encode_images(pixels, grid))
-            )
+            encode, make_room = self._auditor.inference.encode_images, self._auditor.make_room
+            self._images = await self._auditor.run(_at_once(lambda: encode(pixels, grid), make_room))
 
     def _prepare_images(self, query: Query) -> tuple[torch.Tensor, torch.Tensor] | None:
         if not query.images:

@@ -307,6 +307,37 @@ def test_what_breaks_inside_is_a_failure_without_user_text(taught: Path, monkeyp
     anyio.run(run)
 
 
+@pytest.mark.parametrize("can_be_freed", [True, False])
+def test_images_that_dont_fit_in_memory_are_encoded_once_more_when_some_was_freed(
+    taught: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch, can_be_freed: bool
+) -> None:
+    auditor = started(taught)
+    encode, clear = auditor.inference.encode_images, auditor.kept.clear
+    done: list[str] = []
+
+    def encode_with_room(*images: torch.Tensor) -> object:
+        done.append("encode")
+        if not (can_be_freed and "clear" in done):
+            raise MemoryError("can't allocate memory")
+        return encode(*images)
+
+    def free() -> None:
+        done.append("clear")
+        clear()
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(auditor.inference, "encode_images", encode_with_room)
+    monkeypatch.setattr(auditor.kept, "clear", free)
+    if can_be_freed:
+        verdict = judge(auditor, Query(ASKED, pictures[:1]), TRACE, Depth.LABEL)
+        assert verdict.level is Level.POTENTIALLY_HARMFUL
+    else:
+        with pytest.raises(AuditorFailure, match="MemoryError") as caught:
+            judge(auditor, Query(ASKED, pictures[:1]), TRACE, Depth.LABEL)
+        assert caught.value.kind is FailureKind.BROKEN
+    assert done == ["encode", "clear", "encode"]
+
+
 def test_a_closed_auditor_answers_no_more(taught: Path) -> None:
     auditor = started(taught)
     anyio.run(auditor.aclose)
