@@ -5,7 +5,8 @@ Correctness never depends on what a session remembers: each call carries the who
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
@@ -73,6 +74,18 @@ class DoesNotFit(AuditorError):
 
 class AuditorSettingsError(AuditorError):
     """The auditor can't be used as it is configured; raised at start only. The message says what to do."""
+
+
+@contextmanager
+def others_are_broken() -> Iterator[None]:
+    """Makes an AuditorFailure of what an auditor shouldn't raise; of its text, which may quote the user, nothing is
+    told."""
+    try:
+        yield
+    except (AuditorFailure, DoesNotFit):
+        raise
+    except Exception as error:
+        raise AuditorFailure(FailureKind.BROKEN, f"the auditor raised {type(error).__name__}") from error
 
 
 class Session(Protocol):

@@ -39,6 +39,7 @@ from guardtrace_proxy.auditor.protocol import (
     FailureKind,
     Measured,
     Session,
+    others_are_broken,
 )
 from guardtrace_proxy.policy.levels import Verdict
 
@@ -95,7 +96,9 @@ class ReplicatedAuditor:
         failure: AuditorFailure | None = None
         for replica in self.order(stream):
             try:
-                return ReplicatedSession(self, stream, query, replica, await replica.auditor.open(query))
+                with others_are_broken():
+                    session = await replica.auditor.open(query)
+                return ReplicatedSession(self, stream, query, replica, session)
             except AuditorFailure as error:
                 if error.kind not in MOVES_ON:
                     raise
@@ -239,17 +242,16 @@ class ReplicatedSession:
     async def _attempt(self, attempt: Attempt, trace: Trace, depth: Depth) -> None:
         replica = attempt.replica
         try:
-            session = self._sessions.get(replica)
-            if session is None:
-                session = self._sessions[replica] = await replica.auditor.open(self._query)
-            attempt.verdict = await session.judge(trace, depth)
+            with others_are_broken():
+                session = self._sessions.get(replica)
+                if session is None:
+                    session = self._sessions[replica] = await replica.auditor.open(self._query)
+                attempt.verdict = await session.judge(trace, depth)
         except AuditorFailure as failure:
             attempt.failure = failure
         except DoesNotFit:
             told = "the replica that takes over takes less than the one before"
             attempt.failure = AuditorFailure(FailureKind.OUTGROWN, told)
-        except Exception as error:
-            attempt.failure = AuditorFailure(FailureKind.BROKEN, f"the auditor raised {type(error).__name__}")
         if attempt.decides:
             replica.answered(attempt.began)
         elif attempt.failure is not None and attempt.failure.kind in FALLS_AT_ONCE:

@@ -23,11 +23,11 @@ from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, likeliest
 from guardtrace_proxy.auditor.layout import Layout, Stretches
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, Query, Trace, user_text
 from guardtrace_proxy.auditor.protocol import (
-    AuditorError,
     AuditorFailure,
     Depth,
     DoesNotFit,
     FailureKind,
+    others_are_broken,
 )
 from guardtrace_proxy.auditor.reading import Reading
 from guardtrace_proxy.auditor.reply import GuardReply, UnreadableReply, judgment_place, parse_reply
@@ -123,13 +123,9 @@ class TransformersAuditor:
         return {"kv_bytes": kept.nbytes, "kv_bytes_limit": kept.most_bytes, "kv_dropped_total": kept.dropped}
 
     async def open(self, query: Query) -> TransformersSession:
-        try:
+        with others_are_broken():
             session = await anyio.to_thread.run_sync(TransformersSession, self, query, abandon_on_cancel=True)
             await session.see()
-        except AuditorError:
-            raise
-        except Exception as error:
-            raise AuditorFailure(FailureKind.BROKEN, f"the auditor raised {type(error).__name__}") from error
         return session
 
     async def run(self, audit: Audit[T]) -> T:

@@ -10,7 +10,7 @@ import anyio
 
 from guardtrace_proxy.auditor.cascade import within
 from guardtrace_proxy.auditor.prompt import Query, Turn
-from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, DoesNotFit, Session
+from guardtrace_proxy.auditor.protocol import Auditor, AuditorFailure, DoesNotFit, Session, others_are_broken
 from guardtrace_proxy.images import HeldImages
 from guardtrace_proxy.server.about import About, of_choice
 from guardtrace_proxy.server.continued import ContinuedSession
@@ -33,7 +33,8 @@ def opener(
     async def open_session(choice: int) -> Session:
         turns = [Turn(*turn) for turn in of_choice(request.queries, choice, request.n)]
         query = Query(turns, await images.decoded(), stream=about.request_id, tenant=about.tenant)
-        session = await auditor.open(query)
+        with others_are_broken():
+            session = await auditor.open(query)
         if request.prefill is not None and opening is not None:
             try:
                 session = ContinuedSession(session, opening, request.prefill.where)

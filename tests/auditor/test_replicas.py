@@ -744,6 +744,23 @@ def test_one_that_fell_counts_as_left_out_until_it_answers_and_not_just_for_its_
     anyio.run(run)
 
 
+def test_where_opening_raises_what_it_shouldnt_the_next_one_is_asked() -> None:
+    async def odd() -> None:
+        raise KeyError("bread")
+
+    async def run() -> None:
+        world = World()
+        world.first.open_answer = odd
+        assert await world.judge() == world.second.name
+        for replica in world.replicas.values():
+            replica.open_answer = odd
+        with pytest.raises(AuditorFailure, match="KeyError") as caught:
+            await world.open()
+        assert caught.value.kind is FailureKind.BROKEN
+
+    anyio.run(run)
+
+
 def test_a_fallback_that_takes_less_fails_the_audit_rather_than_the_request() -> None:
     async def run() -> None:
         world = Preferring()

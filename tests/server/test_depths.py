@@ -261,7 +261,16 @@ class Odd(TwoTiers):
         raise KeyError("bread")
 
 
-@pytest.mark.parametrize(("auditor", "told"), [(Stuck(), "no answer within 400 ms"), (Odd(), "KeyError")])
+class OddToOpen(TwoTiers):
+    """Raises it even earlier."""
+
+    async def open(self, query: Query) -> TwoTiers:
+        raise KeyError("bread")
+
+
+@pytest.mark.parametrize(
+    ("auditor", "told"), [(Stuck(), "no answer within 400 ms"), (Odd(), "KeyError"), (OddToOpen(), "KeyError")]
+)
 def test_an_auditor_that_never_opens_or_raises_anything_is_the_policys_business(auditor, told):
     config = {"auditor": {"depth": "label", "timeout_ms": 400}}
     with proxy(lambda _: [SSE_HEAD, *stream("All is fine.", "Four.")], config=config, own_auditor=auditor) as running:
