@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol, runtime_checkable
 
 import structlog
 
-from guardtrace_proxy.auditor.cascade import AuditPlan
+from guardtrace_proxy.auditor.cascade import AuditPlan, OutOfTime
 from guardtrace_proxy.auditor.health import FALLS_AT_ONCE, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, FailureKind, Session
@@ -28,6 +29,13 @@ OPENS = FALLS_AT_ONCE | {FailureKind.GATEWAY}
 """Its own trouble, which each stream would wait for again. A stream counts once, whoever's doing it was."""
 ANSWERS = frozenset((FailureKind.UNREADABLE, FailureKind.UNSURE, FailureKind.UNSEEN))
 """No verdict, but a model that wrote or counted something. What is in neither set may be the request's doing."""
+
+
+@runtime_checkable
+class Opened(Protocol):
+    """A session that its audits open."""
+
+    is_open: bool
 
 
 class Circuit(str, Enum):
@@ -57,8 +65,9 @@ class Breaker:
         return Circuit.OPEN if self._clock() < self._open_until else Circuit.HALF_OPEN
 
     @contextmanager
-    def audit(self, stream: object) -> Iterator[None]:
-        """Stands around one audit of ``stream``, and passes what that raises.
+    def audit(self, stream: object, session: object = None) -> Iterator[None]:
+        """Stands around one audit of ``stream``, and passes what that raises. An audit whose time was over before its
+        ``session`` was open counts for nothing: how long that takes is the request's doing.
 
         Raises:
             AuditorFailure: it isn't to be made now.
@@ -69,7 +78,9 @@ class Breaker:
         try:
             yield
         except AuditorFailure as failure:
-            if failure.kind in OPENS:
+            if isinstance(failure, OutOfTime) and isinstance(session, Opened) and not session.is_open:
+                pass
+            elif failure.kind in OPENS:
                 self._trouble(stream, failure.kind, began)
             elif failure.kind in ANSWERS:
                 self._answered(began)
@@ -121,5 +132,5 @@ class BreakingPlan:
 
     async def judge(self, session: Session, trace: Trace, since: float | None = None) -> Verdict:
         """Audit once; raises AuditorFailure where there is no verdict."""
-        with self.breaker.audit(self):
+        with self.breaker.audit(self, session):
             return await self.plan.judge(session, trace, since)

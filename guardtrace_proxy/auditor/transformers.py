@@ -124,7 +124,8 @@ class TransformersAuditor:
 
     async def open(self, query: Query) -> TransformersSession:
         with others_are_broken():
-            session = await anyio.to_thread.run_sync(TransformersSession, self, query, abandon_on_cancel=True)
+            # waited for whatever the caller's time, which a request may use up: that it doesn't fit is to be told
+            session = await anyio.to_thread.run_sync(TransformersSession, self, query)
             await session.see()
         return session
 

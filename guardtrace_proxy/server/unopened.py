@@ -1,7 +1,7 @@
 """A session that isn't open yet, or couldn't be opened: each of its audits tries to, until that works.
 
-So opening is a part of the audit: it has that one's time, it counts with the breaker, and where it fails the policy
-decides what becomes of the reply.
+So opening is a part of the audit: it has that one's time, and where it fails the policy decides what becomes of the
+reply. Where the auditor says that it can't, that counts with the breaker; where the time is over, it doesn't.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ class UnopenedSession:
     def __init__(self, open_session: Callable[[], Awaitable[Session]]) -> None:
         self._open = open_session
         self._session: Session | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an audit has opened it."""
+        return self._session is not None
 
     async def judge(self, trace: Trace, depth: Depth) -> Verdict:
         """Judge it, after opening the session where nobody has."""

@@ -11,9 +11,10 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
-from guardtrace_proxy.auditor import growing, window  # noqa: E402
+from guardtrace_proxy.auditor import growing, transformers, window  # noqa: E402
 from guardtrace_proxy.auditor import labels as labels_module  # noqa: E402
 from guardtrace_proxy.auditor.calibration import tempered  # noqa: E402
+from guardtrace_proxy.auditor.cascade import within  # noqa: E402
 from guardtrace_proxy.auditor.labels import JUDGMENT_OPENING  # noqa: E402
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn, user_text  # noqa: E402
 from guardtrace_proxy.auditor.protocol import (  # noqa: E402
@@ -222,6 +223,25 @@ def test_of_a_query_that_cant_fit_megabytes_are_neither_quoted_nor_encoded(
         assert caught.value.field == "messages"
     anyio.run(auditor.open, Query([Turn("user", megabytes), *ASKED]))  # an old turn is left out
     assert sum(seen) < 100_000
+
+
+def test_that_a_query_doesnt_fit_is_told_however_long_it_takes_to_find_out(
+    untaught: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that used up the audit's time would else count as the auditor's failure."""
+    auditor = started(untaught)
+
+    def slowly(*_: object) -> str:
+        time.sleep(0.2)
+        raise window.too_long()
+
+    monkeypatch.setattr(transformers, "fit_turns", slowly)
+
+    async def run() -> None:
+        with pytest.raises(DoesNotFit), within(10, anyio.current_time()):
+            await auditor.open(Query(ASKED))
+
+    anyio.run(run)
 
 
 def test_images_are_made_smaller_by_the_processors_budget_and_never_above_a_remote_auditors(untaught: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from guardtrace_proxy.auditor.breaker import Breaker, BreakingPlan, Circuit
+from guardtrace_proxy.auditor.cascade import AuditPlan
 from guardtrace_proxy.auditor.prompt import Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, DoesNotFit, FailureKind
 from guardtrace_proxy.policy.levels import Level, Verdict
@@ -60,6 +62,31 @@ def test_each_audit_tries_to_open_it_until_one_has() -> None:
 
 def test_a_request_that_turns_out_too_large_fails_its_audits() -> None:
     assert judge(UnopenedSession(Opening(DoesNotFit("messages", "too long")))) is FailureKind.OUTGROWN
+
+
+@pytest.mark.parametrize("hangs", ["opening", "judging"])
+def test_time_that_went_by_while_it_was_opened_is_no_trouble_of_the_auditors(hangs: str) -> None:
+    """A client could else close the auditor to everybody by requests that take long to prepare."""
+
+    class Hanging(Opened):
+        async def judge(self, trace: Trace, depth: Depth) -> Verdict:
+            await anyio.sleep_forever()
+            return SAFE
+
+    async def open_it() -> Opened:
+        if hangs == "opening":
+            await anyio.sleep_forever()
+        return Hanging()
+
+    async def run() -> Circuit:
+        breaker = Breaker(2)
+        for _ in range(3):
+            plan = BreakingPlan(AuditPlan("label", 20), breaker)
+            with pytest.raises(AuditorFailure):
+                await plan.judge(UnopenedSession(open_it), Trace("a", ""))
+        return breaker.circuit
+
+    assert anyio.run(run) is (Circuit.CLOSED if hangs == "opening" else Circuit.OPEN)
 
 
 @pytest.mark.parametrize("errors", [(), (DOWN,)])
