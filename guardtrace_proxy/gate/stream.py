@@ -276,7 +276,7 @@ class StreamGate:
             self._stop_all(choice)
             return
         self._queue.replace_uncleared(choice, lambda: self._writer.cut(choice.index, self._cut_of(choice)))
-        if not self._choices.as_many_over_as_expected:
+        if not self._choices.all_over:
             return
         # What follows a cut is its closing frames, with no text of the upstream's, not even a bounded one.
         self._ending.lose_error(self._queue.drop_error())

@@ -134,16 +134,42 @@ def test_what_could_have_become_a_tag_keeps_no_reply_open() -> None:
     assert driver.sent == b"error:upstream_error\n"
 
 
-def test_neither_does_it_in_a_choice_that_goes_on_behind_the_last_cut() -> None:
+def test_neither_does_it_in_a_choice_that_nobody_asked_for() -> None:
     driver = Driver()
     nobody_asked = inline("if a <", [Segment(Phase.ANSWERING, "if a ")])
     nobody_asked.parts[0].index = 1
     driver.receive(nobody_asked, text("bad " * 16))
     driver.answer(HARMFUL)
-    driver.answer_all(SAFE)
-    driver.tick(1)
+    driver.end()
     driver.answer_all(SAFE)
     assert driver.gate.finished
+
+
+def test_a_choice_that_nobody_asked_for_stands_in_for_none_that_was() -> None:
+    driver = Driver(choices=2)
+    runs = text(TEN, index=1)
+    driver.receive(runs, text("", index=3, finish="stop"), text("bad " * 16))
+    driver.answer(HARMFUL)
+    assert driver.gate.wants_upstream
+    assert DONE.raw not in driver.sent
+    driver.receive(text("", index=1, finish="stop"), DONE)
+    driver.answer_all(SAFE)
+    assert driver.sent.endswith(text("", index=1, finish="stop").raw + DONE.raw)
+
+
+@pytest.mark.parametrize("cut", [0, 7])
+def test_a_choice_that_nobody_asked_for_is_finished_or_the_reply_broke_off(cut: int) -> None:
+    for finish in (None, "stop"):
+        driver = Driver()
+        driver.receive(text("bad " * 16, index=cut), text(TEN, index=7 - cut))
+        driver.answer(HARMFUL)
+        assert driver.gate.wants_upstream
+        if finish:
+            driver.receive(text("", index=7 - cut, finish=finish))
+        driver.end()
+        driver.answer_all(SAFE)
+        assert driver.sent.endswith(DONE.raw if finish else b"error:upstream_error\n")
+        assert driver.gate.ended is (End.WHOLE if finish else End.BROKEN_OFF)
 
 
 # How a reply ended, for records
