@@ -49,6 +49,32 @@ def test_no_error_follows_a_cut(ends: list[Event]) -> None:
     assert driver.sent.endswith(text(TEN, index=1).raw + ERROR.raw)
 
 
+BREAKS = {
+    "connection": ([], "The connection broke off."),
+    "no end": ([], None),
+    "shut down": ([], "The proxy is shutting down."),
+    "malformed": ([Event(EventKind.MALFORMED, b"{")], None),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_neither_does_an_error_of_ours_where_the_reply_broke_off_before_its_last_verdict(name: str) -> None:
+    events, broken = BREAKS[name]
+    driver = Driver()
+    driver.receive(text("x" * 64), *events)
+    driver.end(broken)
+    driver.answer_all(HARMFUL)
+    assert driver.sent == b"0:cut:This response was stopped by policy.:content_filter\nusage:16\nDONE\n"
+    assert driver.gate.ended is End.WHOLE
+    driver = Driver(choices=2)
+    driver.receive(text(TEN), text(TEN, index=1), *events)
+    driver.end(broken)
+    driver.answer(HARMFUL)
+    driver.answer(SAFE)
+    assert driver.sent.endswith(text(TEN, index=1).raw + b"error:upstream_error\n")
+    assert driver.gate.ended is End.BROKEN_OFF
+
+
 def test_a_second_cut_does_not_forget_that_the_error_was_dropped() -> None:
     driver = Driver(choices=2)
     driver.receive(text(TEN, finish="stop"), text(TEN, index=1, finish="stop"), ERROR)
