@@ -151,6 +151,19 @@ def test_tokens_of_which_the_reader_says_that_no_text_comes_leave_where_the_repl
     assert driver.sent == text(TEN).raw + AHEAD.raw + b"error:upstream_error\n"
 
 
+def test_in_monitor_tokens_whose_text_never_came_hold_back_no_end() -> None:
+    driver = Driver(policy(thinking={"mode": "monitor"}, answer={"mode": "monitor"}))
+    sent = [text(TEN), AHEAD, text("", finish="stop"), DONE]
+    driver.receive(*sent)
+    assert driver.sent == b"".join(event.raw for event in sent)
+    assert (driver.gate.said_all, driver.gate.finished) == (True, False)
+    driver = Driver()
+    driver.receive(*sent)
+    assert driver.sent == b""
+    driver.answer_all(SAFE)
+    assert driver.sent == b"".join(event.raw for event in sent)
+
+
 def test_what_could_have_become_a_tag_keeps_no_reply_open() -> None:
     driver = Driver()
     driver.receive(inline("if a <", [Segment(Phase.ANSWERING, "if a ")]))
