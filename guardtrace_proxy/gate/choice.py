@@ -225,6 +225,7 @@ class Choice:
             search = Search(
                 chunk.text,
                 self.overlay.placeholder,
+                capacity=self._capacity,
                 continues=self.overlay.continues(self.tape.judged, chunk.phase),
             )
             if search.can_narrow:

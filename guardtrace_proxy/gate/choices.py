@@ -46,14 +46,9 @@ class Choices:
         return any(reason in FAILED for reason in self._over.values())
 
     @property
-    def as_many_over_as_expected(self) -> bool:
-        """Whether what was asked for is over; the upstream may say more choices than that."""
-        return len(self._over) >= self._expected
-
-    @property
     def all_over(self) -> bool:
         """Whether what was asked for is over, and whatever else was seen."""
-        return self.as_many_over_as_expected and self._seen.keys() <= self._over.keys()
+        return self._over.keys() >= {*range(self._expected), *self._seen}
 
     @property
     def deadline(self) -> float | None:

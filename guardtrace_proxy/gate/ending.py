@@ -33,6 +33,7 @@ class Ending:
         """What the upstream said last that it used, in its own words."""
         self._writer = writer
         self._marks_estimates = marks_estimates
+        self._broke_off = False
         self._is_error = False
         """Whether the last words that were said are an error of ours; a cut's isn't one."""
         self._lost_error = False
@@ -57,8 +58,11 @@ class Ending:
         self._usage_came = self._usage_came or (event.kind is EventKind.CHUNK and not event.parts)
 
     def cut(self) -> None:
-        """The last choice that was asked for was cut: usage is owed where the upstream hasn't told it."""
+        """The last choice was cut: usage is owed where the upstream hasn't told it. A reply that broke off before that
+        verdict ends as any that was cut."""
         self._owes_usage = not self._usage_came
+        if self._broke_off:
+            self._words = self.done
 
     def lose_error(self, was_held: bool) -> None:
         """The upstream's error was dropped, if it was held."""
@@ -68,6 +72,11 @@ class Ending:
         """Nothing more comes; ``words`` writes the end of the stream, the upstream's or ours."""
         self.is_known = True
         self._words = words
+
+    def break_off(self, why: str) -> None:
+        """Nothing more comes, and ``why`` is to be said at the end."""
+        self._broke_off = True
+        self.set(lambda: self.error(why))
 
     def error(self, why: str) -> bytes:
         """Last words for a reply that broke off. To be written when they are said, since a cut may take their place."""

@@ -31,7 +31,7 @@ class HeldPart(NamedTuple):
         if end > clear:
             return False
         # Tokens that run ahead of their text wait for it, or for the choice's end where it never comes.
-        return end + part.unsaid <= clear or choice.is_over
+        return end + part.unsaid <= clear or choice.is_over or (choice.ended and choice.received <= clear)
 
     def is_read(self) -> bool:
         """Whether all that it carries is on the tape: tokens may run ahead of their text, and what could become a tag

@@ -226,9 +226,11 @@ class StreamGate:
         return Choice(index, self._policy, self._capacity, self._audit_ids.__next__)
 
     def _break_off(self, why: str) -> None:
-        """What is held is still judged, and released or dropped; then an error, and never an end that looks whole."""
+        """What is held is still judged, and released or dropped; then an error, and never an end that looks whole. A
+        cut of the last choice takes the error's place."""
         self.wants_upstream = False
-        self._end(lambda: self._ending.error(why))
+        self._ending.break_off(why)
+        self._end_choices()
 
     def _last_word(self, done: bytes) -> bytes:
         """The upstream's end of the stream, unless a choice is left that neither it nor a cut has finished."""
@@ -276,7 +278,7 @@ class StreamGate:
             self._stop_all(choice)
             return
         self._queue.replace_uncleared(choice, lambda: self._writer.cut(choice.index, self._cut_of(choice)))
-        if not self._choices.as_many_over_as_expected:
+        if not self._choices.all_over:
             return
         # What follows a cut is its closing frames, with no text of the upstream's, not even a bounded one.
         self._ending.lose_error(self._queue.drop_error())

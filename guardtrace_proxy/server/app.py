@@ -24,6 +24,7 @@ from guardtrace_proxy.server.asgi_io import (
     Scope,
     Send,
     close_websocket,
+    disconnect,
     header,
     read_body,
     respond,
@@ -244,9 +245,13 @@ class GuardTraceApp:
         async with anyio.create_task_group() as tasks:
 
             async def send_on(message: Message) -> None:
-                await send(message)
+                await send.or_stop(message, leave)
                 if send.ended:
                     on_end()
+
+            def leave() -> None:
+                log.info("client left")
+                tasks.cancel_scope.cancel()
 
             def let_go_of_deaf() -> None:
                 log.warning("client takes nothing")
@@ -254,14 +259,12 @@ class GuardTraceApp:
 
             async def leave_with_client() -> None:
                 nonlocal is_watched
-                while (await receive())["type"] != "http.disconnect":
-                    pass
+                await disconnect(receive)
                 is_watched = False
                 # After the reply's end too a disconnect is reported, and the upstream may still close its own reply
                 # properly, so that its connection is used again.
                 if not send.ended:
-                    log.info("client left")
-                    tasks.cancel_scope.cancel()
+                    leave()
 
             def refuse() -> None:
                 nonlocal failure

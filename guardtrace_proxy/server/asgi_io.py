@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -98,6 +99,12 @@ async def read_body(
             return b"".join(chunks)
 
 
+async def disconnect(receive: Receive) -> None:
+    """Wait until the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def respond(send: Send, status: int, body: bytes, headers: Headers) -> None:
     """Send a whole response."""
     length = (b"content-length", str(len(body)).encode())
@@ -122,6 +129,7 @@ async def respond_json(send: Send, status: int, content: object, headers: Header
 async def respond_error(
     send: Send, error: ApiError, shape: ErrorShape, request_id: str, headers: Headers | None = None
 ) -> None:
-    """Send an error in a dialect's shape."""
+    """Send an error in a dialect's shape, if anybody is there to read it."""
     status, body = shape(error.status, error.fields, request_id)
-    await respond(send, status, body, [JSON, *error.headers, *(headers or [])])
+    with suppress(ClientGone):
+        await respond(send, status, body, [JSON, *error.headers, *(headers or [])])

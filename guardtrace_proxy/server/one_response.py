@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from guardtrace_proxy.server.asgi_io import Message, Send
+import anyio
+
+from guardtrace_proxy.server.asgi_io import ClientGone, Message, Send
 from guardtrace_proxy.server.tenants import Tenant
 
 
@@ -32,6 +34,7 @@ class OneResponse:
         return self.status is not None
 
     async def __call__(self, message: Message) -> None:
+        """Raises ClientGone where the server says that nobody is there any more: since ASGI 2.4 by an OSError."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message["headers"], *self._ids]}
@@ -40,8 +43,19 @@ class OneResponse:
         self._waiting_since = time.monotonic()
         try:
             await self._send(message)
+        except OSError:
+            raise ClientGone from None
         finally:
             self._waiting_since = None
+
+    async def or_stop(self, message: Message, stop: Callable[[], None]) -> None:
+        """Send a message of a reply whose tasks ``stop`` cancels, this one too: in their groups ClientGone would become
+        a group of errors."""
+        try:
+            await self(message)
+        except ClientGone:
+            stop()
+            await anyio.lowlevel.checkpoint()
 
     @contextmanager
     def must_be_taken(self, seconds: float, let_go: Callable[[], None]) -> Iterator[None]:

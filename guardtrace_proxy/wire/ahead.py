@@ -94,33 +94,34 @@ class TokensAhead:
         """Text came: it belongs to the tokens that came first. False where those say something else, or where it passes
         over some that nobody has judged. Parsers strip blanks, and some tokenizers lose one before a word: that is the
         same."""
-        follows = True
-        while text and self.tokens:
+        # An index and no rest of the text, which would be copied for every token.
+        position, follows = 0, True
+        while position < len(text) and self.tokens:
             token = self.tokens[0]
-            if text.startswith(token):
+            if text.startswith(token, position):
                 self._take()
-                text = text[len(token) :]
-            elif token.startswith(text):
-                self._take(len(text))
+                position += len(token)
+            elif len(text) - position < len(token) and token.startswith(text[position:]):
+                self._take(len(text) - position)
                 break
             elif _PARTS.match(token):
-                text, is_said = self._say_parts(text)
+                position, is_said = self._say_parts(text, position)
                 follows = follows and is_said
             elif MARKER.fullmatch(token):
                 self._take()
             else:
-                same = next(at for at, (one, other) in enumerate(zip(token, text, strict=False)) if one != other)
-                blank, blank_said = (BLANK.match(each, same).end() for each in (token, text))  # type: ignore[union-attr]
+                same = _same(token, text[position : position + len(token)])
+                blank, blank_said = _end_of_blank(token, same), _end_of_blank(text, position + same) - position
                 if max(blank, blank_said) > same or _PARTS.match(token, same):
                     if blank_said > blank:
                         follows = not same and blank_said == blank + 1 and self._has_lost_blank() and follows
                     self._take(blank)
-                    text = text[blank_said:]
+                    position += blank_said
                     continue
-                position = self._find(text)
-                if position is None:
+                found = self._find(text[position : position + 2 * MAX_COMPARED])
+                if found is None:
                     return False
-                follows = self._pass_over(position) and follows
+                follows = self._pass_over(found) and follows
         return follows
 
     def _has_lost_blank(self) -> bool:
@@ -134,24 +135,23 @@ class TokensAhead:
         self._chars += sum(not token[:1].isspace() for token in self.tokens)
         return not self._is_awaited
 
-    def _say_parts(self, text: str) -> tuple[str, bool]:
-        """What the text goes on with behind the parts that stand in a row, and whether it says what they say. It may
-        have a character for each that isn't whole."""
+    def _say_parts(self, text: str, position: int) -> tuple[int, bool]:
+        """Where the text goes on behind the parts that stand in a row, and whether it says what they say. It may have a
+        character for each that isn't whole."""
         parts = ""
         while self.tokens and (found := _PARTS.match(self.tokens[0])):
             parts += found[0].removeprefix("bytes:")
             self._take(found.end())
-        position = 0
         for char in decoded(parts):
             said = text[position : position + 1]
             if not PARTIAL.match(char) and char != said:
-                return text[position:], False
+                return position, False
             position += bool(said) and not said.isascii()
-        return text[position:], True
+        return position, True
 
     def _find(self, text: str) -> int | None:
-        """The token behind the first that the text goes on with."""
-        bare = bared(text[: 2 * MAX_COMPARED])[:MAX_COMPARED]
+        """The token behind the first with which ``text`` begins, of which a little is enough."""
+        bare = bared(text)[:MAX_COMPARED]
         tokens = [bared(token)[:MAX_COMPARED] for token in islice(self.tokens, MAX_PASSED + LEAST_SAME)]
         for position in range(1, len(tokens)):
             rest = "".join(tokens[position : position + MAX_COMPARED // 4])[:MAX_COMPARED]
@@ -190,6 +190,16 @@ class TokensAhead:
     def _size(self, token: str) -> int:
         """The most that its text may have."""
         return len(token) + (self._loses_blanks and not token[:1].isspace())
+
+
+def _same(one: str, other: str) -> int:
+    """How many characters are the same, of two texts that differ."""
+    return next(at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
+
+
+def _end_of_blank(text: str, start: int) -> int:
+    blank = BLANK.match(text, start)
+    return start if blank is None else blank.end()
 
 
 def decoded(text: str) -> str:

@@ -38,9 +38,9 @@ def never_said(tokens: Sequence[str], texts: Iterable[str]) -> str:
         if found >= 0:
             position = found + len(bare)
             continue
-        rest = said[position:]
-        if rest and bare.startswith(rest):
-            run, position = _behind(run, len(rest)), len(said)
+        count = len(said) - position
+        if 0 < count <= len(bare) and bare.startswith(said[position:]):
+            run, position = _behind(run, count), len(said)
             run = run.lstrip() if text[-1].isspace() else run
         left.append(run)
     return "\n".join(left)

@@ -49,6 +49,32 @@ def test_no_error_follows_a_cut(ends: list[Event]) -> None:
     assert driver.sent.endswith(text(TEN, index=1).raw + ERROR.raw)
 
 
+BREAKS = {
+    "connection": ([], "The connection broke off."),
+    "no end": ([], None),
+    "shut down": ([], "The proxy is shutting down."),
+    "malformed": ([Event(EventKind.MALFORMED, b"{")], None),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_neither_does_an_error_of_ours_where_the_reply_broke_off_before_its_last_verdict(name: str) -> None:
+    events, broken = BREAKS[name]
+    driver = Driver()
+    driver.receive(text("x" * 64), *events)
+    driver.end(broken)
+    driver.answer_all(HARMFUL)
+    assert driver.sent == b"0:cut:This response was stopped by policy.:content_filter\nusage:16\nDONE\n"
+    assert driver.gate.ended is End.WHOLE
+    driver = Driver(choices=2)
+    driver.receive(text(TEN), text(TEN, index=1), *events)
+    driver.end(broken)
+    driver.answer(HARMFUL)
+    driver.answer(SAFE)
+    assert driver.sent.endswith(text(TEN, index=1).raw + b"error:upstream_error\n")
+    assert driver.gate.ended is End.BROKEN_OFF
+
+
 def test_a_second_cut_does_not_forget_that_the_error_was_dropped() -> None:
     driver = Driver(choices=2)
     driver.receive(text(TEN, finish="stop"), text(TEN, index=1, finish="stop"), ERROR)
@@ -125,6 +151,19 @@ def test_tokens_of_which_the_reader_says_that_no_text_comes_leave_where_the_repl
     assert driver.sent == text(TEN).raw + AHEAD.raw + b"error:upstream_error\n"
 
 
+def test_in_monitor_tokens_whose_text_never_came_hold_back_no_end() -> None:
+    driver = Driver(policy(thinking={"mode": "monitor"}, answer={"mode": "monitor"}))
+    sent = [text(TEN), AHEAD, text("", finish="stop"), DONE]
+    driver.receive(*sent)
+    assert driver.sent == b"".join(event.raw for event in sent)
+    assert (driver.gate.said_all, driver.gate.finished) == (True, False)
+    driver = Driver()
+    driver.receive(*sent)
+    assert driver.sent == b""
+    driver.answer_all(SAFE)
+    assert driver.sent == b"".join(event.raw for event in sent)
+
+
 def test_what_could_have_become_a_tag_keeps_no_reply_open() -> None:
     driver = Driver()
     driver.receive(inline("if a <", [Segment(Phase.ANSWERING, "if a ")]))
@@ -134,16 +173,42 @@ def test_what_could_have_become_a_tag_keeps_no_reply_open() -> None:
     assert driver.sent == b"error:upstream_error\n"
 
 
-def test_neither_does_it_in_a_choice_that_goes_on_behind_the_last_cut() -> None:
+def test_neither_does_it_in_a_choice_that_nobody_asked_for() -> None:
     driver = Driver()
     nobody_asked = inline("if a <", [Segment(Phase.ANSWERING, "if a ")])
     nobody_asked.parts[0].index = 1
     driver.receive(nobody_asked, text("bad " * 16))
     driver.answer(HARMFUL)
-    driver.answer_all(SAFE)
-    driver.tick(1)
+    driver.end()
     driver.answer_all(SAFE)
     assert driver.gate.finished
+
+
+def test_a_choice_that_nobody_asked_for_stands_in_for_none_that_was() -> None:
+    driver = Driver(choices=2)
+    runs = text(TEN, index=1)
+    driver.receive(runs, text("", index=3, finish="stop"), text("bad " * 16))
+    driver.answer(HARMFUL)
+    assert driver.gate.wants_upstream
+    assert DONE.raw not in driver.sent
+    driver.receive(text("", index=1, finish="stop"), DONE)
+    driver.answer_all(SAFE)
+    assert driver.sent.endswith(text("", index=1, finish="stop").raw + DONE.raw)
+
+
+@pytest.mark.parametrize("cut", [0, 7])
+def test_a_choice_that_nobody_asked_for_is_finished_or_the_reply_broke_off(cut: int) -> None:
+    for finish in (None, "stop"):
+        driver = Driver()
+        driver.receive(text("bad " * 16, index=cut), text(TEN, index=7 - cut))
+        driver.answer(HARMFUL)
+        assert driver.gate.wants_upstream
+        if finish:
+            driver.receive(text("", index=7 - cut, finish=finish))
+        driver.end()
+        driver.answer_all(SAFE)
+        assert driver.sent.endswith(DONE.raw if finish else b"error:upstream_error\n")
+        assert driver.gate.ended is (End.WHOLE if finish else End.BROKEN_OFF)
 
 
 # How a reply ended, for records

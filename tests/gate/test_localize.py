@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardtrace_proxy.gate.localize import Search
+from guardtrace_proxy.gate.localize import MAX_PIECES, Search
 
 HIDE = "[hidden]"
+ROOMY = sys.maxsize
 
 
 def run(sentences: list[str], unsafe: set[int], *, continues: bool = False) -> tuple[Search, list[str]]:
     """An auditor that flags every text with an unsafe sentence in it."""
-    search = Search(" ".join(sentences), HIDE, continues=continues)
+    search = Search(" ".join(sentences), HIDE, capacity=ROOMY, continues=continues)
     asked = []
     while not search.over:
         asked.append(search.asked)
@@ -38,7 +41,7 @@ def test_what_remains_is_judged_once_more_when_the_last_sentence_goes() -> None:
 
 
 def test_all_goes_when_what_remains_is_still_flagged() -> None:
-    search = Search("Fine. Bad.", HIDE, continues=False)
+    search = Search("Fine. Bad.", HIDE, capacity=ROOMY, continues=False)
     while not search.over:
         search.learn(True)
     assert search.redacted == [(0, len("Fine. Bad."))]
@@ -51,8 +54,8 @@ def test_a_run_before_the_chunk_has_its_placeholder_already() -> None:
 
 
 def test_one_sentence_has_nothing_to_narrow() -> None:
-    assert not Search("Only one.", HIDE, continues=False).can_narrow
-    assert Search("One. Two", HIDE, continues=False).can_narrow
+    assert not Search("Only one.", HIDE, capacity=ROOMY, continues=False).can_narrow
+    assert Search("One. Two", HIDE, capacity=ROOMY, continues=False).can_narrow
 
 
 @given(st.integers(2, 24), st.data())
@@ -68,9 +71,35 @@ def test_exactly_the_unsafe_sentences_go_and_few_questions_are_asked(count: int,
     assert any(remains.startswith(text) or text == remains for text in asked) or remains == HIDE
 
 
+@pytest.mark.parametrize("count", [MAX_PIECES, MAX_PIECES + 1, 1000])
+def test_of_many_sentences_neighbours_share_a_fate_so_that_questions_are_bounded(count: int) -> None:
+    sentences = [f"Sentence number {index}." for index in range(count)]
+    every_other, asked = run(sentences, set(range(0, count, 2)))
+    assert len(asked) <= 2 * MAX_PIECES - 1
+    assert not any(sentence in every_other.remains() for sentence in sentences[::2])
+    one, asked = run(sentences, {count // 2})
+    left = [sentence for sentence in sentences if sentence in one.remains()]
+    assert count - math.ceil(count / MAX_PIECES) <= len(left) < count
+    assert len(asked) <= 2 * math.log2(MAX_PIECES) + 1
+
+
+def test_what_is_undecided_goes_where_a_question_would_not_fit_into_an_audit() -> None:
+    chunk = "Fine. Bé. Fine. Fine. Bé. Fine. Bé."
+    hide = "[a placeholder longer than any sentence]"
+    search = Search(chunk, hide, capacity=len(chunk.encode()) + len(hide), continues=False)
+    passed = []
+    while not search.over:
+        assert len(search.asked.encode()) <= len(chunk.encode()) + len(hide)
+        if "B" not in search.asked:
+            passed.append(search.asked)
+        search.learn("B" in search.asked)
+    assert search.remains() == f"Fine.{hide} Fine. Fine.{hide}"
+    assert f"Fine.{hide} Fine. Fine." in passed
+
+
 @given(st.text(alphabet="ab. \n!", min_size=1, max_size=60), st.lists(st.booleans(), max_size=80))
 def test_every_search_ends_whatever_the_answers(text: str, answers: list[bool]) -> None:
-    search = Search(text, HIDE, continues=False)
+    search = Search(text, HIDE, capacity=ROOMY, continues=False)
     for flagged in [*answers, *[True] * 200]:
         if search.over:
             break

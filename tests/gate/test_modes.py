@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guardtrace_proxy.gate import Decided
+from guardtrace_proxy.gate.localize import MAX_PIECES
 from guardtrace_proxy.gate.question import HIDDEN_THINKING
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Phase, Segment, Span, SpanKind
 from tests.gate.plain import DONE, HARMFUL, MAYBE, SAFE, Driver, inline, policy, text
@@ -382,6 +383,22 @@ def test_a_search_asks_about_what_will_be_released_and_counts_tokens_once() -> N
     assert not any(tokens[1:])
     driver.receive(text("More to come, all of it good and well and long enough to be a chunk."))
     assert driver.audits[0].thinking.startswith("This is fine.[withheld by policy] This is fine too.")
+
+
+def test_a_search_takes_a_bounded_number_of_audits_none_larger_than_fits() -> None:
+    capacity = 6000
+    redacts = {"potentially_harmful": "redact", "harmful": "redact"}
+    driver = Driver(policy(redaction={"localize": True}, actions=redacts), capacity=capacity)
+    driver.receive(text("bad\nfine\n" * 600, finish="stop"))
+    audits = 0
+    while driver.audits:
+        asked = driver.audits[0]
+        question = asked.thinking[asked.judged_thinking :]
+        driver.answer(None if len(question.encode()) > capacity else MAYBE if "bad" in question else SAFE)
+        audits += 1
+    assert b"bad" not in driver.sent
+    assert b":cut:" not in driver.sent
+    assert audits <= 2 * MAX_PIECES
 
 
 def test_text_that_comes_during_a_search_waits() -> None:

@@ -339,15 +339,16 @@ def _how_it_ended(history: History) -> str:
     if history.left_at != NEVER and not any(event.kind == "malformed" for _, event in came):
         return "finished"
     cut_at = {index: _cut_at(history, index) for index in history.cuts}
-    if any(event.kind == "malformed" for _, event in came):
-        at = min(at for at, event in came if event.kind == "malformed")
-        all_cut = len(cut_at) == case.choices and max(cut_at.values()) < at
-        return "finished" if all_cut else "broken"
-    over = {part.index for _, event in came for part in event.parts if part.finish}
-    if any(event.kind == "done" for _, event in came):
-        return "finished" if len(over | set(history.cuts)) == case.choices else "broken"
-    over |= {index for index, at in cut_at.items() if at < history.over_at}
-    return "finished" if case.ending == "closed" and len(over) == case.choices else "broken"
+    kinds = [event.kind for _, event in came]
+    broke = "malformed" in kinds
+    read = came[: kinds.index("malformed")] if broke else came
+    over = {part.index for _, event in read for part in event.parts if part.finish} | set(cut_at)
+    if len(over) < case.choices:
+        return "broken"
+    if not broke and ("done" in kinds or case.ending == "closed"):
+        return "finished"
+    broke_at = came[len(read)][0] if broke else history.over_at
+    return "finished" if len(cut_at) == case.choices or max(cut_at.values(), default=-1.0) >= broke_at else "broken"
 
 
 def _cut_at(history: History, index: int) -> int:

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import httpx
 import pytest
 
 from guardtrace_proxy.demo.serving import ServerDidNotStart
+from guardtrace_proxy.server.app import GuardTraceApp
+from guardtrace_proxy.server.asgi_io import Message, Receive, Scope, Send
 from tests.asgi.model_servers import Model, guarded, starlette_app
 from tests.cli.serving import serving, write_config
 from tests.ports import free_port
@@ -267,6 +270,42 @@ def test_what_is_under_way_shows_and_goes_when_the_client_leaves() -> None:
         judged.set()
     assert found.value("guardtrace_audits_running") == found.value("guardtrace_held_bytes") == 0
     assert found.labels("guardtrace_replies_total")[0]["end"] == "left"
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+@pytest.mark.parametrize("left_at", [0, 1])
+def test_a_server_that_raises_once_its_client_has_left_counts_no_error(
+    left_at: int, streamed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ASGI has allowed since 2.4."""
+    answers_all = GuardTraceApp.__call__
+
+    async def call(self: GuardTraceApp, scope: Scope, receive: Receive, send: Send) -> None:
+        messages = 0
+
+        async def raises(message: Message) -> None:
+            nonlocal messages
+            messages += 1
+            if scope["type"] == "http" and messages > left_at:
+                raise OSError("the client has left")
+            await send(message)
+
+        await answers_all(self, scope, receive, raises)
+
+    monkeypatch.setattr(GuardTraceApp, "__call__", call)
+    case, config = CASES[0], LISTENING | {"logging": {"level": "info", "format": "json"}}
+    sent = [SSE_HEAD, *case.frames(THINKING, "fine")] if streamed else [case.whole(THINKING, "fine")]
+    with proxy(lambda _: sent, config=config) as running:
+        for body in (case.ask(stream=streamed), {}):
+            with suppress(httpx.HTTPError):
+                running.raw(body, case.path)
+        assert eventually(lambda: running.app.service.shedding.running == 0)
+        found = scrape(running.app.service)
+    logged = capsys.readouterr().out
+    assert [each["end"] for each in found.labels("guardtrace_replies_total")] == ["left"]
+    assert [each["status"] for each in found.labels("guardtrace_errors_total")] == ["400"]
+    assert "client left" in logged
+    assert "internal error" not in logged
 
 
 def test_monitored_actions_are_told_from_those_that_were_carried_out() -> None:

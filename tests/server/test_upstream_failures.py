@@ -281,6 +281,18 @@ def test_what_broke_off_is_judged_before_it_leaves():
     assert "stopped by policy" in text
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_what_broke_off_before_the_verdict_that_cuts_it_ends_as_any_cut(case):
+    frames = [frame for frame in case.frames("All is HARM.", "Four it is.") if frame != DONE]
+    half = next(place for place, frame in enumerate(frames) if b"HARM" in frame) + 1
+    with proxy(replay(SSE_HEAD, *frames[:half])) as running:
+        reply = running.raw(case.ask(), case.path, headers=case.headers)
+    assert "HARM" not in reply.text
+    assert "stopped by policy" in reply.text
+    assert "broke off" not in reply.text
+    assert any(end in reply.text.split("\n\n")[-2] for end in ENDS)
+
+
 def test_a_stream_that_breaks_off_in_what_may_be_a_tag_ends():
     """A body of a known length that ends early, while ``<`` waits for the rest of a tag."""
     head = HEAD + b"Content-Type: text/event-stream\r\nContent-Length: 100000\r\n\r\n"

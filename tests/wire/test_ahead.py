@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +41,15 @@ def test_text_belongs_to_the_tokens_that_came_first(tokens: list[str], texts: tu
 )
 def test_nothing_waits_for_a_marker_at_the_end(tokens: list[str], unsaid: int) -> None:
     assert after(tokens)[0] == unsaid
+
+
+def test_a_text_of_many_tokens_takes_no_long() -> None:
+    ahead = TokensAhead()
+    ahead.sample(["ab"] * 200_000)
+    started = time.process_time()
+    assert ahead.compare(["ab" * 200_000]) == ""
+    assert time.process_time() - started < 3
+    assert ahead.unsaid == 0
 
 
 @given(st.lists(st.sampled_from(["a", "bc", "</think>", "<|im_end|>", "\n", "[x]"]), max_size=12), st.data())

@@ -82,3 +82,10 @@ def test_many_runs_that_nothing_says_take_no_long() -> None:
     tokens = ["ab", "<|x|>"] * 100_000
     assert never_said(tokens, ["a" * 1_000_000]).count("b") == 100_000
     assert time.process_time() - started < 10
+
+
+def test_neither_do_they_before_a_text_that_was_not_said_to_its_end() -> None:
+    started = time.process_time()
+    tokens = ["lorem", *["<|x|>", "zq"] * 50_000]
+    assert never_said(tokens, ["lorem " * 200_000]).count("zq") == 50_000
+    assert time.process_time() - started < 5
