@@ -249,6 +249,33 @@ def test_check_upstream_prints_a_line_that_can_be_pasted(tmp_path):
     assert (thinking.style, thinking.starts_open) == ("inline", True)
 
 
+def long_thinker(body: dict[str, Any]) -> Iterable[bytes]:
+    """Its template opens the block, and it thinks for some 2,500 tokens."""
+    thinking = ["letter "] * 2500
+    if body["max_tokens"] < len(thinking):
+        rest = [*(chunk({"content": word}) for word in thinking[: body["max_tokens"]]), chunk({}, "length")]
+    else:
+        said = [*thinking, "</think>", "3"]
+        rest = [*(chunk({"content": word}) for word in said), chunk({}, "stop")]
+    return [SSE_HEAD, *rest, DONE]
+
+
+def test_check_upstream_prints_no_line_where_the_thinking_was_longer_than_its_limit(tmp_path):
+    with model_server(long_thinker) as server:
+        config = write_config(tmp_path, server.url, "http://127.0.0.1:9/v1")
+        said = call("check", "upstream", "default", "--config", config, "--model", "m")
+        longer = call("check", "upstream", "default", "--config", config, "--model", "m", "--max-tokens", "4096")
+    assert said.exit_code == 1
+    assert "reasoning:        none seen\nstarts open:      unknown\n" in said.stdout
+    assert "thinking: {" not in said.output
+    assert said.stderr == (
+        "upstream default: where its thinking stands couldn't be found out: the reply stopped at its length limit before "
+        "a tag or field of thinking came (at most 2048 tokens were asked for). Ask again with more: --max-tokens 8192\n"
+    )
+    assert longer.exit_code == 0
+    assert longer.stdout.endswith("    thinking: {style: inline, starts_open: true}\n")
+
+
 def test_check_upstream_that_cant_be_asked(tmp_path):
     with model_server(lambda _: []) as server:
         pass
