@@ -11,6 +11,7 @@ import anyio
 import typer
 
 from guardtrace_proxy.asgi import PROBES
+from guardtrace_proxy.auditor import BUILT_IN
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 from guardtrace_proxy.auditor.published import for_model
 from guardtrace_proxy.cli.problems import fail
@@ -119,7 +120,7 @@ def _summary(settings: Config) -> Iterator[str]:
 def _doubts(settings: Config) -> Iterator[str]:
     for guard in settings.auditor.guards.values():
         yield from for_model(guard.model, None, settings.auditor.depth)[1]
-        if guard.backend == "transformers" and guard.model == "builtin:nano":
+        if guard.backend == "transformers" and guard.model == BUILT_IN:
             yield f"auditor {guard.model} is for demonstration and tests: it doesn't protect people"
     for name, loaded in settings.policies.items():
         for warning in loaded.warnings:

@@ -436,6 +436,26 @@ def test_check_config_tells_where_nobody_is_served(tmp_path):
     assert "tenants: there are none, so every request is refused with 401" in call("check", "config", config).stderr
 
 
+def test_a_built_in_auditor_that_there_isnt_is_told_before_a_hub_is_asked(tmp_path):
+    told = "there is no builtin:nanoo: the only built-in is builtin:nano\n"
+    auditor = {"backend": "transformers", "model": "builtin:nanoo"}
+    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "", auditor=auditor)
+    for arguments in (["check", "config", config], ["serve", "--config", config, "--port", "0"]):
+        said = call(*arguments)
+        assert (said.exit_code, said.stdout) == (2, "")
+        assert re.fullmatch(rf"{re.escape(str(config))}:\d+: auditor\.model: {told}", said.stderr)
+    said = call("demo", "--model", "builtin:nanoo")
+    assert (said.exit_code, said.stdout, said.stderr) == (2, "", f"--model: {told}")
+    said = call("auditor", "check", "builtin:nanoo")
+    assert (said.exit_code, said.stdout, said.stderr) == (1, "", f"auditor.model: {told}")
+
+
+def test_a_servers_own_model_may_have_any_name(tmp_path):
+    auditor = {"base_url": "http://127.0.0.1:2/v1", "model": "builtin:nanoo", "depth": "annotate"}
+    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "", auditor=auditor)
+    assert call("check", "config", config).exit_code == 0
+
+
 def test_check_middleware_tells_doubts_as_check_config_does(tmp_path):
     config = tmp_path / "guardtrace.yaml"
     settings = {
