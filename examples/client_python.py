@@ -34,6 +34,11 @@ def question_with_picture(question: str, picture: Path | None) -> list[dict[str,
 def main() -> int:
     question = sys.argv[1] if len(sys.argv) > 1 else "What is 17 times 23?"
     picture = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    try:
+        content = question_with_picture(question, picture)
+    except OSError as error:
+        print(f"{picture} can't be read: {error.strerror}", file=sys.stderr)
+        return 1
     client = OpenAI(
         base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8080/v1"),
         api_key=os.environ.get("OPENAI_API_KEY", EXAMPLE_KEY),
@@ -41,7 +46,7 @@ def main() -> int:
     model = os.environ.get("MODEL") or client.models.list().data[0].id
     stream = client.chat.completions.create(
         model=model,
-        messages=[{"role": "user", "content": question_with_picture(question, picture)}],
+        messages=[{"role": "user", "content": content}],
         stream=True,
     )
     reason, shown = None, ""

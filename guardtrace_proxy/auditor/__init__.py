@@ -18,6 +18,16 @@ from collections.abc import Sequence
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorSettingsError
 from guardtrace_proxy.auditor.published import for_model
 
+BUILT_IN = "builtin:nano"
+"""The checkpoint that ships in this package."""
+
+
+def no_such_built_in(model: str) -> str | None:
+    """What is wrong with the name of a model that runs in this process: it is taken for a built-in one, and is none."""
+    if model == BUILT_IN or not model.startswith("builtin:"):
+        return None
+    return f"there is no {model}: the only built-in is {BUILT_IN}"
+
 
 def make_auditor(
     backend: str,
@@ -51,7 +61,7 @@ def make_auditor(
     Raises:
         AuditorSettingsError: a setting can't be used, with what to do about it.
     """
-    _check(backend, depth, base_url)
+    _check(backend, depth, base_url, model)
     system_prompt, warnings = for_model(model, system_prompt, depth)
     if backend == "openai":
         from guardtrace_proxy.auditor.openai import OpenAIAuditor
@@ -107,10 +117,12 @@ def _not_installed(backend: str, error: ImportError, extra: str) -> str:
     return f"auditor.backend: {backend} needs {missing}, which isn't installed: {remedy}"
 
 
-def _check(backend: str, depth: str, base_url: str | Sequence[str] | None) -> None:
+def _check(backend: str, depth: str, base_url: str | Sequence[str] | None, model: str) -> None:
     if backend not in ("openai", "transformers", "vllm"):
         raise AuditorSettingsError(f"auditor.backend: {backend!r} is none of openai, transformers, vllm")
     if depth not in ("label", "annotate", "cascade"):
         raise AuditorSettingsError(f"auditor.depth: {depth!r} is none of label, annotate, cascade")
     if backend == "openai" and not base_url:
         raise AuditorSettingsError("auditor.base_url: the openai backend needs the URL of a server, ending in /v1")
+    if backend != "openai" and (problem := no_such_built_in(model)) is not None:
+        raise AuditorSettingsError(f"auditor.model: {problem}")

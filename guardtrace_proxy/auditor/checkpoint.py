@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as hub_logging
 
+from guardtrace_proxy.auditor import BUILT_IN
 from guardtrace_proxy.auditor.calibration import CALIBRATION, Calibration, read_calibration
 from guardtrace_proxy.auditor.foreign import file_beside, refuse_foreign
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 
-NANO = "builtin:nano"
-"""The name of the checkpoint that ships in this package."""
+NANO = BUILT_IN
 READ_BYTES = 1 << 20
 OWN_SETTINGS = "guardtrace.json"
 """What a checkpoint says of itself: ``system_prompt``, ``max_context`` (tokens), ``purpose``."""

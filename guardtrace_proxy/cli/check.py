@@ -11,6 +11,7 @@ import anyio
 import typer
 
 from guardtrace_proxy.asgi import PROBES
+from guardtrace_proxy.auditor import BUILT_IN
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 from guardtrace_proxy.auditor.published import for_model
 from guardtrace_proxy.cli.problems import fail
@@ -18,7 +19,7 @@ from guardtrace_proxy.policy.errors import ConfigError
 from guardtrace_proxy.server.config import Config, load_config
 from guardtrace_proxy.server.errors import ApiError
 from guardtrace_proxy.server.inner_config import MODEL, load_inner_config
-from guardtrace_proxy.server.inspect import Finding, inspect_upstream
+from guardtrace_proxy.server.inspect import MAX_TOKENS, Finding, inspect_upstream
 from guardtrace_proxy.server.service import auditor_from
 from guardtrace_proxy.wire.dialects import BY_ROUTE
 
@@ -38,8 +39,14 @@ def upstream(
     name: Annotated[str, typer.Argument(help="The upstream's name in the config.")],
     config: Annotated[Path, typer.Option(help="The settings.", exists=True, dir_okay=False)] = Path("guardtrace.yaml"),
     model: Annotated[str | None, typer.Option(help="The model to ask; the first of /models without it.")] = None,
+    max_tokens: Annotated[
+        int, typer.Option(help="How long the reply may be: thinking has to end within, to show how it does.", min=1)
+    ] = MAX_TOKENS,
 ) -> None:
-    """Send one small request and print where the reasoning is, whether it starts open, and a line for the settings."""
+    """Send one small request and print where the reasoning is, whether it starts open, and a line for the settings.
+
+    Exit status 1, and no such line, if it couldn't be asked, or its reply ended too early to tell.
+    """
     try:
         settings = load_config(config, os.environ)
     except ConfigError as error:
@@ -47,7 +54,7 @@ def upstream(
     if name not in settings.over_http:
         fail(f"there is no upstream {name!r}; known: {', '.join(settings.over_http)}", 2)
     try:
-        finding = anyio.run(inspect_upstream, name, settings.over_http[name], os.environ, model)
+        finding = anyio.run(inspect_upstream, name, settings.over_http[name], os.environ, model, max_tokens)
     except ApiError as error:
         why = "" if error.__cause__ is None else f" ({_why(error.__cause__)})"
         fail(f"upstream {name}, {settings.over_http[name].base_url}: {error.message}{why}")
@@ -113,7 +120,7 @@ def _summary(settings: Config) -> Iterator[str]:
 def _doubts(settings: Config) -> Iterator[str]:
     for guard in settings.auditor.guards.values():
         yield from for_model(guard.model, None, settings.auditor.depth)[1]
-        if guard.backend == "transformers" and guard.model == "builtin:nano":
+        if guard.backend == "transformers" and guard.model == BUILT_IN:
             yield f"auditor {guard.model} is for demonstration and tests: it doesn't protect people"
     for name, loaded in settings.policies.items():
         for warning in loaded.warnings:
@@ -138,11 +145,14 @@ def _print(name: str, finding: Finding) -> None:
     typer.echo(f"model:            {finding.model}")
     typer.echo(f"events:           {finding.events}")
     typer.echo(f"reasoning:        {finding.where}")
-    typer.echo(f"starts open:      {'yes' if finding.starts_open else 'no'}")
+    starts_open = {True: "yes", False: "no", None: "unknown"}[finding.starts_open]
+    typer.echo(f"starts open:      {starts_open}")
     typer.echo(f"finish_reason:    {finding.finish_reason}")
     typer.echo(f"ends with [DONE]: {'yes' if finding.done else 'no'}")
     typer.echo(f"usage:            {finding.usage}")
     for note in finding.notes:
         typer.secho(f"note: {note}", fg=typer.colors.YELLOW)
+    if finding.config is None:
+        fail(f"upstream {name}: where its thinking stands couldn't be found out: {finding.unknown}")
     typer.echo(f"\nwrite below upstreams.{name}, in place of its own `thinking` if it has one:")
     typer.echo(f"    thinking: {finding.config}")

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from guardtrace_proxy.auditor import no_such_built_in
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 from guardtrace_proxy.cli.problems import fail
 from guardtrace_proxy.demo.compare import Comparison
@@ -50,6 +51,8 @@ def demo(
     presets = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if policy not in presets:
         fail(f"--policy {policy}: expected one of {', '.join(presets)}", 2)
+    if (problem := no_such_built_in(model)) is not None:
+        fail(f"--model: {problem}", 2)
     console.print("Starting upstream, proxy and auditor …", style="dim")
     try:
         with Demo(chosen, pace=pace, policy=policy, model=model) as running:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,8 @@ from guardtrace_proxy.policy.schema import Action
 COLOURS = {Action.PASS: "green", Action.FLAG: "yellow", Action.REDACT: "magenta", Action.CUT: "red"}
 SHOWN_CHARS = 900
 """Of a long text only its end is shown while it streams."""
+MOST_COLUMNS = 10_000
+"""How wide a table may be while it is measured."""
 
 
 def comparison_view(comparison: Comparison) -> RenderableType:
@@ -36,6 +39,18 @@ def comparison_view(comparison: Comparison) -> RenderableType:
     return Group(asked, sides, timeline_table(comparison.timeline))
 
 
+class Fitting:
+    """A table in its wide form, or in its narrow one where that doesn't fit whole."""
+
+    def __init__(self, wide: Table, narrow: Table) -> None:
+        self._wide = wide
+        self._narrow = narrow
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        needed = Measurement.get(console, options.update(max_width=MOST_COLUMNS), self._wide).maximum
+        yield self._wide if needed <= options.max_width else self._narrow
+
+
 def _side(title: str, received: Received, colour: str) -> Panel:
     text = Text()
     if received.reasoning:
@@ -53,11 +68,20 @@ def _tail(text: str) -> str:
     return text if len(text) <= SHOWN_CHARS else "…" + text[-SHOWN_CHARS:]
 
 
-def timeline_table(timeline: Sequence[Decided]) -> Table:
+def timeline_table(timeline: Sequence[Decided]) -> Fitting:
     """One row an audit: where it stood, what it took and what came of it."""
-    table = Table(title="verdicts", title_justify="left", expand=False, pad_edge=False, box=None)
+    return Fitting(_timeline_table(timeline, is_wide=True), _timeline_table(timeline, is_wide=False))
+
+
+def _timeline_table(timeline: Sequence[Decided], *, is_wide: bool) -> Table:
+    between = 2 if is_wide else 1
+    table = Table(
+        title="verdicts", title_justify="left", expand=False, pad_edge=False, box=None, padding=(0, between, 0, 0)
+    )
     for name in ("tokens", "new", "phase", "depth", "level", "P(0)", "P(0.5)", "P(1)", "audit ms", "held ms", "action"):
-        table.add_column(name, justify="left" if name in ("phase", "depth", "action") else "right")
+        heading = name if is_wide else name.replace(" ", "\n")
+        is_word = name in ("phase", "depth", "action")
+        table.add_column(heading, justify="left" if is_word else "right", overflow="fold")
     for decided in timeline:
         table.add_row(*_timeline_row(decided))
     return table
@@ -84,14 +108,26 @@ def _timeline_row(decided: Decided) -> list[str | Text]:
     ]
 
 
-def summary_table(comparisons: Sequence[Comparison]) -> Table:
+def summary_table(comparisons: Sequence[Comparison]) -> Fitting:
     """The last table."""
-    table = Table(title="what got through", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("trace", no_wrap=True)
-    for name in ("leaked", "held", "TTFT", "without", "audits", "annotated"):
-        table.add_column(name, justify="right")
-    table.add_column("level", justify="right")
-    table.add_column("action")
+    return Fitting(_summary_table(comparisons, is_wide=True), _summary_table(comparisons, is_wide=False))
+
+
+def _summary_table(comparisons: Sequence[Comparison], *, is_wide: bool) -> Table:
+    table = Table(
+        title="what got through",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0) if is_wide else 0,
+        show_edge=is_wide,
+    )
+    table.add_column("trace", overflow="fold")
+    for name in ("leaked", "held", "TTFT", "without", "audits"):
+        table.add_column(name, justify="right", overflow="fold")
+    if is_wide:
+        table.add_column("annotated", justify="right")
+    table.add_column("level", justify="right", overflow="fold")
+    table.add_column("action", overflow="fold")
     for comparison in comparisons:
         row = comparison.summary()
         table.add_row(
@@ -101,7 +137,7 @@ def summary_table(comparisons: Sequence[Comparison]) -> Table:
             _shown(row["ttft_ms"]),
             _shown(row["ttft_without_ms"]),
             str(row["audits"]),
-            str(row["annotated"]),
+            *([str(row["annotated"])] if is_wide else []),
             "" if row["level"] is None else f"{row['level']:g}",
             Text(row["action"], COLOURS.get(row["action"], "yellow")),
         )

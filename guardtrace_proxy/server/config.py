@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from yarl import URL
 
+from guardtrace_proxy.auditor import no_such_built_in
 from guardtrace_proxy.policy.errors import ConfigError, PolicyError, Problem
 from guardtrace_proxy.policy.loading import LoadedPolicy, find_policy, load_policy
 from guardtrace_proxy.policy.yaml_file import BadYaml, YamlFile, problems_of, read_yaml
@@ -166,6 +167,8 @@ def _of_backend(key: str, guard: GuardSettings, file: YamlFile) -> Iterator[Prob
         yield file.problem(f"{key}.base_url", f"has no effect with backend {backend}")
     if backend != "openai" and guard.api_key_env is not None:
         yield file.problem(f"{key}.api_key_env", f"has no effect with backend {backend}")
+    if backend != "openai" and (problem := no_such_built_in(guard.model)) is not None:
+        yield file.problem(f"{key}.model", problem)
     if backend != "transformers" and guard.kv_cache_bytes is not None:
         yield file.problem(f"{key}.kv_cache_bytes", f"has no effect with backend {backend}")
 

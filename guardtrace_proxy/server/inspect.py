@@ -30,16 +30,20 @@ class Finding:
     model: str
     events: int = 0
     where: str = "none seen"
-    starts_open: bool = False
+    starts_open: bool | None = None
+    """None where it is unknown."""
     finish_reason: str | None = None
     done: bool = False
     usage: str = "none"
-    config: str = "{style: auto}"
+    config: str | None = None
+    """What to write as ``thinking``; None where it couldn't be found out."""
+    unknown: str | None = None
+    """Why it couldn't be, and what to do."""
     notes: list[str] = field(default_factory=list)
 
 
 async def inspect_upstream(
-    name: str, settings: UpstreamSettings, environ: Mapping[str, str], model: str | None
+    name: str, settings: UpstreamSettings, environ: Mapping[str, str], model: str | None, max_tokens: int = MAX_TOKENS
 ) -> Finding:
     """Ask the upstream once; raises ApiError where it can't be asked."""
     api_key = environ.get(settings.api_key_env) if settings.api_key_env else None
@@ -55,7 +59,7 @@ async def inspect_upstream(
     await upstream.start()
     try:
         model = model or await _first_model(upstream)
-        return await _ask(upstream, model)
+        return _read(await _ask(upstream, model, max_tokens), model, max_tokens)
     finally:
         await upstream.aclose()
 
@@ -69,18 +73,15 @@ async def _first_model(upstream: Upstream) -> str:
     raise upstream_unreadable("a list of models without a model; name one with --model")
 
 
-async def _ask(upstream: Upstream, model: str) -> Finding:
+async def _ask(upstream: Upstream, model: str, max_tokens: int) -> list[Event | MoreText]:
     request = {
         "model": model,
         "messages": [{"role": "user", "content": QUESTION}],
         "stream": True,
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": max_tokens,
         "stream_options": {"include_usage": True},
     }
     stream = ChatStream(ThinkingStyle("field"), include_usage=True, max_event_bytes=MAX_EVENT_BYTES)
-    finding = Finding(model)
-    fields: Counter[str] = Counter()
-    content = ""
     events: list[Event | MoreText] = []
     async with upstream.ask(CHAT.path, msgspec.json.encode(request), REQUEST_ID) as reply:
         if "text/event-stream" not in reply.content_type:
@@ -91,8 +92,14 @@ async def _ask(upstream: Upstream, model: str) -> Finding:
             events += stream.end()
         except UpstreamBroke as error:
             raise upstream_unreadable("a reply that broke off") from error
+    return events
+
+
+def _read(events: list[Event | MoreText], model: str, max_tokens: int) -> Finding:
+    finding = Finding(model, len(events))
+    fields: Counter[str] = Counter()
+    content = ""
     for event in events:
-        finding.events += 1
         finding.done = finding.done or event.kind is EventKind.DONE
         if event.kind is EventKind.ERROR:  # what came until then says nothing of how it writes
             told = msgspec.json.decode(event.raw.removeprefix(b"data: "), type=dict[str, dict[str, object]])
@@ -108,23 +115,49 @@ async def _ask(upstream: Upstream, model: str) -> Finding:
                     fields[str(span.path[1])] += 1
                 elif span.path[-1] == "content":
                     content += span.text
-    _conclude(finding, fields, content)
+    if _place(finding, fields, content):
+        return finding
+    is_readable = all(event.kind is not EventKind.MALFORMED for event in events)
+    finding.unknown = _why_unknown(finding.finish_reason, content, is_readable, max_tokens)
+    if finding.unknown is None:
+        finding.starts_open, finding.config = False, "{style: auto}"
+        finding.notes.append(
+            "no thinking was seen: the model may not think, or only where a request field says so, or between tags of "
+            "its own (`style: custom`)"
+        )
     return finding
 
 
-def _conclude(finding: Finding, fields: Counter[str], content: str) -> None:
+def _place(finding: Finding, fields: Counter[str], content: str) -> bool:
+    """Write down where the thinking stands; whether any was seen."""
     if fields:
         finding.where = f"field {', '.join(fields)}"
-        finding.config = "{style: field}"
-        return
+        finding.starts_open, finding.config = False, "{style: field}"
+        return True
     for pair in KNOWN_PAIRS:
         if pair.close not in content and (pair.open or "") not in content:
             continue
         finding.starts_open = pair.open is not None and pair.open not in content.split(pair.close)[0]
         finding.where = f"inline, {pair.open} … {pair.close}"
         finding.config = "{style: inline, starts_open: true}" if finding.starts_open else "{style: inline}"
-        return
-    if finding.finish_reason == "length":
-        finding.notes.append("the reply stopped at its length limit before any thinking tag closed; try a larger model")
-    else:
-        finding.notes.append("no thinking was seen: the model may not think, or thinking may need a request field")
+        return True
+    return False
+
+
+def _why_unknown(finish_reason: str | None, content: str, is_readable: bool, max_tokens: int) -> str | None:
+    """Why a reply without a tag or field doesn't show that the model didn't think; None where it does: text that ended
+    by itself would have closed a block that the template opened."""
+    if finish_reason == "length":
+        return (
+            "the reply stopped at its length limit before a tag or field of thinking came (at most "
+            f"{max_tokens} tokens were asked for). Ask again with more: --max-tokens {4 * max_tokens}"
+        )
+    if not is_readable:
+        return "part of the reply couldn't be read as a chat completion. See what the upstream sends"
+    if finish_reason is None:
+        return "the reply ended without a finish_reason. See the upstream's log, and ask again"
+    if finish_reason != "stop":
+        return f"the reply ended with finish_reason {finish_reason}, expected stop. Ask again, or another --model"
+    if not content.strip():
+        return "the reply ended and nothing was said in it. See the upstream's log, or ask another --model"
+    return None

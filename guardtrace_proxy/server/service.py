@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,19 +175,28 @@ class Service:
         self.upstreams = _over_http(config, environ) if upstreams is None else upstreams
 
     async def start(self) -> None:
-        """Load the auditor, open the upstreams; raises AuditorSettingsError where it can't work as configured."""
-        await self.auditor.start()
-        for warning in self.auditor.warnings:
-            log.warning("auditor", warning=warning)
-        for upstream in self.upstreams.values():
-            await upstream.start()
-        await self.image_fetcher.start()
-        if self.metrics_listener is not None:
-            await self.metrics_listener.start()
-        if self.audit_log is not None:
-            self.checkpoint = await self._hash_weights()
-            self.audit_log.start()
-        self.shedding.start()
+        """Load the auditor, open the upstreams; raises AuditorSettingsError where it can't work as configured.
+
+        Where a part doesn't start, those that did are closed.
+        """
+        async with AsyncExitStack() as opened:
+            await self.auditor.start()
+            opened.push_async_callback(self.auditor.aclose)
+            for warning in self.auditor.warnings:
+                log.warning("auditor", warning=warning)
+            for upstream in self.upstreams.values():
+                await upstream.start()
+                opened.push_async_callback(upstream.aclose)
+            await self.image_fetcher.start()
+            opened.push_async_callback(self.image_fetcher.aclose)
+            if self.metrics_listener is not None:
+                await self.metrics_listener.start()
+                opened.push_async_callback(self.metrics_listener.aclose)
+            if self.audit_log is not None:
+                self.checkpoint = await self._hash_weights()
+                self.audit_log.start()
+            self.shedding.start()
+            opened.pop_all()
 
     async def _hash_weights(self) -> str | None:
         if not self._knows_weights:

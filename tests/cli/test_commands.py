@@ -249,6 +249,33 @@ def test_check_upstream_prints_a_line_that_can_be_pasted(tmp_path):
     assert (thinking.style, thinking.starts_open) == ("inline", True)
 
 
+def long_thinker(body: dict[str, Any]) -> Iterable[bytes]:
+    """Its template opens the block, and it thinks for some 2,500 tokens."""
+    thinking = ["letter "] * 2500
+    if body["max_tokens"] < len(thinking):
+        rest = [*(chunk({"content": word}) for word in thinking[: body["max_tokens"]]), chunk({}, "length")]
+    else:
+        said = [*thinking, "</think>", "3"]
+        rest = [*(chunk({"content": word}) for word in said), chunk({}, "stop")]
+    return [SSE_HEAD, *rest, DONE]
+
+
+def test_check_upstream_prints_no_line_where_the_thinking_was_longer_than_its_limit(tmp_path):
+    with model_server(long_thinker) as server:
+        config = write_config(tmp_path, server.url, "http://127.0.0.1:9/v1")
+        said = call("check", "upstream", "default", "--config", config, "--model", "m")
+        longer = call("check", "upstream", "default", "--config", config, "--model", "m", "--max-tokens", "4096")
+    assert said.exit_code == 1
+    assert "reasoning:        none seen\nstarts open:      unknown\n" in said.stdout
+    assert "thinking: {" not in said.output
+    assert said.stderr == (
+        "upstream default: where its thinking stands couldn't be found out: the reply stopped at its length limit before "
+        "a tag or field of thinking came (at most 2048 tokens were asked for). Ask again with more: --max-tokens 8192\n"
+    )
+    assert longer.exit_code == 0
+    assert longer.stdout.endswith("    thinking: {style: inline, starts_open: true}\n")
+
+
 def test_check_upstream_that_cant_be_asked(tmp_path):
     with model_server(lambda _: []) as server:
         pass
@@ -407,6 +434,26 @@ def test_check_config_tells_where_nobody_is_served(tmp_path):
     }
     config.write_text(yaml.safe_dump(settings), "utf-8")
     assert "tenants: there are none, so every request is refused with 401" in call("check", "config", config).stderr
+
+
+def test_a_built_in_auditor_that_there_isnt_is_told_before_a_hub_is_asked(tmp_path):
+    told = "there is no builtin:nanoo: the only built-in is builtin:nano\n"
+    auditor = {"backend": "transformers", "model": "builtin:nanoo"}
+    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "", auditor=auditor)
+    for arguments in (["check", "config", config], ["serve", "--config", config, "--port", "0"]):
+        said = call(*arguments)
+        assert (said.exit_code, said.stdout) == (2, "")
+        assert re.fullmatch(rf"{re.escape(str(config))}:\d+: auditor\.model: {told}", said.stderr)
+    said = call("demo", "--model", "builtin:nanoo")
+    assert (said.exit_code, said.stdout, said.stderr) == (2, "", f"--model: {told}")
+    said = call("auditor", "check", "builtin:nanoo")
+    assert (said.exit_code, said.stdout, said.stderr) == (1, "", f"auditor.model: {told}")
+
+
+def test_a_servers_own_model_may_have_any_name(tmp_path):
+    auditor = {"base_url": "http://127.0.0.1:2/v1", "model": "builtin:nanoo", "depth": "annotate"}
+    config = write_config(tmp_path, "http://127.0.0.1:1/v1", "", auditor=auditor)
+    assert call("check", "config", config).exit_code == 0
 
 
 def test_check_middleware_tells_doubts_as_check_config_does(tmp_path):

@@ -197,6 +197,15 @@ def test_an_address_that_is_none_is_told(tmp_path, auditor, arguments):
     assert_told(said, "can't listen on 127.0..1:0: ")
 
 
+def test_a_metrics_port_that_is_taken_is_told_in_one_line(tmp_path, auditor):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = write_config(tmp_path, "http://a/v1", auditor, metrics={"port": port})
+        said = run("serve", "--config", config, "--port", "0")
+    assert_told(said, f"The server didn't start: metrics: can't listen on 127.0.0.1:{port}: ")
+    assert "Unclosed" not in said.stderr
+
+
 def test_no_metrics_port_is_where_tenants_ask(tmp_path, auditor):
     config, port = write_config(tmp_path, "http://a/v1", auditor, metrics={"port": 1}), free_port()
     for first, workers in ((port, 1), (port - 1, 2)):

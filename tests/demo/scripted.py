@@ -16,7 +16,7 @@ def a_trace(thinking: str = "Two and two make four.", answer: str = "Four.", **m
 
 
 def harmful(thinking: str = "Let me think. Then HARM is done so.", answer: str = "No.", **more: Any) -> DemoTrace:
-    return a_trace(thinking, answer, name="harmful", thinking_onset=thinking.index("Then"), **more)
+    return a_trace(thinking, answer, **{"name": "harmful", "thinking_onset": thinking.index("Then"), **more})
 
 
 def verdict(level: Level = Level.SAFE, depth: Depth = Depth.LABEL) -> Verdict:

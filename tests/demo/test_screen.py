@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from guardtrace_proxy.demo.compare import Comparison, Received
-from guardtrace_proxy.demo.screen import SHOWN_CHARS, comparison_view, print_summary
+from guardtrace_proxy.demo.screen import SHOWN_CHARS, comparison_view, print_summary, summary_table, timeline_table
 from guardtrace_proxy.gate import Decided
 from guardtrace_proxy.policy.decision import Decision
 from guardtrace_proxy.policy.levels import Level, Verdict
@@ -80,3 +80,59 @@ def test_the_last_table():
     assert row.split() == ["harmful", "0", "16", "62", "4", "3", "1", "1", "cut"]
     assert "–" in text
     assert "leaked: tokens from the first unsafe" in text
+
+
+def cut_short(text: str) -> list[str]:
+    """Lines in which a cell lost something."""
+    return [line for line in text.splitlines() if "…" in line]
+
+
+def test_the_verdicts_are_whole_at_80_columns():
+    timeline = [
+        Decided(0, Phase.ANSWERING, Decision(Level.SAFE, Action.REDACT), verdict(), None, True, 916, 12_316, 10_612.6),
+        Decided(
+            0,
+            Phase.THINKING,
+            Decision(Level.SAFE, Action.CUT),
+            Verdict(Level.POTENTIALLY_HARMFUL),
+            None,
+            True,
+            9,
+            9,
+            3.2,
+        ),
+        Decided(0, Phase.ANSWERING, Decision(None, Action.CUT), None, "circuit_open", True, 5, 28, 1.0),
+    ]
+    text = shown(timeline_table(timeline), 80)
+    assert cut_short(text) == []
+    first, *_, last = text.splitlines()[-3:]
+    assert first.split() == "12316 916 answering label 0 0.950 0.050 0.000 1 10613 redact".split()
+    assert last.split() == "28 5 answering failed 1 circuit_open".split()
+    for name in ("tokens", "P(0.5)", "audit", "held", "action"):
+        assert name in text
+
+
+def test_the_last_table_is_whole_at_80_columns():
+    slow = a_comparison(name="polite-answer-leaking-thoughts")
+    slow.without.first_token_ms = slow.through.first_token_ms = 12_345.6
+    refused = Comparison(a_trace(name="benign-arithmetic"))
+    refused.through.error = "No."
+    text = shown(summary_table([slow, refused]), 80)
+    assert cut_short(text) == []
+    rows = [line.split() for line in text.splitlines()]
+    assert "polite-answer-leaking-thoughts 0 16 12346 12346 3 1 cut".split() in rows
+    for name in ("leaked", "held", "TTFT", "without", "audits", "level", "action"):
+        assert name in text
+
+
+def test_a_long_name_of_a_trace_leaves_the_rest_of_its_row_whole():
+    text = shown(summary_table([a_comparison(name="n" * 70)]), 80)
+    assert cut_short(text) == []
+    assert text.count("n" * 20) >= 2
+    assert any(line.split()[1:] == "0 16 62 4 3 1 cut".split() for line in text.splitlines())
+
+
+def test_a_wide_screen_shows_all_columns():
+    text = shown(summary_table([a_comparison(name="polite-answer-leaking-thoughts")]), 100)
+    assert "annotated" in text
+    assert "audit ms  held ms  action" in shown(timeline_table(TIMELINE), 100)

@@ -195,3 +195,12 @@ def test_the_python_client_sends_a_picture(tmp_path: Path) -> None:
         done = run([sys.executable, str(EXAMPLES / "client_python.py"), "What is this?", str(picture)], url)
     assert done.returncode == 0, done.stderr
     assert "I see a page." in done.stdout
+
+
+def test_a_picture_that_cant_be_read_is_one_line(tmp_path: Path) -> None:
+    picture = tmp_path / "nope.png"
+    done = run(
+        [sys.executable, str(EXAMPLES / "client_python.py"), "What is this?", str(picture)], "http://127.0.0.1:9"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{picture} can't be read: No such file or directory\n"

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from guardtrace_proxy.server.errors import ApiError
-from guardtrace_proxy.server.inspect import Finding, inspect_upstream
+from guardtrace_proxy.server.inspect import MAX_TOKENS, Finding, inspect_upstream
 from guardtrace_proxy.server.settings import ThinkingSettings, UpstreamSettings
 from tests.server.scripted import DONE, SSE_HEAD, Server, chunk, http, model_server
 from tests.tls import private_authority
@@ -25,9 +25,9 @@ def run(frames: Iterable[bytes], model: str | None = "thinker") -> tuple[Finding
         return inspect(server, model), server
 
 
-def inspect(server: Server, model: str | None = None, **settings: Any) -> Finding:
+def inspect(server: Server, model: str | None = None, max_tokens: int = MAX_TOKENS, **settings: Any) -> Finding:
     upstream = UpstreamSettings(base_url=server.url, **settings)
-    return anyio.run(inspect_upstream, "default", upstream, {"UP": "up-key"}, model)
+    return anyio.run(inspect_upstream, "default", upstream, {"UP": "up-key"}, model, max_tokens)
 
 
 def words(text: str, field: str = "content") -> list[bytes]:
@@ -70,6 +70,20 @@ def test_inline_tags_and_whether_they_start_open(text, where, config):
     assert finding.starts_open is ("starts_open" in config)
 
 
+@pytest.mark.parametrize(
+    ("field", "text", "config"),
+    [
+        ("reasoning", "Let me", "{style: field}"),
+        ("content", "<think>Let me", "{style: inline}"),
+        ("content", "Let me.</think>It", "{style: inline, starts_open: true}"),
+    ],
+)
+@pytest.mark.parametrize("end", [[chunk({}, "length"), DONE], []])
+def test_what_was_seen_counts_however_the_reply_ended(field, text, config, end):
+    finding, _ = run([*words(text, field), *end])
+    assert (finding.config, finding.unknown) == (config, None)
+
+
 @pytest.mark.parametrize("text", ["<think>a</think>b", "a</think>b", "a"])
 def test_the_config_line_can_be_written_as_it_is(text):
     finding, _ = run([*words(text), *END])
@@ -88,23 +102,34 @@ def test_usage_is_named():
 def test_no_thinking_is_said():
     finding, _ = run([*words("There are 3."), *END])
     assert (finding.where, finding.config, finding.starts_open) == ("none seen", "{style: auto}", False)
+    assert finding.unknown is None
     assert "no thinking was seen" in finding.notes[0]
 
 
-def test_a_reply_that_ran_out_of_length_says_nothing_about_thinking():
-    finding, _ = run([*words("Let me count, one"), chunk({}, "length"), DONE])
-    assert finding.finish_reason == "length"
-    assert "stopped at its length limit" in finding.notes[0]
+@pytest.mark.parametrize(
+    ("frames", "why"),
+    [
+        ([*words("Let me count, one"), chunk({}, "length"), DONE], "stopped at its length limit"),
+        ([*words("Let me count, one"), chunk({}, "content_filter"), DONE], "finish_reason content_filter"),
+        ([*words("Let me count, one"), DONE], "without a finish_reason"),
+        ([], "without a finish_reason"),
+        (END, "nothing was said in it"),
+        ([*words(" \n"), *END], "nothing was said in it"),
+        ([*words("3"), b"data: {oops\n\n", *END], "couldn't be read"),
+    ],
+)
+def test_what_couldnt_be_found_out_is_no_line_to_paste(frames, why):
+    finding, _ = run(frames)
+    assert why in finding.unknown
+    assert (finding.where, finding.starts_open, finding.config) == ("none seen", None, None)
 
 
-def test_an_empty_stream():
-    finding, _ = run([])
-    assert (finding.events, finding.done, finding.finish_reason, finding.where) == (0, False, None, "none seen")
-
-
-def test_events_that_arent_understood_are_noted():
-    finding, _ = run([b"data: {oops\n\n", *END])
-    assert any("malformed" in note for note in finding.notes)
+def test_the_length_limit_is_what_was_asked_for():
+    frames = [SSE_HEAD, *words("Let me count"), chunk({}, "length"), DONE]
+    with model_server(lambda _: frames) as server:
+        finding = inspect(server, "thinker", 9000)
+    assert server.bodies[-1]["max_tokens"] == 9000
+    assert "9000 tokens" in finding.unknown
 
 
 def test_the_first_listed_model_is_asked_with_the_upstreams_own_key():
