@@ -2,8 +2,8 @@
 
 The last line decides, or else the first: an analysis in between may quote whatever it judges, judgments too. Inside a
 line a judgment in quotation marks is a quoted one, and a line behind a ``>`` is copied text. A reply without one of the
-three judgments in these places is unreadable, and never counts as 0. Copied text where nothing else judges, and a reply
-that was cut off, may warn, and never clear.
+three judgments in these places is unreadable, and never counts as 0. Copied text where nothing else judges, a reply
+that was cut off, and a first line that a later one may take back, may warn, and never clear.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ _COPIED = re.compile(rf"[\s{_QUOTES}*_#{{\[(\\-]*(?<!-)>")
 """How a line of Markdown's quotations begins, and one that was quoted for the prompt; an arrow (``->``) is none."""
 _NUMBER = re.compile(r"0\.50*|[01](?:\.0+)?", re.ASCII)
 _AFTER_NUMBER = re.compile(rf"[\s{_QUOTES}*_\\}}\])]*(?:$|[.,;(–—][^\d½¼¾¹²³]*$)")
+_MAY_WARN = re.compile(
+    rf"judge?ment(?:[^\n:：=]{{0,20}}[:：=]|{_MARKS}(?:is|of)\b){_MARKS}(?:0?[.,]5|1)", re.IGNORECASE
+)
+"""A judgment of 0.5 or 1 as it may be written anywhere, quoted ones too."""
 _CLOSING = "\"'“”„‟«»‘’‚‛`´＂＇「」『』*_\\}]) \t\r\n"
 _FENCE = re.compile(r"\A```[a-z]*\s*\n?(.*?)\n?```\s*\Z", re.DOTALL | re.IGNORECASE)
 _THOUGHTS_END = "</think>"
@@ -61,7 +65,7 @@ def parse_reply(text: str, *, truncated: bool = False) -> GuardReply:
 
     Raises:
         UnreadableReply: it neither ends nor begins with a judgment, or with one that isn't exactly 0, 0.5 or 1; or it
-            says 0 and was cut off, or says it behind a ``>`` alone.
+            says 0 and was cut off, or says it behind a ``>`` alone, or first and then perhaps otherwise.
     """
     reply = _read(text, truncated)
     if truncated and reply.level is Level.SAFE:
@@ -69,27 +73,34 @@ def parse_reply(text: str, *, truncated: bool = False) -> GuardReply:
     return reply
 
 
+@dataclass(frozen=True, slots=True)
+class _Judgment:
+    """One that may be the reply's: its label, and where its line ends."""
+
+    label: re.Match[str]
+    end: int
+    is_copied: bool = False
+    is_first: bool = False
+
+
 def _read(text: str, truncated: bool) -> GuardReply:
     text = text.lstrip("\ufeff \t\r\n")
     answer = _without_thoughts(text)
     if not truncated and (fields := _json_object(text) or _json_object(answer)) is not None:
         return _from_json(fields)
-    end = len(answer.rstrip(_CLOSING))
-    start = answer.rfind("\n", 0, end) + 1
-    label = _last_label(answer, start, end, own_line=truncated)
-    is_copied = label is not None and _is_copied(answer, start, end)
-    has_first = answer == text and start > 0  # thoughts have no first line that counts
-    first = _first_label(text) if has_first and (label is None or is_copied) else None
-    if first is not None:
-        label, is_copied, end = first, False, text.index("\n")
-    if label is None:
+    found = _last_judgment(answer, truncated)
+    if (found is None or found.is_copied) and answer == text:  # thoughts have no first line that counts
+        found = _first_judgment(text) or found
+    if found is None:
         raise UnreadableReply("the auditor's reply neither ends nor begins with a judgment")
-    if truncated and "\n" not in answer[end:]:
+    if truncated and "\n" not in answer[found.end :]:
         raise UnreadableReply("the auditor's reply was cut off at its judgment")
-    level = _level(answer[label.end() : end])
-    if is_copied and level is Level.SAFE:
+    level = _level(answer[found.label.end() : found.end])
+    if level is Level.SAFE and found.is_copied:
         raise UnreadableReply("the auditor's judgment of 0 stands in copied text")
-    return GuardReply(level, _analysis(answer[: label.start("label")]), first is not None)
+    if level is Level.SAFE and found.is_first and _MAY_WARN.search(answer, found.end):
+        raise UnreadableReply("the auditor's reply begins with a judgment of 0 and has another one later")
+    return GuardReply(level, _analysis(answer[: found.label.start("label")]), found.is_first)
 
 
 def ends_at_judgment(text: str) -> bool:
@@ -118,10 +129,20 @@ def _last_label(text: str, start: int, end: int, *, own_line: bool) -> re.Match[
     return None if label is None or _is_quoted(text, start, label) else label
 
 
-def _first_label(text: str) -> re.Match[str] | None:
-    """The judgment's label that begins the first line, if that isn't copied text."""
-    end = text.index("\n")
-    return None if _is_copied(text, 0, end) else _last_label(text, 0, end, own_line=True)
+def _last_judgment(text: str, truncated: bool) -> _Judgment | None:
+    end = len(text.rstrip(_CLOSING))
+    start = text.rfind("\n", 0, end) + 1
+    label = _last_label(text, start, end, own_line=truncated)
+    return None if label is None else _Judgment(label, end, is_copied=_is_copied(text, start, end))
+
+
+def _first_judgment(text: str) -> _Judgment | None:
+    """It begins the first line of several, and isn't copied text."""
+    end = text.find("\n")
+    if end < 0 or _is_copied(text, 0, end):
+        return None
+    label = _last_label(text, 0, end, own_line=True)
+    return None if label is None else _Judgment(label, end, is_first=True)
 
 
 def _is_copied(text: str, start: int, end: int) -> bool:

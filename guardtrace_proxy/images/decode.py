@@ -1,7 +1,8 @@
 """Bytes to pixels under limits. The one decode rule of this proxy:
 
 PNG, JPEG, WebP and GIF, of the media type that was declared; one frame; EXIF orientation applied; alpha over
-white; 16-bit greys scaled to 8; RGB. A JPEG's extra pictures (MPO) are ignored, as every JPEG decoder does.
+white; 16-bit greys scaled to 8; RGB. A JPEG's extra pictures (MPO) are ignored, as every JPEG decoder does. A PNG with
+a transparent colour of 16 bits a channel is refused: Pillow keeps 8, so that colour can't be told from its neighbours.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ import io
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from guardtrace_proxy.images.parts import has_too_many_parts
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
 """Media types that are taken, with Pillow's names."""
 _ALIASES = {"image/jpg": "image/jpeg"}
+SCALED = "scaled"
+"""In a decoded image's ``info``: whether its data has 16-bit greys, which Pillow's own conversion shows as white."""
+_GREYS = [value // 257 for value in range(65536)]
+"""16-bit greys in 8 bits."""
 
 
 def media_type_of(declared: str) -> str | None:
@@ -71,6 +77,7 @@ class Budget:
 
 def decode_image(data: bytes, media_type: str, budget: Budget, field: str) -> Image.Image:
     """Decode one image to RGB. Its size in the header and its parts are checked before anything is decompressed.
+    ``info`` has :data:`SCALED`.
 
     Raises:
         ImageError: it is over the limits, broken, animated, or something else than ``media_type``.
@@ -87,7 +94,7 @@ def decode_image(data: bytes, media_type: str, budget: Budget, field: str) -> Im
             budget.check_pixels(image.size, field)
             if image.format != "MPO" and getattr(image, "is_animated", False):
                 raise ImageError(field, "the image has several frames: send a single one")
-            pixels = _as_rgb(image)
+            pixels = _as_rgb(image, field)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -101,17 +108,34 @@ def decode_image(data: bytes, media_type: str, budget: Budget, field: str) -> Im
     return pixels
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _as_rgb(image: ImageFile, field: str) -> Image.Image:
+    has_deep_colours = any(rawmode == "RGB;16B" for _, _, _, rawmode in image.tile)  # loading takes the tiles away
     image.load()
+    if has_deep_colours and "transparency" in image.info:
+        raise ImageError(field, "the image has a transparent colour of 16 bits a channel: save it with 8 bits")
     upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        rgba = upright.convert("RGBA")
-        white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba.getchannel("A"))
-        return white
-    if upright.mode == "I" or upright.mode.startswith("I;16"):
-        upright = upright.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-    return upright.convert("RGB") if upright.mode != "RGB" else upright.copy()
+    is_deep_grey = upright.mode == "I" or upright.mode.startswith("I;16")
+    if is_deep_grey:
+        upright = _scaled(upright)
+    pixels = _over_white(upright) if upright.has_transparency_data else upright.convert("RGB")
+    pixels.info[SCALED] = is_deep_grey
+    return pixels
+
+
+def _scaled(deep: Image.Image) -> Image.Image:
+    """16-bit greys in 8 bits, the transparent one as white."""
+    greys = list(_GREYS)
+    clear = deep.info.pop("transparency", None)
+    if clear is not None:
+        greys[clear] = 255
+    return deep.convert("I").point(greys, "L")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    white = Image.new("RGB", rgba.size, "white")
+    white.paste(rgba, mask=rgba.getchannel("A"))
+    return white
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -1,4 +1,5 @@
-"""Large images are made smaller before a remote auditor gets them, so that a photograph fits its context."""
+"""Large images are made smaller before a remote auditor gets them, so that a photograph fits its context; 16-bit greys
+are made 8-bit ones, since the auditor's server may clip them all to white."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import io
 from base64 import b64encode
 
 from PIL import Image
+
+from guardtrace_proxy.images.decode import SCALED
 
 CELL = 28
 """Pixels on a side of what Qwen2.5-VL makes one token of: patches of 14, merged two by two."""
@@ -38,9 +41,9 @@ def smaller(pixels: Image.Image) -> Image.Image:
 
 
 def fitted(data_url: str, pixels: Image.Image) -> tuple[str, int]:
-    """The image's own URL, or that of a smaller copy, and how many tokens it takes. Takes CPU time for large ones."""
+    """The image's own URL, or that of a copy, and how many tokens it takes. Takes CPU time for large ones."""
     copy = smaller(pixels)
-    if copy is pixels:
+    if copy is pixels and not pixels.info.get(SCALED):
         return data_url, image_tokens(*pixels.size)
     data = io.BytesIO()
     copy.save(data, "JPEG", quality=95, subsampling=0)

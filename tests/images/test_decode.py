@@ -21,6 +21,14 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
     return file.getvalue()
 
 
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(chunks: bytes) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b"")
+
+
 def decode(data: bytes, media_type: str = "image/png", limits: ImageLimits = LIMITS) -> Image.Image:
     return decode_image(data, media_type, Budget(limits), FIELD)
 
@@ -59,6 +67,59 @@ def test_cmyk_jpeg_becomes_rgb() -> None:
 def test_sixteen_bits_are_scaled_not_clipped(grey: int, expected: int) -> None:
     image = Image.frombytes("I;16", (1, 1), grey.to_bytes(2, "little"))
     assert decode(encoded(image, "PNG")).getpixel((0, 0)) == (expected,) * 3
+
+
+def sixteen_bits(
+    colour_type: int, first: tuple[int, ...], second: tuple[int, ...], clear: tuple[int, ...] = ()
+) -> bytes:
+    """A PNG of two pixels; ``clear`` is the colour that its tRNS chunk makes transparent."""
+
+    def words(*values: int) -> bytes:
+        return struct.pack(f">{len(values)}H", *values)
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, colour_type, 0, 0, 0)
+    transparency = chunk(b"tRNS", words(*clear)) if clear else b""
+    return png(chunk(b"IHDR", header) + transparency + chunk(b"IDAT", zlib.compress(b"\0" + words(*first, *second))))
+
+
+DARK, WHITE = 0x2020, 0xFFFF
+
+
+@pytest.mark.parametrize(
+    ("colour_type", "first", "second", "clear", "expected"),
+    [
+        (0, (DARK,), (WHITE,), (), (32, 255)),
+        (0, (DARK,), (WHITE,), (5,), (32, 255)),
+        (0, (DARK,), (WHITE,), (DARK - 1,), (32, 255)),
+        (0, (DARK,), (WHITE,), (WHITE,), (32, 255)),
+        (0, (DARK,), (0x4040,), (DARK,), (255, 64)),
+        (2, (DARK,) * 3, (WHITE,) * 3, (), (32, 255)),
+        (4, (DARK, WHITE), (0x4040, WHITE), (), (32, 64)),
+        (4, (DARK, WHITE), (0x4040, 0), (), (32, 255)),
+        (4, (DARK, WHITE), (0x4040, WHITE), (DARK,), (32, 64)),
+        (6, (DARK, DARK, DARK, WHITE), (0, 0, 0, 0), (), (32, 255)),
+    ],
+)
+def test_sixteen_bits_of_every_kind_are_what_they_show(
+    colour_type: int, first: tuple[int, ...], second: tuple[int, ...], clear: tuple[int, ...], expected: tuple[int, int]
+) -> None:
+    shown = decode(sixteen_bits(colour_type, first, second, clear))
+    assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(grey,) * 3 for grey in expected]
+
+
+@pytest.mark.parametrize("clear", [(DARK,) * 3, (0x1220,) * 3, (0x20,) * 3, (5, 6, 7)])
+def test_a_transparent_colour_of_sixteen_bits_is_refused_as_it_cant_be_told_from_its_neighbours(
+    clear: tuple[int, ...],
+) -> None:
+    assert "8 bits" in refusal(sixteen_bits(2, (DARK,) * 3, (WHITE,) * 3, clear))
+
+
+def test_a_transparent_grey_of_sixteen_bits_stays_so_when_the_image_is_turned() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.frombytes("I;16", (2, 1), struct.pack("<2H", DARK, 0x4040))
+    shown = decode(encoded(image, "PNG", transparency=DARK, exif=exif.tobytes()))
+    assert [shown.getpixel((0, y)) for y in (0, 1)] == [(255,) * 3, (64,) * 3]
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(0, (255, 255, 255)), (255, (0, 0, 255)), (128, (127, 127, 255))])
@@ -127,13 +188,8 @@ def test_each_kind_of_webp_header_is_read(lossless: bool, mode: str) -> None:
 
 def bomb(width: int, height: int) -> bytes:
     """A PNG that claims to be huge."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" * 1000)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return png(chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)))
 
 
 @pytest.mark.parametrize("size", [(101, 100), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from base64 import b64decode, b64encode
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from guardtrace_proxy.images.data_urls import RequestImage
+from guardtrace_proxy.images.data_urls import RequestImage, decode_data_url
+from guardtrace_proxy.images.decode import SCALED, ImageLimits
 from guardtrace_proxy.images.fitting import (
     CELL,
     MAX_STRETCH,
@@ -31,6 +34,27 @@ def request_image(width: int, height: int) -> RequestImage:
 def test_a_small_image_goes_as_it_came():
     image = request_image(640, 480)
     assert fitted(image.data_url, image.pixels) == (image.data_url, 23 * 18 + 2)
+
+
+@pytest.mark.parametrize("clear", [None, 5])
+def test_sixteen_bit_greys_go_as_a_copy_that_every_decoder_shows(clear: int | None):
+    grey = Image.new("I;16", (64, 64), 65535)
+    grey.paste(0x2020, (0, 0, 32, 64))
+    data = io.BytesIO()
+    grey.save(data, "PNG", **({} if clear is None else {"transparency": clear}))
+    image = decode_data_url(f"data:image/png;base64,{b64encode(data.getvalue()).decode()}", ImageLimits(), "")
+    url, tokens = fitted(image.data_url, image.pixels)
+    sent = Image.open(io.BytesIO(b64decode(url.partition(",")[2])))
+    assert (sent.mode, sent.size, tokens) == ("RGB", (64, 64), image_tokens(64, 64))
+    assert [abs(sent.getpixel((x, 32))[0] - grey) < 4 for x, grey in ((8, 32), (56, 255))] == [True, True]
+
+
+def test_no_text_chunk_of_an_image_makes_a_copy_of_it():
+    data, chunks = io.BytesIO(), PngInfo()
+    chunks.add_text(SCALED, "yes")
+    Image.new("RGB", (64, 64)).save(data, "PNG", pnginfo=chunks)
+    image = decode_data_url(f"data:image/png;base64,{b64encode(data.getvalue()).decode()}", ImageLimits(), "")
+    assert fitted(image.data_url, image.pixels)[0] == image.data_url
 
 
 @settings(max_examples=15, deadline=None)
