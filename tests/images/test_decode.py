@@ -52,6 +52,14 @@ def test_each_format_becomes_rgb(format: str) -> None:
     assert max(green, blue) < 16
 
 
+@pytest.mark.parametrize(("format", "mark"), [("PNG", 20), ("GIF", 1)])
+def test_an_image_is_broken_where_pixels_are_missing_not_the_mark_behind_them(format: str, mark: int) -> None:
+    media_type = f"image/{format.lower()}"
+    image = encoded(Image.linear_gradient("L").resize((40, 20)), format)
+    assert decode(image[:-mark], media_type).tobytes() == decode(image, media_type).tobytes()
+    assert "is broken or cut short" in refusal(image[: len(image) - mark - 20], media_type)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_every_mode_of_png_becomes_rgb(mode: str) -> None:
     assert decode(encoded(Image.new(mode, (3, 3)), "PNG")).mode == "RGB"
