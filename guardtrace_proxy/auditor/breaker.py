@@ -74,7 +74,9 @@ class Breaker:
         """
         self._admit()
         began = self._clock()
-        tries = self._is_tried = bool(self._pause)
+        is_try = self._pause > 0
+        if is_try:
+            self._is_tried = True
         try:
             yield
         except AuditorFailure as failure:
@@ -88,7 +90,7 @@ class Breaker:
         else:
             self._answered(began)
         finally:
-            if tries:
+            if is_try:
                 self._is_tried = False
 
     def _admit(self) -> None:

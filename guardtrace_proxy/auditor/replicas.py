@@ -176,6 +176,14 @@ def _is_decided(attempts: Sequence[Attempt]) -> bool:
     return any(attempt.decides for attempt in attempts) and all(attempt.is_over for attempt in attempts)
 
 
+def _deciding(attempts: Sequence[Attempt]) -> Attempt:
+    """The first with a verdict; else the first whose failure is final; else the last that was made."""
+    for attempt in attempts:
+        if attempt.verdict is not None:
+            return attempt
+    return next((attempt for attempt in attempts if attempt.decides), attempts[-1])
+
+
 class ReplicatedSession:
     """One query under audit, at one replica at a time."""
 
@@ -206,8 +214,7 @@ class ReplicatedSession:
                 group.cancel_scope.cancel()
         finally:
             self._settle(attempts)
-        attempts.sort(key=lambda attempt: (attempt.verdict is None, not attempt.decides))
-        end = attempts[0] if attempts[0].decides else attempts[-1]
+        end = _deciding(attempts)
         if end.decides:
             await self._stay_at(end.replica)
         if end.verdict is None:

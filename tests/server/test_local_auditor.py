@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import structlog
 
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
@@ -64,8 +65,10 @@ def test_one_session_out_of_memory_ends_as_its_policy_says_and_the_others_go_on(
         found: list[torch.Tensor] = forward(pieces)
         return found
 
-    replies = play(out_of_memory, ["What is 2 + 2?", "Tell me of zebras.", "What is 2 + 2?"])
+    with structlog.testing.capture_logs() as logged:
+        replies = play(out_of_memory, ["What is 2 + 2?", "Tell me of zebras.", "What is 2 + 2?"])
     assert broken.is_set()
+    assert {line["kind"] for line in logged if line["event"] == "audit failed"} == {"broken"}
     for reply in (replies[0], replies[2]):
         assert "Two and two make four." in _text(reply)
         assert CUT not in reply
@@ -95,7 +98,9 @@ def test_a_device_that_is_gone_is_the_policys_business(on_failure: str, leaves: 
     def gone(auditor: TransformersAuditor, forward: Any, pieces: Sequence[Piece]) -> list[torch.Tensor]:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    [reply] = play(gone, ["Tell me of zebras."], {"on_auditor_failure": on_failure})
+    with structlog.testing.capture_logs() as logged:
+        [reply] = play(gone, ["Tell me of zebras."], {"on_auditor_failure": on_failure})
+    assert {line["kind"] for line in logged if line["event"] == "audit failed"} == {"broken"}
     assert ("striped" in _text(reply)) is leaves
     assert ("could not be checked" in reply) is not leaves
 
