@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from guardtrace_proxy.wire.chat_schema import (
     unknown_beside_choices,
     unknown_of_choice,
 )
+from guardtrace_proxy.wire.counts import at_most
 from guardtrace_proxy.wire.events import Found, Phase, Span, SpanKind
 from guardtrace_proxy.wire.media import refuse_media
 from guardtrace_proxy.wire.strings import PLAIN_KEY, Path, is_encrypted, is_label, strings_below
@@ -24,17 +26,19 @@ TOP = ".."
 
 
 def spans_of_choice(choice: dict[str, Any], body_key: str) -> list[Found]:
-    """All strings of a choice in the tape's order: reasoning, content, refusal, tool calls, others."""
+    """All strings of a choice in the tape's order: reasoning, content, refusal, tool calls, others. Raises TooMany."""
+    return _without_copies(at_most(_in_choice(choice, body_key)))
+
+
+def _in_choice(choice: dict[str, Any], body_key: str) -> Iterator[Found]:
     body = choice.get(body_key)
-    found: list[Found] = []
     if isinstance(body, dict):
-        found = list(_body(body, (body_key,)))
+        yield from _body(body, (body_key,))
     elif body is not None:
-        found = list(_others(body, (body_key,)))
+        yield from _others(body, (body_key,))
     for key in unknown_of_choice(choice):
         if key != body_key:
-            found += field_strings(key, choice[key], ())
-    return _without_copies(found)
+            yield from field_strings(key, choice[key], ())
 
 
 def logprobs_of(choice: dict[str, Any]) -> Logprobs | None:
@@ -46,11 +50,9 @@ def logprobs_of(choice: dict[str, Any]) -> Logprobs | None:
 
 
 def spans_beside_choices(event: dict[str, Any]) -> list[Found]:
-    """Strings at the top of an event in fields that nobody knows."""
-    found: list[Found] = []
-    for key in unknown_beside_choices(event):
-        found += field_strings(key, event[key], (TOP,))
-    return found
+    """Strings at the top of an event in fields that nobody knows. Raises TooMany."""
+    keys = unknown_beside_choices(event)
+    return at_most(chain.from_iterable(field_strings(key, event[key], (TOP,)) for key in keys))
 
 
 def _body(body: dict[str, Any], path: Path) -> Iterator[Found]:

@@ -12,6 +12,7 @@ from guardtrace_proxy.wire.chat_schema import Name, is_of_type, named_by
 from guardtrace_proxy.wire.chat_spans import spans_beside_choices
 from guardtrace_proxy.wire.choice import ChoiceReader, tokens_alone
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
+from guardtrace_proxy.wire.counts import MAX_REPLY_VALUES, MAX_STRINGS, WITH_TOO_MANY, TooMany, holds_more
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Found, MoreText, malformed
 from guardtrace_proxy.wire.keys import KEY_TWICE, KEY_TWICE_IN_WHOLE, has_key_twice
 from guardtrace_proxy.wire.media import WITH_MEDIA, Media
@@ -106,6 +107,8 @@ class ChoicesStream(ChoicesWriter):
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
+        if holds_more(body, MAX_REPLY_VALUES):
+            return _unreadable(EventKind.COMPLETION, body, WITH_TOO_MANY)
         try:
             content = msgspec.json.decode(body)
         except NOT_JSON:
@@ -181,6 +184,8 @@ class ChoicesStream(ChoicesWriter):
 
     def _read_unusual(self, event: SSEEvent) -> Event:
         """JSON, but not of the usual shape."""
+        if holds_more(event.data, MAX_REPLY_VALUES):
+            return _unreadable(EventKind.CHUNK, event.raw, WITH_TOO_MANY)
         try:
             content = msgspec.json.decode(event.data)
         except NOT_JSON:
@@ -203,6 +208,7 @@ class ChoicesStream(ChoicesWriter):
         if not isinstance(choices, list) or len(choices) > MAX_READ_CHOICES:
             return _unreadable(kind, raw, UNREADABLE)
         parts: list[ChoicePart] = []
+        strings = 0
         try:
             beside = spans_beside_choices(content)
             for choice in choices:
@@ -211,10 +217,15 @@ class ChoicesStream(ChoicesWriter):
                     return _unreadable(kind, raw, UNREADABLE)
                 beside = []
                 parts.append(part)
+                strings += len(part.spans)
+                if strings > MAX_STRINGS:
+                    return _unreadable(kind, raw, WITH_TOO_MANY)
             if len({part.index for part in parts}) < len(parts):
                 return _unreadable(kind, raw, TWICE)
         except (TooDeep, RecursionError):
             return _unreadable(kind, raw, "that is nested too deeply")
+        except TooMany:
+            return _unreadable(kind, raw, WITH_TOO_MANY)
         except Media:
             return _unreadable(kind, raw, WITH_MEDIA)
         if beside:

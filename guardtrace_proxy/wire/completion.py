@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, get_type_hints
 
@@ -24,6 +24,7 @@ from guardtrace_proxy.wire.choice import ChoiceReader
 from guardtrace_proxy.wire.choices import ChoicesStream
 from guardtrace_proxy.wire.choices_writer import BLANK, ChoicesWriter
 from guardtrace_proxy.wire.completion_request import CompletionRequest
+from guardtrace_proxy.wire.counts import at_most
 from guardtrace_proxy.wire.events import ChoicePart, EventKind, Found, Phase, Span, SpanKind
 from guardtrace_proxy.wire.fates import Cut, Kept
 from guardtrace_proxy.wire.prefill import leaves_open
@@ -123,19 +124,7 @@ class CompletionStream(CompletionWriter, ChoicesStream):
         return reader.part(choice.index, found, finish, choice.token_ids, False, unsaid)
 
     def _spans(self, choice: dict[str, Any], kind: EventKind) -> list[Found]:
-        found: list[Found] = []
-        for key in unknown_fields(choice, _CHOICE, _TYPES):
-            value = choice[key]
-            if key in THINKING_FIELDS and isinstance(value, str):
-                found.append((Phase.THINKING, Span((key,), value, SpanKind.OTHER)))
-            elif key != "text":
-                found += field_strings(key, value, ())
-        text = choice.get("text")
-        if isinstance(text, str):
-            found += [(Phase.ANSWERING, Span(TEXT, text))] if text else []
-        elif text is not None:
-            found += field_strings("text", text, ())
-        return found
+        return at_most(_in_choice(choice))
 
     def _sampled(self, choice: dict[str, Any]) -> Sequence[str] | None:
         logprobs = choice.get("logprobs")
@@ -145,6 +134,21 @@ class CompletionStream(CompletionWriter, ChoicesStream):
 
     def _has_role(self, choice: dict[str, Any], kind: EventKind) -> bool:
         return False
+
+
+def _in_choice(choice: dict[str, Any]) -> Iterator[Found]:
+    for key in unknown_fields(choice, _CHOICE, _TYPES):
+        value = choice[key]
+        if key in THINKING_FIELDS and isinstance(value, str):
+            yield Phase.THINKING, Span((key,), value, SpanKind.OTHER)
+        elif key != "text":
+            yield from field_strings(key, value, ())
+    text = choice.get("text")
+    if isinstance(text, str):
+        if text:
+            yield Phase.ANSWERING, Span(TEXT, text)
+    elif text is not None:
+        yield from field_strings("text", text, ())
 
 
 def completion_reply(request: CompletionRequest, settings: ReplySettings) -> CompletionStream:

@@ -10,6 +10,14 @@ from typing import Any
 
 import msgspec
 
+from guardtrace_proxy.wire.counts import (
+    EVENT_WITH_TOO_MANY,
+    MAX_REPLY_VALUES,
+    WITH_TOO_MANY,
+    TooMany,
+    at_most,
+    holds_more,
+)
 from guardtrace_proxy.wire.events import Event, EventKind, Found, Span, malformed
 from guardtrace_proxy.wire.keys import KEY_TWICE_IN_WHOLE, has_key_twice
 from guardtrace_proxy.wire.media import WITH_MEDIA, Media
@@ -56,6 +64,8 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
+        if holds_more(body, MAX_REPLY_VALUES):
+            return malformed(body, f"a reply {WITH_TOO_MANY}")
         try:
             message = msgspec.json.decode(body)
         except NOT_JSON:
@@ -66,9 +76,11 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
             return malformed(body, KEY_TWICE_IN_WHOLE)
         self.stream = False
         try:
-            places = list(places_of_message(message, self._terms))
+            places = at_most(places_of_message(message, self._terms))
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
+        except TooMany:
+            return malformed(body, f"a reply {WITH_TOO_MANY}")
         except Media:
             return malformed(body, f"a reply {WITH_MEDIA}")
         hides = hides_encrypted(message["content"], self._terms)
@@ -94,6 +106,8 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
         return MessagesEvent(EventKind.CHUNK, raw, [part], type=delta.type, index=delta.index, delta=delta)
 
     def _read_other(self, event: SSEEvent) -> Event:
+        if holds_more(event.data, MAX_REPLY_VALUES):
+            return malformed(event.raw, EVENT_WITH_TOO_MANY)
         try:
             content = msgspec.json.decode(event.data)
         except NOT_JSON:
@@ -109,9 +123,11 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
         if kind in OF_BLOCKS and not (type(index) is int and 0 <= index < MAX_BLOCKS):
             return malformed(event.raw, "The upstream sent an event of a block without a usable index.")
         try:
-            places = list(places_of(content, self._terms))
+            places = at_most(places_of(content, self._terms))
         except (TooDeep, RecursionError):
             return malformed(event.raw, TOO_DEEP)
+        except TooMany:
+            return malformed(event.raw, EVENT_WITH_TOO_MANY)
         except Media:
             return malformed(event.raw, EVENT_WITH_MEDIA)
         raw = named(event, kind)

@@ -11,6 +11,14 @@ from typing import Any
 
 import msgspec
 
+from guardtrace_proxy.wire.counts import (
+    EVENT_WITH_TOO_MANY,
+    MAX_REPLY_VALUES,
+    WITH_TOO_MANY,
+    TooMany,
+    at_most,
+    holds_more,
+)
 from guardtrace_proxy.wire.events import Event, EventKind, Found, Phase, Span, SpanKind, malformed
 from guardtrace_proxy.wire.keys import KEY_TWICE_IN_WHOLE, has_key_twice
 from guardtrace_proxy.wire.media import WITH_MEDIA, Media
@@ -60,6 +68,8 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
+        if holds_more(body, MAX_REPLY_VALUES):
+            return malformed(body, f"a reply {WITH_TOO_MANY}")
         try:
             response = msgspec.json.decode(body)
         except NOT_JSON:
@@ -70,10 +80,12 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
             return malformed(body, KEY_TWICE_IN_WHOLE)
         self.stream = False
         try:
-            places = list(places_of_response(response, self._terms))
+            places = at_most(places_of_response(response, self._terms))
             return self._event(EventKind.COMPLETION, body, "", response, places, _status(response))
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
+        except TooMany:
+            return malformed(body, f"a reply {WITH_TOO_MANY}")
         except Media:
             return malformed(body, f"a reply {WITH_MEDIA}")
 
@@ -104,6 +116,8 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         return malformed(event.raw, "The upstream sent an event that isn't JSON.")
 
     def _read_other(self, event: SSEEvent) -> Event:
+        if holds_more(event.data, MAX_REPLY_VALUES):
+            return malformed(event.raw, EVENT_WITH_TOO_MANY)
         try:
             content = msgspec.json.decode(event.data)
         except NOT_JSON:
@@ -117,11 +131,13 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         if not isinstance(kind, str):
             return malformed(event.raw, "The upstream sent an event without a type.")
         try:
-            places = list(places_of(content, self._terms))
+            places = at_most(places_of(content, self._terms))
             finish = _status(content.get("response")) if kind in TERMINAL else None
             return self._event(EventKind.CHUNK, named(event, kind), kind, content, places, finish)
         except (TooDeep, RecursionError):
             return malformed(event.raw, TOO_DEEP)
+        except TooMany:
+            return malformed(event.raw, EVENT_WITH_TOO_MANY)
         except Media:
             return malformed(event.raw, EVENT_WITH_MEDIA)
 
