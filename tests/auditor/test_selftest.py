@@ -17,8 +17,10 @@ from tests.auditor.conftest import REPLY
 from tests.server.scripted import http, model_server
 
 
-def report_of(model: object, base_url: str | None = None, api_key: str | None = None) -> Report:
-    return anyio.run(self_test, str(model), base_url, api_key, 0.05)
+def report_of(
+    model: object, base_url: str | None = None, api_key: str | None = None, max_context: int | None = None
+) -> Report:
+    return anyio.run(self_test, str(model), base_url, api_key, 0.05, None, max_context)
 
 
 def complaint(model: object, base_url: str | None = None) -> str:
@@ -127,6 +129,9 @@ def reading_data(parts: list[dict[str, Any]]) -> int:
 def test_a_server_that_works_passes_with_its_figures() -> None:
     with model_server(serving(seeing)) as server:
         report = report_of("guard", server.url, "secret")
+    read = report.facts.pop("longest read")
+    assert isinstance(read, int)
+    assert read >= 7616
     assert report.facts == {"server": server.url, "context": 4096, "image tokens": 50}
     assert [(said.trace, said.level) for said in report.verdicts if said.depth == "annotate"] == [
         ("benign", "0.5"),
@@ -144,6 +149,18 @@ def test_a_server_that_doesnt_count_tokens_passes_with_a_note() -> None:
         report = report_of("guard", server.url)
     assert any("an image counts couldn't be checked" in note for note in report.notes)
     assert (report.prefill_tokens_per_second, report.decode_tokens_per_second) == (None, None)
+
+
+def dropping(parts: list[dict[str, Any]]) -> int:
+    """A word is a token, what is over 3000 tokens is dropped unsaid."""
+    words = sum(len(part.get("text", "").split()) for part in parts)
+    return min(words + 50 * sum(part["type"] == "image_url" for part in parts), 3000)
+
+
+def test_a_server_that_drops_text_is_refused_and_passes_with_the_context_that_it_has() -> None:
+    with model_server(serving(dropping), answers_trials=False) as server:
+        assert "set auditor.max_context to 3000 or less" in complaint("guard", server.url)
+        assert report_of("guard", server.url, max_context=3000).facts["longest read"] == 2565
 
 
 @pytest.mark.parametrize(
