@@ -193,10 +193,13 @@ async def speed(auditor: Auditor, depth: Depth, seconds: float) -> Speed:
                     text = long_text(STEP_BYTES * (step + 1))
                     trace = Trace(text, "", len(text) - STEP_BYTES)
                     try:
-                        await session.judge(trace, depth)
+                        with anyio.fail_after(AUDIT_SECONDS):
+                            await session.judge(trace, depth)
                     except AuditorFailure as failure:
                         if failure.kind not in SAID_NOTHING:
                             raise
+                    except TimeoutError:
+                        raise AuditorFailure(FailureKind.TIMEOUT, f"no verdict within {AUDIT_SECONDS:g} s") from None
                     done += 1
                     if time.perf_counter() - began >= seconds:
                         break

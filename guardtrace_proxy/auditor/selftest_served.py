@@ -74,8 +74,12 @@ class Served:
             SelfTestFailed: it can't be asked, or serves others.
         """
         answer = await self._ask("GET", "/models")
-        entries = [entry for entry in answer.get("data") or [] if isinstance(entry, dict)]
-        served = {str(entry.get("id")): entry for entry in entries}
+        listed = answer.get("data")
+        if not isinstance(listed, list):
+            raise SelfTestFailed(
+                f"{self._url}/models didn't answer with a list of models: expected an object with data"
+            )
+        served = {str(entry.get("id")): entry for entry in listed if isinstance(entry, dict)}
         if self._model not in served:
             names = ", ".join(served) or "nothing"
             raise SelfTestFailed(f"the server serves {names}, expected {self._model}: give the name that it serves")

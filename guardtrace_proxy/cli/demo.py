@@ -12,6 +12,7 @@ import anyio
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 from guardtrace_proxy.cli.problems import fail
@@ -72,7 +73,7 @@ def demo(
 async def _play_all(running: Demo, traces: list[DemoTrace], console: Console) -> list[Comparison]:
     comparisons = []
     for trace in traces:
-        console.rule(trace.name)
+        console.rule(Text(trace.name))
         if not console.is_terminal or console.quiet:
             comparison = await running.play(trace, lambda _: None)
             console.print(comparison_view(comparison))

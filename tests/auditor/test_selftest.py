@@ -11,7 +11,8 @@ from typing import Any
 import anyio
 import pytest
 
-from guardtrace_proxy.auditor.protocol import AuditorError, AuditorSettingsError
+from guardtrace_proxy.auditor import selftest
+from guardtrace_proxy.auditor.protocol import AuditorError, AuditorSettingsError, Depth
 from guardtrace_proxy.auditor.selftest import Report, SelfTestFailed, self_test
 from tests.auditor.conftest import REPLY
 from tests.server.scripted import http, model_server
@@ -177,9 +178,31 @@ def test_a_server_that_drops_text_is_refused_and_passes_with_the_context_that_it
         (lambda _: [http(500, "{}")], "answered with HTTP status 500, expected 200: look at the server's log"),
         (lambda _: [http(200, "<html>")], "didn't answer with JSON: expected an OpenAI-compatible server"),
         (lambda _: [http(200, "[]")], "didn't answer with a JSON object"),
+        (lambda _: [http(200, '{"data": 5}')], "/models didn't answer with a list of models"),
+        (lambda _: [http(200, '{"data": [5]}')], "the server serves nothing, expected guard"),
         (lambda _: [], "can't be reached"),
     ],
 )
 def test_a_server_that_doesnt_work_is_refused_with_what_to_do(script: Any, said: str) -> None:
     with model_server(script) as server:
         assert said in complaint("guard", server.url)
+
+
+def test_an_auditor_that_hangs_while_its_speed_is_measured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "AUDIT_SECONDS", 0.05)
+
+    class Hanging:
+        async def open(self, _: object) -> Hanging:
+            return self
+
+        async def judge(self, *_: object) -> None:
+            await anyio.sleep_forever()
+
+        async def aclose(self) -> None:
+            pass
+
+    async def run() -> None:
+        with anyio.fail_after(20), pytest.raises(SelfTestFailed, match=r"timeout, no verdict within 0\.05 s"):
+            await selftest.speed(Hanging(), Depth.ANNOTATE, 0.05)  # type: ignore[arg-type]
+
+    anyio.run(run)
