@@ -18,6 +18,7 @@ from transformers.utils import logging as hub_logging
 from guardtrace_proxy.auditor import BUILT_IN
 from guardtrace_proxy.auditor.calibration import CALIBRATION, Calibration, read_calibration
 from guardtrace_proxy.auditor.foreign import file_beside, refuse_foreign
+from guardtrace_proxy.auditor.hub import hub_asked_once
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 
@@ -51,14 +52,15 @@ def load_checkpoint(model: str) -> Checkpoint:
         AuditorSettingsError: it isn't there, or isn't a whole Qwen2.5-VL checkpoint.
     """
     source = source_of(model)
-    own = own_settings(source)
-    calibration = own_calibration(source)
     try:
-        processor = load_processor(source, local_files_only=constants.HF_HUB_OFFLINE)
-        network = load_network(source, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+        with hub_asked_once(source):
+            own = own_settings(source)
+            calibration = own_calibration(source)
+            processor = load_processor(source, local_files_only=constants.HF_HUB_OFFLINE)
+            network = load_network(source, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         problem = _first_line(error)
-        if Path(source).is_absolute() and not Path(source).is_dir():
+        if (Path(source).is_absolute() or source.startswith((".", "~"))) and not Path(source).is_dir():
             problem = "there is no such folder"
         raise AuditorSettingsError(
             f"auditor.model: {model} can't be loaded as a Qwen2.5-VL checkpoint: {problem}. Give a hub id, "

@@ -25,6 +25,7 @@ from guardtrace_proxy.auditor.protocol import AuditorFailure, AuditorSettingsErr
 from guardtrace_proxy.auditor.reply import UnreadableReply, parse_reply
 from guardtrace_proxy.auditor.salts import Salts
 from guardtrace_proxy.auditor.seen_images import ImageCheck
+from guardtrace_proxy.auditor.seen_text import DropsText, TextCheck
 from guardtrace_proxy.auditor.served_labels import ServedLabels
 from guardtrace_proxy.auditor.served_prompt import ServedPrompt, likely_tokens
 from guardtrace_proxy.auditor.window import check_shapes
@@ -37,6 +38,8 @@ LONG_QUERY = 100_000
 """Characters from which on a query is fitted in a thread: it takes milliseconds."""
 START_SECONDS = 5.0
 """How long the start waits to be told what the server can do."""
+START_TRIAL_SECONDS = 30.0
+"""How long it waits for a server that answers to read a long prompt."""
 RELEARN_SECONDS = 10.0
 """A server that refuses an audit is asked again what it can do, but not more often than this."""
 COUNT_SECONDS = 2.0
@@ -72,6 +75,7 @@ class OpenAIAuditor:
         self._reads_labels = depth != Depth.ANNOTATE.value
         self._server = GuardServer(base_url, ca_file=ca_file, api_key=api_key, timeout_ms=timeout_ms)
         self._image_check = ImageCheck(self._server, model)
+        self.text_check = TextCheck(self._server, model)
         self._asking = anyio.Lock()
         self._abilities: Abilities | None = None
         self._was_vllm = False
@@ -89,6 +93,14 @@ class OpenAIAuditor:
         if self._reads_labels and found.labels is None:
             await self.aclose()
             raise AuditorSettingsError(_cant_read_labels(found))
+        try:
+            with anyio.move_on_after(START_TRIAL_SECONDS):
+                await self._check_text(found)
+        except DropsText as failure:
+            await self.aclose()
+            raise AuditorSettingsError(str(failure)) from failure
+        except AuditorFailure:
+            return  # the first audit tries again
 
     async def abilities(self) -> Abilities:
         """What the server can do beyond the standard; asked once.
@@ -155,7 +167,9 @@ class OpenAIAuditor:
         Raises:
             AuditorFailure: there is no reply, or ``images`` images went in and the server doesn't count them.
         """
-        extras = (await self.abilities()).extras(salt, priority)
+        found = await self.abilities()
+        await self._check_text(found)
+        extras = found.extras(salt, priority)
         try:
             completion = await self._server.complete({"model": self.name, **fields, **extras})
         except AuditorFailure as failure:
@@ -165,8 +179,14 @@ class OpenAIAuditor:
             raise
         if images:
             await self._image_check.check(images, completion.usage)
-            self._warn_of_images()
+            self._warn(self._image_check.warning)
         return completion
+
+    async def _check_text(self, found: Abilities) -> None:
+        """Where the server doesn't say what its context is. Raises AuditorFailure."""
+        if found.max_context is None:
+            await self.text_check.check(self.prompt_tokens, self.max_context)
+            self._warn(self.text_check.warning)
 
     async def look_again(self) -> None:
         """After a bad request that wasn't too long: what the server takes may have changed. Meanwhile the others go on
@@ -180,12 +200,12 @@ class OpenAIAuditor:
     def _learned_lately(self) -> bool:
         return time.monotonic() - self._learned_at < RELEARN_SECONDS
 
-    def _warn_of_images(self) -> None:
-        warning = f"the auditor's server doesn't count prompt tokens: whether {self.name} sees images isn't checked"
-        if self._image_check.is_blind and warning not in self.warnings:
+    def _warn(self, warning: str | None) -> None:
+        if warning is not None and warning not in self.warnings:
             self.warnings += (warning,)
 
     async def aclose(self) -> None:
+        self.text_check.close()
         await self._server.aclose()
 
 

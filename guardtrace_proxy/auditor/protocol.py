@@ -30,7 +30,8 @@ class FailureKind(str, Enum):
     UNREACHABLE = "unreachable"
     """No connection, or one that broke off."""
     REFUSED = "refused"
-    """The auditor's server answered with another HTTP error than those of ``OVERLOADED`` and ``GATEWAY``."""
+    """The auditor's server answered with another HTTP error than those of ``OVERLOADED`` and ``GATEWAY``, or it drops
+    text of long prompts."""
     UNREADABLE = "unreadable"
     """A reply without one of the three judgments."""
     UNSURE = "unsure"

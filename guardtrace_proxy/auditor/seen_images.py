@@ -36,9 +36,11 @@ class ImageCheck:
         self._sight: Sight | None = None
 
     @property
-    def is_blind(self) -> bool:
-        """Whether it can't be told what the server sees."""
-        return self._sight is not None and self._sight.seen is None
+    def warning(self) -> str | None:
+        """What an operator must know where it can't be told what the server sees."""
+        if self._sight is None or self._sight.seen is not None:
+            return None
+        return f"the auditor's server doesn't count prompt tokens: whether {self._model} sees images isn't checked"
 
     async def check(self, images: int, usage: Usage | None) -> None:
         """Raise AuditorFailure where a reply's usage counts fewer tokens than so many images have at least."""

@@ -193,10 +193,13 @@ async def speed(auditor: Auditor, depth: Depth, seconds: float) -> Speed:
                     text = long_text(STEP_BYTES * (step + 1))
                     trace = Trace(text, "", len(text) - STEP_BYTES)
                     try:
-                        await session.judge(trace, depth)
+                        with anyio.fail_after(AUDIT_SECONDS):
+                            await session.judge(trace, depth)
                     except AuditorFailure as failure:
                         if failure.kind not in SAID_NOTHING:
                             raise
+                    except TimeoutError:
+                        raise AuditorFailure(FailureKind.TIMEOUT, f"no verdict within {AUDIT_SECONDS:g} s") from None
                     done += 1
                     if time.perf_counter() - began >= seconds:
                         break
@@ -231,7 +234,12 @@ def _failure_in(error: BaseException) -> AuditorFailure | None:
 
 
 async def self_test(
-    model: str, base_url: str | None, api_key: str | None, seconds: float, ca_file: str | None = None
+    model: str,
+    base_url: str | None,
+    api_key: str | None,
+    seconds: float,
+    ca_file: str | None = None,
+    max_context: int | None = None,
 ) -> Report:
     """Test a checkpoint in this process, or, with ``base_url``, a served model; ``seconds`` a measurement.
 
@@ -239,12 +247,14 @@ async def self_test(
         AuditorSettingsError, BadCaFile, SelfTestFailed: the first thing that is wrong.
     """
     if base_url is None:
-        return await _test_checkpoint(model, seconds)
-    return await _test_served(model, base_url, api_key, seconds, ca_file)
+        return await _test_checkpoint(model, seconds, max_context)
+    from guardtrace_proxy.auditor.selftest_served import report_on_served
+
+    return await report_on_served(model, base_url, api_key, seconds, ca_file, max_context)
 
 
-async def _test_checkpoint(model: str, seconds: float) -> Report:
-    made = make_auditor("transformers", model=model)
+async def _test_checkpoint(model: str, seconds: float, max_context: int | None) -> Report:
+    made = make_auditor("transformers", model=model, max_context=max_context)
     from guardtrace_proxy.auditor import selftest_checkpoint as checkpoint
 
     logging.getLogger("transformers").setLevel(logging.ERROR)  # its report of missing weights is one sentence here
@@ -258,37 +268,4 @@ async def _test_checkpoint(model: str, seconds: float) -> Report:
         )
         for depth in (Depth.LABEL, Depth.ANNOTATE):
             report.speeds.append(await speed(auditor, depth, seconds))
-    return report
-
-
-async def _test_served(model: str, base_url: str, api_key: str | None, seconds: float, ca_file: str | None) -> Report:
-    from guardtrace_proxy.auditor.selftest_served import Served
-
-    report = Report(model)
-    async with Served(base_url, model, api_key, ca_file) as served:
-        report.facts |= await served.facts()
-        counted = await served.check_images()
-        if counted is None:
-            report.notes.append("the server reports no usage, so that an image counts couldn't be checked")
-        else:
-            report.facts["image tokens"] = counted
-        rates = await served.token_rates(seconds)
-        report.prefill_tokens_per_second, report.decode_tokens_per_second = rates
-    for depth in (Depth.LABEL, Depth.ANNOTATE):
-        try:
-            made = make_auditor(
-                "openai", model=model, base_url=base_url, ca_file=ca_file, api_key=api_key, depth=depth.value
-            )
-            await made.start()
-        except AuditorSettingsError as error:
-            if depth is Depth.ANNOTATE:
-                raise
-            report.notes.append(f"depth label wasn't tried: {error}")
-            continue
-        try:
-            report.notes += [warning for warning in made.warnings if warning not in report.notes]
-            report.verdicts += await judge_all(made, depth)
-            report.speeds.append(await speed(made, depth, seconds))
-        finally:
-            await made.aclose()
     return report

@@ -1,5 +1,5 @@
-"""The self-test's part that looks at a server: does it serve the model, does it count images, how fast does it read and
-write? Token counts are the server's own ``usage``."""
+"""The self-test's part that looks at a server: does it serve the model, count images and read all of a long prompt, how
+fast does it read and write? Token counts are the server's own ``usage``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,19 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from guardtrace_proxy.auditor import make_auditor
+from guardtrace_proxy.auditor.openai import OpenAIAuditor
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, user_text
-from guardtrace_proxy.auditor.selftest import AUDIT_SECONDS, SelfTestFailed, long_text, sign
+from guardtrace_proxy.auditor.protocol import AuditorSettingsError, Depth
+from guardtrace_proxy.auditor.selftest import (
+    AUDIT_SECONDS,
+    Report,
+    SelfTestFailed,
+    judge_all,
+    long_text,
+    sign,
+    speed,
+)
 from guardtrace_proxy.images import RequestImage
 from guardtrace_proxy.outgoing import trusting
 
@@ -63,8 +74,12 @@ class Served:
             SelfTestFailed: it can't be asked, or serves others.
         """
         answer = await self._ask("GET", "/models")
-        entries = [entry for entry in answer.get("data") or [] if isinstance(entry, dict)]
-        served = {str(entry.get("id")): entry for entry in entries}
+        listed = answer.get("data")
+        if not isinstance(listed, list):
+            raise SelfTestFailed(
+                f"{self._url}/models didn't answer with a list of models: expected an object with data"
+            )
+        served = {str(entry.get("id")): entry for entry in listed if isinstance(entry, dict)}
         if self._model not in served:
             names = ", ".join(served) or "nothing"
             raise SelfTestFailed(f"the server serves {names}, expected {self._model}: give the name that it serves")
@@ -146,3 +161,47 @@ class Served:
         if not isinstance(answer, dict):
             raise SelfTestFailed(f"{url} didn't answer with a JSON object: expected an OpenAI-compatible server")
         return answer
+
+
+async def report_on_served(
+    model: str, base_url: str, api_key: str | None, seconds: float, ca_file: str | None, max_context: int | None
+) -> Report:
+    """As :func:`guardtrace_proxy.auditor.selftest.self_test`."""
+    report = Report(model)
+    async with Served(base_url, model, api_key, ca_file) as served:
+        report.facts |= await served.facts()
+        counted = await served.check_images()
+        if counted is None:
+            report.notes.append("the server reports no usage, so that an image counts couldn't be checked")
+        else:
+            report.facts["image tokens"] = counted
+        rates = await served.token_rates(seconds)
+        report.prefill_tokens_per_second, report.decode_tokens_per_second = rates
+    for depth in (Depth.LABEL, Depth.ANNOTATE):
+        try:
+            made = make_auditor(
+                "openai",
+                model=model,
+                base_url=base_url,
+                ca_file=ca_file,
+                api_key=api_key,
+                depth=depth.value,
+                max_context=max_context,
+            )
+            await made.start()
+        except AuditorSettingsError as error:
+            if depth is Depth.ANNOTATE:
+                raise
+            report.notes.append(f"depth label wasn't tried: {error}")
+            continue
+        try:
+            report.verdicts += await judge_all(made, depth)
+            report.speeds.append(await speed(made, depth, seconds))
+            report.notes += [warning for warning in made.warnings if warning not in report.notes]
+            assert isinstance(made, OpenAIAuditor)
+            trial = made.text_check.trial
+            if trial is not None and trial.read is not None:
+                report.facts["longest read"] = trial.read
+        finally:
+            await made.aclose()
+    return report

@@ -24,6 +24,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from guardtrace_proxy.auditor.abilities import FIRST, LATER
 from guardtrace_proxy.auditor.checkpoint import NANO, end_ids, own_calibration, own_settings
 from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT, JOINT_TOKENS, check_context, prompt_tokens, query_tokens
+from guardtrace_proxy.auditor.hub import hub_asked_once
 from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, Shares, likeliest, read_in_steps
 from guardtrace_proxy.auditor.layout import Layout, Stretches
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor
@@ -74,13 +75,14 @@ class VllmAuditor:
     async def start(self) -> None:
         if self.name == NANO:
             raise AuditorSettingsError(f"auditor.model: {NANO} runs with backend transformers alone")
-        own = own_settings(self.name)
-        self.max_context = min(self.max_context, own.get("max_context") or self.max_context)
-        if (calibration := own_calibration(self.name)) is not None:
-            self.temperature, self.escalate_at = calibration.temperature, calibration.escalate_at
-        check_context(self.max_context)
         try:
-            self._use(load_processor(self.name, local_files_only=constants.HF_HUB_OFFLINE))
+            with hub_asked_once(self.name):
+                own = own_settings(self.name)
+                self.max_context = min(self.max_context, own.get("max_context") or self.max_context)
+                if (calibration := own_calibration(self.name)) is not None:
+                    self.temperature, self.escalate_at = calibration.temperature, calibration.escalate_at
+                check_context(self.max_context)
+                self._use(load_processor(self.name, local_files_only=constants.HF_HUB_OFFLINE))
             # in the event loop's own thread, since vLLM sets signal handlers; nothing is served before it is up
             self._engine = AsyncLLM.from_engine_args(self._engine_settings())
         except AuditorSettingsError:

@@ -71,6 +71,9 @@ def check(
         Path | None,
         typer.Option(help="PEM with the authorities that may have signed the server's certificate, not certifi's."),
     ] = None,
+    max_context: Annotated[
+        int | None, typer.Option(help="auditor.max_context, as the proxy will have it.", min=512)
+    ] = None,
     seconds: Annotated[float, typer.Option(help="How long each speed is measured.", min=0.1)] = 3.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -86,7 +89,8 @@ def check(
     if ca_file is not None and not (base_url or "").lower().startswith("https://"):
         fail("--ca-file has no effect without a --base-url that begins with https://", 2)
     try:
-        report = anyio.run(self_test, model, base_url, key, seconds, None if ca_file is None else str(ca_file))
+        authorities = None if ca_file is None else str(ca_file)
+        report = anyio.run(self_test, model, base_url, key, seconds, authorities, max_context)
     except BadCaFile as error:
         fail(f"--ca-file: {error}", 2)
     except AuditorError as error:

@@ -12,6 +12,7 @@ import anyio
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from guardtrace_proxy.auditor import no_such_built_in
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
@@ -75,7 +76,7 @@ def demo(
 async def _play_all(running: Demo, traces: list[DemoTrace], console: Console) -> list[Comparison]:
     comparisons = []
     for trace in traces:
-        console.rule(trace.name)
+        console.rule(Text(trace.name))
         if not console.is_terminal or console.quiet:
             comparison = await running.play(trace, lambda _: None)
             console.print(comparison_view(comparison))

@@ -61,7 +61,7 @@ def _side(title: str, received: Received, colour: str) -> Panel:
         text.append(f"\nerror  {received.error[:200]}", "red")
     foot = "…" if not received.done else f"finish_reason: {received.finish_reason}"
     style = "red" if received.finish_reason == "content_filter" else colour
-    return Panel(text, title=title, subtitle=foot, border_style=style)
+    return Panel(text, title=title, subtitle=Text(foot), border_style=style)
 
 
 def _tail(text: str) -> str:
@@ -131,7 +131,7 @@ def _summary_table(comparisons: Sequence[Comparison], *, is_wide: bool) -> Table
     for comparison in comparisons:
         row = comparison.summary()
         table.add_row(
-            row["name"],
+            Text(row["name"]),
             "–" if row["leaked_tokens"] is None else str(row["leaked_tokens"]),
             str(row["held_tokens"]),
             _shown(row["ttft_ms"]),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import PureWindowsPath
 from typing import TypeVar
 
 from guardtrace_proxy.wire.request import Turns
@@ -15,6 +18,13 @@ def of_choice(queries: Sequence[Each], choice: int, n: int) -> Each:
     """The query that a choice replies to. Of several each has ``n`` choices; one that nobody asked for is judged as the
     last one's."""
     return queries[min(choice // n, len(queries) - 1)]
+
+
+@cache
+def shown_name(model: str) -> str:
+    """What clients are told of an auditor: of a folder its own name alone, since its path is the operator's."""
+    is_folder = model.startswith(("/", ".", "~")) or "\\" in model or os.path.isdir(model)
+    return PureWindowsPath(model).name if is_folder else model
 
 
 @dataclass(frozen=True, slots=True)

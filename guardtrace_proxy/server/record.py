@@ -12,7 +12,7 @@ import structlog
 from guardtrace_proxy.gate import Decided, End, StartAudit, StreamGate
 from guardtrace_proxy.policy.schema import Action, Policy
 from guardtrace_proxy.records.lines import encoded
-from guardtrace_proxy.server.about import About
+from guardtrace_proxy.server.about import About, shown_name
 from guardtrace_proxy.server.asgi_io import Headers
 from guardtrace_proxy.server.audit_line import audit_line
 from guardtrace_proxy.server.errors import ApiError
@@ -181,7 +181,7 @@ class ReplyRecord:
             return []
         headers = [
             (b"x-guardtrace-policy", self._about.policy.encode("latin-1", "replace")),
-            (b"x-guardtrace-auditor", self._about.auditor.encode("latin-1", "replace")),
+            (b"x-guardtrace-auditor", shown_name(self._about.auditor).encode("latin-1", "replace")),
         ]
         if final:
             headers.append((b"x-guardtrace-action", self._action.value.encode()))

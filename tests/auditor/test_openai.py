@@ -29,6 +29,7 @@ from guardtrace_proxy.auditor.protocol import (
 from guardtrace_proxy.images import RequestImage
 from guardtrace_proxy.policy.levels import Level, Verdict
 from tests.auditor.attacks import ATTACKS, Attack
+from tests.auditor.trials import reply_to_trial
 from tests.tls import private_authority
 
 ASKED = Query([Turn("user", "How do I bake bread?")])
@@ -44,8 +45,12 @@ def completion(content: object, finish_reason: str | None = "stop") -> dict[str,
 
 @asynccontextmanager
 async def served(handler: Handler, tls: ssl.SSLContext | None = None, **settings: Any) -> AsyncIterator[OpenAIAuditor]:
+    async def chat(request: web.Request) -> web.StreamResponse:
+        trial = reply_to_trial(json.loads(await request.read()))
+        return await handler(request) if trial is None else web.json_response(trial)
+
     app = web.Application(client_max_size=2**26)
-    app.router.add_post("/v1/chat/completions", handler)
+    app.router.add_post("/v1/chat/completions", chat)
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)

@@ -11,14 +11,17 @@ from typing import Any
 import anyio
 import pytest
 
-from guardtrace_proxy.auditor.protocol import AuditorError, AuditorSettingsError
+from guardtrace_proxy.auditor import selftest
+from guardtrace_proxy.auditor.protocol import AuditorError, AuditorSettingsError, Depth
 from guardtrace_proxy.auditor.selftest import Report, SelfTestFailed, self_test
 from tests.auditor.conftest import REPLY
 from tests.server.scripted import http, model_server
 
 
-def report_of(model: object, base_url: str | None = None, api_key: str | None = None) -> Report:
-    return anyio.run(self_test, str(model), base_url, api_key, 0.05)
+def report_of(
+    model: object, base_url: str | None = None, api_key: str | None = None, max_context: int | None = None
+) -> Report:
+    return anyio.run(self_test, str(model), base_url, api_key, 0.05, None, max_context)
 
 
 def complaint(model: object, base_url: str | None = None) -> str:
@@ -127,6 +130,9 @@ def reading_data(parts: list[dict[str, Any]]) -> int:
 def test_a_server_that_works_passes_with_its_figures() -> None:
     with model_server(serving(seeing)) as server:
         report = report_of("guard", server.url, "secret")
+    read = report.facts.pop("longest read")
+    assert isinstance(read, int)
+    assert read >= 7616
     assert report.facts == {"server": server.url, "context": 4096, "image tokens": 50}
     assert [(said.trace, said.level) for said in report.verdicts if said.depth == "annotate"] == [
         ("benign", "0.5"),
@@ -146,6 +152,18 @@ def test_a_server_that_doesnt_count_tokens_passes_with_a_note() -> None:
     assert (report.prefill_tokens_per_second, report.decode_tokens_per_second) == (None, None)
 
 
+def dropping(parts: list[dict[str, Any]]) -> int:
+    """A word is a token, what is over 3000 tokens is dropped unsaid."""
+    words = sum(len(part.get("text", "").split()) for part in parts)
+    return min(words + 50 * sum(part["type"] == "image_url" for part in parts), 3000)
+
+
+def test_a_server_that_drops_text_is_refused_and_passes_with_the_context_that_it_has() -> None:
+    with model_server(serving(dropping), answers_trials=False) as server:
+        assert "set auditor.max_context to 3000 or less" in complaint("guard", server.url)
+        assert report_of("guard", server.url, max_context=3000).facts["longest read"] == 2565
+
+
 @pytest.mark.parametrize(
     ("script", "said"),
     [
@@ -160,9 +178,31 @@ def test_a_server_that_doesnt_count_tokens_passes_with_a_note() -> None:
         (lambda _: [http(500, "{}")], "answered with HTTP status 500, expected 200: look at the server's log"),
         (lambda _: [http(200, "<html>")], "didn't answer with JSON: expected an OpenAI-compatible server"),
         (lambda _: [http(200, "[]")], "didn't answer with a JSON object"),
+        (lambda _: [http(200, '{"data": 5}')], "/models didn't answer with a list of models"),
+        (lambda _: [http(200, '{"data": [5]}')], "the server serves nothing, expected guard"),
         (lambda _: [], "can't be reached"),
     ],
 )
 def test_a_server_that_doesnt_work_is_refused_with_what_to_do(script: Any, said: str) -> None:
     with model_server(script) as server:
         assert said in complaint("guard", server.url)
+
+
+def test_an_auditor_that_hangs_while_its_speed_is_measured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "AUDIT_SECONDS", 0.05)
+
+    class Hanging:
+        async def open(self, _: object) -> Hanging:
+            return self
+
+        async def judge(self, *_: object) -> None:
+            await anyio.sleep_forever()
+
+        async def aclose(self) -> None:
+            pass
+
+    async def run() -> None:
+        with anyio.fail_after(20), pytest.raises(SelfTestFailed, match=r"timeout, no verdict within 0\.05 s"):
+            await selftest.speed(Hanging(), Depth.ANNOTATE, 0.05)  # type: ignore[arg-type]
+
+    anyio.run(run)

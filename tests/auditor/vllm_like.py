@@ -1,7 +1,8 @@
-"""A server that answers as vLLM does, with one token a character and probabilities from a table."""
+"""A server that answers as vLLM does, or as one that isn't, with one token a character and probabilities from a table."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
@@ -29,6 +30,11 @@ class VllmLike:
     counts_images: bool = True
     counts_tokens: bool = True
     context: int = 4096
+    keeps: int | None = None
+    """Tokens of a prompt that are read, where what is over them is dropped unsaid."""
+    is_vllm: bool = True
+    pause: float = 0.0
+    """Seconds that a chat completion takes."""
     status: int = 200
     is_away: bool = False
     """A gateway answers in its place."""
@@ -51,7 +57,7 @@ class VllmLike:
 
     async def tokenize(self, request: web.Request) -> web.Response:
         self.tokenized += 1
-        if self.is_away:
+        if self.is_away or not self.is_vllm:
             return web.json_response({"error": {"message": "no such route"}}, status=404)
         ids = self.tokens(json.loads(await request.read()))
         return web.json_response({"count": len(ids), "max_model_len": self.context, "tokens": ids})
@@ -59,13 +65,14 @@ class VllmLike:
     async def chat(self, request: web.Request) -> web.Response:
         body = json.loads(await request.read())
         self.requests.append(body)
+        await asyncio.sleep(self.pause)
         if self.is_away:
             return web.json_response({"error": {"message": "bad gateway"}}, status=502)
         if self.status != 200:
             return web.json_response({"error": {"message": "no"}}, status=self.status)
         if body.get("priority") and not self.takes_priority:
             return web.json_response({"error": {"message": "not priority scheduling"}}, status=400)
-        if len(self.tokens(body)) + body["max_tokens"] > self.context:
+        if self.keeps is None and len(self.tokens(body)) + body["max_tokens"] > self.context:
             return web.json_response({"error": {"message": "longer than the maximum context length"}}, status=400)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "message": {"content": "“Judgment”: 1"}}
         if body.get("logprobs"):
@@ -76,7 +83,7 @@ class VllmLike:
         return web.json_response(answer)
 
     def usage(self, body: dict[str, Any]) -> dict[str, Any]:
-        ids = self.tokens(body)
+        ids = self.tokens(body)[: self.keeps]
         images = {"image": ids.count(3)} if ids.count(3) else None
         details = {"cached_tokens": 0, "multimodal_tokens": images} if self.counts_images else None
         return {"prompt_tokens": len(ids), "prompt_tokens_details": details}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -12,16 +13,21 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from guardtrace_proxy import __version__
 from guardtrace_proxy.auditor import published
 from guardtrace_proxy.cli.app import app
+from guardtrace_proxy.cli.demo import _play_all
+from guardtrace_proxy.demo.compare import Comparison
 from guardtrace_proxy.policy.loading import PRESETS
 from guardtrace_proxy.server.config import load_config
 from tests.cli.serving import ENVIRON, GUARDTRACE, run, write_config
+from tests.demo.scripted import a_trace
 from tests.server.scripted import DONE, SSE_HEAD, by_word, chunk, http, judging, model_server
 from tests.tls import private_authority
 
@@ -422,6 +428,17 @@ def test_check_middleware_warns_of_a_key_that_vllm_asks_for_and_nobody_sends(tmp
     monkeypatch.delenv("VLLM_API_KEY")
     config.write_text(yaml.safe_dump(settings), "utf-8")
     assert call("check", "middleware", "--config", config).stderr == ""
+
+
+def test_a_demo_trace_has_any_name():
+    console = Console(file=io.StringIO(), width=80)
+
+    class Played:
+        async def play(self, trace, _):
+            return Comparison(trace)
+
+    anyio.run(_play_all, Played(), [a_trace(name="[/x]")], console)
+    assert "[/x]" in console.file.getvalue()
 
 
 def test_check_config_tells_where_nobody_is_served(tmp_path):

@@ -69,6 +69,13 @@ def test_markup_in_a_reply_is_text():
         assert part in text
 
 
+def test_markup_in_a_name_or_a_finish_is_text():
+    comparison = Comparison(a_trace(name="[/x]"))
+    comparison.through = Received("", "", "[/stop]", done=True)
+    assert "finish_reason: [/stop]" in shown(comparison_view(comparison))
+    assert "[/x]" in shown(lambda console: print_summary(console, [comparison]))
+
+
 def test_a_narrow_screen_breaks_nothing():
     assert shown(comparison_view(a_comparison()), width=40)
 

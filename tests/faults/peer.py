@@ -77,6 +77,10 @@ class Peer:
             writer.write(answer(404, b"{}"))
             await writer.drain()
             return True
+        if "Read these letters." in str(body):  # whether all of a long prompt is read, which isn't what is tested here
+            writer.write(answer(200, b'{"choices": [], "usage": {"prompt_tokens": 8192}}'))
+            await writer.drain()
+            return True
         self.asked += 1
         return await self._while_wanted(reader, self.reply(body, writer))
 

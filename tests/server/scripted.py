@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.auditor.trials import reply_to_trial
+
 HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
 SSE_HEAD = HEAD + b"Content-Type: text/event-stream\r\n\r\n"
 CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -80,7 +82,8 @@ def http(status: int, body: str, content_type: str = "application/json") -> byte
 class Server:
     """``requests`` are (path, headers, body); ``left`` is set when a client closed before the script's end.
 
-    Nobody but vLLM has ``/tokenize``, so that is answered with 404 and not counted among the requests.
+    Nobody but vLLM has ``/tokenize``, so that is answered with 404 and not counted among the requests. Nor is the trial
+    with a long prompt, which is answered as by a server that reads all of it.
     A connection is closed after its reply unless the script's first bytes say ``Connection: keep-alive``.
     """
 
@@ -98,7 +101,7 @@ Script = Callable[[dict[str, Any]], Iterable[bytes]]
 
 
 @contextmanager
-def model_server(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
+def model_server(script: Script, tls: ssl.SSLContext | None = None, *, answers_trials: bool = True) -> Iterator[Server]:
     """Serve ``script``: from a request's body to the bytes of the reply, head and all."""
     server = Server()
 
@@ -121,6 +124,9 @@ def model_server(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[
                 self.wfile.write(http(404, "{}"))
                 return False
             content = json.loads(body) if body else {}
+            if answers_trials and (trial := reply_to_trial(content)) is not None:
+                self.wfile.write(http(200, json.dumps(trial)))
+                return False
             server.requests.append((line.split()[1], headers, content))
             stays = None
             try:

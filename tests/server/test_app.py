@@ -117,6 +117,14 @@ def test_request_ids_are_kept_or_made():
         assert len(made) == 16
 
 
+def test_the_auditor_in_the_headers_is_no_path():
+    config = {"auditor": {"model": "/srv/models/guard-v2"}}
+    with proxy(replay, config=config) as running:
+        reply = running.raw(ask(stream=True))
+        assert running.auditor.bodies[-1]["model"] == "/srv/models/guard-v2"
+    assert reply.headers["x-guardtrace-auditor"] == "guard-v2"
+
+
 def test_headers_and_object_can_be_turned_off():
     policy = {"expose": {"headers": False, "object": False}}
     with proxy(lambda _: [SSE_HEAD, *stream("The HARM in steps.", "No.")], policy=policy) as running:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
 import structlog
 
 from guardtrace_proxy.auditor.breaker import Circuit
+from guardtrace_proxy.auditor.openai import OpenAIAuditor
 from guardtrace_proxy.auditor.prompt import Query, Trace
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth, FailureKind
 from guardtrace_proxy.policy.levels import Level, Verdict
 from guardtrace_proxy.server.service import PROBE
 from tests.server.running import ask, proxy
-from tests.server.scripted import SSE_HEAD, by_word, completion, http, judging, stream
+from tests.server.scripted import SSE_HEAD, by_word, completion, http, judging, model_server, stream
+from tests.telemetry.scraping import LISTENING, scrape
 
 FRAMES = stream("All is quite fine with this one here.", "Four.")
 CUT = "This response was stopped by policy."
@@ -63,6 +67,30 @@ def test_a_failing_auditor_fails_closed(name):
     assert UNCHECKED in text
     assert '"content_filter"' in text
     assert took < 4
+
+
+def test_text_that_the_auditors_server_drops_is_found_out_and_fails_closed():
+    is_up = threading.Event()
+
+    def dropping(request):
+        if not is_up.is_set():
+            return [http(503, "{}")]
+        answer = {"choices": [{"message": {"content": "“Judgment”: 0"}}], "usage": {"prompt_tokens": 4096}}
+        return [http(200, json.dumps(answer))]
+
+    with ExitStack() as stack:
+        logged = stack.enter_context(structlog.testing.capture_logs())
+        server = stack.enter_context(model_server(dropping, answers_trials=False))
+        auditor = OpenAIAuditor(server.url, "guard")
+        running = stack.enter_context(proxy(replay, own_auditor=auditor, config=LISTENING))
+        is_up.set()
+        text = running.raw(ask(stream=True)).text
+        found = scrape(running.app.service)
+    assert "fine" not in text
+    assert UNCHECKED in text
+    failed = [line for line in logged if line["event"] == "audit failed"]
+    assert {line["kind"] for line in failed} == {"refused"}
+    assert found.value("guardtrace_audit_failures_total", kind="refused") == 1
 
 
 def test_a_policy_may_release_what_couldnt_be_judged_and_says_so():
