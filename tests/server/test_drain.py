@@ -110,7 +110,7 @@ def test_tokens_that_ran_ahead_of_their_text_are_judged_too(tmp_path):
         assert running.stop() == 0
         assert "one two three" in reply().text
         assert '"HA"' not in reply().text
-        assert "shutting down" in reply().text
+        assert "stopped by policy" in reply().text
 
 
 @pytest.mark.parametrize("half_an_event", [b"", b'data: {"id": "chatcmpl-7", "choi'])
