@@ -132,7 +132,8 @@ class TextCheck:
         completion = await self._server.complete(
             {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": 1, "stream": False}
         )
-        return None if completion.usage is None else completion.usage.prompt_tokens
+        counted = None if completion.usage is None else completion.usage.prompt_tokens
+        return counted or None  # who counts none at all doesn't count
 
 
 def trial_text(letters: int) -> str:

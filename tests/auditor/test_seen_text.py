@@ -120,9 +120,10 @@ def test_a_server_that_was_away_at_the_start_is_tried_before_the_first_audits_on
     assert all("set auditor.max_context to 4096 or less" in str(failure) for failure in failures)
 
 
-def test_a_server_that_doesnt_count_tokens_is_warned_of_at_start() -> None:
+@pytest.mark.parametrize("how", [{"counts_tokens": False}, {"keeps": 0}], ids=["no usage", "always 0"])
+def test_a_server_that_doesnt_count_tokens_is_warned_of_at_start(how: dict[str, Any]) -> None:
     async def run() -> tuple[str, ...]:
-        async with started(plain(counts_tokens=False)) as auditor:
+        async with started(plain(**how)) as auditor:
             warnings = auditor.warnings
             assert (await judged(auditor)).level is Level.HARMFUL
             return warnings
