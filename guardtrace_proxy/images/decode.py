@@ -1,7 +1,8 @@
 """Bytes to pixels under limits. The one decode rule of this proxy:
 
 PNG, JPEG, WebP and GIF, of the media type that was declared; one frame; EXIF orientation applied; alpha over
-white; 16-bit greys scaled to 8; RGB. A JPEG's extra pictures (MPO) are ignored, as every JPEG decoder does. A PNG with
+white, and beside it all that transparency hides, since a model's own decoder may leave transparency out; 16-bit greys
+scaled to 8; RGB. A JPEG's extra pictures (MPO) are ignored, as every JPEG decoder does. A PNG with
 a transparent colour of 16 bits a channel is refused: Pillow keeps 8, so that colour can't be told from its neighbours.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from guardtrace_proxy.images.parts import has_too_many_parts
@@ -18,8 +19,9 @@ from guardtrace_proxy.images.parts import has_too_many_parts
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
 """Media types that are taken, with Pillow's names."""
 _ALIASES = {"image/jpg": "image/jpeg"}
-SCALED = "scaled"
-"""In a decoded image's ``info``: whether its data has 16-bit greys, which Pillow's own conversion shows as white."""
+AMBIGUOUS = "ambiguous"
+"""In a decoded image's ``info``: whether another decoder may show its data otherwise, as Pillow's own conversion shows
+16-bit greys as white, and what is transparent as if it weren't."""
 _GREYS = [value // 257 for value in range(65536)]
 """16-bit greys in 8 bits."""
 
@@ -77,7 +79,7 @@ class Budget:
 
 def decode_image(data: bytes, media_type: str, budget: Budget, field: str) -> Image.Image:
     """Decode one image to RGB. Its size in the header and its parts are checked before anything is decompressed.
-    ``info`` has :data:`SCALED`.
+    ``info`` has :data:`AMBIGUOUS`.
 
     Raises:
         ImageError: it is over the limits, broken, animated, or something else than ``media_type``.
@@ -116,26 +118,40 @@ def _as_rgb(image: ImageFile, field: str) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
     is_deep_grey = upright.mode == "I" or upright.mode.startswith("I;16")
     if is_deep_grey:
-        upright = _scaled(upright)
-    pixels = _over_white(upright) if upright.has_transparency_data else upright.convert("RGB")
-    pixels.info[SCALED] = is_deep_grey
+        shown, bare = _scaled(upright, upright.info.get("transparency")), _scaled(upright)
+    elif upright.has_transparency_data:
+        rgba = upright.convert("RGBA")
+        shown, bare = _over_white(rgba), rgba.convert("RGB")
+    else:
+        shown = bare = upright.convert("RGB")
+    hides = shown is not bare and ImageChops.difference(shown, bare).getbbox() is not None
+    pixels = _side_by_side(shown, bare) if hides else shown
+    pixels.info[AMBIGUOUS] = is_deep_grey or hides
     return pixels
 
 
-def _scaled(deep: Image.Image) -> Image.Image:
-    """16-bit greys in 8 bits, the transparent one as white."""
+def _scaled(deep: Image.Image, clear: int | None = None) -> Image.Image:
+    """16-bit greys in 8 bits, ``clear`` as white."""
     greys = list(_GREYS)
-    clear = deep.info.pop("transparency", None)
     if clear is not None:
         greys[clear] = 255
-    return deep.convert("I").point(greys, "L")
+    return deep.convert("I").point(greys, "L").convert("RGB")
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
+def _over_white(rgba: Image.Image) -> Image.Image:
     white = Image.new("RGB", rgba.size, "white")
     white.paste(rgba, mask=rgba.getchannel("A"))
     return white
+
+
+def _side_by_side(one: Image.Image, other: Image.Image) -> Image.Image:
+    """Along the shorter side, so that the whole isn't more stretched than each."""
+    width, height = one.size
+    place = (0, height) if width >= height else (width, 0)
+    both = Image.new("RGB", (width + place[0], height + place[1]))
+    both.paste(one, (0, 0))
+    both.paste(other, place)
+    return both
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -1,5 +1,5 @@
-"""Large images are made smaller before a remote auditor gets them, so that a photograph fits its context; 16-bit greys
-are made 8-bit ones, since the auditor's server may clip them all to white."""
+"""Large images are made smaller before a remote auditor gets them, so that a photograph fits its context; those that
+decoders differ about go as a copy of what this proxy sees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from base64 import b64encode
 
 from PIL import Image
 
-from guardtrace_proxy.images.decode import SCALED
+from guardtrace_proxy.images.decode import AMBIGUOUS
 
 CELL = 28
 """Pixels on a side of what Qwen2.5-VL makes one token of: patches of 14, merged two by two."""
@@ -43,7 +43,7 @@ def smaller(pixels: Image.Image) -> Image.Image:
 def fitted(data_url: str, pixels: Image.Image) -> tuple[str, int]:
     """The image's own URL, or that of a copy, and how many tokens it takes. Takes CPU time for large ones."""
     copy = smaller(pixels)
-    if copy is pixels and not pixels.info.get(SCALED):
+    if copy is pixels and not pixels.info.get(AMBIGUOUS):
         return data_url, image_tokens(*pixels.size)
     data = io.BytesIO()
     copy.save(data, "JPEG", quality=95, subsampling=0)

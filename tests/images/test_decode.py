@@ -143,6 +143,35 @@ def test_transparent_palette_colour_is_white() -> None:
     assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 0, 0)]
 
 
+def hiding(mode: str, size: tuple[int, int] = (4, 2)) -> bytes:
+    """White on which all is transparent, with a black corner, as an image of this mode."""
+    page = Image.new("L", size, 255)
+    page.paste(0, (0, 0, 1, 1))
+    if mode.endswith("A"):
+        page = page.convert(mode)
+        page.putalpha(0)
+        return encoded(page, "PNG")
+    if mode == "I;16":
+        deep = Image.frombytes(mode, size, b"".join(struct.pack("<H", grey * 257) for grey in page.tobytes()))
+        return encoded(deep, "PNG", transparency=0)
+    return encoded(page.convert(mode), "PNG", transparency=(0, 0, 0) if mode == "RGB" else 0)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_what_is_transparent_is_shown_too_since_a_models_decoder_may_show_it(mode: str) -> None:
+    shown = decode(hiding(mode))
+    assert (shown.mode, shown.size) == ("RGB", (4, 4))
+    assert [shown.getpixel((0, y)) for y in (0, 2)] == [(255,) * 3, (0,) * 3]
+    assert decode(hiding(mode, (2, 4))).size == (4, 4)
+
+
+def test_transparency_that_hides_nothing_changes_nothing() -> None:
+    page = Image.new("RGBA", (4, 2), (9, 9, 9, 255))
+    page.paste((255, 255, 255, 0), (0, 0, 1, 1))
+    shown = decode(encoded(page, "PNG"))
+    assert (shown.size, shown.getpixel((0, 0)), shown.getpixel((3, 1))) == ((4, 2), (255,) * 3, (9,) * 3)
+
+
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_exif_orientation_is_applied(format: str) -> None:
     image = Image.new("RGB", (40, 20), "white")

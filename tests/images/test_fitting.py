@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from guardtrace_proxy.images.data_urls import RequestImage, decode_data_url
-from guardtrace_proxy.images.decode import SCALED, ImageLimits
+from guardtrace_proxy.images.decode import AMBIGUOUS, ImageLimits
 from guardtrace_proxy.images.fitting import (
     CELL,
     MAX_STRETCH,
@@ -49,9 +49,19 @@ def test_sixteen_bit_greys_go_as_a_copy_that_every_decoder_shows(clear: int | No
     assert [abs(sent.getpixel((x, 32))[0] - grey) < 4 for x, grey in ((8, 32), (56, 255))] == [True, True]
 
 
+def test_an_image_that_hides_something_goes_as_a_copy_of_both_its_looks():
+    data = io.BytesIO()
+    Image.new("RGBA", (64, 32), (0, 0, 0, 0)).save(data, "PNG")
+    image = decode_data_url(f"data:image/png;base64,{b64encode(data.getvalue()).decode()}", ImageLimits(), "")
+    url, tokens = fitted(image.data_url, image.pixels)
+    sent = Image.open(io.BytesIO(b64decode(url.partition(",")[2])))
+    assert (sent.mode, sent.size, tokens) == ("RGB", (64, 64), image_tokens(64, 64))
+    assert [sent.getpixel((32, y))[0] // 128 for y in (8, 56)] == [1, 0]
+
+
 def test_no_text_chunk_of_an_image_makes_a_copy_of_it():
     data, chunks = io.BytesIO(), PngInfo()
-    chunks.add_text(SCALED, "yes")
+    chunks.add_text(AMBIGUOUS, "yes")
     Image.new("RGB", (64, 64)).save(data, "PNG", pnginfo=chunks)
     image = decode_data_url(f"data:image/png;base64,{b64encode(data.getvalue()).decode()}", ImageLimits(), "")
     assert fitted(image.data_url, image.pixels)[0] == image.data_url
