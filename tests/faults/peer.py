@@ -196,11 +196,14 @@ class Upstream(Peer):
         await asyncio.sleep(FOREVER)
         return False
 
-    async def reset(self, writer: Writer) -> bool:
+    async def reset(self, writer: Writer, *events: bytes) -> bool:
         await self._begin(writer)
-        await self._send(writer, HARMFUL)
+        await self._send(writer, *events)
         writer.transport.abort()
         return False
+
+    async def reset_harmful(self, writer: Writer) -> bool:
+        return await self.reset(writer, HARMFUL)
 
     async def large(self, writer: Writer) -> bool:
         writer.write(SSE)

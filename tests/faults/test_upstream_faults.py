@@ -113,6 +113,12 @@ def test_writes_what_cant_be_read_or_breaks_off(running, model):
     assert watch.counts("replies_total", end="broken_off")
 
 
+def test_breaks_off_behind_what_a_verdict_cuts(running):
+    reply = running.ask("reset-harmful")
+    assert reply.is_cut
+    assert not leaks(reply)
+
+
 def test_garbage_in_place_of_http(running):
     watch = running.watch()
     reply = running.ask("garbage-head")

@@ -225,11 +225,18 @@ class History:
         hearing.answered, hearing.mark = at, mark
         if mark is not None:
             hearing.action = self._decided(hearing, mark)
-        for char in hearing.new:
+        for char in self._concerned(hearing):
             if mark is not None:
                 self.outcomes[char].append((at, "pass" if hearing.passes else "hit"))
             elif self.policy.on_auditor_failure is OnAuditorFailure.RELEASE and self.standing(char) != "hit":
                 self.outcomes[char].append((at, "unaudited"))
+
+    def _concerned(self, hearing: Hearing) -> list[str]:
+        """Whom an answer is about. In a search by beginnings a hit is about what the question added to one that passed;
+        one that added nothing, about all of it."""
+        if hearing.asked.tokens or hearing.mark is None or hearing.passes:
+            return hearing.new
+        return [char for char in hearing.new if self.standing(char) != "pass"] or hearing.new
 
     def _decided(self, hearing: Hearing, mark: Mark) -> Action:
         """Thinking that stands between tags, and stays there, has the more severe action of both phases."""
