@@ -13,7 +13,7 @@ from tests.server.test_completions import stream as completion_stream
 from tests.server.test_completions import whole as completion_whole
 from tests.wire import message_events, response_events
 
-PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGM4AQAAygDJmcpdfgAAAABJRU5ErkJggg=="
 IMAGE = f"data:image/png;base64,{PNG}"
 
 

@@ -18,7 +18,7 @@ from tests.wire.response_events import content_of
 from tests.wire.well_formed_messages import check_stream
 
 MESSAGE = "This response was stopped by policy."
-PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGM4AQAAygDJmcpdfgAAAABJRU5ErkJggg=="
 ASK: dict[str, Any] = {"model": "thinker", "max_tokens": 900, "messages": [{"role": "user", "content": "Please help."}]}
 VERSION = {"anthropic-version": "2023-06-01"}
 LEAK = "one two three four five six seven eight HARM and so on and on and on"
