@@ -22,7 +22,6 @@ from guardtrace_proxy.auditor.hub import hub_asked_once
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError
 
-NANO = BUILT_IN
 READ_BYTES = 1 << 20
 OWN_SETTINGS = "guardtrace.json"
 """What a checkpoint says of itself: ``system_prompt``, ``max_context`` (tokens), ``purpose``."""
@@ -81,7 +80,7 @@ def load_checkpoint(model: str) -> Checkpoint:
 
 def source_of(model: str) -> str:
     """The folder of ``builtin:nano``; a folder or a hub id as it is."""
-    return str(Path(__file__).parent / "nano") if model == NANO else model
+    return str(Path(__file__).parent / "nano") if model == BUILT_IN else model
 
 
 def load_network(source: str, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:

@@ -15,7 +15,8 @@ from typing import TypeVar
 import anyio.to_thread
 import torch
 
-from guardtrace_proxy.auditor.checkpoint import NANO, Checkpoint, load_checkpoint
+from guardtrace_proxy.auditor import BUILT_IN
+from guardtrace_proxy.auditor.checkpoint import Checkpoint, load_checkpoint
 from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT, JOINT_TOKENS, check_context, prompt_tokens, query_tokens
 from guardtrace_proxy.auditor.inference import ImageFeatures, Inference, Piece
 from guardtrace_proxy.auditor.kept import KeptReadings
@@ -88,7 +89,7 @@ class TransformersAuditor:
             checkpoint.max_context or checkpoint.model.config.get_text_config().max_position_embeddings,
         )
         check_context(self.max_context)
-        if self.name == NANO or checkpoint.purpose == "demonstration":
+        if self.name == BUILT_IN or checkpoint.purpose == "demonstration":
             warning = f"auditor {self.name} is for demonstration and tests: it doesn't protect people"
             self.warnings += (f"{warning}. Set auditor.model to a real guard model",)
 

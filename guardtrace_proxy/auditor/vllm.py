@@ -21,8 +21,9 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from guardtrace_proxy.auditor import BUILT_IN
 from guardtrace_proxy.auditor.abilities import FIRST, LATER
-from guardtrace_proxy.auditor.checkpoint import NANO, end_ids, own_calibration, own_settings
+from guardtrace_proxy.auditor.checkpoint import end_ids, own_calibration, own_settings
 from guardtrace_proxy.auditor.context import DEFAULT_CONTEXT, JOINT_TOKENS, check_context, prompt_tokens, query_tokens
 from guardtrace_proxy.auditor.hub import hub_asked_once
 from guardtrace_proxy.auditor.labels import LabelRead, LabelTokens, Shares, likeliest, read_in_steps
@@ -73,8 +74,8 @@ class VllmAuditor:
         self._engine: Any = None
 
     async def start(self) -> None:
-        if self.name == NANO:
-            raise AuditorSettingsError(f"auditor.model: {NANO} runs with backend transformers alone")
+        if self.name == BUILT_IN:
+            raise AuditorSettingsError(f"auditor.model: {BUILT_IN} runs with backend transformers alone")
         try:
             with hub_asked_once(self.name):
                 own = own_settings(self.name)

@@ -12,7 +12,7 @@ from guardtrace_proxy.wire.chat_schema import Name, is_of_type, named_by
 from guardtrace_proxy.wire.chat_spans import spans_beside_choices
 from guardtrace_proxy.wire.choice import ChoiceReader, tokens_alone
 from guardtrace_proxy.wire.choices_writer import ChoicesWriter
-from guardtrace_proxy.wire.counts import MAX_REPLY_VALUES, MAX_STRINGS, WITH_TOO_MANY, TooMany, holds_more
+from guardtrace_proxy.wire.counts import MAX_STRINGS, WITH_TOO_MANY, TooMany, has_too_many
 from guardtrace_proxy.wire.events import ChoicePart, Event, EventKind, Found, MoreText, malformed
 from guardtrace_proxy.wire.keys import KEY_TWICE, KEY_TWICE_IN_WHOLE, has_key_twice
 from guardtrace_proxy.wire.media import WITH_MEDIA, Media
@@ -107,7 +107,7 @@ class ChoicesStream(ChoicesWriter):
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
-        if holds_more(body, MAX_REPLY_VALUES):
+        if has_too_many(body):
             return _unreadable(EventKind.COMPLETION, body, WITH_TOO_MANY)
         try:
             content = msgspec.json.decode(body)
@@ -184,7 +184,7 @@ class ChoicesStream(ChoicesWriter):
 
     def _read_unusual(self, event: SSEEvent) -> Event:
         """JSON, but not of the usual shape."""
-        if holds_more(event.data, MAX_REPLY_VALUES):
+        if has_too_many(event.data):
             return _unreadable(EventKind.CHUNK, event.raw, WITH_TOO_MANY)
         try:
             content = msgspec.json.decode(event.data)

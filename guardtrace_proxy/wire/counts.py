@@ -12,6 +12,7 @@ MAX_STRINGS = 32_768
 """In an event or a whole reply, that could be text: each is a piece of the text that is judged and released."""
 WITH_TOO_MANY = f"with more than {MAX_REPLY_VALUES:,} values, or {MAX_STRINGS:,} strings that could be text"
 EVENT_WITH_TOO_MANY = f"The upstream sent an event {WITH_TOO_MANY}."
+REPLY_WITH_TOO_MANY = f"a reply {WITH_TOO_MANY}"
 
 Item = TypeVar("Item")
 
@@ -26,6 +27,11 @@ def at_most(found: Iterable[Item]) -> list[Item]:
     if len(items) > MAX_STRINGS:
         raise TooMany
     return items
+
+
+def has_too_many(reply: bytes) -> bool:
+    """Whether an event or a whole reply holds more values than any reply has."""
+    return holds_more(reply, MAX_REPLY_VALUES)
 
 
 def holds_more(json: bytes, most: int) -> bool:

@@ -10,14 +10,7 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.counts import (
-    EVENT_WITH_TOO_MANY,
-    MAX_REPLY_VALUES,
-    WITH_TOO_MANY,
-    TooMany,
-    at_most,
-    holds_more,
-)
+from guardtrace_proxy.wire.counts import EVENT_WITH_TOO_MANY, REPLY_WITH_TOO_MANY, TooMany, at_most, has_too_many
 from guardtrace_proxy.wire.events import Event, EventKind, Found, Span, malformed
 from guardtrace_proxy.wire.keys import KEY_TWICE_IN_WHOLE, has_key_twice
 from guardtrace_proxy.wire.media import WITH_MEDIA, Media
@@ -64,8 +57,8 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
-        if holds_more(body, MAX_REPLY_VALUES):
-            return malformed(body, f"a reply {WITH_TOO_MANY}")
+        if has_too_many(body):
+            return malformed(body, REPLY_WITH_TOO_MANY)
         try:
             message = msgspec.json.decode(body)
         except NOT_JSON:
@@ -80,7 +73,7 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
         except TooMany:
-            return malformed(body, f"a reply {WITH_TOO_MANY}")
+            return malformed(body, REPLY_WITH_TOO_MANY)
         except Media:
             return malformed(body, f"a reply {WITH_MEDIA}")
         hides = hides_encrypted(message["content"], self._terms)
@@ -106,7 +99,7 @@ class MessagesStream(NamedEventsReader, MessagesWriter):
         return MessagesEvent(EventKind.CHUNK, raw, [part], type=delta.type, index=delta.index, delta=delta)
 
     def _read_other(self, event: SSEEvent) -> Event:
-        if holds_more(event.data, MAX_REPLY_VALUES):
+        if has_too_many(event.data):
             return malformed(event.raw, EVENT_WITH_TOO_MANY)
         try:
             content = msgspec.json.decode(event.data)

@@ -11,14 +11,7 @@ from typing import Any
 
 import msgspec
 
-from guardtrace_proxy.wire.counts import (
-    EVENT_WITH_TOO_MANY,
-    MAX_REPLY_VALUES,
-    WITH_TOO_MANY,
-    TooMany,
-    at_most,
-    holds_more,
-)
+from guardtrace_proxy.wire.counts import EVENT_WITH_TOO_MANY, REPLY_WITH_TOO_MANY, TooMany, at_most, has_too_many
 from guardtrace_proxy.wire.events import Event, EventKind, Found, Phase, Span, SpanKind, malformed
 from guardtrace_proxy.wire.keys import KEY_TWICE_IN_WHOLE, has_key_twice
 from guardtrace_proxy.wire.media import WITH_MEDIA, Media
@@ -68,8 +61,8 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
 
     def completion(self, body: bytes) -> Event:
         """A reply that wasn't streamed."""
-        if holds_more(body, MAX_REPLY_VALUES):
-            return malformed(body, f"a reply {WITH_TOO_MANY}")
+        if has_too_many(body):
+            return malformed(body, REPLY_WITH_TOO_MANY)
         try:
             response = msgspec.json.decode(body)
         except NOT_JSON:
@@ -85,7 +78,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         except (TooDeep, RecursionError):
             return malformed(body, "a reply that is nested too deeply")
         except TooMany:
-            return malformed(body, f"a reply {WITH_TOO_MANY}")
+            return malformed(body, REPLY_WITH_TOO_MANY)
         except Media:
             return malformed(body, f"a reply {WITH_MEDIA}")
 
@@ -116,7 +109,7 @@ class ResponsesStream(NamedEventsReader, ResponsesWriter):
         return malformed(event.raw, "The upstream sent an event that isn't JSON.")
 
     def _read_other(self, event: SSEEvent) -> Event:
-        if holds_more(event.data, MAX_REPLY_VALUES):
+        if has_too_many(event.data):
             return malformed(event.raw, EVENT_WITH_TOO_MANY)
         try:
             content = msgspec.json.decode(event.data)

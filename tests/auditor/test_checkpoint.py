@@ -10,8 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
+from guardtrace_proxy.auditor import BUILT_IN  # noqa: E402
 from guardtrace_proxy.auditor.calibration import Calibration  # noqa: E402
-from guardtrace_proxy.auditor.checkpoint import NANO, load_checkpoint, weights_sha256  # noqa: E402
+from guardtrace_proxy.auditor.checkpoint import load_checkpoint, weights_sha256  # noqa: E402
 from guardtrace_proxy.auditor.processor import ImageOnlyProcessor, load_processor  # noqa: E402
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError  # noqa: E402
 from tests.auditor.checkpoints import as_published  # noqa: E402
@@ -122,4 +123,4 @@ def test_the_hash_of_the_weights_is_what_sha256sum_says(tmp_path: Path) -> None:
 
 def test_the_embedded_checkpoint_has_a_hash() -> None:
     weights = Path(inspect.getfile(load_checkpoint)).parent / "nano" / "model.safetensors"
-    assert weights_sha256(NANO) == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert weights_sha256(BUILT_IN) == hashlib.sha256(weights.read_bytes()).hexdigest()

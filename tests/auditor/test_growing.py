@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from guardtrace_proxy.auditor.checkpoint import NANO, load_checkpoint
+from guardtrace_proxy.auditor import BUILT_IN
+from guardtrace_proxy.auditor.checkpoint import load_checkpoint
 from guardtrace_proxy.auditor.growing import GrowingText, common_length, encoded, has_borders
 from tests.auditor.checkpoints import make_tokenizer
 
@@ -28,7 +29,7 @@ CHANGES = st.lists(st.tuples(st.integers(0, 30), TEXTS), min_size=1, max_size=6)
 
 
 def tokenizers() -> list[Tokenizer]:
-    return [make_tokenizer().backend_tokenizer, load_checkpoint(NANO).processor.tokenizer.backend_tokenizer]
+    return [make_tokenizer().backend_tokenizer, load_checkpoint(BUILT_IN).processor.tokenizer.backend_tokenizer]
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["tiny", "nano"])

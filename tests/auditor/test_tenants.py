@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra `local` isn't installed")
 
-from guardtrace_proxy.auditor.checkpoint import NANO  # noqa: E402
+from guardtrace_proxy.auditor import BUILT_IN  # noqa: E402
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn  # noqa: E402
 from guardtrace_proxy.auditor.protocol import Depth  # noqa: E402
 from guardtrace_proxy.auditor.transformers import TransformersAuditor  # noqa: E402
@@ -21,7 +21,7 @@ TRACE = Trace("The user wants to tell the staff.")
 
 @pytest.fixture(scope="module")
 def auditor() -> TransformersAuditor:
-    return started(NANO)  # type: ignore[arg-type]
+    return started(BUILT_IN)  # type: ignore[arg-type]
 
 
 def asked(tenant: str, text: str, pictures: list[Picture]) -> Query:

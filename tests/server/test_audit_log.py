@@ -223,14 +223,15 @@ def test_processes_share_a_file(tmp_path: Path) -> None:
 
 def test_the_embedded_auditors_weights_are_named(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the embedded auditor needs the extra `local`")
-    from guardtrace_proxy.auditor.checkpoint import NANO, weights_sha256
+    from guardtrace_proxy.auditor import BUILT_IN
+    from guardtrace_proxy.auditor.checkpoint import weights_sha256
 
     path = tmp_path / "audit.jsonl"
-    own = {"backend": "transformers", "base_url": None, "model": NANO, "depth": "label", "timeout_ms": 60_000}
+    own = {"backend": "transformers", "base_url": None, "model": BUILT_IN, "depth": "label", "timeout_ms": 60_000}
     with proxy(lambda _: [completion("well", "fine")], config={"auditor": own, **logging_to(path)}) as running:
         running.raw(ask())
     for line in decisions(path):
-        assert (line.auditor, line.checkpoint) == (NANO, weights_sha256(NANO))
+        assert (line.auditor, line.checkpoint) == (BUILT_IN, weights_sha256(BUILT_IN))
         assert line.probabilities is not None
         assert sum(msgspec.structs.astuple(line.probabilities)) == pytest.approx(1, abs=1e-5)
 
