@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.audit_cost import Method
 from benchmarks.shapes import Shape, make_model
-from guardtrace_proxy.auditor import labels
-from guardtrace_proxy.auditor.checkpoint import NANO, load_checkpoint
+from guardtrace_proxy.auditor import BUILT_IN, labels
+from guardtrace_proxy.auditor.checkpoint import load_checkpoint
 from guardtrace_proxy.auditor.growing import common_length
 from guardtrace_proxy.auditor.vllm import VllmAuditor
 from tests.vllm.checkpoints import NANO as NANO_FOLDER
@@ -51,7 +51,7 @@ async def vllm_methods(shape: Shape, longest: int) -> AsyncIterator[list[Method]
     labels.SETTLED_SHARE = float("inf")  # else random weights would need a second request, as trained ones rarely do
     with TemporaryDirectory(prefix="audit-cost-") as name:
         folder = Path(name)
-        make_model(shape, load_checkpoint(NANO)).save_pretrained(folder)
+        make_model(shape, load_checkpoint(BUILT_IN)).save_pretrained(folder)
         copy(NANO_FOLDER / "chat_template.jinja", folder / "chat_template.jinja")
         write_processor(folder, PreTrainedTokenizerFast.from_pretrained(NANO_FOLDER))
         methods: list[Method] = []

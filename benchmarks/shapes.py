@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from guardtrace_proxy.auditor.checkpoint import NANO, Checkpoint, load_checkpoint
+from guardtrace_proxy.auditor import BUILT_IN
+from guardtrace_proxy.auditor.checkpoint import Checkpoint, load_checkpoint
 from guardtrace_proxy.auditor.transformers import TransformersAuditor
 
 CONTEXT = 32_768
@@ -69,7 +70,7 @@ SHAPES = {
 
 def make_auditor(shape: Shape, *, kv_cache_bytes: int | None = None) -> TransformersAuditor:
     """A started auditor: float32 on a CPU, bfloat16 on a GPU."""
-    nano = load_checkpoint(NANO)
+    nano = load_checkpoint(BUILT_IN)
     auditor = TransformersAuditor("random weights", max_context=CONTEXT, kv_cache_bytes=kv_cache_bytes)
     auditor.use(Checkpoint(make_model(shape, nano), nano.processor, end_ids=nano.end_ids))
     return auditor
