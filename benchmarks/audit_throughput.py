@@ -68,7 +68,9 @@ async def load(auditor: TransformersAuditor, sessions: int, audits: int, method:
 def measure(shape: str, sessions: Sequence[int], audits: int) -> Iterator[Row]:
     """A row for each number of sessions and method, in turn."""
     auditors = {method: make_auditor(SHAPES[shape]) for method in METHODS}
-    auditors["one by one"].worker.pass_tokens = 1
+    one_by_one = auditors["one by one"].worker
+    assert one_by_one  # make_auditor starts it
+    one_by_one.pass_tokens = 1
     for method, auditor in auditors.items():
         asyncio.run(load(auditor, 1, audits, method))
     for count in sessions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ def _release(figures: Figures, chunk: int) -> list[float] | None:
     return [_percentile(closing, share) - figures.auditor_ms for share in (50, 99)]
 
 
-def _percentile(values: Any, share: int) -> float:
+def _percentile(values: Iterable[float], share: int) -> float:
     return statistics.quantiles(values, n=100)[share - 1]
 
 

@@ -110,7 +110,7 @@ def make_model(shape: Shape, nano: Checkpoint) -> Qwen2_5_VLForConditionalGenera
 def parameters(auditor: TransformersAuditor) -> int:
     """How many the language model has, without the embeddings, which cost nothing to read."""
     language = auditor.checkpoint.model.model.language_model
-    return sum(each.numel() for each in language.parameters()) - language.embed_tokens.weight.numel()
+    return int(sum(each.numel() for each in language.parameters()) - language.embed_tokens.weight.numel())
 
 
 def reasoning(auditor: Any, tokens: int, every: int) -> list[str]:
