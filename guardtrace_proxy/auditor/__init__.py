@@ -14,12 +14,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from guardtrace_proxy.auditor.protocol import Auditor, AuditorSettingsError
 from guardtrace_proxy.auditor.published import for_model
 
 BUILT_IN = "builtin:nano"
 """The checkpoint that ships in this package."""
+
+
+def source_of(model: str) -> str:
+    """The folder of ``builtin:nano``; a folder or a hub id as it is."""
+    return str(Path(__file__).parent / "nano") if model == BUILT_IN else model
 
 
 def no_such_built_in(model: str) -> str | None:

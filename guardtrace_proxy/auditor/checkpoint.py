@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as hub_logging
 
-from guardtrace_proxy.auditor import BUILT_IN
+from guardtrace_proxy.auditor import source_of
 from guardtrace_proxy.auditor.calibration import CALIBRATION, Calibration, read_calibration
 from guardtrace_proxy.auditor.foreign import file_beside, refuse_foreign
 from guardtrace_proxy.auditor.hub import hub_asked_once
@@ -76,11 +76,6 @@ def load_checkpoint(model: str) -> Checkpoint:
         calibration=calibration,
         end_ids=end_ids(network.generation_config, network.config, processor),
     )
-
-
-def source_of(model: str) -> str:
-    """The folder of ``builtin:nano``; a folder or a hub id as it is."""
-    return str(Path(__file__).parent / "nano") if model == BUILT_IN else model
 
 
 def load_network(source: str, dtype: torch.dtype) -> Qwen2_5_VLForConditionalGeneration:

@@ -322,9 +322,9 @@ def test_hostile_text_takes_work_in_proportion(unit: str) -> None:
 
 
 def _seconds(text: str) -> float:
-    began = time.perf_counter()
+    began = time.process_time()  # what else is busy doesn't count
     defuse_control_tokens(quote_forged_labels(text))
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def test_a_text_of_all_characters_there_are_leaves_few_of_them_remembered() -> None:

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from PIL import Image
 
-from guardtrace_proxy.auditor.checkpoint import source_of
+from guardtrace_proxy.auditor import source_of
 from guardtrace_proxy.auditor.labels import LabelTokens
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn
 from guardtrace_proxy.auditor.protocol import AuditorFailure, Depth

@@ -13,8 +13,7 @@ from typing import Any, Literal
 import anyio
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-import guardtrace_proxy.auditor
-from guardtrace_proxy.auditor import make_auditor
+from guardtrace_proxy.auditor import make_auditor, source_of
 from guardtrace_proxy.auditor.published import for_model, published_prompt
 from guardtrace_trainer.endpoints import Client, Endpoint
 from guardtrace_trainer.evaluation.auditors import DEPTHS, AuditorJudge
@@ -164,9 +163,7 @@ def weights_of(plan: Plan) -> list[Path]:
     """The files of a checkpoint that lies in a folder: a retrained one is another auditor."""
     if plan.served_by == "openai" or plan.auditor is None:
         return []
-    folder = Path(plan.auditor)
-    if plan.auditor == "builtin:nano":
-        folder = Path(guardtrace_proxy.auditor.__file__).parent / "nano"
+    folder = Path(source_of(plan.auditor))
     return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
 
 

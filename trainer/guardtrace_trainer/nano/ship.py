@@ -7,13 +7,13 @@ from pathlib import Path
 
 import msgspec
 
-from guardtrace_proxy.auditor.checkpoint import source_of
+from guardtrace_proxy.auditor import BUILT_IN, source_of
 from guardtrace_trainer.rows import UNREADABLE
 from guardtrace_trainer.run_report import REPORT
 from guardtrace_trainer.stages.folders import files_of
 from guardtrace_trainer.steps import Manifest, StepError, file_hash
 
-SHIPPED = Path(source_of("builtin:nano"))
+SHIPPED = Path(source_of(BUILT_IN))
 MOST_BYTES = 20_000_000
 """Of all its files: what the package's wheel can carry."""
 WEIGHTS = "model.safetensors"

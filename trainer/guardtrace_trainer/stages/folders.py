@@ -17,8 +17,9 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from guardtrace_proxy.auditor import no_such_built_in, source_of
 from guardtrace_proxy.auditor.calibration import CALIBRATION
-from guardtrace_proxy.auditor.checkpoint import OWN_SETTINGS, load_network, own_settings, source_of
+from guardtrace_proxy.auditor.checkpoint import OWN_SETTINGS, load_network, own_settings
 from guardtrace_trainer.stages.settings import StageError
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -34,6 +35,8 @@ def folder_of(base: str) -> Path:
     Raises:
         StageError: there is no such checkpoint.
     """
+    if (problem := no_such_built_in(base)) is not None:
+        raise StageError(problem)
     source = source_of(base)
     if Path(source).is_dir():
         folder = Path(source)
