@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.audit_cost import ASKED, EVERY, around, judge
+from benchmarks.audit_method import ASKED, EVERY, around, judge
 from benchmarks.command import parser, tell
 from benchmarks.shapes import SHAPES, make_auditor, parameters, reasoning
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.audit_cost import Method
+from benchmarks.audit_method import Method
 from benchmarks.shapes import Shape, make_model
 from guardtrace_proxy.auditor import BUILT_IN, labels
 from guardtrace_proxy.auditor.checkpoint import load_checkpoint

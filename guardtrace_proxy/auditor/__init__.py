@@ -2,7 +2,7 @@
 
 - What every backend needs, without torch: ``protocol``, ``prompt``, ``quoting`` with ``lookalikes``, ``window``,
   ``context``, ``labels``, ``calibration``, ``reply`` with ``quotations``, ``cascade``, ``published``, ``salts``,
-  ``selftest``.
+  ``selftest`` with ``selftest_audits``.
 - Before an auditor of any backend: ``breaker``, and ``replicas`` with ``health``.
 - Behind a server, without torch: ``openai`` with ``guard_server``, ``abilities``, ``served_prompt``, ``served_labels``,
   ``seen_images``; ``selftest_served``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any, cast
 
@@ -10,7 +11,17 @@ import torch
 from guardtrace_proxy.auditor.labels import JUDGMENT_OPENING
 from guardtrace_proxy.auditor.prompt import Query, Trace, Turn, user_text
 from guardtrace_proxy.auditor.protocol import Auditor, Depth
-from guardtrace_proxy.auditor.selftest import Case, SelfTestFailed, judge, long_text, sign
+from guardtrace_proxy.auditor.selftest_audits import (
+    Case,
+    Report,
+    SelfTestFailed,
+    judge,
+    judge_all,
+    long_text,
+    sign,
+    speed,
+    started,
+)
 from guardtrace_proxy.auditor.transformers import TransformersAuditor
 
 LONG_BYTES = 1200
@@ -112,3 +123,17 @@ async def token_rates(auditor: Auditor, seconds: float) -> tuple[float, float]:
         written += len(local.layout.encode(reply))
         writing += max(annotation.milliseconds / 1000 - label_seconds, 1e-3)
     return read / reading, written / writing
+
+
+async def report_on_checkpoint(made: Auditor, model: str, seconds: float) -> Report:
+    """As :func:`guardtrace_proxy.auditor.selftest.self_test`; ``made`` is of the backend ``transformers``."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # its report of missing weights is one sentence here
+    async with started(made) as auditor:
+        report = Report(model, facts(auditor), notes=list(auditor.warnings))
+        report.facts["image tokens"] = await check_images(auditor)
+        for depth in (Depth.LABEL, Depth.ANNOTATE):
+            report.verdicts += await judge_all(auditor, depth)
+        report.prefill_tokens_per_second, report.decode_tokens_per_second = await token_rates(auditor, seconds)
+        for depth in (Depth.LABEL, Depth.ANNOTATE):
+            report.speeds.append(await speed(auditor, depth, seconds))
+    return report

@@ -13,7 +13,7 @@ from guardtrace_proxy.auditor import make_auditor
 from guardtrace_proxy.auditor.openai import OpenAIAuditor
 from guardtrace_proxy.auditor.prompt import SYSTEM_PROMPT, user_text
 from guardtrace_proxy.auditor.protocol import AuditorSettingsError, Depth
-from guardtrace_proxy.auditor.selftest import (
+from guardtrace_proxy.auditor.selftest_audits import (
     AUDIT_SECONDS,
     Report,
     SelfTestFailed,

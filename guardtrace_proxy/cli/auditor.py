@@ -13,7 +13,8 @@ import typer
 
 from guardtrace_proxy.auditor import published
 from guardtrace_proxy.auditor.protocol import AuditorError
-from guardtrace_proxy.auditor.selftest import Report, self_test
+from guardtrace_proxy.auditor.selftest import self_test
+from guardtrace_proxy.auditor.selftest_audits import Report
 from guardtrace_proxy.cli.auditor_serve import serve
 from guardtrace_proxy.cli.problems import fail
 from guardtrace_proxy.outgoing import BadCaFile

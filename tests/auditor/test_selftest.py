@@ -11,9 +11,10 @@ from typing import Any
 import anyio
 import pytest
 
-from guardtrace_proxy.auditor import selftest
+from guardtrace_proxy.auditor import selftest_audits
 from guardtrace_proxy.auditor.protocol import AuditorError, AuditorSettingsError, Depth
-from guardtrace_proxy.auditor.selftest import Report, SelfTestFailed, self_test
+from guardtrace_proxy.auditor.selftest import self_test
+from guardtrace_proxy.auditor.selftest_audits import Report, SelfTestFailed
 from tests.auditor.conftest import REPLY
 from tests.server.scripted import http, model_server
 
@@ -189,7 +190,7 @@ def test_a_server_that_doesnt_work_is_refused_with_what_to_do(script: Any, said:
 
 
 def test_an_auditor_that_hangs_while_its_speed_is_measured_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "AUDIT_SECONDS", 0.05)
+    monkeypatch.setattr(selftest_audits, "AUDIT_SECONDS", 0.05)
 
     class Hanging:
         async def open(self, _: object) -> Hanging:
@@ -203,6 +204,6 @@ def test_an_auditor_that_hangs_while_its_speed_is_measured_is_told(monkeypatch: 
 
     async def run() -> None:
         with anyio.fail_after(20), pytest.raises(SelfTestFailed, match=r"timeout, no verdict within 0\.05 s"):
-            await selftest.speed(Hanging(), Depth.ANNOTATE, 0.05)  # type: ignore[arg-type]
+            await selftest_audits.speed(Hanging(), Depth.ANNOTATE, 0.05)  # type: ignore[arg-type]
 
     anyio.run(run)

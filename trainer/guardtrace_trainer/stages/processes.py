@@ -22,12 +22,14 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from guardtrace_trainer.children import die_with_parent
-from guardtrace_trainer.stages.settings import DpoSettings, SftSettings, StageError
+from guardtrace_trainer.stages.settings import StageError
 from guardtrace_trainer.stages.trainers import on_gpu
 
 SAID = "stage says: "
 """Begins a line of the first process that is for the log."""
 MESSAGE = "a stage can't run: "
+ONE = "guardtrace_trainer.stages.one_process"
+"""The module that each of them runs: it imports the stages, and those this module."""
 
 
 def alone() -> bool:
@@ -92,7 +94,7 @@ def _start(rank: int, count: int, port: int, work: dict[str, Any], errors: Path)
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     with errors.open("wb") as file:
         return subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-m", __name__, json.dumps(work)],
+            [sys.executable, "-m", ONE, json.dumps(work)],
             env={**os.environ, **address, **place, "OMP_NUM_THREADS": str(work["settings"]["threads"])},
             stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
             stderr=file,
@@ -118,27 +120,3 @@ def _reason(errors: Path) -> str:
     lines = errors.read_text("utf-8", "replace").splitlines()
     told = next((line.partition(MESSAGE)[2] for line in lines if MESSAGE in line), None)
     return told or f"a process of the training failed; its output is in {errors}"
-
-
-def main() -> None:
-    """One of the processes."""
-    from guardtrace_trainer.stages.dpo import run_dpo, run_ogdpo
-    from guardtrace_trainer.stages.sft import run_sft
-
-    work = json.loads(sys.argv[1])
-    stage, settings = work.pop("stage"), work.pop("settings")
-    places = {name: None if work[name] is None else Path(work[name]) for name in ("out", "corpus")}
-    data = [Path(path) for path in work.pop("data")]
-    rest: dict[str, Any] = {**work, **places, "log": lambda line: print(SAID + line, flush=True)}
-    try:
-        if stage == "sft":
-            run_sft(SftSettings(**settings), data=data, **rest)
-        else:
-            {"dpo": run_dpo, "ogdpo": run_ogdpo}[stage](DpoSettings(**settings), data=data, **rest)
-    except StageError as error:
-        print(f"{MESSAGE}{error}", file=sys.stderr)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
