@@ -80,11 +80,17 @@ class OpenAIAuditor:
         self._abilities: Abilities | None = None
         self._was_vllm = False
         self._learned_at = 0.0
+        self._is_started = False
         self.salt = Salts().of
 
     async def start(self) -> None:
         check_context(self.max_context)
         await self._server.start()
+        await self._look()
+        self._is_started = True
+
+    async def _look(self) -> None:
+        """Find out, as far as the server is there, what can be done with it."""
         try:
             with anyio.fail_after(min(self._server.timeout, START_SECONDS)):
                 found = await self.abilities()
@@ -201,8 +207,11 @@ class OpenAIAuditor:
         return time.monotonic() - self._learned_at < RELEARN_SECONDS
 
     def _warn(self, warning: str | None) -> None:
-        if warning is not None and warning not in self.warnings:
-            self.warnings += (warning,)
+        if warning is None or warning in self.warnings:
+            return
+        self.warnings += (warning,)
+        if self._is_started:  # those of the start are told by whoever started it
+            log.warning("auditor", warning=warning)
 
     async def aclose(self) -> None:
         self.text_check.close()

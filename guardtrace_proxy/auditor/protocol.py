@@ -114,10 +114,13 @@ class Auditor(Protocol):
 
     name: str
     """What logs and headers call it."""
-    warnings: tuple[str, ...]
-    """What an operator must know; complete after ``start``, shown then and in ``/readyz``."""
     escalate_at: float | None
     """The label risk from which on its calibration lets a cascade annotate; None without one. Known after ``start``."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What an operator must know; after ``start``, and after the first audits of a server that was away."""
+        ...
 
     async def start(self) -> None:
         """Load or connect.

@@ -68,8 +68,14 @@ class ReplicatedAuditor:
         self._replicas = {name: Replica(name, auditor, clock) for name, auditor in replicas.items()}
         self.clock = clock
         self.name = next(iter(replicas.values())).name
-        self.warnings: tuple[str, ...] = ()
         self.escalate_at: float | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """All that any of them has; some are found out by the first audits."""
+        return tuple(
+            dict.fromkeys(warning for replica in self._replicas.values() for warning in replica.auditor.warnings)
+        )
 
     async def start(self) -> None:
         errors: list[AuditorError] = []
@@ -87,7 +93,6 @@ class ReplicatedAuditor:
         if errors:
             await self.aclose()
             raise errors[0]
-        self.warnings = tuple(dict.fromkeys(warning for auditor in auditors for warning in auditor.warnings))
         calibrated = [auditor.escalate_at for auditor in auditors if auditor.escalate_at is not None]
         self.escalate_at = min(calibrated, default=None)
 

@@ -34,9 +34,10 @@ _COPIED = re.compile(rf"[\s{_QUOTES}*_#{{\[(\\-]*(?<!-)>")
 _NUMBER = re.compile(r"0\.50*|[01](?:\.0+)?", re.ASCII)
 _AFTER_NUMBER = re.compile(rf"[\s{_QUOTES}*_\\}}\])]*(?:$|[.,;(–—][^\d½¼¾¹²³]*$)")
 _MAY_WARN = re.compile(
-    rf"judge?ment(?:[^\n:：=]{{0,20}}[:：=]|{_MARKS}(?:is|of)\b){_MARKS}(?:0?[.,]5|1)", re.IGNORECASE
+    rf"judge?ment(?:[^\n:：=]{{0,20}}[:：=]{_MARKS}|{_MARKS}(?:is|of)\b{_MARKS}|(?:[^\w\n]|_){{1,20}})(?:0?[.,]5|1)",
+    re.IGNORECASE,
 )
-"""A judgment of 0.5 or 1 as it may be written anywhere, quoted ones too."""
+"""A judgment of 0.5 or 1 as it may be written anywhere, quoted ones too: behind a colon, a verb, or marks alone."""
 _CLOSING = "\"'“”„‟«»‘’‚‛`´＂＇「」『』*_\\}]) \t\r\n"
 _FENCE = re.compile(r"\A```[a-z]*\s*\n?(.*?)\n?```\s*\Z", re.DOTALL | re.IGNORECASE)
 _THOUGHTS_END = "</think>"

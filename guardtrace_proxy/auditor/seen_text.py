@@ -53,7 +53,7 @@ class TextCheck:
     def __init__(self, server: GuardServer, model: str) -> None:
         self._server = server
         self._model = model
-        self._running: asyncio.Task[Trial | AuditorFailure] | None = None
+        self._running: asyncio.Task[AuditorFailure | None] | None = None
         self._failed_at = 0.0
         self.trial: Trial | None = None
         """Once it has passed."""
@@ -64,10 +64,9 @@ class TextCheck:
             return
         if self._running is None or self._is_due():
             self._running = asyncio.create_task(self._try(prompt_tokens, max_context))
-        found = await asyncio.shield(self._running)
-        if isinstance(found, AuditorFailure):
-            raise found
-        self.trial = found
+        failure = await asyncio.shield(self._running)
+        if failure is not None:  # one anew for each audit: what is raised keeps the frames that it went through
+            raise type(failure)(failure.kind, str(failure))
 
     @property
     def warning(self) -> str | None:
@@ -92,14 +91,14 @@ class TextCheck:
             self._running.cancel()
 
     def _is_due(self) -> bool:
-        """A trial is over, and another may show something else."""
+        """A trial has failed, and another may show something else."""
         assert self._running is not None
         if not self._running.done():
             return False
         waits = isinstance(self._running.result(), DropsText)
         return not waits or time.monotonic() - self._failed_at >= AGAIN_SECONDS
 
-    async def _try(self, prompt_tokens: int, max_context: int) -> Trial | AuditorFailure:
+    async def _try(self, prompt_tokens: int, max_context: int) -> AuditorFailure | None:
         sent = max(prompt_tokens - TEMPLATE_TOKENS, prompt_tokens // 2)
         try:
             with anyio.fail_after(TRIAL_SECONDS):
@@ -113,10 +112,11 @@ class TextCheck:
             return AuditorFailure(FailureKind.TIMEOUT, told)
         except asyncio.CancelledError:
             return AuditorFailure(FailureKind.CANCELLED, "the auditor was closed")
-        if not trial.drops_text:
-            return trial
-        self._failed_at = time.monotonic()
-        return _dropped(trial, max_context)
+        if trial.drops_text:
+            self._failed_at = time.monotonic()
+            return _dropped(trial, max_context)
+        self.trial = trial  # here, since nobody may wait for it any more
+        return None
 
     async def _sent(self, letters: int) -> Trial:
         try:

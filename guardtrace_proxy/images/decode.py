@@ -1,9 +1,10 @@
 """Bytes to pixels under limits. The one decode rule of this proxy:
 
-PNG, JPEG, WebP and GIF, of the media type that was declared; one frame; EXIF orientation applied; alpha over
-white, and beside it all that transparency hides, since a model's own decoder may leave transparency out; 16-bit greys
-scaled to 8; RGB. A JPEG's extra pictures (MPO) are ignored, as every JPEG decoder does. A PNG with
-a transparent colour of 16 bits a channel is refused: Pillow keeps 8, so that colour can't be told from its neighbours.
+PNG, JPEG, WebP and GIF, of the media type that was declared; one frame; EXIF orientation applied; alpha over white;
+16-bit greys scaled to 8; RGB. Where a model's own decoder may show something else, that stands beside it: what
+transparency hides, and 16-bit greys cut off at 255. A JPEG's extra pictures (MPO) are ignored, as every JPEG decoder
+does. A PNG with a transparent colour of 16 bits a channel is refused: Pillow keeps 8, so that colour can't be told from
+its neighbours.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "imag
 """Media types that are taken, with Pillow's names."""
 _ALIASES = {"image/jpg": "image/jpeg"}
 AMBIGUOUS = "ambiguous"
-"""In a decoded image's ``info``: whether another decoder may show its data otherwise, as Pillow's own conversion shows
-16-bit greys as white, and what is transparent as if it weren't."""
+"""In a decoded image's ``info``: whether another decoder may show its data otherwise, as Pillow's own conversion cuts
+16-bit greys off at 255, and shows what is transparent as if it weren't."""
 _GREYS = [value // 257 for value in range(65536)]
 """16-bit greys in 8 bits."""
 
@@ -40,7 +41,7 @@ class ImageLimits:
     max_bytes: int = 20 * 1024 * 1024
     """Encoded bytes, after base64."""
     max_pixels: int = 40_000_000
-    """Width times height."""
+    """Width times height, as the headers say; decoded, an image may be up to three views of it."""
 
 
 class ImageError(Exception):
@@ -71,10 +72,10 @@ class Budget:
         """Take off what was read."""
         self._bytes -= count
 
-    def spend(self, data: bytes, image: Image.Image) -> None:
-        """Take off what an image took that was decoded."""
+    def spend(self, data: bytes, size: tuple[int, int]) -> None:
+        """Take off what an image took that was decoded; ``size`` is its header's."""
         self.spend_bytes(len(data))
-        self._pixels -= image.width * image.height
+        self._pixels -= size[0] * size[1]
 
 
 def decode_image(data: bytes, media_type: str, budget: Budget, field: str) -> Image.Image:
@@ -93,7 +94,8 @@ def decode_image(data: bytes, media_type: str, budget: Budget, field: str) -> Im
         budget.check_pixels(_webp_size(data), field)  # Pillow allocates WebP's canvas on opening
     try:
         with Image.open(io.BytesIO(data), formats=[FORMATS[media_type]]) as image:
-            budget.check_pixels(image.size, field)
+            size = image.size
+            budget.check_pixels(size, field)
             if image.format != "MPO" and getattr(image, "is_animated", False):
                 raise ImageError(field, "the image has several frames: send a single one")
             pixels = _as_rgb(image, field)
@@ -106,7 +108,7 @@ def decode_image(data: bytes, media_type: str, budget: Budget, field: str) -> Im
     except Exception as error:  # broken files make Pillow raise nearly anything
         kind = type(error).__name__
         raise ImageError(field, f"the {media_type} image is broken or cut short ({kind})") from error
-    budget.spend(data, pixels)
+    budget.spend(data, size)
     return pixels
 
 
@@ -117,25 +119,35 @@ def _as_rgb(image: ImageFile, field: str) -> Image.Image:
         raise ImageError(field, "the image has a transparent colour of 16 bits a channel: save it with 8 bits")
     upright = ImageOps.exif_transpose(image)
     is_deep_grey = upright.mode == "I" or upright.mode.startswith("I;16")
-    if is_deep_grey:
-        shown, bare = _scaled(upright, upright.info.get("transparency")), _scaled(upright)
-    elif upright.has_transparency_data:
-        rgba = upright.convert("RGBA")
-        shown, bare = _over_white(rgba), rgba.convert("RGB")
-    else:
-        shown = bare = upright.convert("RGB")
-    hides = shown is not bare and ImageChops.difference(shown, bare).getbbox() is not None
-    pixels = _side_by_side(shown, bare) if hides else shown
-    pixels.info[AMBIGUOUS] = is_deep_grey or hides
+    views = _distinct(_grey_views(upright) if is_deep_grey else _views(upright))
+    pixels = _side_by_side(views)
+    pixels.info[AMBIGUOUS] = is_deep_grey or len(views) > 1
     return pixels
 
 
-def _scaled(deep: Image.Image, clear: int | None = None) -> Image.Image:
-    """16-bit greys in 8 bits, ``clear`` as white."""
-    greys = list(_GREYS)
+def _views(upright: Image.Image) -> list[Image.Image]:
+    """What decoders make of it, our own rule's first."""
+    if not upright.has_transparency_data:
+        return [upright.convert("RGB")]
+    rgba = upright.convert("RGBA")
+    return [_over_white(rgba), rgba.convert("RGB")]
+
+
+def _grey_views(deep: Image.Image) -> list[Image.Image]:
+    """The same of 16-bit greys, which Pillow's conversion cuts off at 255 rather than scaling them."""
+    greys, clear = deep.convert("I"), deep.info.get("transparency")
+    views = [greys.point(_GREYS, "L"), greys.point([min(grey, 255) for grey in range(65536)], "L")]
     if clear is not None:
-        greys[clear] = 255
-    return deep.convert("I").point(greys, "L").convert("RGB")
+        views.insert(0, greys.point([*_GREYS[:clear], 255, *_GREYS[clear + 1 :]], "L"))
+    return [view.convert("RGB") for view in views]
+
+
+def _distinct(views: list[Image.Image]) -> list[Image.Image]:
+    found: list[Image.Image] = []
+    for view in views:
+        if all(ImageChops.difference(view, other).getbbox() for other in found):
+            found.append(view)
+    return found
 
 
 def _over_white(rgba: Image.Image) -> Image.Image:
@@ -144,14 +156,17 @@ def _over_white(rgba: Image.Image) -> Image.Image:
     return white
 
 
-def _side_by_side(one: Image.Image, other: Image.Image) -> Image.Image:
+def _side_by_side(views: list[Image.Image]) -> Image.Image:
     """Along the shorter side, so that the whole isn't more stretched than each."""
-    width, height = one.size
-    place = (0, height) if width >= height else (width, 0)
-    both = Image.new("RGB", (width + place[0], height + place[1]))
-    both.paste(one, (0, 0))
-    both.paste(other, place)
-    return both
+    if len(views) == 1:
+        return views[0]
+    width, height = views[0].size
+    across, down = (0, height) if width >= height else (width, 0)
+    more = len(views) - 1
+    whole = Image.new("RGB", (width + more * across, height + more * down))
+    for place, view in enumerate(views):
+        whole.paste(view, (place * across, place * down))
+    return whole
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

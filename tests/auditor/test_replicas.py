@@ -588,6 +588,8 @@ def test_names_warnings_and_ends_are_those_of_all() -> None:
         assert world.auditor.escalate_at == 0.2
         assert world.auditor.name == "a"
         assert world.auditor.warnings == ("one", "two")
+        world.replicas["c"].warnings = ("three",)  # its first audit found it out
+        assert world.auditor.warnings == ("one", "two", "three")
         await world.auditor.aclose()
         assert all(replica.is_closed for replica in world.replicas.values())
 

@@ -183,6 +183,11 @@ def test_anything_else_is_unreadable(text: str) -> None:
         "Hmm, so my judgment is {}",
         "My final judgment = {} now.",
         "The thinking wrote “Judgment: {}”.",
+        "Judgment - {}",
+        "Judgment → {}",
+        "**Judgment** **{}**",
+        "| Judgment | {} |",
+        "Judgment: >= {}",
     ],
 )
 def test_a_safe_first_line_counts_only_where_no_later_line_judges_otherwise(later: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from traceback import walk_tb
 from typing import Any
 
 import anyio
 import pytest
+import structlog
 
 from guardtrace_proxy.auditor import openai, seen_text
 from guardtrace_proxy.auditor.openai import OpenAIAuditor
@@ -210,3 +212,50 @@ def test_an_auditor_that_is_closed_ends_its_trial(monkeypatch: pytest.MonkeyPatc
 
     anyio.run(run)
     assert failures == [FailureKind.CANCELLED]
+
+
+def test_a_trial_that_passes_when_nobody_waits_any_more_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "START_TRIAL_SECONDS", 0.01)
+    server = plain(pause=0.3)
+
+    async def run() -> None:
+        async with started(server) as auditor:
+            await anyio.sleep(1)
+            server.pause = 0.0
+            assert (await judged(auditor)).level is Level.HARMFUL
+
+    anyio.run(run)
+    assert len(trials(server)) == 1
+
+
+def test_a_failure_that_many_audits_meet_keeps_nothing_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "START_TRIAL_SECONDS", 0.0)
+    failures: list[AuditorFailure] = []
+
+    async def run() -> None:
+        async with started(plain(keeps=4096)) as auditor:
+            for _ in range(20):
+                with pytest.raises(AuditorFailure, match="read 4096 of") as caught:
+                    await judged(auditor)
+                failures.append(caught.value)
+
+    anyio.run(run)
+    assert len({id(failure) for failure in failures}) == len(failures)
+    lengths = {len(list(walk_tb(failure.__traceback__))) for failure in failures[1:]}
+    assert len(lengths) == 1
+
+
+def test_what_the_first_audits_find_out_is_logged_and_known() -> None:
+    server = plain(is_away=True, context=4096)
+
+    async def run() -> tuple[str, ...]:
+        async with started(server) as auditor:
+            assert auditor.warnings == ()
+            server.is_away = False
+            await judged(auditor)
+            return auditor.warnings
+
+    with structlog.testing.capture_logs() as logged:
+        warnings = anyio.run(run)
+    assert [line["warning"] for line in logged if line["event"] == "auditor"] == list(warnings)
+    assert "refuses a prompt of some 7616 tokens" in warnings[0]

@@ -77,6 +77,16 @@ def test_sixteen_bits_are_scaled_not_clipped(grey: int, expected: int) -> None:
     assert decode(encoded(image, "PNG")).getpixel((0, 0)) == (expected,) * 3
 
 
+def test_dark_sixteen_bits_are_shown_as_decoders_that_clip_show_them_too() -> None:
+    greys = (0, 255, 200)
+    deep = encoded(Image.frombytes("I;16", (3, 1), struct.pack("<3H", *greys)), "PNG")
+    shown = decode(deep)
+    assert shown.size == (3, 2)
+    assert [shown.getpixel((x, 1)) for x in range(3)] == [(grey,) * 3 for grey in greys]
+    with Image.open(io.BytesIO(deep)) as image:
+        assert list(image.convert("RGB").crop((0, 0, 3, 1)).tobytes()[::3]) == list(greys)  # as a model's decoder does
+
+
 def sixteen_bits(
     colour_type: int, first: tuple[int, ...], second: tuple[int, ...], clear: tuple[int, ...] = ()
 ) -> bytes:
@@ -254,6 +264,15 @@ def test_broken_files_are_refused_or_decoded_but_never_raise_anything_else(forma
         return
     assert image.mode == "RGB"
     assert image.width * image.height <= LIMITS.max_pixels
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_image_that_hides_something_takes_no_more_of_the_budget_than_its_size(first: int) -> None:
+    budget = Budget(ImageLimits(max_pixels=16))
+    for data in [hiding("RGBA"), encoded(Image.new("RGB", (4, 2)), "PNG")][:: 1 if first else -1]:
+        decode_image(data, "image/png", budget, "")
+    with pytest.raises(ImageError, match="16 pixels"):
+        decode_image(encoded(Image.new("RGB", (1, 1)), "PNG"), "image/png", budget, "")
 
 
 def test_a_budget_is_common_to_the_images_that_share_it() -> None:

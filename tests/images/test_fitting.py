@@ -45,8 +45,9 @@ def test_sixteen_bit_greys_go_as_a_copy_that_every_decoder_shows(clear: int | No
     image = decode_data_url(f"data:image/png;base64,{b64encode(data.getvalue()).decode()}", ImageLimits(), "")
     url, tokens = fitted(image.data_url, image.pixels)
     sent = Image.open(io.BytesIO(b64decode(url.partition(",")[2])))
-    assert (sent.mode, sent.size, tokens) == ("RGB", (64, 64), image_tokens(64, 64))
+    assert (sent.mode, sent.size, tokens) == ("RGB", (64, 128), image_tokens(64, 128))
     assert [abs(sent.getpixel((x, 32))[0] - grey) < 4 for x, grey in ((8, 32), (56, 255))] == [True, True]
+    assert sent.getpixel((8, 96))[0] > 250  # where a decoder cuts off
 
 
 def test_an_image_that_hides_something_goes_as_a_copy_of_both_its_looks():
